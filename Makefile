@@ -1,0 +1,42 @@
+# Each target makes what it needs. `make demo ONCE=1` leaves after the first story.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PORT ?= 8000
+
+.PHONY: setup demo test lint format bench clean help
+
+help:            ## what there is to make
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## virtual environment with everything in it
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $@
+
+demo: $(READY)   ## stories to a served model, offline, in minutes
+	@$(BIN)/python infra/demo.py --port $(PORT) $(if $(ONCE),--once)
+
+test: $(READY)   ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)   ## format, lint, types, YAML
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/yamllint --strict infra .pre-commit-config.yaml slm_ray/presets
+
+format: $(READY) ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## measure against named peers (see tests/bench)
+	$(BIN)/python tests/bench/prepare.py
+	$(BIN)/python tests/bench/train.py
+
+clean:           ## remove what was made here: environment, caches; not data, runs and models
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,185 @@
+"""`python pipelines/prepare.py`: from a source of stories to a data-set folder, by an Apache Beam pipeline.
+
+In: `--source`. Out: the folder of `slm_ray/shards.py`, its manifest last. First command of the flow; `slm_ray/train.py`
+reads what it leaves. The same source and parameters give the same bytes on any runner, with any number of workers.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a script: let this folder be found as `pipelines`, as the tests have it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    # Beam warns of absent cloud packages while it is imported, and logs each error that it raises as well.
+    logging.basicConfig(level=logging.CRITICAL)
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import PCollection
+
+from pipelines import options, report, runners, terminal
+from pipelines.options import Settings
+from pipelines.transforms import (
+    CleanStories,
+    DropDuplicates,
+    FindDuplicates,
+    ReadStories,
+    SplitStories,
+    TokenizeStories,
+    TrainTokenizer,
+    WriteShards,
+)
+from slm_ray import inputs, shards, sources, staging, stories, summary
+from slm_ray.errors import UserError, command
+from slm_ray.shards import Manifest
+from slm_ray.sources import Plan
+from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, plan, run, publish, and print what became of the stories."""
+    beam_options, settings = options.parse(argv)
+    plan = make_plan(settings)
+    earlier = earlier_data_set(settings, plan)
+    if earlier is not None:
+        print(f"{settings.output} already holds this data set; nothing to do (--force prepares it again)")
+        print(terminal.account(earlier, settings.output, {}))
+        return 0
+    if plan.source["why"]:
+        print(terminal.fallback_notice(plan.source["why"], plan.n_rows), file=sys.stderr)
+    manifest, found = prepare(beam_options, settings, plan)
+    print(terminal.account(manifest, settings.output, found.examples))
+    return 0
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Find the inputs and cut them into ranges."""
+    return sources.plan(
+        settings.source,
+        validation_source=settings.validation_source,
+        max_stories=settings.max_stories,
+        text_column=settings.text_column,
+        seed=settings.seed,
+    )
+
+
+def earlier_data_set(settings: Settings, plan: Plan) -> Manifest | None:
+    """The data set that is already there, if it is whole and the one asked for; None if there is work to do.
+
+    Raises:
+        UserError: it is another one, and not to be replaced.
+    """
+    if settings.force or not (settings.output / shards.MANIFEST).exists():
+        return None
+    manifest = shards.load_manifest(settings.output)
+    if not (_is_same(manifest, settings, plan) or _is_other_auto(manifest, settings)):
+        raise UserError(
+            f"{settings.output} holds a data set from another source or other parameters: "
+            "choose another --output, or replace it with --force"
+        )
+    damage = staging.damage(settings.output, manifest)
+    if damage is not None:
+        print(f"preparing again: {damage}", file=sys.stderr)
+        return None
+    return manifest
+
+
+def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tuple[Manifest, summary.DataSummary]:
+    """Run the pipeline into a staging folder, check that no story was lost, and publish the data set."""
+    parameters = settings.parameters(plan.has_own_validation)
+    key = shards.json_sha256([plan.source["digest"], parameters])[:16]
+    staged = staging.begin(settings.output, key)
+    with runners.user_errors(settings.output):
+        with (
+            terminal.progress(staged, len(plan.ranges)),
+            runners.make_pipeline(beam_options, staged / "workers.log") as pipeline,
+        ):
+            build(pipeline, plan, settings, staged)
+        found = summary.merge(summary.load_summaries(staged))
+        summary.check(found, plan.n_rows)
+        _refuse_nothing(found)
+        manifest = make_manifest(plan, parameters, Tokenizer.load(staged / shards.TOKENIZER), found)
+        report.write(staged / staging.REPORT, manifest, found)
+        staging.publish(settings.output, staged, manifest)
+    return manifest, found
+
+
+def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Path) -> PCollection:
+    """The graph. The ranges are read twice, so that nothing but hashes and the tokenizer's sample is shuffled."""
+    fractions = settings.fractions(plan.has_own_validation)
+    ranges = pipeline | "Ranges" >> beam.Create(plan.ranges)
+
+    seen = ranges | "ReadFirst" >> ReadStories() | "CleanFirst" >> CleanStories(settings.rules)
+    duplicates = seen | FindDuplicates()
+    if settings.tokenizer is not None:
+        tokenizer = pipeline | "Tokenizer" >> beam.Create([settings.tokenizer.to_json()])
+    else:
+        share = min(1.0, options.TOKENIZER_STORIES / plan.n_rows)
+        tokenizer = seen | TrainTokenizer(settings.vocab_size, share, fractions)
+    _ = tokenizer | "SaveTokenizer" >> beam.Map(stories.save_tokenizer, folder=str(staged))
+
+    return (
+        ranges
+        | ReadStories()
+        | CleanStories(settings.rules)
+        | DropDuplicates(duplicates)
+        | SplitStories(fractions)
+        | TokenizeStories(tokenizer)
+        | WriteShards(str(staged), tokenizer)
+    )
+
+
+def make_manifest(
+    plan: Plan, parameters: dict[str, object], tokenizer: Tokenizer, found: summary.DataSummary
+) -> Manifest:
+    """All that identifies the data set, and its fingerprint."""
+    return Manifest(
+        format_version=shards.FORMAT_VERSION,
+        source=plan.source,
+        parameters=parameters,
+        tokenizer={
+            "file": shards.TOKENIZER,
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "end_token": END_OF_TEXT,
+            "end_token_id": tokenizer.end_id,
+        },
+        splits=found.splits,
+        rejected=found.rejected,
+        counts=found.counts,
+        fingerprint=shards.fingerprint(
+            source_digest=plan.source["digest"],
+            parameters=parameters,
+            tokenizer_sha256=tokenizer.sha256,
+            splits=found.splits,
+        ),
+    )
+
+
+def _is_same(manifest: Manifest, settings: Settings, plan: Plan) -> bool:
+    wanted = settings.parameters(plan.has_own_validation)
+    return manifest.source["digest"] == plan.source["digest"] and manifest.parameters == wanted
+
+
+def _is_other_auto(manifest: Manifest, settings: Settings) -> bool:
+    """Whether it was made by the same words, `auto`, when the network was otherwise: then it is kept."""
+    if (settings.source, manifest.source["requested"]) != ("auto", "auto") or settings.validation_source:
+        return False
+    files = manifest.source["files"]
+    rows = sum(file["rows"] for file in files if file["split"] is None)
+    default = inputs.SAMPLE_STORIES if manifest.source["used"] == "sample" else inputs.AUTO_STORIES
+    has_own_validation = any(file["split"] == "validation" for file in files)
+    wanted = settings.parameters(has_own_validation)
+    return rows == (settings.max_stories or default) and manifest.parameters == wanted
+
+
+def _refuse_nothing(found: summary.DataSummary) -> None:
+    if not found.splits["train"].rows:
+        reason, count = max(found.reasons.items(), key=lambda item: item[1], default=("other split", found.read))
+        raise UserError(f"no story is left for training of {found.read} read; most frequent reason: {reason} ({count})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""What a run is: frozen dataclasses, checked once when they are made.
+
+In: a preset's name, a YAML file, or a dictionary out of a checkpoint. Out: a `TrainConfig`. Everything that a run does
+follows from it, so it is saved with every checkpoint and logged to the tracker.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from slm_ray.errors import UserError
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the decoder. The defaults are Llama's; each departure is a field."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    vocab_size: int = 0
+    """Entries of the tokenizer; 0 takes the data set's."""
+    seq_len: int = 128
+    """Context in tokens: the length of a training sample and of the attention window."""
+    n_layers: int = 4
+    """Decoder blocks."""
+    d_model: int = 256
+    """Width of the residual stream."""
+    n_heads: int = 8
+    """Query heads."""
+    n_kv_heads: int = 0
+    """Key and value heads, a divisor of n_heads (grouped-query attention); 0 means n_heads."""
+    d_head: int = 0
+    """Width of a head; 0 means d_model / n_heads."""
+    d_ff: int = 704
+    """Inner width of the feed-forward block."""
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """Feed-forward: gated SiLU with three matrices, or GELU (tanh form) with two."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm (with a bias where `bias` is set). Always before the block (pre-norm)."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every norm."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """Rotary position embedding, or a learned vector a position added to the token's."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    bias: bool = False
+    """Biases in the linear layers and LayerNorms."""
+    dropout: float = 0.0
+    """Share dropped after the embedding, in attention and after each block, while training; 0 to 1."""
+    tie_embeddings: bool = True
+    """The output layer shares the token embedding's weights."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights; output projections get it over sqrt(2 n_layers)."""
+
+    def __post_init__(self) -> None:
+        for name in ("seq_len", "n_layers", "d_model", "n_heads", "d_ff"):
+            _require(getattr(self, name) >= 1, f"{name} ({getattr(self, name)}) must be at least 1")
+        for name in ("vocab_size", "n_kv_heads", "d_head"):
+            _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
+        _require(
+            self.d_head > 0 or self.d_model % self.n_heads == 0,
+            f"d_model ({self.d_model}) must be divisible by n_heads ({self.n_heads}), or d_head be given",
+        )
+        _require(
+            self.n_heads % self.kv_heads == 0,
+            f"n_heads ({self.n_heads}) must be divisible by n_kv_heads ({self.kv_heads})",
+        )
+        _require(
+            self.positions != "rotary" or self.head_width % 2 == 0,
+            f"rotary positions need an even head width, and it is {self.head_width}",
+        )
+        _require(0 <= self.dropout < 1, f"dropout ({self.dropout}) must be at least 0 and below 1")
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads, resolved."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head, resolved."""
+        return self.d_head or self.d_model // self.n_heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101) with linear warmup and cosine decay."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    lr: float = 3e-3
+    """Learning rate at the end of the warmup."""
+    min_lr: float | None = None
+    """Learning rate at the last step, at most lr; lr / 10 when not given."""
+    warmup_steps: int = 50
+    """Steps of linear growth from 0 to lr; cut to a tenth of the run where that is shorter."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay on matrices and embeddings; none on norms and biases."""
+    beta1: float = 0.9
+    """Decay of the mean of the gradients."""
+    beta2: float = 0.95
+    """Decay of the mean of their squares."""
+    eps: float = 1e-8
+    """Added to the root of the squares' mean."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradients; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"lr ({self.lr}) must be above 0")
+        _require(
+            self.min_lr is None or 0 <= self.min_lr <= self.lr,
+            f"min_lr ({self.min_lr}) must be between 0 and lr ({self.lr})",
+        )
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"{name} ({getattr(self, name)}) must be in [0, 1)")
+
+    @property
+    def final_lr(self) -> float:
+        """Learning rate at the last step, resolved."""
+        return self.lr / 10 if self.min_lr is None else self.min_lr
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    data: str = "data/tinystories"
+    """Folder of the data set, as `pipelines/prepare.py` wrote it; every worker must see it."""
+    output: str = "runs"
+    """Folder of the runs; every worker must see it."""
+    name: str = ""
+    """Name of the run and of its folder under output; made from the preset and the time when not given."""
+    resume: bool = False
+    """Continue the run NAME from its latest checkpoint (without a name: the newest run under output)."""
+    workers: int = 0
+    """Workers, one process each; 0 takes every GPU of the cluster or, without one, up to two CPU workers."""
+    cpus_per_worker: float = 1.0
+    """CPUs that Ray sets aside for each worker; a matter of scheduling only."""
+    batch_size: int = 32
+    """Global batch in sequences a step; divisible by workers x accumulation_steps."""
+    accumulation_steps: int = 1
+    """Parts in which a worker's share of the batch is computed, one after another, to save memory."""
+    epochs: float = 1.0
+    """Length of the run in passes over the training split, unless max_steps is given."""
+    max_steps: int = 0
+    """Length of the run in optimizer steps; 0 goes by epochs."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the data and dropout."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the matrix products; auto is bf16 where the hardware has it. Weights stay fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto uses it where a compiler is found and the run is long enough to win its time back."""
+    threads: int = 0
+    """CPU threads of each worker; 0 shares the node's cores among its workers."""
+    log_interval_steps: int = 10
+    """Steps between two lines of progress and metrics."""
+    eval_interval_steps: int = 0
+    """Steps between two validations, each with a checkpoint; 0 means an eighth of the run, at most 500."""
+    eval_batches: int = 0
+    """Batches of a validation on the way; 0 uses the whole split. The last validation always does."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept, besides the best."""
+    max_failures: int = 3
+    """Restarts after the loss of a worker before the run gives up."""
+    sample_prompt: str = "Once upon a time"
+    """Beginning of the story sampled at each validation; empty turns it off."""
+    tracking_uri: str = ""
+    """MLflow store; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given; `none` turns tracking off."""
+    experiment: str = "slm-ray"
+    """MLflow experiment."""
+    register: str = ""
+    """Register the best checkpoint under this name and make it the champion, when the run ends."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulation_steps", "log_interval_steps", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, f"{name} ({getattr(self, name)}) must be at least 1")
+        for name in ("seed", "workers", "max_steps", "threads", "eval_interval_steps", "eval_batches", "max_failures"):
+            _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
+        _require(self.cpus_per_worker > 0, f"cpus_per_worker ({self.cpus_per_worker}) must be above 0")
+        _require(self.epochs > 0, f"epochs ({self.epochs}) must be above 0")
+        _require(
+            not self.name or Path(self.name).name == self.name,
+            f"name ({self.name!r}) must be a plain folder name",
+        )
+
+    def check_batch(self, workers: int) -> None:
+        """Refuse a global batch that the workers cannot share out evenly.
+
+        Raises:
+            UserError: batch_size is not divisible by workers x accumulation_steps.
+        """
+        parts = workers * self.accumulation_steps
+        if self.batch_size % parts:
+            raise UserError(
+                f"batch_size ({self.batch_size}) must be divisible by workers x accumulation_steps "
+                f"({workers} x {self.accumulation_steps} = {parts})"
+            )
+
+
+def _require(is_valid: bool, message: str) -> None:
+    if not is_valid:
+        raise ValueError(message)
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
+    """Build a config dataclass from nested plain values, checking names and types.
+
+    Raises:
+        UserError: an unknown field, a wrong type or a refused value; the message names `origin` and the field.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        reason = "unknown field" if first["type"] == "unexpected_keyword_argument" else first["msg"]
+        raise UserError(f"{origin}: {field + ': ' if field else ''}{reason}") from error
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the package, sorted."""
+    folder = resources.files("slm_ray") / "presets"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(name_or_file: str) -> TrainConfig:
+    """Read a preset by its name, or a YAML file by its path.
+
+    Raises:
+        UserError: no such preset or file, or its content is refused.
+    """
+    if name_or_file in presets():
+        text = (resources.files("slm_ray") / "presets" / f"{name_or_file}.yaml").read_text(encoding="utf-8")
+    elif Path(name_or_file).is_file():
+        text = Path(name_or_file).read_text(encoding="utf-8", errors="replace")
+    else:
+        raise UserError(
+            f"no preset and no file {name_or_file!r}: presets are {', '.join(presets())}, a file ends in .yaml"
+        )
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{name_or_file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{name_or_file}: expected fields with values, got a {type(values).__name__}")
+    return from_dict(TrainConfig, values, name_or_file)

@@ -1,0 +1,71 @@
+"""Measure a model on a split: `python slm_ray/evaluate.py`.
+
+In: a model reference and a prepared data set. Out: nats per token, bits per byte and perplexity, as one JSON line.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from slm_ray.batches import TokenStream
+from slm_ray.checkpoint import load_model
+from slm_ray.command_line import parse, quiet_environment
+from slm_ray.errors import UserError, command
+from slm_ray.loop import Surroundings, evaluate
+from slm_ray.shards import load_manifest, read_split
+from slm_ray.tracking import resolve_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure a model on a split of a data set, in fp32, each token once."""
+
+    model: str = "models:/tinystories@champion"
+    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
+    data: str = "data/tinystories"
+    """Folder of the data set; it must have been prepared with the model's tokenizer."""
+    split: Literal["train", "validation", "test"] = "validation"
+    """Which split."""
+    tracking_uri: str = ""
+    """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
+
+
+def evaluate_model(config: EvaluateConfig) -> dict[str, float | str]:
+    """Loss of the model over the whole split, with the model's and the data's names beside it.
+
+    Raises:
+        UserError: no such model or data set, another tokenizer, or an empty split.
+    """
+    manifest = load_manifest(config.data)
+    resolved = resolve_model(config.model, config.tracking_uri)
+    model, tokenizer = load_model(resolved.path)
+    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
+        raise UserError(f"{config.data} was prepared with another tokenizer than {config.model}'s: pass its own data")
+    tokens, n_bytes = read_split(Path(config.data), config.split, manifest=manifest)
+    if not len(tokens):
+        raise UserError(f"{config.data} has no stories in its {config.split} split")
+    stream = TokenStream.of_split(tokens, n_bytes, tokenizer.end_id)
+    metrics = evaluate(model, stream, seq_len=model.config.seq_len, around=Surroundings())
+    return {
+        "model": f"{resolved.name} {resolved.version}",
+        "split": config.split,
+        "tokens": stream.n_targets,
+        "data_fingerprint": manifest.fingerprint,
+        **{name.removeprefix("val_"): value for name, value in metrics.items()},
+    }
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: parse, measure, print."""
+    quiet_environment()
+    about = (EvaluateConfig.__doc__ or "").splitlines()[0]
+    config = parse(EvaluateConfig, argv, prog="evaluate.py", about=about, default=EvaluateConfig())
+    print(json.dumps(evaluate_model(config)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,68 @@
+"""Give a model away: `python slm_ray/export.py`.
+
+In: a model reference. Out: a folder in Hugging Face layout (config, safetensors, tokenizer), which transformers opens
+where the shape is one that it has; or, with `--format checkpoint`, a folder that this project serves.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from slm_ray import checkpoint
+from slm_ray.command_line import parse, quiet_environment
+from slm_ray.errors import UserError, command
+from slm_ray.tracking import resolve_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a model to a folder of its own."""
+
+    model: str = "models:/tinystories@champion"
+    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
+    output: str = "export"
+    """Folder to write; it must not exist yet."""
+    format: Literal["hf", "checkpoint"] = "hf"
+    """hf: files for transformers; checkpoint: a folder for `serve/app.py --model`, with digests and lineage."""
+    tracking_uri: str = ""
+    """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
+
+
+def export_model(config: ExportConfig) -> Path:
+    """Verify the model and copy it; the folder appears whole or not at all.
+
+    Raises:
+        UserError: no such model, a damaged one, or an output that is there already or cannot be written.
+    """
+    output = Path(config.output).absolute()
+    if output.exists():
+        raise UserError(f"{output} exists already: name another --output")
+    source = resolve_model(config.model, config.tracking_uri).path
+    checkpoint.verify(source)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if config.format == "checkpoint":
+            checkpoint.copy_for_serving(source, output)
+        else:
+            partial = output.with_name(output.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(source / checkpoint.MODEL, partial)
+            partial.rename(output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from error
+    return output
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: parse, copy, say where."""
+    quiet_environment()
+    about = (ExportConfig.__doc__ or "").splitlines()[0]
+    print(export_model(parse(ExportConfig, argv, prog="export.py", about=about, default=ExportConfig())))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,86 @@
+"""Command line: let a model write stories.
+
+In: a model reference and the beginnings of stories. Out: the stories on the terminal, several of them written at once.
+
+    python slm_ray/generate.py --model models:/tinystories@champion --prompt "Once upon a time" --max-tokens 200
+"""
+
+if __name__ == "__main__":  # run as a script: from here on it is the installed module, whose classes have one name
+    from slm_ray.errors import end_on_interrupt
+
+    end_on_interrupt()
+    from slm_ray import generate
+
+    raise SystemExit(generate.main())
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import tyro
+
+from slm_ray.checkpoint import load_model
+from slm_ray.engine import Engine
+from slm_ray.errors import UserError, command
+from slm_ray.sampling import SamplingParams
+from slm_ray.tracking import resolve_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Write stories with a trained model and print them."""
+
+    model: str = "models:/tinystories@champion"
+    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
+    prompt: tuple[str, ...] = ("Once upon a time",)
+    """Beginning of the story; several give several stories. An empty one lets the model begin."""
+    max_tokens: int = 200
+    """Most tokens to write after the prompt, at least 1; a story may end before by itself."""
+    temperature: float = 0.7
+    """Divides the logits, 0 to 100: higher is more surprising, 0 always takes the likeliest token."""
+    top_k: int = 50
+    """Draw among this many likeliest tokens; 0 draws among all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together reach this probability, above 0 to 1."""
+    seed: int | None = None
+    """The same seed writes the same story; a fresh one each time when not given."""
+    tracking_uri: str = ""
+    """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
+
+    def sampling(self) -> SamplingParams:
+        """How each story is written.
+
+        Raises:
+            UserError: an option is out of its range.
+        """
+        try:
+            return SamplingParams(
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                seed=self.seed,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def write_stories(config: GenerateConfig) -> list[str]:
+    """The stories, each with its prompt, in the order of the prompts.
+
+    Raises:
+        UserError: no such model, a damaged one, a prompt longer than its context, or an option out of range.
+    """
+    params = config.sampling()
+    model, tokenizer = load_model(resolve_model(config.model, config.tracking_uri).path)
+    completions = Engine(model, tokenizer).generate(config.prompt, [params] * len(config.prompt))
+    return [prompt + completion.text for prompt, completion in zip(config.prompt, completions, strict=True)]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the options, write, print."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    config = tyro.cli(GenerateConfig, args=argv, prog="generate.py")
+    print("\n\n".join(write_stories(config)))
+    return 0

@@ -1,0 +1,58 @@
+"""The run's own record of its metrics: `metrics.jsonl`, one line a step that was logged, and the plot drawn from it.
+
+In: metrics from rank 0. Out: lines for whoever watches (the driver shows progress from them), `loss.png` at the end.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class History:
+    """Lines of `{"step": ..., name: value, ...}` or `{"message": ...}` in a file."""
+
+    path: Path
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after `step`: a resumed run writes it again."""
+        kept = [line for line in self.lines() if line.get("step", 0) <= step]
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        partial.replace(self.path)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """All whole lines, oldest first; a last line that is only half there is left out."""
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            for text in file:
+                if text.endswith("\n"):
+                    yield json.loads(text)
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric."""
+        points = [(int(line["step"]), float(line[name])) for line in self.lines() if name in line]
+        return [step for step, _ in points], [value for _, value in points]
+
+
+def plot_loss(history: History, path: Path) -> None:
+    """Draw training and validation loss over the steps into a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, label, style in (("train_loss", "training", "-"), ("val_loss", "validation", "o-")):
+        axes.plot(*history.series(name), style, label=label, linewidth=1.2, markersize=4)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,239 @@
+"""The decoder-only transformer.
+
+In: token ids. Out: logits, or the summed loss of given targets. Llama-shaped by default (pre-norm RMSNorm, rotary
+positions, SwiGLU, no biases, tied embeddings); `ModelConfig` has a field for each departure. Parameter names are
+those of transformers' `LlamaForCausalLM` without its `model.` prefix. The training loop calls `forward`, the engine
+calls `decode`.
+"""
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from slm_ray.config import ModelConfig
+
+IGNORED_TARGET = -1
+
+
+@dataclasses.dataclass
+class KVCache:
+    """Keys and values of up to `seq_len` positions for each of B rows, which may be of different lengths."""
+
+    keys: Tensor  # (n_layers, B, n_kv_heads, seq_len, d_head)
+    values: Tensor  # (n_layers, B, n_kv_heads, seq_len, d_head)
+    lengths: Tensor  # (B,) positions filled, int64
+
+    @classmethod
+    def empty(cls, config: ModelConfig, rows: int, device: torch.device | str = "cpu") -> "KVCache":
+        """Make a cache with nothing in it, in fp32."""
+        shape = (config.n_layers, rows, config.kv_heads, config.seq_len, config.head_width)
+        lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        return cls(torch.zeros(shape, device=device), torch.zeros(shape, device=device), lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """What the layers of one pass share: where the new tokens stand, and what they may see."""
+
+    cos: Tensor | None  # (B or 1, 1, T, d_head), None with learned positions
+    sin: Tensor | None
+    cache: KVCache | None = None
+    positions: Tensor | None = None  # (B, T), with a cache
+    mask: Tensor | None = None  # (B, 1, T, S) True where a query may look, with a cache
+
+
+def rotary_tables(seq_len: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles, each (seq_len, d_head), in the half-split layout of Llama.
+
+    Source: Su et al., "RoFormer" (arXiv:2104.09864), section 3.4.2.
+    """
+    frequencies = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)  # (d_head / 2,)
+    angles = torch.outer(torch.arange(seq_len, dtype=torch.float64), frequencies)  # (seq_len, d_head / 2)
+    angles = torch.cat((angles, angles), dim=-1)  # (seq_len, d_head)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + d_head / 2]) by its position's angle. x: (B, H, T, d_head)."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with optional grouped queries (Ainslie et al., arXiv:2305.13245)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.d_head = config.head_width
+        self.groups = config.n_heads // config.kv_heads
+        self.dropout = config.dropout
+        self.q_proj = nn.Linear(config.d_model, config.n_heads * self.d_head, bias=config.bias)
+        self.k_proj = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=config.bias)
+        self.v_proj = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=config.bias)
+        self.o_proj = nn.Linear(config.n_heads * self.d_head, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor, window: _Window) -> Tensor:
+        """x: (B, T, d_model) -> the same shape."""
+        rows, steps, _ = x.shape
+        q = self.q_proj(x).view(rows, steps, -1, self.d_head).transpose(1, 2)  # (B, H, T, d_head)
+        k = self.k_proj(x).view(rows, steps, -1, self.d_head).transpose(1, 2)  # (B, Hkv, T, d_head)
+        v = self.v_proj(x).view(rows, steps, -1, self.d_head).transpose(1, 2)  # (B, Hkv, T, d_head)
+        if window.cos is not None and window.sin is not None:
+            q, k = rotate(q, window.cos, window.sin), rotate(k, window.cos, window.sin)
+        if window.cache is not None:
+            k, v = self._through_cache(k, v, window)  # (B, Hkv, S, d_head)
+        if self.groups > 1:
+            k, v = k.repeat_interleave(self.groups, dim=1), v.repeat_interleave(self.groups, dim=1)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=window.mask, dropout_p=dropout, is_causal=window.mask is None
+        )
+        y = y.transpose(1, 2).reshape(rows, steps, -1)  # (B, T, H * d_head)
+        return self.o_proj(y)  # type: ignore[no-any-return]
+
+    def _through_cache(self, k: Tensor, v: Tensor, window: _Window) -> tuple[Tensor, Tensor]:
+        assert window.cache is not None and window.positions is not None and window.mask is not None
+        keys, values = window.cache.keys[self.layer], window.cache.values[self.layer]
+        rows = torch.arange(len(k), device=k.device)[:, None]  # (B, 1)
+        keys[rows, :, window.positions] = k.transpose(1, 2).to(keys.dtype)
+        values[rows, :, window.positions] = v.transpose(1, 2).to(values.dtype)
+        seen = window.mask.shape[-1]
+        return keys[:, :, :seen].to(k.dtype), values[:, :, :seen].to(v.dtype)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward, `down(silu(gate(x)) * up(x))` (Shazeer, arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, d_model) -> the same shape."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class Gelu(nn.Module):
+    """Plain feed-forward with GELU's tanh form, as GPT-2 has it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, d_model) -> the same shape."""
+        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+def _norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "rms":
+        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each behind its norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = _norm(config)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = _norm(config)
+        self.mlp = SwiGLU(config) if config.mlp == "swiglu" else Gelu(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, window: _Window) -> Tensor:
+        """x: (B, T, d_model) -> the same shape."""
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), window))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """The model. Positions beyond `config.seq_len` are refused: shift the context instead (see `engine.py`)."""
+
+    rotary_cos: Tensor
+    rotary_sin: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.vocab_size > 0, "vocab_size must be resolved before the model is built"
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        if config.positions == "learned":
+            self.embed_positions = nn.Embedding(config.seq_len, config.d_model)
+        else:
+            cos, sin = rotary_tables(config.seq_len, config.head_width, config.rope_theta)
+            self.register_buffer("rotary_cos", cos, persistent=False)
+            self.register_buffer("rotary_sin", sin, persistent=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = _norm(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        std = self.config.init_std
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue  # norms start at one, biases at zero
+            is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.n_layers) if is_output else std)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits, or the summed loss.
+
+        tokens: (B, T) ids, T at most seq_len. targets: (B, T) ids of the following tokens, IGNORED_TARGET where none.
+        Returns logits (B, T, vocab_size), or with targets the sum of their negative log likelihoods in nats, fp32.
+        """
+        steps = tokens.shape[1]
+        logits = self._logits(tokens, self._window(torch.arange(steps, device=tokens.device)[None]))
+        if targets is None:
+            return logits
+        flat = logits.float().view(-1, logits.shape[-1])  # (B * T, vocab_size)
+        return F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED_TARGET, reduction="sum")
+
+    def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Append tokens to every row of the cache and give the logits that follow them.
+
+        tokens: (B, T); each row continues at its own length, which grows by T. Returns (B, T, vocab_size).
+        """
+        steps = tokens.shape[1]
+        ahead = torch.arange(steps, device=tokens.device)
+        positions = cache.lengths[:, None] + ahead  # (B, T)
+        seen = int(positions.max()) + 1
+        mask = torch.arange(seen, device=tokens.device) <= positions[:, :, None]  # (B, T, S)
+        logits = self._logits(tokens, self._window(positions, cache, mask[:, None]))
+        cache.lengths += steps
+        return logits
+
+    def _window(self, positions: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> _Window:
+        if self.config.positions == "learned":
+            return _Window(None, None, cache, positions, mask)
+        cos, sin = self.rotary_cos[positions], self.rotary_sin[positions]  # (B or 1, T, d_head)
+        return _Window(cos[:, None], sin[:, None], cache, positions, mask)
+
+    def _logits(self, tokens: Tensor, window: _Window) -> Tensor:
+        x = self.embed_tokens(tokens)  # (B, T, d_model)
+        if self.config.positions == "learned":
+            x = x + self.embed_positions(window.positions)
+        x = self.dropout(x)
+        for block in self.layers:
+            x = block(x, window)
+        return self.lm_head(self.norm(x))  # type: ignore[no-any-return]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of distinct trainable weights; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())

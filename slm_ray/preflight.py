@@ -1,0 +1,133 @@
+"""What is settled before a worker starts: the command line, the defaults, the data, and what cannot go together.
+
+In: options, or a `TrainConfig` with open fields. Out: a resolved `TrainConfig` and the `Task` that `loop.fit` works on;
+or a `UserError`, while nothing has been started or written. Ray is not known here.
+"""
+
+import dataclasses
+import datetime
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from slm_ray import checkpoint, tracking
+from slm_ray.batches import TokenStream, TrainBatches
+from slm_ray.command_line import parse, take_option
+from slm_ray.config import TrainConfig, from_dict, load_config
+from slm_ray.errors import UserError
+from slm_ray.loop import Task
+from slm_ray.run_folder import RunFolder, newest_run
+from slm_ray.shards import load_manifest, read_split
+from slm_ray.tokenizer import Tokenizer
+from slm_ray.tracking import Tracker
+
+DEFAULT_PRESET = "story-5m"
+
+
+def parse_config(argv: Sequence[str] | None) -> TrainConfig:
+    """Preset or file, then the options over it; with --resume, the options over the run's own config.
+
+    Raises:
+        UserError: no such preset or file, or nothing to resume.
+    """
+    origin, rest = take_option("config", DEFAULT_PRESET, sys.argv[1:] if argv is None else argv)
+    about = f"Train a model with Ray Train. --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
+    config = parse(TrainConfig, rest, prog="train.py", about=about, default=load_config(origin))
+    if not config.resume:
+        return config
+    folder = RunFolder(Path(config.output) / config.name) if config.name else newest_run(Path(config.output))
+    newest = folder.newest_whole()
+    if newest is None:
+        raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")
+    saved = from_dict(TrainConfig, checkpoint.load_state(newest).config, str(newest))
+    return parse(TrainConfig, rest, prog="train.py", about=about, default=dataclasses.replace(saved, resume=True))
+
+
+def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainConfig:
+    """Replace what stands for a default by its value, and relative paths by absolute ones, before anything leaves.
+
+    `default_workers` is asked where the config leaves the number of workers open.
+
+    Raises:
+        UserError: no data set, another vocabulary, or a batch that the workers cannot share out.
+    """
+    data = Path(config.data).absolute()
+    vocab_size = int(load_manifest(data).tokenizer["vocab_size"])
+    if config.model.vocab_size not in (0, vocab_size):
+        raise UserError(f"model.vocab_size ({config.model.vocab_size}) must be the data set's, {vocab_size}")
+    workers = config.workers or default_workers()
+    config.check_batch(workers)
+    return dataclasses.replace(
+        config,
+        data=str(data),
+        output=str(Path(config.output).absolute()),
+        name=config.name or f"run-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
+        workers=workers,
+        tracking_uri=tracking.resolve_uri(config.tracking_uri),
+        model=dataclasses.replace(config.model, vocab_size=vocab_size),
+    )
+
+
+def load_task(config: TrainConfig, tracker: Tracker) -> Task:
+    """Read what a resolved config trains on; every digest of the data set is checked on the way.
+
+    Raises:
+        UserError: the data set is missing, damaged, or too small for one sample.
+    """
+    data = Path(config.data)
+    manifest = load_manifest(data)
+    tokenizer = Tokenizer.load(data / "tokenizer.json")
+    streams = {
+        split: TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.end_id)
+        for split in ("train", "validation")
+    }
+    if not streams["validation"].n_targets:
+        raise UserError(f"{data} has no validation stories: prepare it with a larger --validation-fraction")
+    return Task(
+        config=config,
+        max_steps=config.max_steps or _steps(config, streams["train"]),
+        data_fingerprint=manifest.fingerprint,
+        train=streams["train"],
+        validation=streams["validation"],
+        tokenizer=tokenizer,
+        folder=RunFolder(Path(config.output) / config.name),
+        tracker=tracker,
+    )
+
+
+def _steps(config: TrainConfig, stream: TokenStream) -> int:
+    batches = TrainBatches.of_stream(
+        stream, seq_len=config.model.seq_len, batch_size=config.batch_size, seed=config.seed, rank=0, world_size=1
+    )
+    return max(1, round(config.epochs * batches.steps_per_epoch))
+
+
+def refuse_conflicts(config: TrainConfig, folder: RunFolder, fingerprint: str) -> None:
+    """Refuse to write over a run, and to resume one as something else than it was.
+
+    Raises:
+        UserError: with what stands in the way.
+    """
+    existing = folder.newest_whole()
+    if existing is None:
+        if config.resume:
+            raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")
+        return
+    if not config.resume:
+        raise UserError(f"{folder.path} holds a run already: add --resume to continue it, or take another --name")
+    state = checkpoint.load_state(existing)
+    if state.data_fingerprint != fingerprint:
+        raise UserError(
+            f"{folder.path} was trained on data set {state.data_fingerprint[:12]}, and {config.data} is "
+            f"{fingerprint[:12]}: a run can be resumed on its own data only"
+        )
+    for field, was in _order_fields(from_dict(TrainConfig, state.config, str(existing))).items():
+        if _order_fields(config)[field] != was:
+            raise UserError(f"{field} was {was} and is now {_order_fields(config)[field]}: a resumed run keeps it")
+
+
+def _order_fields(config: TrainConfig) -> dict[str, Any]:
+    """What a resumed run must not change: the shape, and what decides which samples a step sees."""
+    return {"model": config.model, "batch_size": config.batch_size, "seed": config.seed}

@@ -1,0 +1,206 @@
+"""Text to token ids and back: byte-level BPE with a true end mark.
+
+In: cleaned stories, or the `tokenizer.json` of a data set. Out: ids as Arrow lists for `shards`, text for
+`engine`. Wraps the `tokenizers` package; the file it writes opens in `transformers` as well.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from slm_ray.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+_DOUBLE_SPACE = re.compile(r"\s\s")
+MIN_VOCAB_SIZE = 257  # the 256 bytes and the end mark: below it, some text could not be written
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` that has an end mark, and never reads one out of a story's text.
+
+    Ids are those of the file. A story that contains the letters of `<|endoftext|>` gets ordinary tokens for
+    them: only the pipeline (after each story) and the model (when it stops) make end marks.
+    """
+
+    def __init__(self, inner: Any, name: str = "tokenizer") -> None:
+        self._inner = inner
+        self._inner.no_padding()
+        self._inner.no_truncation()
+        # Not stored in tokenizer.json, so set at every load: text that looks like a special token stays text.
+        self._inner.encode_special_tokens = True
+        self.end_id = _end_id(inner, name)
+        self._words_are_apart = _cuts_at_spaces(json.loads(inner.to_str()))
+        self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Open a `tokenizer.json`.
+
+        Raises:
+            UserError: it is missing, is not a tokenizer file, or has no special token `<|endoftext|>`.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the tokenizer {path}: {_why(error)}") from error
+        return cls.from_json(text, name=str(path))
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "tokenizer") -> "Tokenizer":
+        """Make it from the content of a `tokenizer.json`; `name` appears in errors."""
+        try:
+            inner = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the Rust side raises plain Exception
+            raise UserError(f"{name} is not a tokenizer.json of the `tokenizers` package: {error}") from error
+        return cls(inner, name)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int = 4096) -> "Tokenizer":
+        """Learn byte-level BPE (GPT-2's pre-token pattern) with `<|endoftext|>` as id 0.
+
+        All 256 bytes are in the alphabet, so any Unicode text can be written and read back. The result
+        depends on the counts of words alone, not on the order of `texts`. Little text may give fewer ids than
+        `vocab_size`.
+        """
+        if vocab_size < MIN_VOCAB_SIZE:
+            raise UserError(f"vocab_size ({vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end mark")
+        inner = tokenizers.Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        inner.train_from_iterator(texts, trainer)
+        return cls(inner)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without an end mark."""
+        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str] | pa.Array) -> pa.ListArray:
+        """Ids of many texts at once, as one list per text of `numpy_type`; no end marks.
+
+        Each distinct word of the batch is encoded once and its ids are gathered, where that is exact; the ids
+        are those of `encode` for any text.
+        """
+        strings = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.string())
+        if self._words_are_apart and not _has_double_space(strings):
+            return self._encode_words(strings)
+        ids, lengths = self._encode_flat(strings.to_pylist())
+        return pa.ListArray.from_arrays(pa.array(_offsets(lengths), pa.int32()), pa.array(ids))
+
+    def _encode_flat(self, texts: list[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """Ids of all texts in one array, and how many each has."""
+        rows = [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        ids = np.fromiter(itertools.chain.from_iterable(rows), self.numpy_type, int(lengths.sum()))
+        return ids, lengths
+
+    def _encode_words(self, texts: pa.Array) -> pa.ListArray:
+        """Cut at every space, encode what is distinct, gather: "a b b" needs "a" and " b" only."""
+        split = pc.split_pattern(texts, " ")
+        text_starts = split.offsets.to_numpy() - split.offsets[0].as_py()  # (texts + 1,)
+        words = split.flatten().dictionary_encode()
+        place = words.indices.to_numpy().astype(np.int64)  # (words,) which distinct word
+        firsts = words.take(pa.array(text_starts[:-1])).to_pylist()  # these have no space before them
+        place[text_starts[:-1]] = len(words.dictionary) + np.arange(len(firsts))
+        ids, lengths = self._encode_flat([" " + word for word in words.dictionary.to_pylist()] + firsts)
+
+        n_ids = lengths[place]  # (words,)
+        ends = _offsets(n_ids)  # (words + 1,) where each word's ids begin in the result
+        shift = _offsets(lengths)[place] - ends[:-1]
+        gathered = ids[np.repeat(shift, n_ids) + np.arange(ends[-1])]
+        return pa.ListArray.from_arrays(pa.array(ends[text_starts], pa.int32()), pa.array(gathered))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; end marks are left out."""
+        text: str = self._inner.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The text of each id by itself, to show token borders; part of a character shows as U+FFFD."""
+        return [self._inner.decode([token], skip_special_tokens=False) for token in ids]
+
+    @property
+    def numpy_type(self) -> type[np.unsignedinteger[Any]]:
+        """The smallest type of `shards` that holds every id."""
+        return np.uint16 if self.vocab_size <= 2**16 else np.uint32
+
+    def to_json(self) -> str:
+        """The content of `tokenizer.json`."""
+        text: str = self._inner.to_str(pretty=True)
+        return text
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of `to_json()`, which is what the manifest and a checkpoint record."""
+        return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write `tokenizer.json`."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+
+@functools.lru_cache(maxsize=2)
+def cached_tokenizer(text: str) -> Tokenizer:
+    """`Tokenizer.from_json`, once per process: workers get the JSON with each range."""
+    return Tokenizer.from_json(text)
+
+
+def _end_id(inner: Any, name: str) -> int:
+    """The id of the end mark, which must be an added special token."""
+    for number, token in inner.get_added_tokens_decoder().items():
+        if token.content == END_OF_TEXT and token.special:
+            return int(number)
+    raise UserError(
+        f"{name} has no special token {END_OF_TEXT}: without it no model learns where a story ends; "
+        "add it to the file's added_tokens, or leave out --tokenizer to train one"
+    )
+
+
+def _cuts_at_spaces(config: dict[str, Any]) -> bool:
+    """Whether a space that stands alone always begins a new pre-token, so that words can be encoded apart.
+
+    True of GPT-2's pattern, ` ?letters| ?digits| ?others|spaces`, in which only a run of white space goes on
+    past a space. A normaliser, a token added as plain text, or another pre-tokenizer might look across words.
+    """
+    pre = config["pre_tokenizer"] or {}
+    return (
+        config["model"]["type"] == "BPE"
+        and not config["model"].get("ignore_merges")
+        and config["normalizer"] is None
+        and pre.get("type") == "ByteLevel"
+        and pre.get("use_regex", True)
+        and not pre["add_prefix_space"]
+        and all(token["special"] for token in config["added_tokens"])
+    )
+
+
+def _has_double_space(texts: pa.Array) -> bool:
+    return any(_DOUBLE_SPACE.search(text) for text in texts.to_pylist())
+
+
+def _offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each item begins: `[2, 3]` becomes `[0, 2, 5]`."""
+    return np.concatenate(([0], np.cumsum(lengths)))
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

@@ -1,0 +1,235 @@
+"""Train a model: `python slm_ray/train.py`, alone or through `ray job submit`. Ray Train lives here only.
+
+In: a `TrainConfig` from preset and command line, and a prepared data set. Out: `runs/NAME/` with the checkpoints `best`
+and `latest`, an MLflow run, and a summary on the terminal. `run_training` is the whole of it as a function; the sweep
+calls it for every trial. The driver checks everything a user can get wrong before any worker starts, then watches the
+run's own record for progress; the workers run `loop.fit`.
+"""
+
+import dataclasses
+import logging
+import math
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+
+from slm_ray import checkpoint, hardware, loop, tracking
+from slm_ray.command_line import quiet_environment
+from slm_ray.config import TrainConfig, from_dict
+from slm_ray.errors import UserError, command
+from slm_ray.history import History, plot_loss
+from slm_ray.model import Decoder, count_parameters
+from slm_ray.preflight import load_task, parse_config, refuse_conflicts, resolve
+from slm_ray.progress import watch
+from slm_ray.run_folder import RunFolder
+from slm_ray.tracking import Tracker
+
+MAX_CPU_WORKERS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run ended with."""
+
+    name: str
+    best: Path
+    latest: Path
+    metrics: dict[str, float]  # of the best checkpoint: val_loss, val_perplexity, val_bits_per_byte, step
+    run_id: str
+    version: str  # of the registered model, empty where none was asked for
+    tracking_uri: str
+
+
+def run_training(
+    config: TrainConfig, *, parent_run_id: str = "", is_quiet: bool = False, callbacks: Sequence[UserCallback] = ()
+) -> TrainResult:
+    """Train as the config says, through Ray Train, and give where the result lies.
+
+    `callbacks` are Ray Train's own, called with what each validation reports.
+    Starts a local Ray, or joins the cluster that RAY_ADDRESS names, unless Ray is already running in this process.
+
+    Raises:
+        UserError: the config, the data set or the run's folder does not allow it, or the loss diverged.
+    """
+    config = resolve(config, _default_workers)
+    task = load_task(config, tracking.NullTracker())
+    folder = task.folder
+    refuse_conflicts(config, folder, task.data_fingerprint)
+    start_ray()
+    folder.path.mkdir(parents=True, exist_ok=True)
+    tracker = _tracker(config, task, parent_run_id)
+    status = "FAILED"
+    try:
+        if not _is_finished(folder, task.max_steps):
+            with watch(task.history, task.max_steps, is_quiet=is_quiet):
+                _run_workers(config, tracker.run_id, callbacks)
+        result = _conclude(config, folder, tracker)
+        status = "FINISHED"
+        return result
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+
+
+def start_ray() -> None:
+    """Join the cluster that RAY_ADDRESS names (a submitted job's own), or start a local Ray; once a process."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _default_workers() -> int:
+    start_ray()
+    resources = ray.cluster_resources()
+    return int(resources.get("GPU", 0)) or max(1, min(MAX_CPU_WORKERS, int(resources.get("CPU", 1))))
+
+
+def _tracker(config: TrainConfig, task: loop.Task, parent_run_id: str) -> Tracker:
+    newest = task.folder.newest_whole()
+    run_id = checkpoint.load_state(newest).run_id if newest is not None else ""
+    if tracking.has_run(config.tracking_uri, run_id):
+        return tracking.continue_run(config.tracking_uri, run_id)
+    tags = {"data_fingerprint": task.data_fingerprint, "slm_ray.folder": str(task.folder.path)}
+    params = flatten(dataclasses.asdict(config)) | {"resolved_max_steps": task.max_steps}
+    return tracking.start_run(config.tracking_uri, config.experiment, config.name, params, tags, parent_run_id)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by their dotted names: `{"model": {"d_ff": 512}}` -> `{"model.d_ff": 512}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _run_workers(config: TrainConfig, run_id: str, callbacks: Sequence[UserCallback]) -> None:
+    """Run `_worker` on every rank; Ray starts the group again, up to max_failures times, when a worker is lost."""
+    uses_gpu = ray.cluster_resources().get("GPU", 0) >= config.workers
+    own_state = Path(config.output) / config.name / ".ray"  # a new name each time: Ray must not restore by itself
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"config": dataclasses.asdict(config), "run_id": run_id},
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=uses_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if uses_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=str(own_state),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            callbacks=list(callbacks),
+        ),
+    )
+    try:
+        trainer.fit()
+    finally:
+        shutil.rmtree(own_state, ignore_errors=True)
+
+
+def _worker(given: dict[str, Any]) -> None:
+    """What each worker process runs."""
+    config = from_dict(TrainConfig, given["config"], "the driver's config")
+    context = ray.train.get_context()
+    is_chief = context.get_world_rank() == 0
+    tracker = tracking.continue_run(config.tracking_uri, given["run_id"]) if is_chief else tracking.NullTracker()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // context.get_local_world_size()))
+    task = load_task(config, tracker)
+    around = loop.Surroundings(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=device,
+        wrap=ray.train.torch.prepare_model,
+        all_sum=_all_sum,
+        report=lambda metrics: ray.train.report(dict(metrics)),
+    )
+    n_parameters = parameter_count(config)
+    is_compiled = hardware.resolve_compile(config, device, n_parameters, task.max_steps)
+    loop.fit(task, around, precision=hardware.resolve_precision(config.precision, device), is_compiled=is_compiled)
+
+
+def parameter_count(config: TrainConfig) -> int:
+    """Weights of the model, counted without allocating them."""
+    with torch.device("meta"):
+        return count_parameters(Decoder(config.model))
+
+
+def _all_sum(values: torch.Tensor) -> torch.Tensor:
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def _is_finished(folder: RunFolder, max_steps: int) -> bool:
+    """Whether a resumed run has nothing left to do."""
+    newest = folder.newest_whole()
+    return newest is not None and checkpoint.load_state(newest).step >= max_steps and folder.has_summary()
+
+
+def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> TrainResult:
+    """Plot, tags, and the registry, once the workers are done. Raises: UserError when the loss diverged."""
+    summary = folder.read_summary()
+    if summary["status"] == loop.DIVERGED:
+        raise UserError(_diverged(summary, folder))
+    plot_loss(History(folder.path / "metrics.jsonl"), folder.path / "loss.png")
+    tracker.log_file(folder.path / "loss.png")
+    tracker.set_tags({"status": str(summary["status"]), "best_step": str(int(summary["best"]["step"]))})
+    version = ""
+    if config.register and config.tracking_uri != tracking.OFF:
+        version = tracking.registered_version(config.tracking_uri, config.register, folder.best, tracker.run_id)
+        version = version or tracking.register(config.tracking_uri, config.register, folder.best, tracker.run_id)
+    return TrainResult(
+        name=config.name,
+        best=folder.best,
+        latest=folder.latest,
+        metrics=dict(summary["best"]),
+        run_id=tracker.run_id,
+        version=version,
+        tracking_uri=config.tracking_uri,
+    )
+
+
+def _diverged(summary: Mapping[str, Any], folder: RunFolder) -> str:
+    kept = f"the checkpoint before it is {folder.latest}" if folder.latest.exists() else "no checkpoint was written"
+    return f"the loss ceased to be a number before step {summary['step']:,}: lower --optim.lr; {kept}"
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: parse, train, say what came out."""
+    quiet_environment()
+    result = run_training(parse_config(argv))
+    print(describe(result))
+    return 0
+
+
+def describe(result: TrainResult) -> str:
+    """The last lines of a run: where its checkpoints lie, and how good the best is."""
+    metrics = result.metrics
+    lines = [
+        f"best     {result.best}  (step {int(metrics['step']):,})",
+        f"latest   {result.latest}",
+        f"loss     {metrics['val_loss']:.4f} nats per token, {metrics['val_bits_per_byte']:.4f} bits per byte, "
+        f"perplexity {math.exp(metrics['val_loss']):.2f} on the validation split",
+    ]
+    if result.run_id:
+        lines.append(f"run      {result.run_id}  (to see it: {tracking.ui_command(result.tracking_uri)})")
+    if result.version:
+        lines.append(f"model    version {result.version} is the champion now")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from slm_ray.train import main as main_of_module  # classes must not be pickled as __main__'s
+
+    raise SystemExit(main_of_module())

@@ -1,0 +1,104 @@
+"""What tests share: a tiny data set, a tiny model, and one local Ray for the tests that need it."""
+
+import os
+
+os.environ["RAY_ADDRESS"] = "local"  # never join a cluster that happens to run on this machine
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from slm_ray import shards
+from slm_ray.command_line import quiet_environment
+from slm_ray.config import ModelConfig, OptimConfig, TrainConfig
+from slm_ray.corpus import sample_stories
+from slm_ray.tokenizer import Tokenizer
+
+quiet_environment()
+TINY_STORIES = 120
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    """512 entries, trained on the sample corpus."""
+    return Tokenizer.train(sample_stories(0, TINY_STORIES), vocab_size=512)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Path:
+    """A data-set folder of 120 sample stories in two training shards and a validation shard, made without Beam."""
+    folder = tmp_path_factory.mktemp("tiny-data")
+    write_data(folder, tiny_tokenizer, {"train": [(0, 60), (60, 110)], "validation": [(110, 120)]})
+    return folder
+
+
+def write_data(folder: Path, tokenizer: Tokenizer, ranges: dict[str, list[tuple[int, int]]]) -> None:
+    """Write sample stories, given by split and shard as (start, stop), as a data set."""
+    splits = {}
+    for split in shards.SPLITS:
+        written = []
+        for number, (start, stop) in enumerate(ranges.get(split, [])):
+            path = folder / shards.shard_path(split, number)
+            written.append(shards.write_shard(path, _table(tokenizer, start, stop)))
+        splits[split] = shards.Split.of(tuple(written))
+    tokenizer.save(folder / shards.TOKENIZER)
+    mark = shards.fingerprint(source_digest="test", parameters={}, tokenizer_sha256=tokenizer.sha256, splits=splits)
+    manifest = shards.Manifest(
+        format_version=shards.FORMAT_VERSION,
+        source={},
+        parameters={},
+        tokenizer={"vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+        splits=splits,
+        rejected=shards.Split.of(()),
+        counts={},
+        fingerprint=mark,
+    )
+    (folder / shards.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _table(tokenizer: Tokenizer, start: int, stop: int) -> pa.Table:
+    stories = list(sample_stories(start, stop))
+    columns = [
+        pa.array([f"sample#{number}" for number in range(start, stop)]),
+        pa.array([[*tokenizer.encode(story), tokenizer.end_id] for story in stories], pa.list_(pa.uint16())),
+        pa.array([len(story.encode()) for story in stories], pa.uint32()),
+    ]
+    return pa.Table.from_arrays(columns, names=["story_id", "tokens", "n_bytes"]).cast(
+        shards.shard_schema(tokenizer.vocab_size)
+    )
+
+
+@pytest.fixture
+def tiny_config(tiny_data: Path, tmp_path: Path) -> TrainConfig:
+    """A run of 8 steps with a 2-layer model of width 32, with a store of its own."""
+    return TrainConfig(
+        data=str(tiny_data),
+        output=str(tmp_path / "runs"),
+        name="tiny",
+        workers=1,
+        threads=1,
+        batch_size=8,
+        max_steps=8,
+        eval_interval_steps=4,
+        log_interval_steps=2,
+        precision="fp32",
+        compile="off",
+        max_failures=0,
+        tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}",
+        model=ModelConfig(seq_len=32, n_layers=2, d_model=32, n_heads=4, d_ff=64),
+        optim=OptimConfig(warmup_steps=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[Any]:
+    """A Ray of this test module's own, of two CPUs, gone when the module is done."""
+    import ray
+
+    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()

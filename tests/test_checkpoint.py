@@ -1,0 +1,127 @@
+"""A checkpoint is whole or absent, tells when it was altered, and opens elsewhere."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from slm_ray import checkpoint
+from slm_ray.checkpoint import TrainState
+from slm_ray.config import ModelConfig
+from slm_ray.errors import UserError
+from slm_ray.model import Decoder
+from slm_ray.optim import OptimConfig, make_optimizer
+from slm_ray.tokenizer import Tokenizer
+
+STATE = TrainState(
+    step=3,
+    samples_seen=24,
+    seed=0,
+    world_size=1,
+    data_fingerprint="f" * 64,
+    config={"name": "tiny"},
+    metrics={"val_loss": 1.5},
+)
+
+
+@pytest.fixture
+def model(tiny_tokenizer: Tokenizer) -> Decoder:
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_size=tiny_tokenizer.vocab_size, seq_len=32, n_layers=2, d_model=32, n_heads=4, d_ff=64)
+    return Decoder(config).eval()
+
+
+@pytest.fixture
+def saved(model: Decoder, tiny_tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    folder = tmp_path / "step-00000003"
+    optimizer = make_optimizer(model, OptimConfig())
+    checkpoint.save(folder, model, tiny_tokenizer, STATE, optimizer.state_dict())
+    return folder
+
+
+def test_what_was_saved_comes_back(saved: Path, model: Decoder, tiny_tokenizer: Tokenizer) -> None:
+    loaded, tokenizer = checkpoint.load_model(saved)
+    tokens = torch.arange(20)[None]
+    assert torch.equal(loaded(tokens), model(tokens))
+    assert tokenizer.sha256 == tiny_tokenizer.sha256
+    assert checkpoint.load_state(saved) == STATE
+    assert checkpoint.load_optimizer(saved)["param_groups"][0]["weight_decay"] == 0.1
+
+
+def test_it_opens_in_transformers_with_equal_logits_and_tokens(
+    saved: Path, model: Decoder, tiny_tokenizer: Tokenizer
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(saved / "model")
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(saved / "model")
+    ids = tiny_tokenizer.encode("Once upon a time, a boy lost his kite.")
+    assert their_tokenizer("Once upon a time, a boy lost his kite.")["input_ids"] == ids
+    assert their_tokenizer.eos_token_id == tiny_tokenizer.end_id
+    tokens = torch.tensor([ids])
+    torch.testing.assert_close(theirs(tokens).logits, model(tokens), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model/model.safetensors", "model/config.json", "model/tokenizer.json", "optimizer.pt", "state.json"],
+)
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_is_found_and_named(saved: Path, name: str, damage: str) -> None:
+    path = saved / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    with pytest.raises(UserError, match="damaged") as caught:
+        checkpoint.load_model(saved)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}'])
+def test_a_broken_marker_is_one_clear_line(saved: Path, content: str) -> None:
+    (saved / checkpoint.MARKER).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=checkpoint.MARKER):
+        checkpoint.verify(saved)
+
+
+def test_without_its_marker_it_is_none(saved: Path) -> None:
+    (saved / checkpoint.MARKER).unlink()
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        checkpoint.load_model(saved)
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_the_old(
+    saved: Path, model: Decoder, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(saved, model, tiny_tokenizer, STATE, {})
+    checkpoint.verify(saved)
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_the_copy_for_serving_has_no_optimizer_and_cannot_be_resumed(saved: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "served"
+    checkpoint.copy_for_serving(saved, copy)
+    checkpoint.load_model(copy)
+    with pytest.raises(UserError, match="made for serving"):
+        checkpoint.load_optimizer(copy)
+
+
+def test_a_pickle_in_place_of_the_optimizer_is_not_run(saved: Path) -> None:
+    shutil.copy(Path(__file__), saved / checkpoint.OPTIMIZER)
+    torch.save({"evil": Path("/")}, saved / checkpoint.OPTIMIZER)  # a class that weights_only does not know
+    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
+        checkpoint.load_optimizer(saved)
+
+
+def test_the_model_files_name_the_end_mark(saved: Path, tiny_tokenizer: Tokenizer) -> None:
+    content = json.loads((saved / "model" / "generation_config.json").read_text(encoding="utf-8"))
+    assert content["eos_token_id"] == tiny_tokenizer.end_id

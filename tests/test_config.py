@@ -1,0 +1,88 @@
+"""Configs: checked once, read from presets and files, set by dotted names."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from slm_ray.config import ModelConfig, OptimConfig, TrainConfig, from_dict, load_config, presets
+from slm_ray.errors import UserError
+from slm_ray.preflight import parse_config
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (ModelConfig, {"d_model": 130, "n_heads": 4}, r"d_model \(130\) must be divisible by n_heads \(4\)"),
+        (ModelConfig, {"n_heads": 8, "n_kv_heads": 3}, r"n_heads \(8\) must be divisible by n_kv_heads \(3\)"),
+        (ModelConfig, {"d_head": 7}, "rotary positions need an even head width"),
+        (ModelConfig, {"dropout": 1.0}, "dropout"),
+        (OptimConfig, {"lr": 1e-4, "min_lr": 1e-3}, r"min_lr \(0.001\) must be between 0 and lr \(0.0001\)"),
+        (OptimConfig, {"lr": 0.0}, "lr"),
+        (TrainConfig, {"name": "../escape"}, "plain folder name"),
+        (TrainConfig, {"seed": -1}, "seed"),
+    ],
+)
+def test_a_refused_value_says_what_was_expected(kind: type, values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**values)
+
+
+def test_a_batch_must_be_shared_out_evenly() -> None:
+    config = TrainConfig(batch_size=32, accumulation_steps=3)
+    with pytest.raises(UserError, match=r"batch_size \(32\) .*2 x 3 = 6"):
+        config.check_batch(workers=2)
+
+
+def test_the_final_rate_is_a_tenth_unless_given() -> None:
+    assert OptimConfig(lr=1e-3).final_lr == pytest.approx(1e-4)
+    assert OptimConfig(lr=1e-3, min_lr=0.0).final_lr == 0.0
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_load(name: str) -> None:
+    assert load_config(name).model.n_layers >= 1
+
+
+def test_a_config_survives_its_dictionary() -> None:
+    config = TrainConfig(model=ModelConfig(n_layers=3), optim=OptimConfig(lr=1e-2))
+    assert from_dict(TrainConfig, dataclasses.asdict(config), "test") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {d_fff: 3}", "model.d_fff: unknown field"),
+        ("optim: {lr: fast}", "optim.lr"),
+        ("- 1", "expected fields with values, got a list"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_exponents_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("optim: {lr: 1e-3}", encoding="utf-8")
+    assert load_config(str(tmp_path / "own.yaml")).optim.lr == 1e-3
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"presets are .*story-5m"):
+        load_config("story-6m")
+
+
+def test_every_field_can_be_set_by_its_dotted_name() -> None:
+    config = parse_config(["--model.d_ff", "512", "--optim.lr", "1e-3", "--max-steps", "7", "--batch_size", "4"])
+    assert (config.model.d_ff, config.optim.lr, config.max_steps, config.batch_size) == (512, 1e-3, 7, 4)
+
+
+def test_a_mistyped_option_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_config(["--max-stepps", "7"])
+    assert caught.value.code == 2
+    assert "--max-stepps" in capsys.readouterr().err

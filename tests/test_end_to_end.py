@@ -1,0 +1,151 @@
+"""The README's path as a user walks it: prepare, train, register, serve, and a story over HTTP."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from slm_ray import checkpoint
+from slm_ray.shards import load_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = "--model.n_layers 1 --model.d_model 32 --model.n_heads 2 --model.d_ff 32 --model.seq_len 32 --batch-size 8"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder in which the commands run, as a user's checkout."""
+    return tmp_path_factory.mktemp("home")
+
+
+def environment() -> dict[str, str]:
+    return dict(os.environ) | {"RAY_ADDRESS": "local", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
+
+
+def run(home: Path, line: str) -> "subprocess.CompletedProcess[str]":
+    script, *rest = line.split()
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *rest],
+        cwd=home, env=environment(), capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def server(home: Path, line: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    script, *rest = line.split()
+    command = [sys.executable, str(ROOT / script), *rest, "--port", str(port)]
+    process = subprocess.Popen(command, cwd=home, env=environment(), start_new_session=True)
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            assert process.poll() is None, "the server left"
+            assert time.monotonic() < deadline, "the server did not answer"
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+                    break
+            time.sleep(0.3)
+        yield process
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+            _, left = psutil.wait_procs(children, timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            left = children
+        for child in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        assert not left, f"processes left behind: {left}"
+
+
+@pytest.mark.slow
+def test_from_stories_to_an_answer_over_http(home: Path) -> None:
+    prepared = run(
+        home, "pipelines/prepare.py --runner DirectRunner --source sample --max-stories 300 --vocab-size 512"
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    manifest = load_manifest(home / "data" / "tinystories")
+    assert manifest.counts["read"] == 300
+
+    trained = run(home, f"slm_ray/train.py --name first --max-steps 12 --register tinystories {TINY}")
+    assert trained.returncode == 0, trained.stderr
+    assert "bits per byte" in trained.stdout
+    assert "version 1 is the champion now" in trained.stdout
+    best = home / "runs" / "first" / "best"
+    assert checkpoint.load_state(best).data_fingerprint == manifest.fingerprint
+
+    told = run(home, "slm_ray/generate.py --prompt Once --max-tokens 20 --seed 1")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("Once")
+    measured = run(home, "slm_ray/evaluate.py")
+    assert measured.returncode == 0, measured.stderr
+    got = json.loads(measured.stdout)
+    assert got["data_fingerprint"] == manifest.fingerprint
+    assert got["loss"] == pytest.approx(checkpoint.load_state(best).metrics["val_loss"], rel=0.02)
+    exported = run(home, "slm_ray/export.py --output away")
+    assert exported.returncode == 0, exported.stderr
+    assert (home / "away" / "model.safetensors").is_file()
+    assert run(home, "slm_ray/export.py --output away").returncode == 2
+
+    port = free_port()
+    with server(home, "serve/app.py", port):
+        body = {"prompt": "Once upon a time", "max_tokens": 30, "seed": 3}
+        answer = httpx.post(f"http://127.0.0.1:{port}/generate", json=body, timeout=60)
+        assert answer.status_code == 200
+        content = answer.json()
+        assert content["story"].startswith("Once upon a time")
+        assert content["finish_reason"] in ("stop", "length")
+        assert content["model"]["name"] == "tinystories"
+        assert content["model"]["version"] == "1"
+        assert content["model"]["data_fingerprint"] == manifest.fingerprint
+        refused = httpx.post(f"http://127.0.0.1:{port}/generate", json={"prompt": 3}, timeout=60)
+        assert 400 <= refused.status_code < 500
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pipelines/prepare.py --runner DirectRunner --source no/such/folder",
+        "slm_ray/train.py --data no/such/folder",
+        "tune/sweep.py --data no/such/folder",
+        "serve/app.py --model no/such/folder",
+        "slm_ray/generate.py --model no/such/folder",
+        "slm_ray/evaluate.py --data no/such/folder",
+        "slm_ray/export.py --model no/such/folder",
+    ],
+)
+def test_a_wrong_path_is_one_clear_line_and_2(tmp_path: Path, line: str) -> None:
+    done = run(tmp_path, line)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "no/such/folder" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["pipelines/prepare.py", "slm_ray/train.py", "tune/sweep.py", "serve/app.py", "slm_ray/generate.py",
+     "slm_ray/evaluate.py", "slm_ray/export.py"],
+)  # fmt: skip
+def test_every_command_has_help_with_defaults(tmp_path: Path, script: str) -> None:
+    done = run(tmp_path, f"{script} --help")
+    assert done.returncode == 0, done.stderr
+    assert "default" in done.stdout

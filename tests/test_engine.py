@@ -1,0 +1,320 @@
+"""The engine against naive loops: same tokens, same stories in any company, whole characters, bounded context."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from slm_ray.config import ModelConfig
+from slm_ray.engine import Completion, Engine, PromptError, TextStream
+from slm_ray.engine_thread import EngineBusyError, EngineClosedError, EngineThread
+from slm_ray.model import Decoder
+from slm_ray.sampling import SamplingParams, draw
+from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
+
+SENTENCES = [
+    "Once upon a time there was a little cat called Mia.",
+    "The cat went to the forest and found a shiny stone.",
+    "Tom and Mia played in the garden until the sun went down.",
+]
+GREEDY = SamplingParams(temperature=0, max_tokens=40)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads on matrices this small only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(SENTENCES, vocab_size=300)
+
+
+def make_model(tokenizer: Tokenizer, *, seq_len: int = 64, **changes: object) -> Decoder:
+    torch.manual_seed(1)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        seq_len=seq_len,
+        n_layers=2,
+        d_model=32,
+        n_heads=4,
+        d_ff=64,
+        init_std=0.3,
+        **changes,
+    )
+    return Decoder(config).eval()
+
+
+def without_end(model: Decoder, tokenizer: Tokenizer) -> Decoder:
+    """Make the end mark (its output row) the least likely token, so that stories reach their length."""
+    head = torch.nn.Linear(model.config.d_model, model.config.vocab_size)
+    head.weight.data = model.lm_head.weight.data.clone()
+    head.bias.data.zero_()
+    head.bias.data[tokenizer.end_id] = -1e9
+    model.lm_head = head
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Decoder:
+    return without_end(make_model(tokenizer), tokenizer)
+
+
+def naive_greedy(model: Decoder, tokenizer: Tokenizer, prompt: str, count: int) -> list[int]:
+    """Greedy decoding without a cache; a full window is cut to its newest half, as the engine does."""
+    seq_len = model.config.seq_len
+    window = [tokenizer.end_id, *tokenizer.encode(prompt)]
+    written: list[int] = []
+    with torch.no_grad():
+        while len(written) < count:
+            window = window if len(window) <= seq_len else window[-(seq_len // 2) :]
+            token = int(model(torch.tensor([window]))[0, -1].argmax())
+            if token == tokenizer.end_id:
+                break
+            written.append(token)
+            window.append(token)
+    return written
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_kv_heads": 2}, {"positions": "learned", "norm": "layer", "mlp": "gelu", "bias": True}]
+)
+def test_greedy_with_cache_equals_naive_loop_for_rows_of_different_lengths(
+    tokenizer: Tokenizer, changes: dict[str, object]
+) -> None:
+    model = make_model(tokenizer, **changes)
+    prompts = ["", "Once", "The cat went to the forest", "Tom and Mia played in the"]
+    completions = Engine(model, tokenizer).generate(prompts, [GREEDY] * 4)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        assert list(completion.tokens) == naive_greedy(model, tokenizer, prompt, 40)
+        assert completion.prompt_tokens == len(tokenizer.encode(prompt))
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 7, 16])
+def test_story_goes_on_past_the_context(tokenizer: Tokenizer, seq_len: int) -> None:
+    model = without_end(make_model(tokenizer, seq_len=seq_len), tokenizer)
+    (completion,) = Engine(model, tokenizer).generate([""], [GREEDY])
+    if seq_len > 1:
+        assert list(completion.tokens) == naive_greedy(model, tokenizer, "", 40)
+    assert (len(completion.tokens), completion.finish_reason) == (40, "length")
+
+
+def test_more_stories_than_rows_take_turns(model: Decoder, tokenizer: Tokenizer) -> None:
+    params = [SamplingParams(temperature=0, max_tokens=5 + 3 * index) for index in range(7)]
+    completions = Engine(model, tokenizer, max_rows=2).generate(["Once"] * 7, params)
+    longest = naive_greedy(model, tokenizer, "Once", 23)
+    assert [list(completion.tokens) for completion in completions] == [longest[: 5 + 3 * i] for i in range(7)]
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 0}, {"top_k": 0, "top_p": 0.9}, {"temperature": 1.5, "top_k": 3}])
+def test_same_seed_writes_the_same_story_alone_and_in_company(
+    model: Decoder, tokenizer: Tokenizer, params: dict[str, float]
+) -> None:
+    mine = SamplingParams(seed=7, max_tokens=60, **params)
+    others = [SamplingParams(seed=seed, max_tokens=9 * seed + 4, top_k=5 * seed) for seed in range(6)]
+    engine = Engine(model, tokenizer)
+    (alone,) = engine.generate(["The cat"], [mine])
+    company = engine.generate([*["Once upon"] * 6, "The cat"], [*others, mine])
+    assert company[-1] == alone
+    assert len({completion.text for completion in company}) == 7
+
+
+def test_fresh_seeds_differ_and_torchs_own_random_numbers_are_untouched(model: Decoder, tokenizer: Tokenizer) -> None:
+    before = torch.random.get_rng_state()
+    params = SamplingParams(max_tokens=30, temperature=1.0)
+    first, second = Engine(model, tokenizer).generate(["Once", "Once"], [params, params])
+    assert first.text != second.text
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_stops_at_the_end_mark(tokenizer: Tokenizer) -> None:
+    model = make_model(tokenizer)
+    written = naive_greedy(without_end(make_model(tokenizer), tokenizer), tokenizer, "Once", 40)
+    model.lm_head.weight.data.zero_()  # all tokens alike, so argmax takes id 0, which is the end mark
+    assert tokenizer.end_id == 0 and written
+    (completion,) = Engine(model, tokenizer).generate(["Once"], [GREEDY])
+    assert completion == Completion(
+        text="", tokens=(), finish_reason="stop", prompt_tokens=len(tokenizer.encode("Once"))
+    )
+
+
+def test_training_mode_is_left_as_found_and_dropout_is_off(tokenizer: Tokenizer) -> None:
+    model = make_model(tokenizer, dropout=0.5).train()
+    first, second = (Engine(model, tokenizer).generate(["Once"], [GREEDY]) for _ in range(2))
+    assert first == second
+    assert all(module.training for module in model.modules())
+
+
+def test_prompt_longer_than_the_context_is_refused_before_anything_runs(tokenizer: Tokenizer) -> None:
+    engine = Engine(make_model(tokenizer, seq_len=8), tokenizer)
+    words = "x" * 8
+    with pytest.raises(PromptError, match="has 8 tokens and the context of this model holds 7"):
+        engine.generate(["Once", words], [GREEDY] * 2)
+    assert engine.is_idle
+    (completion,) = engine.generate([words[:-1]], [SamplingParams(max_tokens=3, temperature=0)])
+    assert completion.prompt_tokens == 7
+
+
+def test_lone_surrogate_in_a_prompt_is_refused(model: Decoder, tokenizer: Tokenizer) -> None:
+    with pytest.raises(PromptError, match="no Unicode text"):
+        Engine(model, tokenizer).generate(["a\ud800"], [GREEDY])
+
+
+def test_literal_end_mark_in_a_prompt_is_plain_text(model: Decoder, tokenizer: Tokenizer) -> None:
+    engine = Engine(model, tokenizer)
+    (completion,) = engine.generate([f"one{END_OF_TEXT}two"], [GREEDY])
+    assert completion.prompt_tokens > 10
+    assert len(completion.tokens) == 40
+
+
+def test_stream_joins_to_the_completion_and_frees_its_row_when_closed(model: Decoder, tokenizer: Tokenizer) -> None:
+    engine = Engine(model, tokenizer, max_rows=1)
+    params = SamplingParams(seed=3, max_tokens=200, temperature=2.0, top_k=0)
+    (completion,) = engine.generate(["The"], [params])
+    assert "".join(engine.stream("The", params)) == completion.text == tokenizer.decode(completion.tokens)
+    stream = engine.stream("The", params)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert engine.generate(["The"], [params]) == [completion]
+
+
+def test_pieces_hold_whole_characters_and_join_to_the_text(tokenizer: Tokenizer) -> None:
+    text = "naïve 🦊🏽 fox\u200d — 猫 \ufffd end"
+    tokens = tokenizer.encode(text)
+    stream = TextStream(tokenizer, tokenizer.encode("before"))
+    pieces = [stream.push(token) for token in tokens]
+    assert "".join(pieces) == text and stream.flush() == ""
+    assert "🦊" in pieces  # four tokens, one piece
+
+
+def test_broken_characters_decode_as_the_tokenizer_does(tokenizer: Tokenizer) -> None:
+    byte_tokens = tokenizer.encode("é🦊a猫")
+    for tokens in itertools.permutations(byte_tokens[:6], 4):
+        stream = TextStream(tokenizer, tokenizer.encode("x"))
+        pieces = [stream.push(token) for token in tokens]
+        assert "".join(pieces) + stream.flush() == tokenizer.decode(tokens)
+
+
+# ---- sampling
+
+
+def frequencies(logits: list[float], params: SamplingParams, count: int = 4000) -> list[float]:
+    uniforms = [(index + 0.5) / count for index in range(count)]  # a grid: the exact distribution, no luck
+    tokens = draw(torch.tensor([logits] * count), [params] * count, uniforms)
+    return [tokens.count(token) / count for token in range(len(logits))]
+
+
+LOGITS = [1.0, 3.0, 0.0, 2.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    "params, allowed",
+    [
+        ({"top_k": 0}, [0, 1, 2, 3, 4]),
+        ({"top_k": 0, "temperature": 0.5}, [0, 1, 2, 3, 4]),
+        ({"top_k": 2, "temperature": 3.0}, [1, 3]),
+        ({"top_k": 2}, [1, 3]),
+        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({"top_k": 0, "top_p": 0.7}, [1, 3]),  # 0.64 + 0.23
+        ({"top_k": 0, "top_p": 0.6}, [1]),
+        ({"top_k": 0, "top_p": 0.7, "temperature": 0.5}, [1]),  # 0.87
+        ({"top_k": 2, "top_p": 0.8}, [1, 3]),  # of the two left, 0.73 + 0.27
+        ({"top_k": 3, "top_p": 1e-9}, [1]),
+        ({"top_k": 1}, [1]),
+    ],
+)
+def test_draws_follow_the_softmax_of_what_is_left(params: dict[str, float], allowed: list[int]) -> None:
+    settings = SamplingParams(**{"temperature": 1.0, **params})  # type: ignore[arg-type]
+    left = torch.full((5,), -torch.inf)
+    left[allowed] = torch.tensor(LOGITS)[allowed] / settings.temperature
+    assert frequencies(LOGITS, settings) == pytest.approx(left.softmax(0).tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-6])
+def test_zero_and_tiny_temperatures_are_greedy(temperature: float) -> None:
+    assert frequencies(LOGITS, SamplingParams(temperature=temperature), 100) == [0, 1, 0, 0, 0]
+
+
+def test_each_row_is_drawn_by_its_own_settings() -> None:
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
+    params = [SamplingParams(top_k=k, temperature=t, top_p=p) for k, t, p in
+              [(0, 1, 1), (5, 0, 1), (3, 2, 1), (0, 1, 0.5), (50, 0.1, 0.9), (1, 1, 1)]]  # fmt: skip
+    uniforms = [0.9, 0.1, 0.99, 0.999, 0.5, 0.3]
+    together = draw(logits, params, uniforms)
+    assert together == [draw(logits[i : i + 1], [params[i]], [uniforms[i]])[0] for i in range(6)]
+
+
+def test_the_largest_uniform_number_stays_among_the_allowed() -> None:
+    params = SamplingParams(top_k=3, temperature=1.0)
+    assert draw(torch.zeros(1, 4096), [params], [1 - 2**-53])[0] in torch.zeros(4096).topk(3).indices
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_tokens": 0}, {"max_tokens": True}, {"max_tokens": 2.0}, {"temperature": -0.1},
+        {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": True}, {"temperature": 10**400},
+        {"temperature": "1"}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.01}, {"top_p": float("nan")},
+        {"seed": -1}, {"seed": 2**63}, {"seed": 1.5},
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        SamplingParams(**values)  # type: ignore[arg-type]
+
+
+# ---- the thread
+
+
+@pytest.fixture
+def thread(model: Decoder, tokenizer: Tokenizer) -> Iterator[EngineThread]:
+    thread = EngineThread(Engine(model, tokenizer, max_rows=2), max_waiting=3)
+    yield thread
+    thread.close()
+
+
+def test_thread_answers_many_as_each_alone(thread: EngineThread, model: Decoder, tokenizer: Tokenizer) -> None:
+    params = [SamplingParams(seed=seed, max_tokens=10 + seed) for seed in range(5)]
+    futures = [thread.submit("The cat", row) for row in params]
+    alone = [Engine(model, tokenizer).generate(["The cat"], [row])[0] for row in params]
+    assert [future.result(timeout=60) for future in futures] == alone
+
+
+def test_thread_refuses_what_it_cannot_hold_and_cancelling_frees_it(thread: EngineThread) -> None:
+    endless = SamplingParams(max_tokens=10**6, seed=0)
+    futures = [thread.submit("Once", endless) for _ in range(5)]
+    with pytest.raises(EngineBusyError):
+        thread.submit("Once", endless)
+    with pytest.raises(PromptError):
+        thread.submit("x" * 64, endless)
+    assert all(future.cancel() for future in futures)
+    while True:  # the engine sees it at its next token
+        try:
+            short = thread.submit("Once", SamplingParams(max_tokens=2, seed=0))
+        except EngineBusyError:
+            continue
+        break
+    assert short.result(timeout=60).finish_reason == "length"
+
+
+def test_thread_survives_a_failed_step(thread: EngineThread, model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "decode", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
+        with pytest.raises(RuntimeError, match="no memory"):
+            thread.submit("Once", GREEDY).result(timeout=60)
+    assert len(thread.submit("Once", GREEDY).result(timeout=60).tokens) == 40
+
+
+def test_closed_thread_fails_what_is_unanswered(model: Decoder, tokenizer: Tokenizer) -> None:
+    thread = EngineThread(Engine(model, tokenizer))
+    future = thread.submit("Once", SamplingParams(max_tokens=10**6))
+    thread.close()
+    with pytest.raises(EngineClosedError):
+        future.result(timeout=60)
+    with pytest.raises(EngineClosedError):
+        thread.submit("Once", GREEDY)

@@ -1,0 +1,62 @@
+"""The command that prints stories."""
+
+from pathlib import Path
+
+import pytest
+
+from slm_ray import generate
+from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_model(tmp_path_factory.mktemp("generate") / "tiny"))
+
+
+def test_prints_every_story_with_its_prompt_and_the_same_for_the_same_seed(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", model, "--prompt", "The cat", "Tom", "--max-tokens", "20", "--seed", "3", "--top_k", "0"]
+    assert generate.main(options) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("The cat") and "\n\nTom" in first
+    assert generate.main(options) == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--temperature", "-1"], "temperature (-1.0) must be between 0 and 100"),
+        (["--temperature", "nan"], "temperature (nan) must be a finite number"),
+        (["--max-tokens", "0"], "max_tokens (0) must be at least 1"),
+        (["--prompt", "x" * 64], "the prompt has 64 tokens and the context of this model holds 63"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    model: str, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate.main(["--model", model, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_missing_and_damaged_models_are_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["--model", str(tmp_path / "none")]) == 2
+    assert "no model" in capsys.readouterr().err
+    damaged = write_tiny_model(tmp_path / "damaged")
+    weights = damaged / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert generate.main(["--model", str(damaged)]) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        generate.main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--model", "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--seed"):
+        assert option in text

@@ -1,0 +1,224 @@
+"""The loop without Ray: what it learns, leaves, and does after an interruption."""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slm_ray import checkpoint, loop
+from slm_ray.batches import TokenStream
+from slm_ray.config import ModelConfig, OptimConfig, TrainConfig
+from slm_ray.history import History, plot_loss
+from slm_ray.loop import Surroundings, Task, Trainer, evaluate, fit
+from slm_ray.model import Decoder
+from slm_ray.preflight import load_task
+from slm_ray.run_folder import RunFolder, newest_run
+from slm_ray.shards import load_manifest
+from slm_ray.tracking import NullTracker
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def task(tiny_config: TrainConfig) -> Task:
+    vocab_size = load_manifest(tiny_config.data).tokenizer["vocab_size"]
+    model = dataclasses.replace(tiny_config.model, vocab_size=vocab_size, dropout=0.1)
+    return load_task(dataclasses.replace(tiny_config, model=model), NullTracker())
+
+
+def elsewhere(task: Task, name: str, **changes: Any) -> Task:
+    """The same task in another run folder, with changes to its config."""
+    config = dataclasses.replace(task.config, name=name, **changes)
+    return dataclasses.replace(task, config=config, folder=RunFolder(task.folder.path.parent / name))
+
+
+def weights(task: Task) -> dict[str, torch.Tensor]:
+    return checkpoint.load_model(task.folder.latest)[0].state_dict()
+
+
+def losses(task: Task) -> list[float]:
+    return task.history.series("train_loss")[1]
+
+
+def kill_at(step: int) -> Surroundings:
+    def report(metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == step:
+            raise KilledError
+
+    return Surroundings(report=report)
+
+
+def test_a_run_leaves_best_and_latest_and_its_record(task: Task) -> None:
+    summary = fit(task, Surroundings())
+    assert summary["status"] == "finished"
+    assert checkpoint.load_state(task.folder.latest).step == 8
+    best = checkpoint.load_state(task.folder.best)
+    assert best.metrics["val_loss"] == summary["best"]["val_loss"]
+    assert best.samples_seen == best.step * 8
+    steps, values = task.history.series("val_loss")
+    assert steps == [4, 8]
+    assert values[1] < values[0] < math.log(512)
+    assert [line["sample"] for line in task.history.lines() if "sample" in line]
+    plot_loss(task.history, task.folder.path / "loss.png")
+    assert (task.folder.path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_seed_gives_one_loss_curve(task: Task) -> None:
+    fit(task, Surroundings())
+    again = elsewhere(task, "again")
+    fit(again, Surroundings())
+    other = elsewhere(task, "other", seed=1)
+    fit(other, Surroundings())
+    assert losses(task) == losses(again) != losses(other)
+
+
+def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(task: Task) -> None:
+    fit(task, Surroundings())
+    broken = elsewhere(task, "broken")
+    with pytest.raises(KilledError):
+        fit(broken, kill_at(4))
+    fit(broken, Surroundings())
+    assert losses(broken) == losses(task)
+    expected = weights(task)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(broken).items())
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(task: Task) -> None:
+    fit(task, Surroundings())
+    expected = weights(task)
+    (task.folder.checkpoint_path(8) / "model" / "model.safetensors").write_bytes(b"torn")
+    fit(task, Surroundings())
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(task).items())
+    assert task.history.series("val_loss")[0] == [4, 8]
+
+
+def test_leftovers_of_a_killed_writer_are_removed(task: Task) -> None:
+    partial = task.folder.path / "checkpoints" / "step-00000004.partial"
+    partial.mkdir(parents=True)
+    fit(task, Surroundings())
+    assert not list(task.folder.path.rglob("*.partial"))
+
+
+def test_accumulation_gives_the_gradients_of_the_whole_batch(task: Task) -> None:
+    whole = elsewhere(task, "whole", model=dataclasses.replace(task.config.model, dropout=0.0))
+    parts = elsewhere(whole, "parts", accumulation_steps=4)
+    norms = []
+    for one in (whole, parts):
+        trainer = Trainer(one, Surroundings(), "fp32", is_compiled=False)
+        norms.append([float(trainer.train_step()[1]) for _ in range(3)])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_only_some_checkpoints_are_kept_and_the_best_among_them(task: Task) -> None:
+    many = elsewhere(task, "many", eval_interval_steps=1, keep_checkpoints=2)
+    fit(many, Surroundings())
+    steps = [path.name for path in many.folder.checkpoints()]
+    assert 2 <= len(steps) <= 3
+    assert many.folder.best.resolve().name in steps
+    assert many.folder.latest.resolve().name == "step-00000008"
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(task: Task) -> None:
+    calls = []
+
+    def poison(metrics: Mapping[str, Any]) -> None:
+        calls.append(metrics["step"])
+
+    trainer_init = Trainer.train_step
+
+    def train_step(self: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.step == 5:
+            with torch.no_grad():
+                self.model.norm.weight.fill_(math.nan)
+        return trainer_init(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        summary = fit(task, Surroundings(report=poison))
+    assert summary["status"] == loop.DIVERGED
+    assert calls == [4]
+    assert checkpoint.load_state(task.folder.latest).step == 4
+
+
+def test_bits_per_byte_is_all_nats_over_all_bytes(task: Task) -> None:
+    model = Decoder(task.config.model).eval()
+    stream = task.validation
+    got = evaluate(model, stream, seq_len=32, around=Surroundings())
+    with torch.no_grad():
+        nats = 0.0
+        for start in range(0, stream.n_targets, 32):
+            part = torch.from_numpy(stream.tokens[start : start + 33].astype("int64"))[None]
+            nats += model(part[:, :-1], part[:, 1:]).item()
+    assert got["val_bits_per_byte"] == pytest.approx(nats / math.log(2) / stream.n_bytes, rel=1e-5)
+    assert got["val_loss"] == pytest.approx(nats / stream.n_targets, rel=1e-5)
+
+
+def test_evaluation_in_parts_sums_to_the_whole(task: Task) -> None:
+    model = Decoder(task.config.model).eval()
+    whole = evaluate(model, task.validation, seq_len=32, around=Surroundings())
+    sums: list[torch.Tensor] = []
+    for rank in range(2):
+        evaluate(model, task.validation, seq_len=32, around=Surroundings(rank=rank, world_size=2, all_sum=_keep(sums)))
+    nats, tokens = (sums[0] + sums[1]).tolist()
+    assert nats / tokens == pytest.approx(whole["val_loss"], rel=1e-6)
+
+
+def _keep(sums: list[torch.Tensor]) -> Any:
+    def all_sum(values: torch.Tensor) -> torch.Tensor:
+        sums.append(values.clone())
+        return values
+
+    return all_sum
+
+
+def test_golden_loss_curve() -> None:
+    """Fixed seed, fixed tokens, one thread: the losses of four steps, to 1e-4."""
+    tokens = (torch.arange(600) * 7919 % 61).numpy().astype("uint16")
+    stream = TokenStream.of_split(tokens, 600, 0)
+    config = TrainConfig(
+        batch_size=4,
+        model=ModelConfig(vocab_size=64, seq_len=16, n_layers=2, d_model=32, n_heads=4, d_ff=64),
+        optim=OptimConfig(lr=1e-2, warmup_steps=0),
+    )
+    folder = RunFolder(Path("/nonexistent"))
+    task = Task(
+        config=config,
+        max_steps=4,
+        data_fingerprint="",
+        train=stream,
+        validation=stream,
+        tokenizer=None,  # type: ignore[arg-type]
+        folder=folder,
+        tracker=NullTracker(),
+    )
+    trainer = Trainer(task, Surroundings(), "fp32", is_compiled=False)
+    assert [float(trainer.train_step()[0]) for _ in range(4)] == pytest.approx(GOLDEN_LOSSES, abs=1e-4)
+
+
+GOLDEN_LOSSES = [4.176282, 3.937200, 3.794150, 3.685516]
+
+
+def test_the_newest_run_is_the_one_to_resume(task: Task) -> None:
+    fit(task, Surroundings())
+    assert newest_run(task.folder.path.parent) == task.folder
+    shutil.rmtree(task.folder.path)
+    with pytest.raises(Exception, match="nothing to resume"):
+        newest_run(task.folder.path.parent)
+
+
+def test_a_half_written_last_line_of_the_record_is_left_out(tmp_path: Path) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    history.append({"step": 1, "train_loss": 2.0})
+    with history.path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 2})[:-2])
+    assert list(history.lines()) == [{"step": 1, "train_loss": 2.0}]
+    history.rewind(0)
+    assert list(history.lines()) == []

@@ -1,0 +1,160 @@
+"""The decoder against naive code, against itself with a cache, and against transformers."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from slm_ray import hf_layout
+from slm_ray.config import ModelConfig
+from slm_ray.model import IGNORED_TARGET, Attention, Decoder, KVCache, _Window, count_parameters, rotary_tables, rotate
+
+SHAPE = {"vocab_size": 97, "seq_len": 24, "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 48}
+LLAMA = ModelConfig(**SHAPE)
+GPT2 = ModelConfig(**SHAPE, positions="learned", norm="layer", mlp="gelu", bias=True)
+VARIANTS = {
+    "llama": LLAMA,
+    "grouped": ModelConfig(**SHAPE, n_kv_heads=2),
+    "one-kv-head-wide": ModelConfig(**SHAPE, n_kv_heads=1, d_head=10),
+    "untied-biases": ModelConfig(**SHAPE, tie_embeddings=False, bias=True),
+    "gpt2": GPT2,
+    "mixed": ModelConfig(**SHAPE, norm="layer", mlp="swiglu", d_head=6),
+}
+
+
+def make(config: ModelConfig, seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    model = Decoder(config).eval()
+    for parameter in model.parameters():  # norms and biases away from one and zero, so that a mix-up shows
+        torch.nn.init.normal_(parameter, mean=0.1, std=0.2)
+    return model
+
+
+def some_tokens(rows: int = 3, steps: int = 20) -> Tensor:
+    return torch.randint(0, SHAPE["vocab_size"], (rows, steps), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+def model(request: pytest.FixtureRequest) -> Decoder:
+    return make(request.param)
+
+
+@torch.no_grad()
+def test_a_token_does_not_change_what_stands_before_it(model: Decoder) -> None:
+    tokens = some_tokens()
+    changed = tokens.clone()
+    changed[:, 12] = (changed[:, 12] + 1) % SHAPE["vocab_size"]
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert not torch.allclose(before[:, 12:], after[:, 12:])
+
+
+@torch.no_grad()
+def test_the_cache_changes_nothing(model: Decoder) -> None:
+    tokens = some_tokens()
+    cache = KVCache.empty(model.config, rows=3)
+    parts = [model.decode(tokens[:, :7], cache), *(model.decode(tokens[:, i : i + 1], cache) for i in range(7, 20))]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
+    assert cache.lengths.tolist() == [20, 20, 20]
+
+
+@torch.no_grad()
+def test_rows_of_different_length_share_a_cache() -> None:
+    model, tokens = make(LLAMA), some_tokens()
+    cache = KVCache.empty(LLAMA, rows=2)
+    for row, length in ((0, 5), (1, 11)):
+        alone = KVCache(cache.keys[:, row : row + 1], cache.values[:, row : row + 1], cache.lengths[row : row + 1])
+        model.decode(tokens[row : row + 1, :length], alone)
+    together = model.decode(torch.stack([tokens[0, 5:6], tokens[1, 11:12]]), cache)
+    torch.testing.assert_close(together[0, 0], model(tokens[:1, :6])[0, -1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together[1, 0], model(tokens[1:2, :12])[0, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_rotary_turns_pairs_by_position_times_frequency() -> None:
+    cos, sin = rotary_tables(10, 6, 100.0)
+    x = torch.randn(1, 1, 10, 6)
+    turned = rotate(x, cos[None, None], sin[None, None])
+    for position in range(10):
+        for pair in range(3):
+            angle = position * 100.0 ** (-2 * pair / 6)
+            z = complex(x[0, 0, position, pair], x[0, 0, position, pair + 3]) * complex(
+                math.cos(angle), math.sin(angle)
+            )
+            assert turned[0, 0, position, pair].item() == pytest.approx(z.real, abs=1e-5)
+            assert turned[0, 0, position, pair + 3].item() == pytest.approx(z.imag, abs=1e-5)
+
+
+@torch.no_grad()
+def test_attention_equals_a_naive_loop() -> None:
+    config = ModelConfig(**SHAPE, n_kv_heads=2, positions="learned")
+    attention = Attention(config, layer=0).eval()
+    x = torch.randn(2, 9, 32)
+    q, k, v = (p(x).view(2, 9, -1, 8) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    naive = torch.zeros(2, 9, 4, 8)
+    for row in range(2):
+        for head in range(4):
+            for step in range(9):
+                scores = [
+                    float(q[row, step, head] @ k[row, past, head // 2]) / math.sqrt(8) for past in range(step + 1)
+                ]
+                weights = torch.tensor(scores).softmax(dim=0)
+                naive[row, step, head] = sum(w * v[row, past, head // 2] for past, w in enumerate(weights))
+    expected = attention.o_proj(naive.reshape(2, 9, 32))
+    torch.testing.assert_close(attention(x, _Window(None, None)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_parameter_count_follows_the_formula() -> None:
+    d, ff, v, layers = 32, 48, 97, 2
+    assert count_parameters(Decoder(LLAMA)) == v * d + layers * (4 * d * d + 3 * d * ff + 2 * d) + d
+    grouped = 2 * d * d + 2 * d * 16 + 3 * d * ff + 2 * d
+    assert count_parameters(Decoder(VARIANTS["grouped"])) == v * d + layers * grouped + d
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_the_first_loss_is_that_of_a_guess(config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    tokens = some_tokens(8, 24)
+    loss = Decoder(config)(tokens, torch.roll(tokens, 5)).item() / tokens.numel()
+    assert loss == pytest.approx(math.log(97), rel=0.02)
+
+
+def test_ignored_targets_do_not_count() -> None:
+    model, tokens = make(LLAMA), some_tokens(1)
+    targets = tokens.clone()
+    targets[:, 10:] = IGNORED_TARGET
+    assert model(tokens, targets).item() == pytest.approx(model(tokens[:, :10], tokens[:, :10]).item(), rel=1e-5)
+
+
+def test_a_two_layer_model_overfits_one_batch() -> None:
+    torch.manual_seed(0)
+    model, tokens = Decoder(LLAMA), some_tokens(4, 17)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        loss = model(tokens[:, :-1], tokens[:, 1:]) / 64
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+@torch.no_grad()
+def test_names_of_hugging_face_lead_back_to_the_same_model(model: Decoder) -> None:
+    copy = make(model.config, seed=1)
+    copy.load_state_dict(hf_layout.from_hf(hf_layout.to_hf(model.state_dict(), model.config), model.config))
+    assert torch.equal(copy(some_tokens()), model(some_tokens()))
+
+
+@pytest.mark.parametrize("name", ["llama", "grouped", "one-kv-head-wide", "untied-biases", "gpt2"])
+@torch.no_grad()
+def test_logits_equal_those_of_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = make(VARIANTS[name])
+    content = hf_layout.config_json(model.config, end_id=0)
+    config = transformers.AutoConfig.for_model(**content)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    tensors = hf_layout.to_hf(model.state_dict(), model.config)
+    missing, unexpected = theirs.load_state_dict(tensors, strict=False)
+    assert not unexpected
+    assert all(name == "lm_head.weight" for name in missing)
+    torch.testing.assert_close(theirs(some_tokens()).logits, model(some_tokens()), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,259 @@
+"""The whole pipeline: equal bytes on any runner, an account of every story, and mistakes in one line."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import prepare
+from slm_ray import hub, shards, sources
+from slm_ray.shards import load_manifest, read_split
+from slm_ray.tokenizer import Tokenizer
+
+GOLDEN_FINGERPRINT = "20f407d5b6c01e3b5182f79268b0b8d35f2787266503a5dbc2174dc5ad28c677"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def small_ranges(monkeypatch):
+    """Ranges of 100 stories, so that a small input has several."""
+    plan = sources.plan
+    monkeypatch.setattr(sources, "plan", lambda *args, **options: plan(*args, rows_per_range=100, **options))
+
+
+def run(output: Path, *words: str) -> int:
+    return prepare.main(["--output", str(output), "--vocab-size", "512", *words])
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def write_stories(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def story(number: int) -> str:
+    return f"Once upon a time there was a mouse with {number} friends. They all lived in house {number}."
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory) -> Path:
+    """A data set of 320 sample stories, made in memory; not to be changed."""
+    folder = tmp_path_factory.mktemp("sample")
+    with pytest.MonkeyPatch.context() as patch:
+        plan = sources.plan
+        patch.setattr(sources, "plan", lambda *args, **options: plan(*args, rows_per_range=100, **options))
+        assert run(folder, "--runner", "DirectRunner", "--source", "sample", "--max-stories", "320") == 0
+    return folder
+
+
+SAMPLE = ("--source", "sample", "--max-stories", "320")
+
+
+def test_a_data_set_is_whole_and_readable(sample):
+    manifest = load_manifest(sample)
+    tokenizer = Tokenizer.load(sample / "tokenizer.json")
+    assert manifest.counts == {"read": 320, "kept": 320, "duplicates": 0, "rejected": {}}
+    assert manifest.tokenizer["sha256"] == tokenizer.sha256
+    for name, split in manifest.splits.items():
+        tokens, n_bytes = read_split(sample, name)
+        ends = tokens == tokenizer.end_id
+        assert (len(tokens), int(ends.sum())) == (split.tokens, split.rows)
+        assert n_bytes == split.bytes == len(tokenizer.decode(tokens.tolist()).encode())
+    assert [path.name for path in sorted(sample.iterdir())] == [
+        "manifest.json", "report", "test", "tokenizer.json", "train", "validation",
+    ]  # fmt: skip
+
+
+def test_every_story_can_be_traced_to_its_row(sample):
+    tokenizer = Tokenizer.load(sample / "tokenizer.json")
+    from slm_ray.corpus import sample_stories
+
+    texts = list(sample_stories(0, 320))
+    for row in pq.read_table(sample / "train/00002.parquet").to_pylist():
+        number = int(row["story_id"].removeprefix("sample#"))
+        assert 200 <= number < 300
+        assert tokenizer.decode(row["tokens"]) == " ".join(texts[number].split())
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_bytes(sample, tmp_path):
+    words = ("--direct_num_workers", "2", "--direct_running_mode", "multi_processing")
+    assert run(tmp_path / "again", *SAMPLE, *words) == 0
+    assert digests(tmp_path / "again") == digests(sample)
+
+
+@pytest.mark.skipif(pa.__version__ != "25.0.1", reason="Parquet files carry the version of their writer")
+def test_the_fingerprint_stays_what_it_was(tmp_path):
+    source = write_stories(tmp_path / "mice.jsonl", [story(number) for number in range(150)])
+    assert run(tmp_path / "data", "--source", str(source)) == 0
+    assert load_manifest(tmp_path / "data").fingerprint == GOLDEN_FINGERPRINT
+
+
+def test_every_story_is_accounted_for(tmp_path, capsys):
+    texts = [story(number) for number in range(130)]
+    texts[5], texts[120] = "Too short.", texts[7].upper() + "  \n"
+    source = write_stories(tmp_path / "a.jsonl", texts)
+    with source.open("ab") as file:
+        file.write(b'{"text": 7}\n')
+    assert run(tmp_path / "data", "--source", str(source)) == 0
+    rejected = {"not_text": 1, "too_short": 1}
+    counts = load_manifest(tmp_path / "data").counts
+    assert counts == {"read": 131, "kept": 128, "duplicates": 1, "rejected": rejected}
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "data/rejected").iterdir()))
+    assert rows.to_pylist() == [
+        {"story_id": "a.jsonl#5", "reason": "too_short", "text": "Too short."},
+        {"story_id": "a.jsonl#120", "reason": "duplicate", "text": texts[7].upper()},
+        {"story_id": "a.jsonl#130", "reason": "not_text", "text": '{"text": 7}'},
+    ]
+    printed = capsys.readouterr().out
+    assert "read 131 = kept 128 + duplicates 1 + rejected 2" in printed
+    assert "e.g. a.jsonl#120" in printed
+
+
+def test_a_validation_source_is_the_whole_validation_split_and_leaks_nothing(tmp_path):
+    train = write_stories(tmp_path / "train.jsonl", [story(number) for number in range(120)])
+    validation = write_stories(tmp_path / "validation.jsonl", [story(number).upper() for number in (3, 500)])
+    assert run(tmp_path / "data", "--source", str(train), "--validation-source", str(validation)) == 0
+    manifest = load_manifest(tmp_path / "data")
+    assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 119, "validation": 2, "test": 0}
+    assert pq.read_table(tmp_path / "data/rejected/00000.parquet")["story_id"].to_pylist() == ["train.jsonl#3"]
+
+
+def test_the_letters_of_an_end_mark_in_a_story_end_nothing(tmp_path):
+    source = write_stories(tmp_path / "a.jsonl", [story(1) + " <|endoftext|> " + story(2)])
+    assert run(tmp_path / "data", "--source", str(source), "--validation-fraction", "0", "--test-fraction", "0") == 0
+    tokens, _ = read_split(tmp_path / "data", "train")
+    assert tokens.tolist().count(0) == 1
+
+
+def test_a_tokenizer_is_reused(sample, tmp_path):
+    file = str(sample / "tokenizer.json")
+    assert run(tmp_path / "data", "--source", "sample", "--max-stories", "50", "--tokenizer", file) == 0
+    assert load_manifest(tmp_path / "data").tokenizer == load_manifest(sample).tokenizer
+    assert (tmp_path / "data/tokenizer.json").read_bytes() == (sample / "tokenizer.json").read_bytes()
+
+
+def test_what_is_finished_is_not_done_again(sample, capsys):
+    before = (sample / shards.MANIFEST).stat().st_mtime_ns
+    assert run(sample, *SAMPLE) == 0
+    assert (sample / shards.MANIFEST).stat().st_mtime_ns == before
+    assert "already holds this data set" in capsys.readouterr().out
+
+
+def test_other_parameters_are_refused_and_the_data_set_stays(sample, capsys):
+    before = digests(sample)
+    assert run(sample, *SAMPLE, "--min-chars", "60") == 2
+    assert "another source or other parameters: choose another --output, or replace it with --force" in (
+        capsys.readouterr().err
+    )
+    assert digests(sample) == before
+
+
+def test_force_replaces_and_damage_is_repaired(tmp_path, capsys):
+    source = write_stories(tmp_path / "a.jsonl", [story(number) for number in range(30)])
+    data = tmp_path / "data"
+    assert run(data, "--source", str(source)) == 0
+    whole = digests(data)
+    (data / "train/00000.parquet").write_bytes(b"x")
+    assert run(data, "--source", str(source)) == 0
+    assert "preparing again" in capsys.readouterr().err
+    assert digests(data) == whole
+    assert run(data, "--source", str(source), "--max-stories", "20", "--force") == 0
+    assert load_manifest(data).counts["read"] == 20
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_folders_of_somebody_else_are_not_replaced(tmp_path, capsys, force):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/thesis.txt").write_text("years of work")
+    assert run(tmp_path, "--source", "sample", "--max-stories", "5", *force) == 2
+    assert "holds report, which is no data set of this program" in capsys.readouterr().err
+    assert (tmp_path / "report/thesis.txt").exists()
+
+
+def test_a_failing_job_leaves_the_earlier_data_set_whole(tmp_path, capsys):
+    data = tmp_path / "data"
+    assert run(data, "--source", str(write_stories(tmp_path / "a.jsonl", [story(n) for n in range(30)]))) == 0
+    manifest = (data / shards.MANIFEST).read_bytes()
+    bad = tmp_path / "bad.parquet"
+    pq.write_table(pa.table({"text": ["some words " * 2000]}), bad)
+    content = bytearray(bad.read_bytes())
+    content[60:90] = bytes(byte ^ 255 for byte in content[60:90])
+    bad.write_bytes(content)
+    assert run(data, "--source", str(bad), "--force") == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith(f"error: {bad} is damaged and cannot be read as Parquet")
+    assert "while running" not in error
+    assert (data / shards.MANIFEST).read_bytes() == manifest
+    assert len(read_split(data, "train")[0])
+
+
+def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "data"
+    monkeypatch.setattr(hub, "unreachable", lambda name: "no network")
+    assert run(data, "--max-stories", "40") == 0
+    assert "NOT real TinyStories: the hub could not be used (no network)" in capsys.readouterr().err
+    manifest = load_manifest(data)
+    assert (manifest.source["requested"], manifest.source["used"]) == ("auto", "sample")
+
+    stand_in = sources.plan("sample", max_stories=40, seed=9)
+    monkeypatch.setattr(prepare, "make_plan", lambda settings: stand_in)
+    assert run(data, "--max-stories", "40") == 0
+    assert "already holds this data set" in capsys.readouterr().out
+    assert load_manifest(data) == manifest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-storys", "3"], "unknown option --max-storys: did you mean --max-stories?"),
+        (["--max-stories", "many"], "argument --max-stories: invalid int value: 'many' (see --help)"),
+        (["--max-stories", "0"], "max_stories (0) must be at least 1"),
+        (["stray"], "unknown option stray, see --help"),
+        (["--test-fraction", "1.5"], "must be 0 or more, and leave a share for train"),
+        (["--min-chars", "9", "--max-chars", "3"], "min_chars (9) must be from 0 to max_chars (3)"),
+        (["--vocab-size", "100"], "vocab_size (100) must be at least 257"),
+        (["--source", "absent/"], "no such file, folder or glob: absent/"),
+        (["--tokenizer", "absent.json"], "cannot read the tokenizer absent.json: No such file or directory"),
+        (["--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
+        (["--min-chars", "9999"], "no story is left for training of 5 read; most frequent reason: too_short (5)"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, words, message):
+    assert run(tmp_path / "data", "--source", "sample", "--max-stories", "5", *words) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("prepare: ")]
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "data" / shards.MANIFEST).exists()
+
+
+def test_both_spellings_of_an_option_are_one(sample, capsys):
+    assert run(sample, "--source=sample", "--max_stories=320", "--min_chars=50") == 0
+    assert "already holds this data set" in capsys.readouterr().out
+
+
+def test_the_report_is_one_page_with_its_pictures_inside(sample):
+    page = (sample / "report/report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert page.count('class="story"') == 5
+    assert load_manifest(sample).fingerprint in page
+    assert {path.name for path in (sample / "report").glob("*.png")} == {"words.png", "tokens.png", "zipf.png"}
+
+
+@pytest.mark.slow
+def test_it_runs_as_a_script_from_the_checkout(tmp_path):
+    words = ["--runner", "DirectRunner", "--source", "sample", "--max-stories", "20", "--output", str(tmp_path / "d")]
+    done = subprocess.run(
+        [sys.executable, "pipelines/prepare.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "prepare: 1 of 1 ranges written\n")
+    assert done.stdout.splitlines()[-1].startswith(f"data set in {tmp_path / 'd'}")

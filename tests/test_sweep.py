@@ -1,0 +1,93 @@
+"""The sweep: its grid, its refusals, and the whole of it on a tiny model."""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm_ray import tracking
+from slm_ray.config import OptimConfig, TrainConfig
+from slm_ray.errors import UserError
+from tune.results import Trial, draw_heat_map, format_table
+from tune.sweep import SweepConfig, main, parse_config, run_config, run_sweep, trial_name
+
+
+def sweep_of(config: TrainConfig, **changes: Any) -> SweepConfig:
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    return SweepConfig(**(shared | {"lr": (1e-3, 1e-2), "d_ff": (32, 64), "register": "tiny"} | changes))
+
+
+def test_the_default_grid_is_two_by_two() -> None:
+    assert parse_config([]).points == [(1e-4, 512), (1e-4, 1024), (5e-4, 512), (5e-4, 1024)]
+
+
+def test_the_grid_is_set_by_options_and_each_point_stands_once() -> None:
+    sweep = parse_config(["--lr", "1e-3", "1e-3", "--d-ff", "64", "128", "--no-final", "--workers", "2"])
+    assert sweep.points == [(1e-3, 64), (1e-3, 128)]
+    assert (sweep.final, sweep.workers, sweep.register) == (False, 2, "tinystories")
+
+
+def test_a_point_changes_rate_and_width_and_nothing_else(tiny_config: TrainConfig) -> None:
+    config = run_config(sweep_of(tiny_config, optim=OptimConfig(min_lr=1e-3)), lr=1e-4, d_ff=96)
+    assert (config.optim.lr, config.optim.min_lr, config.model.d_ff) == (1e-4, 1e-4, 96)
+    assert config.batch_size == tiny_config.batch_size
+    assert type(config) is TrainConfig
+
+
+def test_names_of_trials_are_distinct() -> None:
+    assert trial_name(5e-4, 512) == "lr0.0005-dff512"
+    assert trial_name(1e-4, 512) != trial_name(1.5e-4, 512)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--data", "no/such"], "no manifest.json"), (["--config", "nothing"], "no preset and no file")],
+)
+def test_a_users_mistake_is_one_line_and_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_the_heat_map_and_table_show_every_trial(tmp_path: Path) -> None:
+    trials = [Trial(lr, 64, {"val_loss": 2.0, "val_bits_per_byte": lr, "step": 1}, "r") for lr in (1e-3, 1e-2)]
+    draw_heat_map(trials, tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert len(format_table(trials).splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(tiny_config: TrainConfig, local_ray: Any) -> None:
+    first = sweep_of(tiny_config, name="sweep", trial_steps=4, lr=(1e-2,), final=False)
+    trials, final = run_sweep(first)
+    assert final is None
+    assert {(trial.lr, trial.d_ff) for trial in trials} == {(1e-2, 32), (1e-2, 64)}
+    assert trials[0].metrics["val_bits_per_byte"] <= trials[1].metrics["val_bits_per_byte"]
+    folder = Path(first.output) / "sweep"
+    made_at = (folder / "trials" / "lr0.01-dff32" / "summary.json").stat().st_mtime_ns
+
+    with pytest.raises(UserError, match="holds a sweep already"):
+        run_sweep(first)
+    with pytest.raises(UserError, match="was made with another seed"):
+        run_sweep(dataclasses.replace(first, resume=True, seed=5))
+
+    trials, final = run_sweep(sweep_of(tiny_config, name="sweep", trial_steps=4, resume=True, d_ff=(32, 64)))
+    assert len(trials) == 4
+    assert (folder / "trials" / "lr0.01-dff32" / "summary.json").stat().st_mtime_ns == made_at
+    assert final is not None
+    assert final.version == "1"
+    with (folder / "results.csv").open(encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 4
+    store = tracking.client(first.tracking_uri)
+    child = store.get_run(final.run_id)
+    parent = store.get_run(child.data.tags["mlflow.parentRunId"])
+    assert {artifact.path for artifact in store.list_artifacts(parent.info.run_id)} == {"heatmap.png", "results.csv"}
+    assert parent.info.status == "FINISHED"
+    best = tracking.resolve_model("models:/tiny@champion", first.tracking_uri)
+    assert best.run_id == final.run_id
+    assert not (folder / ".tune").exists()

@@ -1,0 +1,142 @@
+"""Training through Ray Train: refusals before anything starts, two workers, resume, a killed worker, the registry."""
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from slm_ray import checkpoint, tracking
+from slm_ray.config import TrainConfig
+from slm_ray.errors import UserError
+from slm_ray.history import History
+from slm_ray.preflight import parse_config, refuse_conflicts, resolve
+from slm_ray.run_folder import RunFolder
+from slm_ray.train import describe, main, run_training
+
+
+def folder_of(config: TrainConfig) -> RunFolder:
+    return RunFolder(Path(config.output) / config.name)
+
+
+def losses(config: TrainConfig) -> dict[int, float]:
+    steps, values = History(folder_of(config).path / "metrics.jsonl").series("train_loss")
+    return dict(zip(steps, values, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "no/such/folder"}, "no manifest.json in .*pipelines/prepare.py"),
+        ({"batch_size": 9, "workers": 2}, r"batch_size \(9\) must be divisible"),
+    ],
+)
+def test_a_users_mistake_is_said_before_anything_starts(
+    tiny_config: TrainConfig, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(dataclasses.replace(tiny_config, **changes), lambda: 1)
+    assert not Path(tiny_config.output).exists()
+
+
+def test_another_vocabulary_than_the_datas_is_refused(tiny_config: TrainConfig) -> None:
+    model = dataclasses.replace(tiny_config.model, vocab_size=99)
+    with pytest.raises(UserError, match=r"vocab_size \(99\) must be the data set's, 512"):
+        resolve(dataclasses.replace(tiny_config, model=model), lambda: 1)
+
+
+def test_paths_are_absolute_before_they_leave(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(tiny_config.data).parent)
+    relative = dataclasses.replace(tiny_config, data=Path(tiny_config.data).name, output="runs", name="")
+    resolved = resolve(relative, lambda: 1)
+    assert resolved.data == tiny_config.data
+    assert Path(resolved.output).is_absolute()
+    assert resolved.name.startswith("run-")
+
+
+def test_the_command_ends_with_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "no-such-preset"]) == 2
+    assert main(["--resume", "--name", "nobody", "--output", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
+
+
+@pytest.mark.slow
+def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_ray: Any) -> None:
+    """One story in one test, for each start of a worker group takes seconds."""
+    config = dataclasses.replace(tiny_config, workers=2, register="tiny-stories")
+    result = run_training(config, is_quiet=True)
+    folder = folder_of(config)
+    assert (folder.best.exists(), folder.latest.exists()) == (True, True)
+    assert sorted(path.name for path in folder.path.iterdir()) == [
+        "best", "checkpoints", "latest", "loss.png", "metrics.jsonl", "summary.json",
+    ]  # fmt: skip
+    assert result.version == "1"
+    found = tracking.resolve_model("models:/tiny-stories@champion", config.tracking_uri)
+    assert found.run_id == result.run_id
+    run = tracking.client(config.tracking_uri).get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.d_ff"] == "64"
+    assert run.data.metrics["val_loss"] == pytest.approx(checkpoint.load_state(folder.latest).metrics["val_loss"])
+    assert "bits per byte" in describe(result)
+
+    with pytest.raises(UserError, match="holds a run already"):
+        run_training(config, is_quiet=True)
+
+    # two workers see the samples that one sees: the same losses
+    alone = dataclasses.replace(tiny_config, name="alone", tracking_uri=tracking.OFF, sample_prompt="")
+    run_training(alone, is_quiet=True)
+    assert losses(alone) == pytest.approx(losses(config), abs=1e-4)
+
+    # asked again, a finished run trains nothing and registers nothing
+    again = run_training(dataclasses.replace(config, resume=True), is_quiet=True)
+    assert (again.version, again.run_id) == ("1", result.run_id)
+
+    # a longer run continues it
+    longer = parse_config(["--resume", "--name", "tiny", "--output", config.output, "--max-steps", "10"])
+    assert (longer.model.d_ff, longer.max_steps, longer.workers) == (64, 10, 2)
+    assert run_training(dataclasses.replace(longer, register=""), is_quiet=True).run_id == result.run_id
+    assert checkpoint.load_state(folder.latest).step == 10
+
+    with pytest.raises(UserError, match="batch_size was 8 and is now 4"):
+        run_training(dataclasses.replace(longer, batch_size=4), is_quiet=True)
+    with pytest.raises(UserError, match="was trained on data set"):
+        refuse_conflicts(longer, folder, "another fingerprint")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_at_most_one_checkpoint_interval(tiny_config: TrainConfig, local_ray: Any) -> None:
+    config = dataclasses.replace(
+        tiny_config, max_steps=60, eval_interval_steps=5, max_failures=2, tracking_uri=tracking.OFF, sample_prompt=""
+    )
+    whole = dataclasses.replace(config, name="whole")
+    run_training(whole, is_quiet=True)
+    killer = threading.Thread(target=_kill_a_worker_after_step, args=(folder_of(config), 10))
+    killer.start()
+    run_training(config, is_quiet=True)
+    killer.join()
+    messages = [
+        line["message"] for line in History(folder_of(config).path / "metrics.jsonl").lines() if "message" in line
+    ]
+    assert any("resumed at step" in message for message in messages)
+    assert losses(config) == losses(whole)
+    ours, theirs = (checkpoint.load_model(folder_of(c).latest)[0].state_dict() for c in (config, whole))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def _kill_a_worker_after_step(folder: RunFolder, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(int(path.name.split("-")[1]) >= step for path in folder.checkpoints()):
+            for process in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    return
+        time.sleep(0.01)

@@ -1,0 +1,313 @@
+"""Sweep learning rate and FF width: `python tune/sweep.py`. Ray Tune lives here only.
+
+In: a prepared data set, a base configuration and a grid. Every point of the grid is a real Ray Train run with a
+shortened budget, a child of one MLflow run. Out: a table and a heat map of the results, and, unless `--no-final`, the
+best point trained at the full budget and registered as the champion. A sweep that was interrupted goes on with
+`--resume`: finished trials are kept, unfinished ones continue from their last checkpoint.
+"""
+
+import dataclasses
+import datetime
+import itertools
+import json
+import logging
+import shutil
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # run as a script, Python puts this folder first on the path, not the checkout's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import ray
+from ray import cloudpickle, tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from slm_ray import hardware, tracking
+from slm_ray.command_line import parse, quiet_environment, take_option
+from slm_ray.config import TrainConfig, from_dict, load_config
+from slm_ray.errors import UserError, command
+from slm_ray.preflight import DEFAULT_PRESET
+from slm_ray.run_folder import RunFolder
+from slm_ray.shards import load_manifest
+from slm_ray.train import TrainResult, describe, flatten, run_training, start_ray
+from tune.results import METRIC, Trial, format_table, keep_results
+
+MODEL_NAME = "tinystories"
+DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CPU would leave none for the workers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepConfig(TrainConfig):
+    """A sweep: what every run shares, and the grid."""
+
+    lr: tuple[float, ...] = (1e-4, 5e-4)
+    """Learning rates of the grid."""
+    d_ff: tuple[int, ...] = (512, 1024)
+    """Inner widths of the feed-forward block of the grid."""
+    trial_steps: int = 0
+    """Optimizer steps of a trial; 0 means a fifth of the full run, at most 200."""
+    trial_workers: int = 1
+    """Workers of a trial; as many trials run at once as the cluster has room for."""
+    final: bool = True
+    """Train the best point at the full budget and register it."""
+    register: str = MODEL_NAME
+    """Name under which the final model is registered; it becomes the champion."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lr or not self.d_ff:
+            raise ValueError("the grid is empty: give at least one --lr and one --d-ff")
+        if self.trial_steps < 0 or self.trial_workers < 1:
+            raise ValueError("trial_steps must not be negative, and trial_workers at least 1")
+
+    @property
+    def points(self) -> list[tuple[float, int]]:
+        """The grid, in order, each (lr, d_ff) once."""
+        return list(dict.fromkeys(itertools.product(self.lr, self.d_ff)))
+
+
+def trial_name(lr: float, d_ff: int) -> str:
+    """Folder and run name of a point: `trial_name(5e-4, 512)` is `"lr0.0005-dff512"`."""
+    return f"lr{lr:g}-dff{d_ff}"
+
+
+def run_config(sweep: SweepConfig, lr: float, d_ff: int, **changes: Any) -> TrainConfig:
+    """The training run of one point: what the sweep's runs share, its rate and its width."""
+    shared = {field.name: getattr(sweep, field.name) for field in dataclasses.fields(TrainConfig)}
+    min_lr = None if sweep.optim.min_lr is None else min(sweep.optim.min_lr, lr)
+    point = {
+        "optim": dataclasses.replace(sweep.optim, lr=lr, min_lr=min_lr),
+        "model": dataclasses.replace(sweep.model, d_ff=d_ff),
+    }
+    return TrainConfig(**(shared | point | changes))
+
+
+def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
+    """Run the grid and the final training. Returns the trials, best first, and the final run where there was one.
+
+    Raises:
+        UserError: the sweep, the data set or the folder does not allow it, or every trial failed.
+    """
+    sweep = _resolve(sweep)
+    folder = Path(sweep.output) / sweep.name
+    parent = _open(sweep, folder)
+    status = "FAILED"
+    try:
+        trials = _run_trials(sweep, folder, parent.run_id)
+        keep_results(trials, folder, parent)
+        best = trials[0]
+        print(format_table(trials))
+        print(f"best: lr {best.lr:g}, d_ff {best.d_ff} with {best.metrics[METRIC]:.4f} bits per byte", flush=True)
+        final = _train_final(sweep, best, parent.run_id) if sweep.final else None
+        status = "FINISHED"
+        return trials, final
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        parent.finish(status)
+
+
+def _resolve(sweep: SweepConfig) -> SweepConfig:
+    load_manifest(sweep.data)  # says what is missing before anything starts
+    for lr, d_ff in sweep.points:
+        run_config(sweep, lr, d_ff).check_batch(sweep.trial_workers)
+    start_ray()
+    name = sweep.name or f"sweep-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    return dataclasses.replace(
+        sweep,
+        name=name,
+        data=str(Path(sweep.data).absolute()),
+        output=str(Path(sweep.output).absolute()),
+        tracking_uri=tracking.resolve_uri(sweep.tracking_uri),
+    )
+
+
+def _open(sweep: SweepConfig, folder: Path) -> tracking.Tracker:
+    """Begin a sweep's folder and MLflow run, or continue them."""
+    record = folder / "sweep.json"
+    shared = _shared(sweep)
+    if record.exists():
+        if not sweep.resume:
+            raise UserError(f"{folder} holds a sweep already: add --resume to continue it, or take another --name")
+        known = json.loads(record.read_text(encoding="utf-8"))
+        changed = sorted(name for name in shared if shared[name] != known["shared"].get(name))
+        if changed:
+            raise UserError(f"{folder} was made with another {', '.join(changed)}: take another --name")
+        return tracking.continue_run(sweep.tracking_uri, known["run_id"])
+    grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
+    tags = {"data_fingerprint": shared["data_fingerprint"]}
+    parent = tracking.start_run(sweep.tracking_uri, sweep.experiment, sweep.name, flatten(shared) | grid, tags)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"run_id": parent.run_id, "shared": shared, "grid": grid}
+    record.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return parent
+
+
+def _shared(sweep: SweepConfig) -> dict[str, Any]:
+    """What makes two trials comparable: everything but the grid and how the sweep is run."""
+    fields = ("seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision")
+    shared = {name: getattr(sweep, name) for name in fields}
+    model = {name: value for name, value in dataclasses.asdict(sweep.model).items() if name != "d_ff"}
+    optim = {name: value for name, value in dataclasses.asdict(sweep.optim).items() if name != "lr"}
+    return shared | {"model": model, "optim": optim, "data_fingerprint": load_manifest(sweep.data).fingerprint}
+
+
+def _run_trials(sweep: SweepConfig, folder: Path, parent_run_id: str) -> list[Trial]:
+    """Every point of the grid through Ray Tune, best first."""
+    at_once = _concurrent_trials(sweep)
+    threads = sweep.threads or max(1, hardware.cpu_count() // (min(at_once, len(sweep.points)) * sweep.trial_workers))
+    steps = _trial_steps(sweep)
+    changes = {
+        "output": str(folder / "trials"),
+        "workers": sweep.trial_workers,
+        "max_steps": steps,
+        "eval_interval_steps": sweep.eval_interval_steps or max(1, steps // 4),
+        "sample_prompt": "",
+        "threads": threads,
+        "cpus_per_worker": 1 - DRIVER_CPUS,
+        "register": "",
+    }
+    configs = {}
+    for lr, d_ff in sweep.points:
+        configs[trial_name(lr, d_ff)] = run_config(sweep, lr, d_ff, name=trial_name(lr, d_ff), **changes)
+    waiting = [name for name, config in configs.items() if finished_trial(config) is None]
+    print(f"sweep {sweep.name}: {len(configs)} trials, {len(configs) - len(waiting)} finished before", flush=True)
+    if waiting:
+        _tune({name: configs[name] for name in waiting}, at_once, folder, parent_run_id)
+    done = [trial for config in configs.values() if (trial := finished_trial(config))]
+    if not done:
+        raise UserError(f"none of the {len(configs)} trials finished: see the lines above and {folder / 'trials'}")
+    return sorted(done, key=lambda trial: trial.metrics[METRIC])
+
+
+def _trial_steps(sweep: SweepConfig) -> int:
+    if sweep.trial_steps:
+        return sweep.trial_steps
+    tokens = load_manifest(sweep.data).splits["train"].tokens
+    full = sweep.max_steps or int(sweep.epochs * tokens / (sweep.batch_size * sweep.model.seq_len))
+    return max(1, min(200, full // 5))
+
+
+def _concurrent_trials(sweep: SweepConfig) -> int:
+    resources = ray.cluster_resources()
+    room = resources.get("GPU", 0) or resources.get("CPU", 1)
+    return max(1, int(room) // sweep.trial_workers)
+
+
+def finished_trial(config: TrainConfig) -> Trial | None:
+    """What a trial's folder holds, once it has run to its end with this very configuration."""
+    folder = RunFolder(Path(config.output) / config.name)
+    if not (folder.path / "summary.json").exists() or folder.newest_whole() is None:
+        return None
+    summary = folder.read_summary()
+    if summary["status"] != "finished" or summary["max_steps"] != config.max_steps:
+        return None
+    return Trial(config.optim.lr, config.model.d_ff, dict(summary["best"]), str(summary["run_id"]))
+
+
+def _tune(configs: Mapping[str, TrainConfig], at_once: int, folder: Path, parent_run_id: str) -> None:
+    """Run the given trials. A trial that fails is said and left out; the others go on."""
+    plain = {name: dataclasses.asdict(config) for name, config in configs.items()}
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this folder is not installed on the workers
+
+    def train_point(point: dict[str, Any]) -> dict[str, float]:
+        return train_trial(plain[point["trial"]], parent_run_id)
+
+    state = folder / ".tune"  # a new name each time: Tune must not restore by itself
+    tuner = tune.Tuner(
+        tune.with_resources(train_point, {"CPU": DRIVER_CPUS}),  # its workers ask for their own
+        param_space={"trial": tune.grid_search(list(configs))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
+        run_config=tune.RunConfig(
+            name=uuid.uuid4().hex, storage_path=str(state), verbose=0, callbacks=[TrialLines(len(configs))]
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def train_trial(plain: Mapping[str, Any], parent_run_id: str) -> dict[str, float]:
+    """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped."""
+    config = from_dict(TrainConfig, plain, "the sweep's config")
+    folder = RunFolder(Path(config.output) / config.name)
+    resumed = dataclasses.replace(config, resume=folder.newest_whole() is not None)
+    result = run_training(resumed, parent_run_id=parent_run_id, is_quiet=True, callbacks=[TuneReportCallback()])
+    return result.metrics
+
+
+class TrialLines(tune.Callback):
+    """One line on the terminal for each validation and end of a trial."""
+
+    def __init__(self, n_trials: int) -> None:
+        self.n_trials = n_trials
+        self.n_ended = 0
+
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """A validation of a trial."""
+        if METRIC in result and not result.get("done"):
+            _say(f"  {trial.config['trial']}  step {int(result['step']):,}  {result[METRIC]:.4f} bits per byte")
+
+    def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
+        """A trial that ended well."""
+        self.n_ended += 1
+        _say(f"  {trial.config['trial']}  finished ({self.n_ended} of {self.n_trials})")
+
+    def on_trial_error(self, *, trial: Any, **_: Any) -> None:
+        """A trial that failed."""
+        self.n_ended += 1
+        reason = str(trial.get_error()).strip().splitlines() or ["no reason given"]
+        _say(f"  {trial.config['trial']}  FAILED ({self.n_ended} of {self.n_trials}): {reason[-1]}")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _train_final(sweep: SweepConfig, best: Trial, parent_run_id: str) -> TrainResult:
+    """The best point at the full budget, registered; one that is finished and registered already is left as it is."""
+    folder = RunFolder(Path(sweep.output) / sweep.name / "final")
+    config = run_config(
+        sweep,
+        best.lr,
+        best.d_ff,
+        output=str(folder.path.parent),
+        name="final",
+        resume=folder.newest_whole() is not None,
+    )
+    return run_training(config, parent_run_id=parent_run_id)
+
+
+def parse_config(argv: Sequence[str] | None) -> SweepConfig:
+    """Preset or file, then the options over it.
+
+    Raises:
+        UserError: no such preset or file.
+    """
+    origin, rest = take_option("config", DEFAULT_PRESET, sys.argv[1:] if argv is None else argv)
+    about = f"{(__doc__ or '').splitlines()[0]} --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
+    base = load_config(origin)
+    own = {field.name: getattr(base, field.name) for field in dataclasses.fields(TrainConfig)}
+    default = SweepConfig(**(own | {"register": base.register or MODEL_NAME}))
+    return parse(SweepConfig, rest, prog="sweep.py", about=about, default=default)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: parse, sweep, say what came out."""
+    quiet_environment()
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    _, final = run_sweep(parse_config(argv))
+    if final is not None:
+        print(describe(final))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
