@@ -31,7 +31,6 @@ from pathlib import Path
 from types import FrameType
 
 import ray
-import tyro
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -41,6 +40,7 @@ from ray.serve.exceptions import RayServeException
 
 from serve.api import RETRY_AFTER_S, create_api, load_storyteller
 from slm_ray import checkpoint
+from slm_ray.command_line import parse, quiet_environment
 from slm_ray.errors import UserError, command, end_now
 from slm_ray.tracking import resolve_model, resolve_uri
 
@@ -244,9 +244,9 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the model and the port, then serve until Ctrl-C (exit code 130) or SIGTERM (0)."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    config = tyro.cli(ServeConfig, args=argv, prog="serve/app.py")
+    quiet_environment()
+    about = (ServeConfig.__doc__ or "").splitlines()[0]
+    config = parse(ServeConfig, argv, prog="serve/app.py", about=about, default=ServeConfig())
     model = resolve_model(config.model, config.tracking_uri)
     checkpoint.verify(model.path)
     check_port(config.host, config.port)

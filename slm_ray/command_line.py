@@ -15,12 +15,12 @@ Config = TypeVar("Config")
 
 
 def quiet_environment() -> None:
-    """Entry points send no telemetry and leave Ray's progress tables out; what the user set stays."""
+    """Entry points send no telemetry and leave Ray's own tables and start-up warnings out; what the user set stays."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, which verbose=0 does not turn off
+        "RAY_worker_maximum_startup_concurrency": "8",  # a trial starts a dozen small actors on two cores
     }.items():
         os.environ.setdefault(name, value)
 

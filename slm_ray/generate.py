@@ -5,21 +5,11 @@ In: a model reference and the beginnings of stories. Out: the stories on the ter
     python slm_ray/generate.py --model models:/tinystories@champion --prompt "Once upon a time" --max-tokens 200
 """
 
-if __name__ == "__main__":  # run as a script: from here on it is the installed module, whose classes have one name
-    from slm_ray.errors import end_on_interrupt
-
-    end_on_interrupt()
-    from slm_ray import generate
-
-    raise SystemExit(generate.main())
-
 import dataclasses
-import os
 from collections.abc import Sequence
 
-import tyro
-
 from slm_ray.checkpoint import load_model
+from slm_ray.command_line import parse, quiet_environment
 from slm_ray.engine import Engine
 from slm_ray.errors import UserError, command
 from slm_ray.sampling import SamplingParams
@@ -80,7 +70,12 @@ def write_stories(config: GenerateConfig) -> list[str]:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the options, write, print."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    config = tyro.cli(GenerateConfig, args=argv, prog="generate.py")
+    quiet_environment()
+    about = (GenerateConfig.__doc__ or "").splitlines()[0]
+    config = parse(GenerateConfig, argv, prog="generate.py", about=about, default=GenerateConfig())
     print("\n\n".join(write_stories(config)))
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -19,6 +19,7 @@ from slm_ray.corpus import sample_stories
 from slm_ray.tokenizer import Tokenizer
 
 quiet_environment()
+torch.set_num_threads(1)  # several threads on tiny tensors wait for each other, on a busy machine for seconds
 TINY_STORIES = 120
 
 

@@ -63,11 +63,10 @@ def test_the_heat_map_and_table_show_every_trial(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(tiny_config: TrainConfig, local_ray: Any) -> None:
-    first = sweep_of(tiny_config, name="sweep", trial_steps=4, lr=(1e-2,), final=False)
+    first = sweep_of(tiny_config, name="sweep", trial_steps=4, lr=(1e-2,), d_ff=(32,), final=False)
     trials, final = run_sweep(first)
     assert final is None
-    assert {(trial.lr, trial.d_ff) for trial in trials} == {(1e-2, 32), (1e-2, 64)}
-    assert trials[0].metrics["val_bits_per_byte"] <= trials[1].metrics["val_bits_per_byte"]
+    assert [(trial.lr, trial.d_ff) for trial in trials] == [(1e-2, 32)]
     folder = Path(first.output) / "sweep"
     made_at = (folder / "trials" / "lr0.01-dff32" / "summary.json").stat().st_mtime_ns
 
@@ -76,13 +75,16 @@ def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(tiny_config:
     with pytest.raises(UserError, match="was made with another seed"):
         run_sweep(dataclasses.replace(first, resume=True, seed=5))
 
-    trials, final = run_sweep(sweep_of(tiny_config, name="sweep", trial_steps=4, resume=True, d_ff=(32, 64)))
-    assert len(trials) == 4
+    trials, final = run_sweep(
+        sweep_of(tiny_config, name="sweep", trial_steps=4, resume=True, lr=(1e-2,), d_ff=(32, 64))
+    )
+    assert {(trial.lr, trial.d_ff) for trial in trials} == {(1e-2, 32), (1e-2, 64)}
+    assert trials[0].metrics["val_bits_per_byte"] <= trials[1].metrics["val_bits_per_byte"]
     assert (folder / "trials" / "lr0.01-dff32" / "summary.json").stat().st_mtime_ns == made_at
     assert final is not None
     assert final.version == "1"
     with (folder / "results.csv").open(encoding="utf-8") as file:
-        assert len(list(csv.DictReader(file))) == 4
+        assert len(list(csv.DictReader(file))) == 2
     store = tracking.client(first.tracking_uri)
     child = store.get_run(final.run_id)
     parent = store.get_run(child.data.tags["mlflow.parentRunId"])

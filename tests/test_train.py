@@ -16,7 +16,8 @@ from slm_ray import checkpoint, tracking
 from slm_ray.config import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.history import History
-from slm_ray.preflight import parse_config, refuse_conflicts, resolve
+from slm_ray.loop import Surroundings, fit
+from slm_ray.preflight import load_task, parse_config, refuse_conflicts, resolve
 from slm_ray.run_folder import RunFolder
 from slm_ray.train import describe, main, run_training
 
@@ -28,6 +29,11 @@ def folder_of(config: TrainConfig) -> RunFolder:
 def losses(config: TrainConfig) -> dict[int, float]:
     steps, values = History(folder_of(config).path / "metrics.jsonl").series("train_loss")
     return dict(zip(steps, values, strict=True))
+
+
+def fit_here(config: TrainConfig) -> None:
+    """The same run in this process, without Ray."""
+    fit(load_task(resolve(config, lambda: 1), tracking.NullTracker()), Surroundings())
 
 
 @pytest.mark.parametrize(
@@ -91,8 +97,8 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
         run_training(config, is_quiet=True)
 
     # two workers see the samples that one sees: the same losses
-    alone = dataclasses.replace(tiny_config, name="alone", tracking_uri=tracking.OFF, sample_prompt="")
-    run_training(alone, is_quiet=True)
+    alone = dataclasses.replace(tiny_config, name="alone", sample_prompt="")
+    fit_here(alone)
     assert losses(alone) == pytest.approx(losses(config), abs=1e-4)
 
     # asked again, a finished run trains nothing and registers nothing
@@ -117,7 +123,7 @@ def test_a_killed_worker_costs_at_most_one_checkpoint_interval(tiny_config: Trai
         tiny_config, max_steps=60, eval_interval_steps=5, max_failures=2, tracking_uri=tracking.OFF, sample_prompt=""
     )
     whole = dataclasses.replace(config, name="whole")
-    run_training(whole, is_quiet=True)
+    fit_here(whole)
     killer = threading.Thread(target=_kill_a_worker_after_step, args=(folder_of(config), 10))
     killer.start()
     run_training(config, is_quiet=True)
