@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
 from slm_ray import shards
 from slm_ray.command_line import quiet_environment
