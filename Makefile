@@ -35,7 +35,6 @@ format: $(READY) ## put the code into shape
 
 bench: $(READY)  ## measure against named peers (see tests/bench)
 	$(BIN)/python tests/bench/prepare.py
-	$(BIN)/python tests/bench/train.py
 
 clean:           ## remove what was made here: environment, caches; not data, runs and models
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

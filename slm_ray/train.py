@@ -63,6 +63,7 @@ def run_training(
     folder = task.folder
     refuse_conflicts(config, folder, task.data_fingerprint)
     start_ray()
+    _refuse_too_many_workers(config)
     folder.path.mkdir(parents=True, exist_ok=True)
     tracker = _tracker(config, task, parent_run_id)
     status = "FAILED"
@@ -84,6 +85,14 @@ def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS names (a submitted job's own), or start a local Ray; once a process."""
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _refuse_too_many_workers(config: TrainConfig) -> None:
+    """On a single node, more workers than it has CPUs would wait for ever; a cluster of several may still grow."""
+    cpus = ray.cluster_resources().get("CPU", 0)
+    wanted = config.workers * config.cpus_per_worker
+    if len(ray.nodes()) == 1 and wanted > cpus:
+        raise UserError(f"{config.workers} workers need {wanted:g} CPUs and this machine has {cpus:g}: lower --workers")
 
 
 def _default_workers() -> int:

@@ -8,16 +8,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import psutil
 import pytest
 
-from slm_ray import checkpoint
+from pipelines import prepare
+from serve import app
+from slm_ray import checkpoint, evaluate, export, generate, train
 from slm_ray.shards import load_manifest
+from tune import sweep
 
+Main = Callable[[list[str]], int]
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "--model.n_layers 1 --model.d_model 32 --model.n_heads 2 --model.d_ff 32 --model.seq_len 32 --batch-size 8"
 
@@ -121,31 +126,35 @@ def test_from_stories_to_an_answer_over_http(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("main", "arguments"),
     [
-        "pipelines/prepare.py --runner DirectRunner --source no/such/folder",
-        "slm_ray/train.py --data no/such/folder",
-        "tune/sweep.py --data no/such/folder",
-        "serve/app.py --model no/such/folder",
-        "slm_ray/generate.py --model no/such/folder",
-        "slm_ray/evaluate.py --data no/such/folder",
-        "slm_ray/export.py --model no/such/folder",
+        (prepare.main, ["--runner", "DirectRunner", "--source", "no/such/folder"]),
+        (train.main, ["--data", "no/such/folder"]),
+        (sweep.main, ["--data", "no/such/folder"]),
+        (app.main, ["--model", "no/such/folder"]),
+        (generate.main, ["--model", "no/such/folder"]),
+        (evaluate.main, ["--data", "no/such/folder"]),
+        (export.main, ["--model", "no/such/folder"]),
     ],
 )
-def test_a_wrong_path_is_one_clear_line_and_2(tmp_path: Path, line: str) -> None:
-    done = run(tmp_path, line)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "no/such/folder" in done.stderr.splitlines()[-1]
+def test_a_wrong_path_is_one_clear_line_and_2(
+    main: Main,
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "no/such/folder" in lines[0]
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["pipelines/prepare.py", "slm_ray/train.py", "tune/sweep.py", "serve/app.py", "slm_ray/generate.py",
-     "slm_ray/evaluate.py", "slm_ray/export.py"],
-)  # fmt: skip
-def test_every_command_has_help_with_defaults(tmp_path: Path, script: str) -> None:
-    done = run(tmp_path, f"{script} --help")
-    assert done.returncode == 0, done.stderr
-    assert "default" in done.stdout
+@pytest.mark.parametrize("module", [prepare, train, sweep, app, generate, evaluate, export])
+def test_every_command_has_help_with_defaults(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        module.main(["--help"])
+    assert caught.value.code == 0
+    assert "default" in capsys.readouterr().out
