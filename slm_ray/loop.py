@@ -75,7 +75,7 @@ class Task:
     @property
     def eval_interval(self) -> int:
         """Steps between validations, resolved."""
-        return self.config.eval_interval_steps or max(1, min(500, self.max_steps // 8))
+        return self.config.eval_interval_steps or min(500, -(-self.max_steps // 8))
 
 
 def evaluate(
