@@ -31,7 +31,7 @@ PREPARE = (
 )
 SWEEP = (
     "tune/sweep.py --config demo --data data/demo --name demo --resume"
-    " --lr 1e-3 4e-3 --d-ff 256 512 --trial-steps 40 --workers 2"
+    " --lr 1e-3 4e-3 --d-ff 256 512 --trial-steps 30 --workers 2"
 )
 
 

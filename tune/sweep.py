@@ -165,7 +165,7 @@ def _run_trials(sweep: SweepConfig, folder: Path, parent_run_id: str) -> list[Tr
         "output": str(folder / "trials"),
         "workers": sweep.trial_workers,
         "max_steps": steps,
-        "eval_interval_steps": sweep.eval_interval_steps or max(1, steps // 4),
+        "eval_interval_steps": sweep.eval_interval_steps or -(-steps // 3),
         "sample_prompt": "",
         "threads": threads,
         "cpus_per_worker": 1 - DRIVER_CPUS,
@@ -214,8 +214,8 @@ def _tune(configs: Mapping[str, TrainConfig], at_once: int, folder: Path, parent
     plain = {name: dataclasses.asdict(config) for name, config in configs.items()}
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this folder is not installed on the workers
 
-    def train_point(point: dict[str, Any]) -> dict[str, float]:
-        return train_trial(plain[point["trial"]], parent_run_id)
+    def train_point(point: dict[str, Any]) -> None:
+        train_trial(plain[point["trial"]], parent_run_id)
 
     state = folder / ".tune"  # a new name each time: Tune must not restore by itself
     tuner = tune.Tuner(
@@ -232,13 +232,12 @@ def _tune(configs: Mapping[str, TrainConfig], at_once: int, folder: Path, parent
         shutil.rmtree(state, ignore_errors=True)
 
 
-def train_trial(plain: Mapping[str, Any], parent_run_id: str) -> dict[str, float]:
+def train_trial(plain: Mapping[str, Any], parent_run_id: str) -> None:
     """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped."""
     config = from_dict(TrainConfig, plain, "the sweep's config")
     folder = RunFolder(Path(config.output) / config.name)
     resumed = dataclasses.replace(config, resume=folder.newest_whole() is not None)
-    result = run_training(resumed, parent_run_id=parent_run_id, is_quiet=True, callbacks=[TuneReportCallback()])
-    return result.metrics
+    run_training(resumed, parent_run_id=parent_run_id, is_quiet=True, callbacks=[TuneReportCallback()])
 
 
 class TrialLines(tune.Callback):
@@ -250,7 +249,7 @@ class TrialLines(tune.Callback):
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """A validation of a trial."""
-        if METRIC in result and not result.get("done"):
+        if METRIC in result:
             _say(f"  {trial.config['trial']}  step {int(result['step']):,}  {result[METRIC]:.4f} bits per byte")
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
