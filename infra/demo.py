@@ -1,12 +1,14 @@
 """`make demo`: from stories to a served model, offline, with the user's own four commands.
 
-In: nothing but this checkout. Out: `data/demo`, `runs/demo`, the registered model `tinystories@champion`, and a server
-on loopback that answers until Ctrl-C. What is finished is not done again. Each step is the command that a user would
-type, and is shown; this script only starts them in turn, waits, and asks for a story.
+In: nothing but this checkout. Out: `data/demo-*`, `runs/demo-*`, the registered model `tinystories@champion`, and a
+server on loopback that answers until Ctrl-C. What is finished is not done again. Each step is the command that a user
+would type, and is shown; this script only starts them in turn, waits, and asks for a story.
 """
 
 import argparse
 import contextlib
+import hashlib
+import http.client
 import json
 import os
 import shlex
@@ -20,19 +22,16 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from slm_ray.corpus import SAMPLE_REVISION
+
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
 PROMPT = "Once upon a time"
 READY_WITHIN_S = 180
 GRACE_S = 30
 
-PREPARE = (
-    "pipelines/prepare.py --runner DirectRunner --source sample --max-stories 6000 --vocab-size 2048 --output data/demo"
-)
-SWEEP = (
-    "tune/sweep.py --config demo --data data/demo --name demo --resume"
-    " --lr 1e-3 4e-3 --d-ff 256 512 --trial-steps 30 --workers 2"
-)
+PREPARE = "pipelines/prepare.py --runner DirectRunner --source sample --max-stories 6000 --vocab-size 2048"
+SWEEP = "tune/sweep.py --config demo --resume --lr 1e-3 4e-3 --d-ff 256 512 --trial-steps 30 --workers 2"
 
 
 class DemoError(Exception):
@@ -65,21 +64,30 @@ def run(port: int, *, is_once: bool) -> None:
         DemoError: a step failed, or the port is taken.
     """
     started = time.monotonic()
+    name = f"demo-{_settings_digest()}"
     _refuse_taken_port(port)
     _say("1/4", "prepare: the sample corpus becomes a data set (Apache Beam)")
-    _run(PREPARE)
+    _run(f"{PREPARE} --output data/{name}")
     _say(
         "2/4", "sweep: learning rate x FF width (Ray Tune), then the best one trained longer on two workers (Ray Train)"
     )
-    _run(SWEEP)
+    _run(f"{SWEEP} --data data/{name} --name {name}")
     _say("3/4", "serve: the registered champion (Ray Serve)")
     with _server(port) as process:
         _wait_until_ready(process, port)
         _say("4/4", f"ask for a story over HTTP ({(time.monotonic() - started) / 60:.1f} minutes so far)")
         _show(_ask(port), port)
-        if not is_once:
-            print("The server runs until Ctrl-C.", flush=True)
-            process.wait()
+        if is_once:
+            return
+        print("The server runs until Ctrl-C.", flush=True)
+        raise DemoError(f"the server ended by itself with exit code {process.wait()}")
+
+
+def _settings_digest() -> str:
+    """Names data and runs by what they are made from, so that a newer version of the demo starts afresh."""
+    preset = (ROOT / "slm_ray" / "presets" / "demo.yaml").read_text(encoding="utf-8")
+    content = f"{PREPARE} {SWEEP} {SAMPLE_REVISION} {preset}"
+    return hashlib.sha256(content.encode()).hexdigest()[:6]
 
 
 def _say(number: str, text: str) -> None:
@@ -103,7 +111,9 @@ def _run(line: str) -> None:
 def _start(line: str) -> "subprocess.Popen[bytes]":
     print(f"$ python {line}", flush=True)
     # A session of its own: Ctrl-C reaches only this script, which passes it on once and waits.
-    return subprocess.Popen([sys.executable, *shlex.split(line)], cwd=ROOT, start_new_session=True)
+    elsewhere = {"RAY_ADDRESS", "MLFLOW_TRACKING_URI"}  # the demo is of this checkout and this machine
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    return subprocess.Popen([sys.executable, *shlex.split(line)], cwd=ROOT, env=environment, start_new_session=True)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -143,8 +153,11 @@ def _ask(port: int) -> dict[str, object]:
     body = {"prompt": PROMPT, "max_tokens": 400, "temperature": 0.7, "top_k": 50, "seed": 1}
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"http://{HOST}:{port}/generate", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
-        content: dict[str, object] = json.load(answer)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+            content: dict[str, object] = json.load(answer)
+    except (OSError, http.client.HTTPException) as error:
+        raise DemoError(f"the server gave no story: {error}") from error
     return content
 
 
@@ -153,7 +166,7 @@ def _show(answer: dict[str, object], port: int) -> None:
     assert isinstance(model, dict)
     print(f"\n{answer['story']}\n")
     print(f"written by  {model['name']} version {model['version']}, run {model['run_id']}")
-    print(f"trained on  data set {str(model['data_fingerprint'])[:16]} (data/demo)")
+    print(f"trained on  data set {str(model['data_fingerprint'])[:16]}")
     print(f"web page    http://{HOST}:{port}/")
     print("all runs    .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db", flush=True)
 

@@ -12,12 +12,9 @@ if __name__ == "__main__":  # run as a script: the root of the checkout takes th
     from pathlib import Path
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from slm_ray.errors import end_on_interrupt
+    from slm_ray.script import run
 
-    end_on_interrupt()
-    from serve.app import main
-
-    raise SystemExit(main())
+    run("serve.app")
 
 import contextlib
 import dataclasses
@@ -39,9 +36,10 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
 from serve.api import RETRY_AFTER_S, create_api, load_storyteller
-from slm_ray import checkpoint
-from slm_ray.command_line import parse, quiet_environment
+from slm_ray import checkpoint, cluster
+from slm_ray.command_line import parse
 from slm_ray.errors import UserError, command, end_now
+from slm_ray.script import quiet_environment
 from slm_ray.tracking import resolve_model, resolve_uri
 
 APP_NAME = "slm-ray"
@@ -141,7 +139,7 @@ def check_port(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def joined_ray() -> Iterator[bool]:
-    """Join the cluster of RAY_ADDRESS or the one running here, else start one; gives whether it was started.
+    """Join the cluster that RAY_ADDRESS names, or start a local one; gives whether it was started.
 
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer.
@@ -151,32 +149,10 @@ def joined_ray() -> Iterator[bool]:
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        yield not _joins_running_cluster()
+        yield cluster.connect(include_dashboard=False)
     finally:
         _begin_tidying()
         ray.shutdown()
-
-
-def _joins_running_cluster() -> bool:
-    address = os.environ.get("RAY_ADDRESS", "")
-    if address != "local":
-        _check_cluster(address)
-        with contextlib.suppress(ConnectionError):  # no cluster runs on this machine
-            ray.init("auto", logging_level=logging.ERROR, log_to_driver=False)
-            return True
-    ray.init("local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
-    return False
-
-
-def _check_cluster(address: str) -> None:
-    """Ray would try for minutes to reach a cluster that is gone."""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit() or "/" in host:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: unset it to start one") from error
 
 
 @contextlib.contextmanager

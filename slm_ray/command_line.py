@@ -5,29 +5,44 @@ and the errors; `--max-steps` and `--max_steps` are the same option.
 """
 
 import argparse
-import os
+import contextlib
+import io
 from collections.abc import Sequence
 from typing import TypeVar
 
 import tyro
 
+from slm_ray.errors import UserError
+
 Config = TypeVar("Config")
 
 
-def quiet_environment() -> None:
-    """Entry points send no telemetry and leave Ray's own tables and start-up warnings out; what the user set stays."""
-    for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, which verbose=0 does not turn off
-        "RAY_worker_maximum_startup_concurrency": "8",  # a trial starts a dozen small actors on two cores
-    }.items():
-        os.environ.setdefault(name, value)
-
-
 def parse(kind: type[Config], argv: Sequence[str] | None, *, prog: str, about: str, default: Config) -> Config:
-    """Parse options over a default config. A mistake prints what was wrong and exits with code 2."""
-    return tyro.cli(kind, args=argv, prog=prog, description=about, default=default, compact_help=False)
+    """Parse options over a default config; `--help` prints and exits.
+
+    Raises:
+        UserError: an unknown option, or a value that is refused.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, args=argv, prog=prog, description=about, default=default, compact_help=False)
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise UserError(f"{_one_line(errors.getvalue())} (see --help)") from error
+
+
+def _one_line(box: str) -> str:
+    """The message out of the box that tyro draws around it, up to its rule."""
+    words: list[str] = []
+    for line in box.splitlines():
+        text = line.strip().strip("│").strip()
+        if words and set(text) == {"─"}:
+            break
+        if line.strip().startswith("│"):
+            words.append(text)
+    return " ".join(words) or "the options are not understood"
 
 
 def take_option(name: str, default: str, argv: Sequence[str]) -> tuple[str, list[str]]:

@@ -167,8 +167,6 @@ class TrainConfig:
     """Steps between two lines of progress and metrics."""
     eval_interval_steps: int = 0
     """Steps between two validations, each with a checkpoint; 0 means an eighth of the run, at most 500."""
-    eval_batches: int = 0
-    """Batches of a validation on the way; 0 uses the whole split. The last validation always does."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, besides the best."""
     max_failures: int = 3
@@ -187,12 +185,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulation_steps", "log_interval_steps", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"{name} ({getattr(self, name)}) must be at least 1")
-        for name in ("seed", "workers", "max_steps", "threads", "eval_interval_steps", "eval_batches", "max_failures"):
+        for name in ("seed", "workers", "max_steps", "threads", "eval_interval_steps", "max_failures"):
             _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
         _require(self.cpus_per_worker > 0, f"cpus_per_worker ({self.cpus_per_worker}) must be above 0")
         _require(self.epochs > 0, f"epochs ({self.epochs}) must be above 0")
         _require(
-            not self.name or Path(self.name).name == self.name,
+            not self.name or (Path(self.name).name == self.name and self.name not in (".", "..")),
             f"name ({self.name!r}) must be a plain folder name",
         )
 

@@ -3,6 +3,11 @@
 In: a model reference and a prepared data set. Out: nats per token, bits per byte and perplexity, as one JSON line.
 """
 
+if __name__ == "__main__":
+    from slm_ray.script import run
+
+    run("slm_ray.evaluate")
+
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -11,9 +16,10 @@ from typing import Literal
 
 from slm_ray.batches import TokenStream
 from slm_ray.checkpoint import load_model
-from slm_ray.command_line import parse, quiet_environment
+from slm_ray.command_line import parse
 from slm_ray.errors import UserError, command
 from slm_ray.loop import Surroundings, evaluate
+from slm_ray.script import quiet_environment
 from slm_ray.shards import load_manifest, read_split
 from slm_ray.tracking import resolve_model
 
@@ -65,7 +71,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(EvaluateConfig, argv, prog="evaluate.py", about=about, default=EvaluateConfig())
     print(json.dumps(evaluate_model(config)))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -4,6 +4,11 @@ In: a model reference. Out: a folder in Hugging Face layout (config, safetensors
 where the shape is one that it has; or, with `--format checkpoint`, a folder that this project serves.
 """
 
+if __name__ == "__main__":
+    from slm_ray.script import run
+
+    run("slm_ray.export")
+
 import dataclasses
 import shutil
 from collections.abc import Sequence
@@ -11,8 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from slm_ray import checkpoint
-from slm_ray.command_line import parse, quiet_environment
+from slm_ray.command_line import parse
 from slm_ray.errors import UserError, command
+from slm_ray.script import quiet_environment
 from slm_ray.tracking import resolve_model
 
 
@@ -62,7 +68,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = (ExportConfig.__doc__ or "").splitlines()[0]
     print(export_model(parse(ExportConfig, argv, prog="export.py", about=about, default=ExportConfig())))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -5,14 +5,20 @@ In: a model reference and the beginnings of stories. Out: the stories on the ter
     python slm_ray/generate.py --model models:/tinystories@champion --prompt "Once upon a time" --max-tokens 200
 """
 
+if __name__ == "__main__":
+    from slm_ray.script import run
+
+    run("slm_ray.generate")
+
 import dataclasses
 from collections.abc import Sequence
 
 from slm_ray.checkpoint import load_model
-from slm_ray.command_line import parse, quiet_environment
+from slm_ray.command_line import parse
 from slm_ray.engine import Engine
 from slm_ray.errors import UserError, command
 from slm_ray.sampling import SamplingParams
+from slm_ray.script import quiet_environment
 from slm_ray.tracking import resolve_model
 
 
@@ -75,7 +81,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(GenerateConfig, argv, prog="generate.py", about=about, default=GenerateConfig())
     print("\n\n".join(write_stories(config)))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

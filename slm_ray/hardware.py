@@ -6,6 +6,8 @@ In: a `TrainConfig`'s `auto` values. Out: the choices made for them.
 import importlib.util
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -38,6 +40,10 @@ def resolve_compile(config: TrainConfig, device: torch.device, n_parameters: int
         return config.compile == "on"
     flop = 6 * n_parameters * max_steps * config.batch_size * config.model.seq_len
     if device.type == "cuda":
-        return importlib.util.find_spec("triton") is not None and flop > 100 * COMPILE_PAYS_FLOP
+        has_compiler = importlib.util.find_spec("triton") is not None and bool(
+            shutil.which("cc") or shutil.which("gcc")
+        )
+        return has_compiler and flop > 100 * COMPILE_PAYS_FLOP
     threshold = COMPILE_PAYS_FLOP * (1 if torch.cpu._is_avx512_supported() else WITHOUT_AVX512)
-    return shutil.which(os.environ.get("CXX", "g++")) is not None and flop > threshold
+    has_headers = Path(sysconfig.get_path("include"), "Python.h").is_file()  # its kernels include them
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and has_headers and flop > threshold

@@ -24,7 +24,7 @@ from slm_ray.config import TrainConfig
 from slm_ray.engine import Engine
 from slm_ray.history import History
 from slm_ray.model import IGNORED_TARGET, Decoder
-from slm_ray.optim import learning_rate, make_optimizer, set_learning_rate
+from slm_ray.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
 from slm_ray.run_folder import RunFolder
 from slm_ray.sampling import SamplingParams
 from slm_ray.tokenizer import Tokenizer
@@ -78,33 +78,27 @@ class Task:
         return self.config.eval_interval_steps or min(500, -(-self.max_steps // 8))
 
 
-def evaluate(
-    model: nn.Module, stream: TokenStream, *, seq_len: int, around: Surroundings, batches: int = 0
-) -> dict[str, float]:
+def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, around: Surroundings) -> dict[str, float]:
     """Loss of a model over a stream, each target once, in the caller's autocast and summed over the ranks.
 
-    Windows of seq_len targets do not overlap. `batches` bounds the work of each rank; 0 takes the whole stream.
-    Returns `val_loss` in nats per token, `val_perplexity`, and `val_bits_per_byte`: nats / ln 2 / UTF-8 bytes of the
-    stories (for a bounded evaluation, the split's mean bytes per token stand for those of the part).
+    Windows of seq_len targets do not overlap. Returns `val_loss` in nats per token, `val_perplexity`, and
+    `val_bits_per_byte`: nats / ln 2 / UTF-8 bytes of the stories.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=around.device)
     windows = evaluation_batches(stream, seq_len=seq_len, batch_size=32, rank=around.rank, world_size=around.world_size)
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for number, (inputs, targets) in enumerate(windows):
-            if batches and number >= batches:
-                break
+        for inputs, targets in windows:
             x, y = torch.from_numpy(inputs).to(around.device), torch.from_numpy(targets).to(around.device)
             sums += torch.stack([model(x, y).double(), (y != IGNORED_TARGET).sum().double()])
     model.train(was_training)
     nats, tokens = around.all_sum(sums).tolist()
     loss = nats / tokens
-    n_bytes = stream.n_bytes * tokens / stream.n_targets
     return {
         "val_loss": loss,
         "val_perplexity": math.exp(min(loss, 700.0)),
-        "val_bits_per_byte": nats / math.log(2) / n_bytes,
+        "val_bits_per_byte": nats / math.log(2) / stream.n_bytes,
     }
 
 
@@ -119,6 +113,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.config.optim)
         self.step = 0
         self.best: dict[str, float] = {}
+        self.restored: TrainState | None = None
         self._restore()
         module: nn.Module = torch.compile(self.model, dynamic=False) if is_compiled else self.model  # type: ignore[assignment]
         self.module = around.wrap(module)
@@ -138,8 +133,8 @@ class Trainer:
         state = checkpoint.load_state(path)
         model, _ = checkpoint.load_model(path)
         self.model.load_state_dict(model.state_dict())
-        self.optimizer.load_state_dict(checkpoint.load_optimizer(path))
-        self.step, self.best = state.step, state.best
+        restore_optimizer(self.optimizer, checkpoint.load_optimizer(path))
+        self.step, self.best, self.restored = state.step, state.best, state
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step. Returns the rank's mean loss (nats a token) and the global gradient norm."""
@@ -166,16 +161,9 @@ class Trainer:
         return total, norm
 
     def validate(self) -> dict[str, float]:
-        """Loss on the validation split; the last one of a run is always on all of it."""
-        is_last = self.step >= self.task.max_steps
+        """Loss on the validation split."""
         with self._precision():
-            return evaluate(
-                self.model,
-                self.task.validation,
-                seq_len=self.config.model.seq_len,
-                around=self.around,
-                batches=0 if is_last else self.config.eval_batches,
-            )
+            return evaluate(self.model, self.task.validation, seq_len=self.config.model.seq_len, around=self.around)
 
     def save(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint and move `latest`, and `best` where this is the lowest validation loss."""
@@ -225,7 +213,9 @@ def fit(task: Task, around: Surroundings, *, precision: str = "fp32", is_compile
         task.folder.sweep_leftovers()
         task.history.rewind(trainer.step)
         task.history.append({"message": _opening(trainer, precision, is_compiled)})
-    metrics = checkpoint_metrics(trainer)
+    _agree_on_step(trainer)
+    _complete_restored(trainer)
+    metrics = dict(trainer.restored.metrics) if trainer.restored else {}
     for interval in _intervals(trainer):
         _train_interval(trainer, interval)
         metrics = trainer.validate()
@@ -236,10 +226,23 @@ def fit(task: Task, around: Surroundings, *, precision: str = "fp32", is_compile
     return _summary(trainer, "finished", metrics)
 
 
-def checkpoint_metrics(trainer: Trainer) -> dict[str, float]:
-    """Validation metrics of where the run stands: those of the restored checkpoint, none at the start."""
-    path = trainer.task.folder.checkpoint_path(trainer.step)
-    return dict(checkpoint.load_state(path).metrics) if trainer.step else {}
+def _agree_on_step(trainer: Trainer) -> None:
+    """A shared disk that lags may show the ranks different checkpoints: then the group has to start again."""
+    around = trainer.around
+    total = around.all_sum(torch.tensor([float(trainer.step)], device=around.device)).item()
+    if total != trainer.step * around.world_size:
+        raise RuntimeError(f"rank {around.rank} restored step {trainer.step}, and other ranks another one")
+
+
+def _complete_restored(trainer: Trainer) -> None:
+    """Do what a kill between writing a checkpoint and speaking of it left undone; a second time, it changes nothing."""
+    task, state = trainer.task, trainer.restored
+    if state is None or not trainer.around.is_chief:
+        return
+    trainer.best = task.folder.relink(state.step, trainer.best)
+    if state.step not in task.history.series("val_loss")[0]:
+        task.history.append({"step": state.step, **state.metrics})
+        task.tracker.log_metrics(state.metrics, state.step)
 
 
 def _intervals(trainer: Trainer) -> Iterator[int]:
@@ -312,4 +315,4 @@ def _opening(trainer: Trainer, precision: str, is_compiled: bool) -> str:
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """A seed of its own for every step and rank, so that dropout needs no saved state."""
-    return (seed * 1_000_003 + step) * 65_537 + rank
+    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63

@@ -28,6 +28,14 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state; weight decay, betas and eps stay those that the optimizer was made with."""
+    kept = [{name: group[name] for name in ("weight_decay", "betas", "eps")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, kept, strict=True):
+        group.update(values)
+
+
 def learning_rate(step: int, max_steps: int, config: OptimConfig) -> float:
     """Learning rate of step `step` (from 0): linear warmup, then a cosine down to `final_lr` at the last step.
 

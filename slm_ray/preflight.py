@@ -32,17 +32,20 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
     Raises:
         UserError: no such preset or file, or nothing to resume.
     """
-    origin, rest = take_option("config", DEFAULT_PRESET, sys.argv[1:] if argv is None else argv)
+    origin, rest = take_option("config", "", sys.argv[1:] if argv is None else argv)
     about = f"Train a model with Ray Train. --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
-    config = parse(TrainConfig, rest, prog="train.py", about=about, default=load_config(origin))
+    config = parse(TrainConfig, rest, prog="train.py", about=about, default=load_config(origin or DEFAULT_PRESET))
     if not config.resume:
         return config
+    if origin:
+        raise UserError("--resume continues a run with its own config: leave out --config")
     folder = RunFolder(Path(config.output) / config.name) if config.name else newest_run(Path(config.output))
     newest = folder.newest_whole()
     if newest is None:
         raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")
     saved = from_dict(TrainConfig, checkpoint.load_state(newest).config, str(newest))
-    return parse(TrainConfig, rest, prog="train.py", about=about, default=dataclasses.replace(saved, resume=True))
+    here = dataclasses.replace(saved, resume=True, output=config.output, name=folder.path.name)
+    return parse(TrainConfig, rest, prog="train.py", about=about, default=here)
 
 
 def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainConfig:
@@ -79,6 +82,8 @@ def load_task(config: TrainConfig, tracker: Tracker) -> Task:
     data = Path(config.data)
     manifest = load_manifest(data)
     tokenizer = Tokenizer.load(data / "tokenizer.json")
+    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
+        raise UserError(f"{data / 'tokenizer.json'} is not the one its manifest lists: prepare the data again")
     streams = {
         split: TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.end_id)
         for split in ("train", "validation")

@@ -26,7 +26,7 @@ def watch(history: History, max_steps: int, *, is_quiet: bool = False) -> Iterat
         yield
         return
     is_over = threading.Event()
-    seen = sum(1 for _ in history.lines())  # a resumed run has older lines
+    seen = {str(line) for line in history.lines()}  # of a resumed run
     view = _Bar(max_steps) if sys.stderr.isatty() else _Lines(max_steps)
     thread = threading.Thread(target=_follow, args=(history, view, is_over, seen), daemon=True)
     thread.start()
@@ -93,12 +93,12 @@ def _text(line: dict[str, Any], max_steps: int) -> str:
     return f"{place}  validation {line['val_loss']:.4f} nats, {line['val_bits_per_byte']:.4f} bits per byte{sample}"
 
 
-def _follow(history: History, view: _Lines | _Bar, is_over: threading.Event, seen: int) -> None:
+def _follow(history: History, view: _Lines | _Bar, is_over: threading.Event, seen: set[str]) -> None:
     while True:
         is_last = is_over.wait(POLL_S)
-        lines = list(history.lines())
-        for line in lines[min(seen, len(lines)) :]:
-            view.show(line)
-        seen = len(lines)
+        for line in history.lines():  # a restart cuts the record back and writes anew: count nothing, remember
+            if str(line) not in seen:
+                seen.add(str(line))
+                view.show(line)
         if is_last:
             return

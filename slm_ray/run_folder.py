@@ -55,6 +55,16 @@ class RunFolder:
             if path.resolve() not in kept:
                 shutil.rmtree(path)
 
+    def relink(self, latest_step: int, best: dict[str, float]) -> dict[str, float]:
+        """Point `latest` to a step and `best` to the best one, or to the best of those left; gives its metrics."""
+        if not self.checkpoint_path(int(best.get("step", -1))).is_dir():
+            states = [checkpoint.load_state(path) for path in self.checkpoints()]
+            state = min((s for s in states if s.step <= latest_step), key=lambda s: s.metrics["val_loss"])
+            best = {"step": state.step, **state.metrics}
+        _link(self.latest, self.checkpoint_path(latest_step))
+        _link(self.best, self.checkpoint_path(int(best["step"])))
+        return best
+
     def sweep_leftovers(self) -> None:
         """Remove what a killed writer left half done."""
         for path in [*self.path.glob("checkpoints/*.partial"), *self.path.glob("*.link")]:

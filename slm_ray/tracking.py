@@ -5,11 +5,12 @@ Out: MLflow runs, versions that carry their lineage, and for a reference the fol
 The driver starts a run; worker rank 0 continues it by its id; the trials of a sweep are its children.
 """
 
+import contextlib
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,24 +82,40 @@ class MlflowTracker:
 
         now = int(time.time() * 1000)
         values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        self._client.log_batch(self.run_id, metrics=values)
+        with _survived("metrics"):
+            self._client.log_batch(self.run_id, metrics=values)
 
     def log_text(self, text: str, name: str) -> None:
         """Keep a text as an artifact called `name`."""
-        self._client.log_text(self.run_id, text, name)
+        with _survived(name):
+            self._client.log_text(self.run_id, text, name)
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Keep a file as an artifact."""
-        self._client.log_artifact(self.run_id, str(path), folder or None)
+        with _survived(path.name):
+            self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Attach names with values to the run."""
-        for name, value in tags.items():
-            self._client.set_tag(self.run_id, name, value)
+        with _survived("tags"):
+            for name, value in tags.items():
+                self._client.set_tag(self.run_id, name, value)
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run."""
-        self._client.set_terminated(self.run_id, status)
+        with _survived("status"):
+            self._client.set_terminated(self.run_id, status)
+
+
+@contextlib.contextmanager
+def _survived(what: str) -> Iterator[None]:
+    """A store that hiccups must not end a training: its own record, `metrics.jsonl`, has all of it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        LOGGER.warning("MLflow did not take the %s, the run goes on: %s", what, _first_line(error))
 
 
 def resolve_uri(uri: str) -> str:
@@ -123,7 +140,7 @@ def client(uri: str) -> Any:
 
     try:
         return MlflowClient(uri, registry_uri=uri)
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         raise UserError(f"the MLflow store {uri} cannot be used: {_first_line(error)}") from error
 
 
@@ -150,7 +167,7 @@ def start_run(
     try:
         run = store.create_run(_experiment_id(store, uri, experiment), run_name=name, tags=all_tags)
         store.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         raise UserError(f"the MLflow store {uri} cannot be used: {_first_line(error)}") from error
     return MlflowTracker(uri, run.info.run_id)
 

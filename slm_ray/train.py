@@ -6,10 +6,15 @@ calls it for every trial. The driver checks everything a user can get wrong befo
 run's own record for progress; the workers run `loop.fit`.
 """
 
+if __name__ == "__main__":
+    from slm_ray.script import run
+
+    run("slm_ray.train")
+
 import dataclasses
-import logging
 import math
 import shutil
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +25,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from slm_ray import checkpoint, hardware, loop, tracking
-from slm_ray.command_line import quiet_environment
+from slm_ray import checkpoint, cluster, hardware, loop, tracking
 from slm_ray.config import TrainConfig, from_dict
 from slm_ray.errors import UserError, command
 from slm_ray.history import History, plot_loss
@@ -29,9 +33,11 @@ from slm_ray.model import Decoder, count_parameters
 from slm_ray.preflight import load_task, parse_config, refuse_conflicts, resolve
 from slm_ray.progress import watch
 from slm_ray.run_folder import RunFolder
+from slm_ray.script import quiet_environment
 from slm_ray.tracking import Tracker
 
 MAX_CPU_WORKERS = 2
+POLL_S = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +64,16 @@ def run_training(
     Raises:
         UserError: the config, the data set or the run's folder does not allow it, or the loss diverged.
     """
-    config = resolve(config, _default_workers)
+    config = resolve(config, default_workers)
     task = load_task(config, tracking.NullTracker())
     folder = task.folder
     refuse_conflicts(config, folder, task.data_fingerprint)
-    start_ray()
-    _refuse_too_many_workers(config)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    cluster.connect()
+    _check_resources(config)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder.path}: {error.strerror}") from error
     tracker = _tracker(config, task, parent_run_id)
     status = "FAILED"
     try:
@@ -81,22 +90,24 @@ def run_training(
         tracker.finish(status)
 
 
-def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names (a submitted job's own), or start a local Ray; once a process."""
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+def _check_resources(config: TrainConfig) -> None:
+    """On a single node, more workers than it has CPUs would wait for ever; a cluster of several may still grow.
 
-
-def _refuse_too_many_workers(config: TrainConfig) -> None:
-    """On a single node, more workers than it has CPUs would wait for ever; a cluster of several may still grow."""
-    cpus = ray.cluster_resources().get("CPU", 0)
+    Raises:
+        UserError: too many workers, or some would get a GPU and others none.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    if 0 < gpus < config.workers:
+        raise UserError(f"{config.workers} workers and {gpus:g} GPU(s): give --workers {int(gpus) or 1}, one each")
     wanted = config.workers * config.cpus_per_worker
     if len(ray.nodes()) == 1 and wanted > cpus:
         raise UserError(f"{config.workers} workers need {wanted:g} CPUs and this machine has {cpus:g}: lower --workers")
 
 
-def _default_workers() -> int:
-    start_ray()
+def default_workers() -> int:
+    """Every GPU of the cluster or, without one, up to two CPU workers."""
+    cluster.connect()
     resources = ray.cluster_resources()
     return int(resources.get("GPU", 0)) or max(1, min(MAX_CPU_WORKERS, int(resources.get("CPU", 1))))
 
@@ -121,7 +132,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _run_workers(config: TrainConfig, run_id: str, callbacks: Sequence[UserCallback]) -> None:
     """Run `_worker` on every rank; Ray starts the group again, up to max_failures times, when a worker is lost."""
-    uses_gpu = ray.cluster_resources().get("GPU", 0) >= config.workers
+    uses_gpu = ray.cluster_resources().get("GPU", 0) > 0
     own_state = Path(config.output) / config.name / ".ray"  # a new name each time: Ray must not restore by itself
     trainer = TorchTrainer(
         _worker,
@@ -139,9 +150,30 @@ def _run_workers(config: TrainConfig, run_id: str, callbacks: Sequence[UserCallb
         ),
     )
     try:
-        trainer.fit()
+        _fit_interruptibly(trainer)
     finally:
         shutil.rmtree(own_state, ignore_errors=True)
+
+
+def _fit_interruptibly(trainer: TorchTrainer) -> None:
+    """Fit in a thread: on the main one, Ray would take Ctrl-C for itself and end the process with a code of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        trainer.fit()
+        return
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # handed over to the main thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+    if errors:
+        raise errors[0]
 
 
 def _worker(given: dict[str, Any]) -> None:
@@ -182,7 +214,12 @@ def _all_sum(values: torch.Tensor) -> torch.Tensor:
 def _is_finished(folder: RunFolder, max_steps: int) -> bool:
     """Whether a resumed run has nothing left to do."""
     newest = folder.newest_whole()
-    return newest is not None and checkpoint.load_state(newest).step >= max_steps and folder.has_summary()
+    if newest is None or not folder.has_summary() or not folder.best.exists():
+        return False
+    summary = folder.read_summary()
+    return bool(
+        checkpoint.load_state(newest).step >= max_steps and summary["step"] == summary["max_steps"] == max_steps
+    )
 
 
 def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> TrainResult:
@@ -236,9 +273,3 @@ def describe(result: TrainResult) -> str:
     if result.version:
         lines.append(f"model    version {result.version} is the champion now")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    from slm_ray.train import main as main_of_module  # classes must not be pickled as __main__'s
-
-    raise SystemExit(main_of_module())

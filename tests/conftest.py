@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from slm_ray import shards
-from slm_ray.command_line import quiet_environment
 from slm_ray.config import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.corpus import sample_stories
+from slm_ray.script import quiet_environment
 from slm_ray.tokenizer import Tokenizer
 
 quiet_environment()

@@ -15,7 +15,7 @@ EVERYWHERE = [
 ]
 ENGINES = {  # package -> the only places that may import it
     "apache_beam": {"pipelines"},
-    "ray": {"slm_ray/train.py", "tune", "serve"},
+    "ray": {"slm_ray/cluster.py", "slm_ray/train.py", "tune", "serve"},
     "ray.train": {"slm_ray/train.py"},
     "ray.tune": {"tune"},
     "ray.serve": {"serve"},
@@ -30,7 +30,18 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
     {"tokenizer"},
     {"shards", "sources", "inputs", "formats", "hub", "stories", "staging", "summary"},
     {"config", "command_line", "batches", "history"},
-    {"model", "optim", "hardware", "hf_layout", "checkpoint", "run_folder", "sampling", "engine", "progress"},
+    {
+        "model",
+        "optim",
+        "hardware",
+        "hf_layout",
+        "checkpoint",
+        "cluster",
+        "run_folder",
+        "sampling",
+        "engine",
+        "progress",
+    },
     {"tracking", "engine_thread"},
     {"loop"},
     {"preflight", "evaluate", "generate", "export"},

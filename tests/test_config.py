@@ -20,6 +20,7 @@ from slm_ray.preflight import parse_config
         (OptimConfig, {"lr": 1e-4, "min_lr": 1e-3}, r"min_lr \(0.001\) must be between 0 and lr \(0.0001\)"),
         (OptimConfig, {"lr": 0.0}, "lr"),
         (TrainConfig, {"name": "../escape"}, "plain folder name"),
+        (TrainConfig, {"name": ".."}, "plain folder name"),
         (TrainConfig, {"seed": -1}, "seed"),
     ],
 )
@@ -81,8 +82,18 @@ def test_every_field_can_be_set_by_its_dotted_name() -> None:
     assert (config.model.d_ff, config.optim.lr, config.max_steps, config.batch_size) == (512, 1e-3, 7, 4)
 
 
-def test_a_mistyped_option_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parse_config(["--max-stepps", "7"])
-    assert caught.value.code == 2
-    assert "--max-stepps" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-stepps", "7"], "--max-stepps"),
+        (["--seed", "-1"], "seed (-1) must not be negative"),
+        (["--batch-size", "many"], "many"),
+        (["--model.d_model", "130", "--model.n_heads", "4"], "must be divisible by n_heads (4)"),
+    ],
+)
+def test_a_mistaken_option_is_one_clear_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config(arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "│" not in str(caught.value)

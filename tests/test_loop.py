@@ -100,6 +100,50 @@ def test_a_damaged_newest_checkpoint_is_passed_over(task: Task) -> None:
     assert task.history.series("val_loss")[0] == [4, 8]
 
 
+def test_a_kill_between_a_checkpoint_and_its_links_is_made_good(task: Task) -> None:
+    class KilledRunFolder(RunFolder):
+        def publish(self, step: int, *, is_best: bool, keep: int) -> None:
+            if step == 8:
+                raise KilledError
+            super().publish(step, is_best=is_best, keep=keep)
+
+    broken = dataclasses.replace(task, folder=KilledRunFolder(task.folder.path))
+    with pytest.raises(KilledError):
+        fit(broken, Surroundings())
+    assert checkpoint.load_state(task.folder.best).step == 4
+    summary = fit(task, Surroundings())
+    assert checkpoint.load_state(task.folder.latest).step == 8
+    assert checkpoint.load_state(task.folder.best).step == summary["best"]["step"] == 8
+    assert task.history.series("val_loss")[0] == [4, 8]
+
+
+def test_the_best_of_those_left_stands_in_for_a_lost_best(task: Task) -> None:
+    fit(task, Surroundings())
+    best = int(checkpoint.load_state(task.folder.best).step)
+    assert best == 8
+    shutil.rmtree(task.folder.checkpoint_path(8))
+    assert task.folder.relink(4, {"step": 8.0})["step"] == 4
+    assert checkpoint.load_state(task.folder.best).step == 4
+
+
+def test_optimizer_settings_of_a_resumed_run_are_those_it_was_given(task: Task) -> None:
+    fit(task, Surroundings())
+    optim = dataclasses.replace(task.config.optim, weight_decay=0.0, beta2=0.5)
+    trainer = Trainer(
+        dataclasses.replace(task, config=dataclasses.replace(task.config, optim=optim)),
+        Surroundings(),
+        "fp32",
+        is_compiled=False,
+    )
+    assert trainer.step == 8
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.0, 0.0]
+    assert trainer.optimizer.param_groups[0]["betas"] == (0.9, 0.5)
+
+
+def test_a_large_seed_is_a_seed(task: Task) -> None:
+    fit(elsewhere(task, "large", seed=2**40, max_steps=1), Surroundings())
+
+
 def test_leftovers_of_a_killed_writer_are_removed(task: Task) -> None:
     partial = task.folder.path / "checkpoints" / "step-00000004.partial"
     partial.mkdir(parents=True)

@@ -116,6 +116,11 @@ def test_the_store_is_the_option_then_the_variable_then_a_file_here(
     assert tracking.resolve_uri("sqlite:////x/y.db") == "sqlite:////x/y.db"
 
 
+def test_a_store_that_fails_does_not_end_a_run(uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    tracking.MlflowTracker(uri, "no such run").log_metrics({"val_loss": 1.0}, 1)
+    assert "the run goes on" in caplog.text
+
+
 def test_tracking_can_be_turned_off() -> None:
     tracker = tracking.start_run(tracking.OFF, "tests", "a run", {})
     tracker.log_metrics({"val_loss": 1.0}, 1)

@@ -20,19 +20,24 @@ from typing import Any
 
 if __name__ == "__main__":  # run as a script, Python puts this folder first on the path, not the checkout's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from slm_ray.script import run
+
+    run("tune.sweep")
 
 import ray
 from ray import cloudpickle, tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from slm_ray import hardware, tracking
-from slm_ray.command_line import parse, quiet_environment, take_option
+from slm_ray import cluster, hardware, tracking
+from slm_ray.command_line import parse, take_option
 from slm_ray.config import TrainConfig, from_dict, load_config
 from slm_ray.errors import UserError, command
+from slm_ray.loop import DIVERGED
 from slm_ray.preflight import DEFAULT_PRESET
 from slm_ray.run_folder import RunFolder
-from slm_ray.shards import load_manifest
-from slm_ray.train import TrainResult, describe, flatten, run_training, start_ray
+from slm_ray.script import quiet_environment
+from slm_ray.shards import load_manifest, replace_file
+from slm_ray.train import TrainResult, default_workers, describe, flatten, run_training
 from tune.results import METRIC, Trial, format_table, keep_results
 
 MODEL_NAME = "tinystories"
@@ -113,9 +118,13 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
 
 def _resolve(sweep: SweepConfig) -> SweepConfig:
     load_manifest(sweep.data)  # says what is missing before anything starts
+    if sweep.resume and not sweep.name:
+        raise UserError("--resume needs the sweep's --name")
+    cluster.connect()
+    for workers in (sweep.trial_workers, sweep.workers or default_workers()):
+        sweep.check_batch(workers)
     for lr, d_ff in sweep.points:
-        run_config(sweep, lr, d_ff).check_batch(sweep.trial_workers)
-    start_ray()
+        run_config(sweep, lr, d_ff)  # refuses what no trial could run with
     name = sweep.name or f"sweep-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     return dataclasses.replace(
         sweep,
@@ -133,18 +142,30 @@ def _open(sweep: SweepConfig, folder: Path) -> tracking.Tracker:
     if record.exists():
         if not sweep.resume:
             raise UserError(f"{folder} holds a sweep already: add --resume to continue it, or take another --name")
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = _read_record(record)
         changed = sorted(name for name in shared if shared[name] != known["shared"].get(name))
         if changed:
             raise UserError(f"{folder} was made with another {', '.join(changed)}: take another --name")
-        return tracking.continue_run(sweep.tracking_uri, known["run_id"])
+        if tracking.has_run(sweep.tracking_uri, known["run_id"]) or sweep.tracking_uri == tracking.OFF:
+            return tracking.continue_run(sweep.tracking_uri, known["run_id"])
     grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
     tags = {"data_fingerprint": shared["data_fingerprint"]}
     parent = tracking.start_run(sweep.tracking_uri, sweep.experiment, sweep.name, flatten(shared) | grid, tags)
-    folder.mkdir(parents=True, exist_ok=True)
     content = {"run_id": parent.run_id, "shared": shared, "grid": grid}
-    record.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(record, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     return parent
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): remove it and resume, or take another --name") from error
+    return record
 
 
 def _shared(sweep: SweepConfig) -> dict[str, Any]:
@@ -179,8 +200,12 @@ def _run_trials(sweep: SweepConfig, folder: Path, parent_run_id: str) -> list[Tr
     if waiting:
         _tune({name: configs[name] for name in waiting}, at_once, folder, parent_run_id)
     done = [trial for config in configs.values() if (trial := finished_trial(config))]
+    broken = sum(not _has_ended(config) for config in configs.values())
+    if broken:
+        hint = f"`--resume --name {sweep.name}` tries them again"
+        raise UserError(f"{broken} of {len(configs)} trials did not come to their end, see above: {hint}")
     if not done:
-        raise UserError(f"none of the {len(configs)} trials finished: see the lines above and {folder / 'trials'}")
+        raise UserError(f"the loss of all {len(configs)} trials ceased to be a number: sweep over lower --lr")
     return sorted(done, key=lambda trial: trial.metrics[METRIC])
 
 
@@ -199,7 +224,7 @@ def _concurrent_trials(sweep: SweepConfig) -> int:
 
 
 def finished_trial(config: TrainConfig) -> Trial | None:
-    """What a trial's folder holds, once it has run to its end with this very configuration."""
+    """What a trial's folder holds, once it has run to its last step; `_open` has seen to it that the rest is equal."""
     folder = RunFolder(Path(config.output) / config.name)
     if not (folder.path / "summary.json").exists() or folder.newest_whole() is None:
         return None
@@ -207,6 +232,12 @@ def finished_trial(config: TrainConfig) -> Trial | None:
     if summary["status"] != "finished" or summary["max_steps"] != config.max_steps:
         return None
     return Trial(config.optim.lr, config.model.d_ff, dict(summary["best"]), str(summary["run_id"]))
+
+
+def _has_ended(config: TrainConfig) -> bool:
+    """Whether a trial ran to its last step, or diverged on the way, which is a result too."""
+    folder = RunFolder(Path(config.output) / config.name)
+    return finished_trial(config) is not None or (folder.has_summary() and folder.read_summary()["status"] == DIVERGED)
 
 
 def _tune(configs: Mapping[str, TrainConfig], at_once: int, folder: Path, parent_run_id: str) -> None:
@@ -270,14 +301,18 @@ def _say(line: str) -> None:
 
 
 def _train_final(sweep: SweepConfig, best: Trial, parent_run_id: str) -> TrainResult:
-    """The best point at the full budget, registered; one that is finished and registered already is left as it is."""
-    folder = RunFolder(Path(sweep.output) / sweep.name / "final")
+    """The best point at the full budget, registered; one that is finished and registered already is left as it is.
+
+    The folder is named by the point: a resumed sweep may find another one to be the best.
+    """
+    name = f"final-{trial_name(best.lr, best.d_ff)}"
+    folder = RunFolder(Path(sweep.output) / sweep.name / name)
     config = run_config(
         sweep,
         best.lr,
         best.d_ff,
         output=str(folder.path.parent),
-        name="final",
+        name=name,
         resume=folder.newest_whole() is not None,
     )
     return run_training(config, parent_run_id=parent_run_id)
@@ -306,7 +341,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if final is not None:
         print(describe(final))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,35 @@
+"""How a module of this project is run as a script.
+
+In: the module's name. Out: its `main()`, with the environment that its imports need to find. Nothing heavy is imported
+here, so that Ctrl-C ends a command plainly from its first moment on.
+"""
+
+import importlib
+import os
+from typing import NoReturn
+
+from slm_ray.errors import end_on_interrupt
+
+
+def run(module: str) -> NoReturn:
+    """Import a module under its own name and run it: classes pickled as `__main__`'s are strangers to the workers."""
+    end_on_interrupt()
+    quiet_environment()
+    raise SystemExit(importlib.import_module(module).main())
+
+
+def quiet_environment() -> None:
+    """Entry points send no telemetry and leave Ray's own tables and start-up warnings out; what the user set stays.
+
+    To be called before Ray is imported: where no cluster is named, it also keeps the local one on loopback.
+    """
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # 1, Linux's default, listens everywhere
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would take Ctrl-C for the end of the sweep, not of the command
+        "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, which verbose=0 does not turn off
+        "RAY_worker_maximum_startup_concurrency": "8",  # a trial starts a dozen small actors on two cores
+    }.items():
+        os.environ.setdefault(name, value)
