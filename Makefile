@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 PORT ?= 8000
 
 .PHONY: setup demo test lint format bench clean help
@@ -13,7 +14,10 @@ help:            ## what there is to make
 setup: $(READY)  ## virtual environment with everything in it
 
 $(READY): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@{ $(BIN)/python -c '$(IS_NEW)' && { $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; }; } >/dev/null 2>&1 || { \
+		$(PYTHON) -c '$(IS_NEW)' 2>/dev/null || { \
+			echo "error: $(PYTHON) is not Python 3.11 or newer: name one, as in make PYTHON=python3.12" >&2; exit 2; }; \
+		$(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	@touch $@
 

@@ -154,7 +154,7 @@ def _settings(own: argparse.Namespace) -> Settings:
         validation_fraction=own.validation_fraction,
         test_fraction=own.test_fraction,
         vocab_size=own.vocab_size,
-        tokenizer=Tokenizer.load(own.tokenizer) if own.tokenizer else None,
+        tokenizer=Tokenizer.load(own.tokenizer, must_keep_text=True) if own.tokenizer else None,
         text_column=own.text_column,
         seed=own.seed,
         force=own.force,

@@ -13,6 +13,9 @@ if __name__ == "__main__":  # run as a script: let this folder be found as `pipe
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     # Beam warns of absent cloud packages while it is imported, and logs each error that it raises as well.
     logging.basicConfig(level=logging.CRITICAL)
+    from slm_ray.errors import end_on_interrupt
+
+    end_on_interrupt()
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -42,16 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, plan, run, publish, and print what became of the stories."""
     beam_options, settings = options.parse(argv)
     plan = make_plan(settings)
-    earlier = earlier_data_set(settings, plan)
-    if earlier is not None:
-        print(f"{settings.output} already holds this data set; nothing to do (--force prepares it again)")
-        print(terminal.account(earlier, settings.output, {}))
+    with staging.only_writer(settings.output):
+        earlier = earlier_data_set(settings, plan)
+        if earlier is not None:
+            print(f"{settings.output} already holds this data set; nothing to do (--force prepares it again)")
+            print(terminal.account(earlier, settings.output, {}))
+            return 0
+        if plan.source["why"]:
+            print(terminal.fallback_notice(plan.source["why"], plan.n_rows), file=sys.stderr)
+        manifest, found = prepare(beam_options, settings, plan)
+        print(terminal.account(manifest, settings.output, found.examples))
         return 0
-    if plan.source["why"]:
-        print(terminal.fallback_notice(plan.source["why"], plan.n_rows), file=sys.stderr)
-    manifest, found = prepare(beam_options, settings, plan)
-    print(terminal.account(manifest, settings.output, found.examples))
-    return 0
 
 
 def make_plan(settings: Settings) -> Plan:

@@ -31,6 +31,7 @@ KINDS = {
 
 _END_MARK = re.compile(re.escape(END_OF_TEXT).encode())
 _BLANK_LINES = re.compile(rb"\r?\n[ \t]*\r?\n\s*")
+_NOT_JSON = (ValueError, RecursionError)  # the second where brackets are nested thousands deep
 _SEPARATORS = {"end_mark": _END_MARK, "blank_lines": _BLANK_LINES}
 
 Row = tuple[bytes | None, str | None]
@@ -149,7 +150,7 @@ def _check_first_line(path: Path, line: bytes, text_column: str) -> None:
     """A file whose first line has no text is the wrong file, or the option is wrong; later ones are rows."""
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except _NOT_JSON as error:
         raise UserError(f"{path} is not JSONL: its first line is not JSON ({error})") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path} is not JSONL of objects: its first line is a {type(fields).__name__}")
@@ -162,7 +163,7 @@ def _json_row(line: bytes, text_column: str) -> Row:
         fields = json.loads(line)
     except UnicodeDecodeError:
         return line, "invalid_utf8"
-    except ValueError:
+    except _NOT_JSON:
         return line, "bad_json"
     text = fields.get(text_column) if isinstance(fields, dict) else None
     if not isinstance(text, str):

@@ -25,18 +25,30 @@ _SCHEMA = pa.schema([pa.field(TEXT_COLUMN, pa.string())])
 def unreachable(name: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str | None:
     """Why the hub cannot be asked for this data set now, in a few words; None when it answers.
 
-    Takes `timeout_s` at most: it asks in a thread, because looking up a host name knows no time limit.
+    A server's own trouble (status 5xx, 429) is no answer. Takes `timeout_s` at most: it asks in a thread,
+    because looking up a host name knows no time limit.
+
+    Raises:
+        UserError: the hub answers that it does not give this data set (another status 4xx).
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    answer: list[str | None] = []
+    answer: list[int | str] = []
     url = f"{constants.ENDPOINT}/api/datasets/{name}"
-    asking = threading.Thread(target=lambda: answer.append(_ask(url, timeout_s)), daemon=True)
+    asking = threading.Thread(target=lambda: answer.append(_ask(url, get_token(), timeout_s)), daemon=True)
     asking.start()
     asking.join(timeout_s)
-    return answer[0] if answer else f"{constants.ENDPOINT} did not answer in {timeout_s:g} s"
+    status = answer[0] if answer else f"{constants.ENDPOINT} did not answer in {timeout_s:g} s"
+    if isinstance(status, str):
+        return status
+    why = f"{url} answered {status}"
+    if status >= 500 or status == 429:
+        return why
+    if status >= 400:
+        raise _failure(name, why, "check the name of the data set and the token (HF_TOKEN)")
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +119,31 @@ class Download:
                 writer.write_table(pa.Table.from_arrays([texts], schema=_SCHEMA))
 
     def _failed(self, why: object) -> UserError:
-        reason = " ".join(str(why).split())[:200] or type(why).__name__
-        return UserError(
-            f"cannot get hub:{self.name} ({reason}): "
-            "use --source sample, a path to Parquet, JSONL or text, or try again with a network"
-        )
+        return _failure(self.name, why, "try again with a network")
 
 
-def _ask(url: str, timeout_s: float) -> str | None:
+def _failure(name: str, why: object, remedy: str) -> UserError:
+    reason = " ".join(str(why).split())[:200] or type(why).__name__
+    return UserError(
+        f"cannot get hub:{name} ({reason}): use --source sample, a path to Parquet, JSONL or text, or {remedy}"
+    )
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer; following it might carry the token to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _ask(url: str, token: str | None, timeout_s: float) -> int | str:
+    """The HTTP status of the answer, or why there is none."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        request = urllib.request.Request(url, method="HEAD")  # noqa: S310
-        with urllib.request.urlopen(request, timeout=timeout_s):  # noqa: S310
-            return None
+        request = urllib.request.Request(url, method="HEAD", headers=headers)  # noqa: S310
+        with urllib.request.build_opener(_StayHere).open(request, timeout=timeout_s) as response:
+            return int(response.status)
     except urllib.error.HTTPError as error:
-        return f"{url} answered {error.code}"
+        return error.code
     except (OSError, ValueError) as error:
         return f"{url}: {getattr(error, 'reason', error)}"

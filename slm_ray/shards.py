@@ -200,10 +200,11 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
 def read_split(folder: str | Path, split: str, *, manifest: Manifest | None = None) -> tuple[Tokens, int]:
     """The token stream of a split, stories in shard and row order, and the bytes of text it stands for.
 
-    Each file is read once; its digest and its page checksums are checked. An empty split gives no tokens.
+    Each file is read once; its digest, its page checksums and its counts are checked. An empty split gives no tokens.
 
     Raises:
-        UserError: the split is unknown, or a shard is missing or not the one the manifest lists.
+        UserError: the split is unknown, a shard is missing or not the one the manifest lists, or the manifest's
+            counts are not those of its shards.
     """
     manifest = manifest or load_manifest(folder)
     if split not in manifest.splits:
@@ -211,10 +212,15 @@ def read_split(folder: str | Path, split: str, *, manifest: Manifest | None = No
     wanted = manifest.splits[split]
     vocab_size = manifest.tokenizer["vocab_size"]
     tokens = np.empty(wanted.tokens, np.uint16) if vocab_size <= 2**16 else np.empty(wanted.tokens, np.uint32)
+    listed = sum(shard.tokens for shard in wanted.shards)
+    if listed != wanted.tokens:
+        raise UserError(_miscount(Path(folder) / split, "tokens by its shards", listed, wanted.tokens))
     start = 0
     for shard in wanted.shards:
         table = read_shard(folder, shard)
         part = table["tokens"].combine_chunks().flatten().to_numpy()
+        if len(part) != shard.tokens:
+            raise UserError(_miscount(Path(folder) / shard.file, "tokens", len(part), shard.tokens))
         tokens[start : start + len(part)] = part
         start += len(part)
     return tokens, wanted.bytes
@@ -224,14 +230,17 @@ def read_shard(folder: str | Path, shard: Shard) -> pa.Table:
     """The rows of one shard, after its digest, page checksums and row count were checked.
 
     Raises:
-        UserError: the file is missing, truncated or altered.
+        UserError: the file is missing, truncated or altered, or has another number of rows than is listed.
     """
     path = Path(folder) / shard.file
     content = checked_content(path, shard.sha256)
     try:
-        return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+        table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): prepare the data again") from error
+    if table.num_rows != shard.rows:
+        raise UserError(_miscount(path, "rows", table.num_rows, shard.rows))
+    return table
 
 
 def checked_content(path: Path, sha256: str) -> bytes:
@@ -247,6 +256,10 @@ def checked_content(path: Path, sha256: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{path} was truncated or altered since it was prepared: prepare the data again")
     return content
+
+
+def _miscount(path: Path, what: str, found: int, listed: int) -> str:
+    return f"{path} has {found} {what}, but {MANIFEST} lists {listed}: prepare the data again"
 
 
 def _split_from(fields: Mapping[str, Any]) -> Split:

@@ -5,7 +5,11 @@ last. The last step of `pipelines/prepare.py`. An earlier data set in the same f
 one is complete; then its manifest goes first, so no reader ever takes a mixture for a data set.
 """
 
+import contextlib
+import fcntl
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from slm_ray.errors import UserError
@@ -15,6 +19,27 @@ STAGING = ".staging"
 REPORT = "report"
 CONTENTS = (*SPLITS, REJECTED, REPORT, TOKENIZER)
 """Everything a data set holds besides its manifest."""
+
+
+@contextlib.contextmanager
+def only_writer(output: Path) -> Iterator[None]:
+    """Make the output folder, and keep other jobs out of it until the end of the block or of this process.
+
+    The folder itself is locked: a lock file would be in the way of `publish`, which removes all of `.staging`.
+
+    Raises:
+        UserError: another job is writing there, or the folder cannot be made.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        folder = os.open(output, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}") from error
+    try:
+        _lock(folder, output)
+        yield
+    finally:
+        os.close(folder)
 
 
 def begin(output: Path, key: str) -> Path:
@@ -55,6 +80,17 @@ def damage(output: Path, manifest: Manifest) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def _lock(folder: int, output: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another prepare.py is writing to {output}: wait for its end, or choose another --output"
+        ) from error
+    except OSError:  # a file system without locks for folders, as NFS: then nobody is kept out
+        return
 
 
 def _refuse_foreign(output: Path) -> None:

@@ -25,6 +25,14 @@ from slm_ray.errors import UserError
 END_OF_TEXT = "<|endoftext|>"
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 _DOUBLE_SPACE = re.compile(r"\s\s")
+_SOME_OF_EACH = (  # code points: single ones, then one for each first byte of 2, 3 and 4 in UTF-8
+    *range(0x300),
+    *range(0x300, 0x800, 0x40),
+    *(0x800, *range(0x1000, 0x10000, 0x1000)),
+    *(0x10000, 0x40000, 0x80000, 0xC0000, 0x100000),
+)
+EVERY_BYTE = "".join(map(chr, _SOME_OF_EACH))
+"""A text with all 243 bytes that UTF-8 has."""
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end mark: below it, some text could not be written
 
 
@@ -46,17 +54,21 @@ class Tokenizer:
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
-        """Open a `tokenizer.json`.
+    def load(cls, path: str | Path, *, must_keep_text: bool = False) -> "Tokenizer":
+        """Open a `tokenizer.json`; with `must_keep_text`, only one that loses and changes nothing.
 
         Raises:
-            UserError: it is missing, is not a tokenizer file, or has no special token `<|endoftext|>`.
+            UserError: it is missing, is not a tokenizer file, has no special token `<|endoftext|>`, or does not
+                keep text.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the tokenizer {path}: {_why(error)}") from error
-        return cls.from_json(text, name=str(path))
+        tokenizer = cls.from_json(text, name=str(path))
+        if must_keep_text:
+            _check_keeps_text(tokenizer, str(path), json.loads(text).get("normalizer"))
+        return tokenizer
 
     @classmethod
     def from_json(cls, text: str, name: str = "tokenizer") -> "Tokenizer":
@@ -172,6 +184,24 @@ def _end_id(inner: Any, name: str) -> int:
     raise UserError(
         f"{name} has no special token {END_OF_TEXT}: without it no model learns where a story ends; "
         "add it to the file's added_tokens, or leave out --tokenizer to train one"
+    )
+
+
+def _check_keeps_text(tokenizer: Tokenizer, name: str, normalizer: dict[str, Any] | None) -> None:
+    """Refuse what drops or changes text: bits per byte would count bytes that no token stands for.
+
+    Raises:
+        UserError: there is a normaliser, or a text with every byte of UTF-8 does not come back as it was.
+    """
+    if normalizer is not None:
+        why = f"its normaliser ({normalizer.get('type')}) changes text"
+    elif tokenizer.decode(tokenizer.encode(EVERY_BYTE)) != EVERY_BYTE:
+        why = "not every text comes back from it as it was"
+    else:
+        return
+    raise UserError(
+        f"{name} loses text: {why}; use a byte-level tokenizer without normaliser and prefix space, "
+        "or leave out --tokenizer to train one"
     )
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import httpx
 import psutil
@@ -18,7 +19,7 @@ import pytest
 
 from pipelines import prepare
 from serve import app
-from slm_ray import checkpoint, evaluate, export, generate, train
+from slm_ray import checkpoint, evaluate, export, generate, tracking, train
 from slm_ray.shards import load_manifest
 from tune import sweep
 
@@ -123,6 +124,39 @@ def test_from_stories_to_an_answer_over_http(home: Path) -> None:
         assert content["model"]["data_fingerprint"] == manifest.fingerprint
         refused = httpx.post(f"http://127.0.0.1:{port}/generate", json={"prompt": 3}, timeout=60)
         assert 400 <= refused.status_code < 500
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_training_plainly_and_nothing_listened_beyond_loopback(tiny_data: Path, tmp_path: Path) -> None:
+    line = f"--data {tiny_data} --name long --max-steps 100000 --workers 1 {TINY}"
+    command = [sys.executable, str(ROOT / "slm_ray" / "train.py"), *line.split()]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        assert any(shown.startswith("training from the start") for shown in process.stderr), "it did not begin"
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        # torch's rendezvous (TCPStore) in the workers binds to every interface and cannot be told otherwise
+        ours = [one for one in family if "RayTrainWorker" not in " ".join(one.cmdline())]
+        open_to = {c.laddr.ip for one in ours for c in one.net_connections() if c.status == psutil.CONN_LISTEN}
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=90)
+        _, left = psutil.wait_procs(family, timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert open_to, "no listening socket was seen: the check looked in the wrong place"
+    assert {ip.removeprefix("::ffff:") for ip in open_to} <= {"127.0.0.1", "::1"}
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted"
+    assert not left
+    (run,) = _runs(tmp_path / "mlflow.db")
+    assert run.info.status == "KILLED"
+
+
+def _runs(store: Path) -> list[Any]:
+    client = tracking.client(f"sqlite:///{store}")
+    return list(client.search_runs([client.get_experiment_by_name("slm-ray").experiment_id]))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import prepare
-from slm_ray import hub, shards, sources
+from slm_ray import hub, shards, sources, staging
 from slm_ray.shards import load_manifest, read_split
 from slm_ray.tokenizer import Tokenizer
 
@@ -257,3 +258,29 @@ def test_it_runs_as_a_script_from_the_checkout(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "prepare: 1 of 1 ranges written\n")
     assert done.stdout.splitlines()[-1].startswith(f"data set in {tmp_path / 'd'}")
+
+
+def test_a_tokenizer_that_loses_text_is_refused(sample, tmp_path, capsys):
+    config = json.loads((sample / "tokenizer.json").read_text())
+    (tmp_path / "lossy.json").write_text(json.dumps({**config, "normalizer": {"type": "Lowercase"}}))
+    assert run(tmp_path / "data", *SAMPLE, "--tokenizer", str(tmp_path / "lossy.json")) == 2
+    assert "lossy.json loses text: its normaliser (Lowercase)" in capsys.readouterr().err
+
+
+def test_two_jobs_do_not_write_to_one_folder(tmp_path, capsys):
+    data = tmp_path / "data"
+    with staging.only_writer(data):
+        staged = staging.begin(data, "other")
+        assert run(data, *SAMPLE) == 2
+        assert f"error: another prepare.py is writing to {data}: wait" in capsys.readouterr().err
+        assert staged.exists()
+    assert run(data, "--source", "sample", "--max-stories", "20") == 0
+
+
+def test_ctrl_c_while_beam_is_imported_ends_in_one_line(tmp_path):
+    (tmp_path / "apache_beam.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    done = subprocess.run(
+        [sys.executable, "pipelines/prepare.py", "--help"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

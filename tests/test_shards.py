@@ -133,3 +133,31 @@ def test_the_fingerprint_follows_everything_that_matters(tmp_path):
     digests = {fingerprint(**{**base, **change}) for change in [{}, *changes]}
     assert len(digests) == 1 + len(changes)
     assert fingerprint(**base) == fingerprint(**{**base, "parameters": {"a": 1}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": 3}, r"train/00000.parquet has 2 rows, but manifest.json lists 3: prepare the data again"),
+        ({"tokens": 4}, r"train/00000.parquet has 5 tokens, but manifest.json lists 4"),
+        ({"tokens": 6}, r"train/00000.parquet has 5 tokens, but manifest.json lists 6"),
+    ],
+)
+def test_a_shard_that_is_not_as_long_as_listed_is_named(tmp_path, change, message):
+    manifest = make_data_set(tmp_path)
+    first, second = manifest.splits["train"].shards
+    train = Split.of((dataclasses.replace(first, **change), second))
+    with pytest.raises(UserError, match=message):
+        read_split(
+            tmp_path, "train", manifest=dataclasses.replace(manifest, splits={**manifest.splits, "train": train})
+        )
+
+
+@pytest.mark.parametrize("tokens", [6, 8])
+def test_no_token_is_left_unfilled_or_cut_off(tmp_path, tokens):
+    manifest = make_data_set(tmp_path)
+    train = dataclasses.replace(manifest.splits["train"], tokens=tokens)
+    with pytest.raises(UserError, match=rf"train has 7 tokens by its shards, but manifest.json lists {tokens}"):
+        read_split(
+            tmp_path, "train", manifest=dataclasses.replace(manifest, splits={**manifest.splits, "train": train})
+        )

@@ -1,6 +1,9 @@
 """What a source means: files found, rows counted, ranges cut, rows read back with stable ids."""
 
+import http.server
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -227,6 +230,54 @@ def test_a_hub_that_does_not_answer_is_given_up(monkeypatch):
     assert "127.0.0.1:9" in (hub.unreachable("a/b", timeout_s=5.0) or "")
 
 
+@pytest.fixture
+def hub_server(monkeypatch) -> Iterator[list[str | None]]:
+    """A hub that answers `status-NUMBER` with that status; gives the Authorization headers it received."""
+    received: list[str | None] = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            received.append(self.headers["Authorization"])
+            self.send_response(int(self.path.split("-")[-1]) if "-" in self.path else 401)
+            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        yield received
+        server.shutdown()
+
+
+def test_the_hub_is_asked_with_the_token(hub_server, monkeypatch):
+    assert hub.unreachable("status-200") is None
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
+    assert hub.unreachable("status-200") is None
+    assert hub.unreachable("status-307") is None  # a renamed data set: answered, and the token goes nowhere else
+    assert hub_server == [None, "Bearer secret", "Bearer secret"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_of_the_hub_is_an_answer(hub_server, status):
+    with pytest.raises(UserError, match=rf"cannot get hub:status-{status} \(.* answered {status}\): .* \(HF_TOKEN\)$"):
+        plan(f"hub:status-{status}")
+
+
+def test_auto_does_not_hide_a_refusal(hub_server):
+    with pytest.raises(UserError, match=r"cannot get hub:roneneldan/TinyStories \(.* answered 401\)"):
+        plan("auto", max_stories=7)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_in_trouble_does_not_answer(hub_server, status):
+    assert (hub.unreachable(f"status-{status}") or "").endswith(f"answered {status}")
+
+
 def test_official_splits_of_the_hub_stay_what_they_are(monkeypatch, tmp_path):
     def fetch(download: hub.Download, split: str, limit: int | None) -> Path:
         return write_parquet(tmp_path / f"{split}.parquet", [f"{split} {row}" for row in range(limit or 40)])
@@ -259,3 +310,16 @@ def test_a_hub_split_is_streamed_into_a_file_once(monkeypatch, tmp_path):
     assert asked == ["a/b train abc123 True"]
     assert pq.read_table(first).to_pydict() == {"text": STORIES[:4]}
     assert [path.name for path in first.parent.iterdir()] == ["train-text-4.parquet"]
+
+
+def test_a_line_of_endless_brackets_is_one_bad_row(tmp_path):
+    lines = [b'{"text": "One."}', b"[" * 100_000, b'{"text": ' + b"[" * 100_000, b'{"text": "Two."}']
+    [part] = plan(str(write_jsonl(tmp_path / "a.jsonl", lines))).ranges
+    batch = read_range(part)
+    assert batch["problem"].to_pylist() == [None, "bad_json", "bad_json", None]
+
+
+def test_a_first_line_of_endless_brackets_is_one_line_of_error(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [b"[" * 100_000])
+    with pytest.raises(UserError, match=r"a.jsonl is not JSONL: its first line is not JSON \(.{,100}\)$"):
+        plan(str(path))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray.errors import UserError
-from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
+from slm_ray.tokenizer import END_OF_TEXT, EVERY_BYTE, Tokenizer
 
 STORIES = [
     "Once upon a time, there was a little girl named Lily. She didn't like the rain.",
@@ -138,3 +138,47 @@ def test_a_tokenizer_with_a_normalizer_is_encoded_plainly(texts):
     inner.normalizer = tokenizers.normalizers.Lowercase()
     tokenizer = Tokenizer.from_json(inner.to_str())
     assert tokenizer.encode_batch(texts).to_pylist() == [tokenizer.encode(text) for text in texts]
+
+
+def test_the_probe_holds_every_byte_of_utf8():
+    assert set(range(256)) - set(EVERY_BYTE.encode()) == {0xC0, 0xC1, *range(0xF5, 0x100)}
+
+
+def test_a_tokenizer_that_keeps_text_is_taken(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "whole.json")
+    assert Tokenizer.load(tmp_path / "whole.json", must_keep_text=True).sha256 == tokenizer.sha256
+
+
+def without_some_bytes(config):
+    """Learned without an initial alphabet: bytes it never saw are dropped without a word."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=[END_OF_TEXT], show_progress=False)
+    inner.train_from_iterator(STORIES, trainer)
+    return json.loads(inner.to_str())
+
+
+def with_a_normalizer(config):
+    return {**config, "normalizer": {"type": "NFC"}}
+
+
+def with_a_prefix_space(config):
+    return {**config, "pre_tokenizer": {**config["pre_tokenizer"], "add_prefix_space": True}}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (without_some_bytes, "not every text comes back"),
+        (with_a_normalizer, r"its normaliser \(NFC\) changes text"),
+        (with_a_prefix_space, "not every text comes back"),
+    ],
+)
+def test_a_tokenizer_that_loses_text_is_refused(tokenizer, tmp_path, change, why):
+    path = tmp_path / "lossy.json"
+    path.write_text(json.dumps(change(json.loads(tokenizer.to_json()))))
+    Tokenizer.load(path)
+    with pytest.raises(UserError, match=rf"lossy.json loses text: {why}.*leave out --tokenizer") as caught:
+        Tokenizer.load(path, must_keep_text=True)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,76 @@
+"""`make setup` finds a Python that is too old, and mends an environment that is half made or has no pip."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The Makefile alone: nothing to install but an empty package without dependencies."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "constraints.txt").touch()
+    return tmp_path
+
+
+def script(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return path
+
+
+def python(path: Path, *, modules: str, log: Path) -> Path:
+    """A stand-in that runs `-c CODE`, has these modules for `-m` (ensurepip brings pip), and notes what ran."""
+    return script(
+        path,
+        f'[ "$1" = -c ] && exec {sys.executable} "$@"',
+        f'[ -e "$0.pip" ] || case " {modules} " in *" $2 "*) ;; *) exit 1;; esac',
+        f'echo "$(basename "$0") $2 $3" >> {log}',
+        'if [ "$2" = ensurepip ]; then touch "$0.pip"; fi',
+        'if [ "$2" = venv ]; then rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi',
+    )
+
+
+def setup(checkout: Path, python: Path) -> tuple[int, str]:
+    done = subprocess.run(
+        ["make", "--silent", "setup", f"PYTHON={python}"], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def test_an_old_python_is_refused_in_one_line_and_leaves_nothing(checkout: Path) -> None:
+    code, error = setup(checkout, script(checkout / "python3.8", "exit 1"))
+    assert code == 2
+    assert error.splitlines()[0].endswith(
+        "python3.8 is not Python 3.11 or newer: name one, as in make PYTHON=python3.12"
+    )
+    assert not (checkout / ".venv").exists()
+
+
+def test_a_half_made_environment_is_made_again(checkout: Path) -> None:
+    log = checkout / "log"
+    python(checkout / ".venv/bin/python", modules="none", log=log)
+    assert setup(checkout, python(checkout / "python3.12", modules="venv pip", log=log)) == (0, "")
+    assert log.read_text().splitlines() == ["python3.12 venv --clear", "python pip install"]
+
+
+def test_an_environment_of_an_old_python_is_made_again(checkout: Path) -> None:
+    log = checkout / "log"
+    script(checkout / ".venv/bin/python", '[ "$1" = -m ]')
+    assert setup(checkout, python(checkout / "python3.12", modules="venv pip", log=log)) == (0, "")
+    assert log.read_text().splitlines() == ["python3.12 venv --clear", "python pip install"]
+
+
+def test_an_environment_without_pip_gets_it(checkout: Path) -> None:
+    log = checkout / "log"
+    python(checkout / ".venv/bin/python", modules="ensurepip", log=log)
+    assert setup(checkout, script(checkout / "python3.8", "exit 1")) == (0, "")
+    assert log.read_text().splitlines() == ["python ensurepip ", "python pip install"]
