@@ -60,7 +60,8 @@ def draw_heat_map(trials: Iterable[Trial], path: Path) -> None:
     axes.set_yticks(range(len(widths)), [str(d_ff) for d_ff in widths])
     axes.set_xlabel("learning rate")
     axes.set_ylabel("d_ff")
+    box = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none"}  # readable on every colour
     for (row, d_ff), (column, lr) in itertools.product(enumerate(widths), enumerate(rates)):
         if (lr, d_ff) in values:
-            axes.text(column, row, f"{values[lr, d_ff]:.4f}", ha="center", va="center", color="white")
+            axes.text(column, row, f"{values[lr, d_ff]:.4f}", ha="center", va="center", color="white", bbox=box)
     figure.savefig(path, dpi=120)
