@@ -30,8 +30,8 @@ PROMPT = "Once upon a time"
 READY_WITHIN_S = 180
 GRACE_S = 30
 
-PREPARE = "pipelines/prepare.py --runner DirectRunner --source sample --max-stories 6000 --vocab-size 2048"
-SWEEP = "tune/sweep.py --config demo --resume --lr 1e-3 4e-3 --d-ff 256 512 --trial-steps 30 --workers 2"
+PREPARE = "pipelines/prepare.py --runner DirectRunner --source sample --max-stories 5000 --vocab-size 2048"
+SWEEP = "tune/sweep.py --config demo --resume --lr 1e-3 4e-3 --d-ff 256 512 --trial-steps 20 --workers 2"
 
 
 class DemoError(Exception):
