@@ -42,6 +42,9 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 _KNOWN = "\x80-\u024f\u02b0-\u038f\u03aa-\u03b0\u03ca-\u0400\u0402-\u040f\u0450\u0452-\u052f\u2010-\u2012\u2015-\u2017"
 _KNOWN += "\u201a\u201b\u201e-\u2025\u2027-\u2bff\uf8ff\ufb00-\ufb06\ufffd"
 _SUSPECT = re.compile(f"[\x80-\x9fŒœÃÂ]|[^\x00-\x7f][{_KNOWN}]|[{_KNOWN}][^\x00-\x7f]|[ВГРСΒΓΞΟ][‘“”]")
+# ftfy looks at most 8 ASCII characters to either side, and is no faster on what it leaves alone. Possessive (`*+`), or
+# a long text would fill the memory with ways back.
+_PIECE = re.compile(r"[^\n]{0,8}?[^\x00-\x7f](?:[^\n]{0,16}[^\x00-\x7f])*+[^\n]{0,8}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +63,13 @@ class CleaningRules:
 def repair_encoding(text: str) -> str:
     """Undo UTF-8 read as another encoding: `donâ€™t` becomes `don’t`. Other text stays as it is.
 
-    `ftfy.fix_encoding`, and no other of ftfy's fixes, on each line for itself as `ftfy.fix_text` does it. What counts
-    as broken is ftfy's heuristic, so its version belongs to what decides about the bytes of a data set.
+    `ftfy.fix_encoding`, and no other of ftfy's fixes, on each piece for itself where characters beyond ASCII stand close
+    together. What counts as broken is ftfy's heuristic, so its version belongs to what decides about the bytes of a
+    data set.
     """
     if text.isascii() or not _SUSPECT.search(text):
         return text
-    return "\n".join(fix_encoding(line) if _SUSPECT.search(line) else line for line in text.split("\n"))
+    return _PIECE.sub(lambda piece: fix_encoding(piece[0]) if _SUSPECT.search(piece[0]) else piece[0], text)
 
 
 def normalise_quotes(text: str) -> str:
