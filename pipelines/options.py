@@ -4,6 +4,7 @@ In: the words of the command line. Out: `PrepareOptions` for Beam, `Settings` fo
 """
 
 import argparse
+import dataclasses
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentP
 
 from slm_ray import inputs, sources, storage
 from slm_ray.errors import UserError
+from slm_ray.near_duplicates import band_shape
+from slm_ray.rejections import MAX_REJECTED
 from slm_ray.storage import Place
 from slm_ray.text import CleaningRules
 from slm_ray.tokenizer import Tokenizer
@@ -79,6 +82,49 @@ class PrepareOptions(PipelineOptions):
             default=rules.max_chars,
             help="reject longer stories, characters (default: %(default)s)",
         )
+        _add(
+            parser,
+            "--min-words",
+            type=int,
+            default=rules.min_words,
+            help="reject stories of fewer words (default: %(default)s)",
+        )
+        _add(
+            parser,
+            "--max-other-characters",
+            type=float,
+            metavar="SHARE",
+            default=rules.max_other_characters,
+            help="reject stories with a larger share of characters that are neither ASCII nor common punctuation, "
+            "0 to 1 (default: %(default)s, none)",
+        )
+        _add(
+            parser,
+            "--no-repair-encoding",
+            action="store_true",
+            help="leave UTF-8 that was read as another encoding (donâ€™t) as it is",
+        )
+        _add(
+            parser,
+            "--normalise-quotes",
+            action="store_true",
+            help="write curly quotes, dashes and ellipses as ASCII",
+        )
+        _add(
+            parser,
+            "--near-duplicates",
+            type=float,
+            metavar="SIMILARITY",
+            help="leave out stories that share so much of their word 5-grams with another, such as 0.8 (default: keep)",
+        )
+        _add(
+            parser,
+            "--max-rejected",
+            type=float,
+            metavar="SHARE",
+            default=MAX_REJECTED,
+            help="fail if a larger share of the stories is rejected, 0 to 1 (default: %(default)s)",
+        )
         _add(parser, "--text-column", default="text", help="column of the text (default: %(default)s)")
         _add(parser, "--seed", type=int, default=0, help="of the sample corpus (default: %(default)s)")
         _add(parser, "--force", action="store_true", help="replace another data set in the output folder")
@@ -93,6 +139,8 @@ class Settings:
     output: Place
     max_stories: int | None  # None: the source's default
     rules: CleaningRules
+    near_duplicates: float | None  # similarity from which on stories are left out; None: keep all
+    max_rejected: float  # share of the stories
     validation_fraction: float | None  # None: DEFAULT_FRACTION, or 0 where the source has a validation split
     test_fraction: float | None
     vocab_size: int  # of a trained tokenizer
@@ -105,6 +153,10 @@ class Settings:
         _check_fractions(self.validation_fraction or 0.0, self.test_fraction or 0.0)
         if not 0 <= self.rules.min_chars <= self.rules.max_chars:
             raise UserError(f"min_chars ({self.rules.min_chars}) must be from 0 to max_chars ({self.rules.max_chars})")
+        _check_share("max_other_characters", self.rules.max_other_characters)
+        _check_share("max_rejected", self.max_rejected)
+        if self.near_duplicates is not None:
+            band_shape(self.near_duplicates)
 
     def fractions(self, has_own_validation: bool) -> tuple[float, float]:
         """Shares of validation and test, given whether the source brings a validation split."""
@@ -120,9 +172,8 @@ class Settings:
         validation, test = self.fractions(has_own_validation)
         trained = {"stories": TOKENIZER_STORIES, "vocab_size": self.vocab_size}
         return {
-            "keep_paragraphs": self.rules.keep_paragraphs,
-            "min_chars": self.rules.min_chars,
-            "max_chars": self.rules.max_chars,
+            **dataclasses.asdict(self.rules),
+            "near_duplicates": self.near_duplicates,
             "text_column": self.text_column,
             "validation_fraction": validation,
             "test_fraction": test,
@@ -150,7 +201,17 @@ def _settings(own: argparse.Namespace) -> Settings:
         validation_source=own.validation_source,
         output=storage.place(own.output),
         max_stories=own.max_stories,
-        rules=CleaningRules(keep_paragraphs=own.keep_paragraphs, min_chars=own.min_chars, max_chars=own.max_chars),
+        rules=CleaningRules(
+            keep_paragraphs=own.keep_paragraphs,
+            repair_encoding=not own.no_repair_encoding,
+            normalise_quotes=own.normalise_quotes,
+            min_chars=own.min_chars,
+            max_chars=own.max_chars,
+            min_words=own.min_words,
+            max_other_characters=own.max_other_characters,
+        ),
+        near_duplicates=own.near_duplicates,
+        max_rejected=own.max_rejected,
         validation_fraction=own.validation_fraction,
         test_fraction=own.test_fraction,
         vocab_size=own.vocab_size,
@@ -192,6 +253,11 @@ def _check_beam_options(words: Sequence[str], own: argparse.ArgumentParser) -> N
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         hint = f": did you mean {near[0]}?" if near else ", see --help"
         raise UserError(f"unknown option {unknown[0]}{hint}")
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise UserError(f"{name} ({share}) must be a share from 0 to 1")
 
 
 def _check_fractions(validation: float, test: float) -> None:

@@ -140,6 +140,15 @@ def row_positions(part: InputRange, rows: npt.NDArray[np.intp]) -> Positions:
     return rows.astype(np.uint64) | base
 
 
+def rows_by_range(positions: Positions) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """`(range number, rows)`, both in order, of some `row_positions`."""
+    positions = np.sort(positions)
+    numbers = (positions & ~_MAIN_SOURCE) >> np.uint64(_ROW_BITS)
+    rows = (positions & np.uint64(2**_ROW_BITS - 1)).astype(np.int64)
+    for number in np.unique(numbers):
+        yield int(number), rows[numbers == number]
+
+
 def hash_rows(item: Item) -> Iterator[tuple[int, tuple[pa.Array, Positions]]]:
     """`(bucket, (hashes, positions))` of the kept rows: all that has to be shuffled to find duplicates."""
     part, batch = item
@@ -164,11 +173,7 @@ def find_duplicates(
         }
     )
     lowest = table.group_by("hash").aggregate([("position", "min")])["position_min"]
-    dropped = np.sort(np.setdiff1d(table["position"].to_numpy(), lowest.to_numpy()))
-    numbers = (dropped & ~_MAIN_SOURCE) >> np.uint64(_ROW_BITS)
-    rows = (dropped & np.uint64(2**_ROW_BITS - 1)).astype(np.int64)
-    for number in np.unique(numbers):
-        yield int(number), rows[numbers == number]
+    yield from rows_by_range(np.setdiff1d(table["position"].to_numpy(), lowest.to_numpy()))
 
 
 def sample_texts(item: Item, share: float, fractions: tuple[float, float]) -> tuple[int, list[tuple[bytes, str]]]:

@@ -63,9 +63,8 @@ class CleaningRules:
 def repair_encoding(text: str) -> str:
     """Undo UTF-8 read as another encoding: `donâ€™t` becomes `don’t`. Other text stays as it is.
 
-    `ftfy.fix_encoding`, and no other of ftfy's fixes, on each piece for itself where characters beyond ASCII stand close
-    together. What counts as broken is ftfy's heuristic, so its version belongs to what decides about the bytes of a
-    data set.
+    `ftfy.fix_encoding`, and no other of ftfy's fixes, on each piece where characters beyond ASCII stand close together.
+    What counts as broken is ftfy's heuristic, so its version belongs to what decides about the bytes of a data set.
     """
     if text.isascii() or not _SUSPECT.search(text):
         return text

@@ -1,0 +1,51 @@
+"""When too many stories were rejected, so that the source or the rules are probably wrong.
+
+In: the counts by reason of a whole job. Out: nothing, or a refusal. Called by `pipelines/prepare.py` before a data set
+is published.
+"""
+
+from collections.abc import Mapping
+
+from slm_ray.errors import UserError
+
+MAX_REJECTED = 0.05
+"""The default limit, as a share of the stories read."""
+
+HANDFUL = 10
+"""So many rejected stories are never too many: of twenty stories tried by hand, two may be bad."""
+
+NOT_REJECTED = ("duplicate", "near_duplicate")
+"""Reasons of stories that are fit, but there already."""
+
+WHAT_TO_DO = {
+    "not_text": "look at the column (--text-column)",
+    "bad_json": "look at the lines of the source",
+    "bad_csv": "look at the rows of the source",
+    "invalid_utf8": "write the source as UTF-8",
+    "empty": "look at the column (--text-column)",
+    "control_characters": "look whether the source is text",
+    "too_short": "lower --min-chars",
+    "too_long": "raise --max-chars",
+    "too_few_words": "lower --min-words",
+    "other_characters": "raise --max-other-characters",
+}
+"""For each reason what the user can change."""
+
+
+def refuse_too_many(reasons: Mapping[str, int], read: int, limit: float) -> None:
+    """Pass if at most the share `limit` of the stories read was rejected, or no more than a handful.
+
+    `reasons` counts stories by their reason of `text.REASONS`; duplicates and near duplicates do not count here.
+
+    Raises:
+        UserError: says the share, the most frequent reason and what to do.
+    """
+    rejected = {reason: n for reason, n in reasons.items() if reason not in NOT_REJECTED}
+    total = sum(rejected.values())
+    if total <= max(HANDFUL, limit * read):
+        return
+    most = min(rejected, key=lambda reason: (-rejected[reason], reason))
+    raise UserError(
+        f"{total:,} of {read:,} stories ({total / read:.1%}) were rejected, more than {limit:.1%}; most frequent reason: "
+        f"{most} ({rejected[most]:,}): {WHAT_TO_DO[most]}, or raise --max-rejected"
+    )
