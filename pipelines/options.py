@@ -35,7 +35,6 @@ class PrepareOptions(PipelineOptions):
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
-        rules = CleaningRules()
         _add(
             parser,
             "--source",
@@ -67,67 +66,73 @@ class PrepareOptions(PipelineOptions):
                 help=f"share of stories for {split}, 0 to 1 (default: {DEFAULT_FRACTION}; "
                 "0 where the source has a validation split of its own)",
             )
-        _add(parser, "--keep-paragraphs", action="store_true", help="keep line breaks, one between paragraphs")
-        _add(
-            parser,
-            "--min-chars",
-            type=int,
-            default=rules.min_chars,
-            help="reject shorter stories, characters (default: %(default)s)",
-        )
-        _add(
-            parser,
-            "--max-chars",
-            type=int,
-            default=rules.max_chars,
-            help="reject longer stories, characters (default: %(default)s)",
-        )
-        _add(
-            parser,
-            "--min-words",
-            type=int,
-            default=rules.min_words,
-            help="reject stories of fewer words (default: %(default)s)",
-        )
-        _add(
-            parser,
-            "--max-other-characters",
-            type=float,
-            metavar="SHARE",
-            default=rules.max_other_characters,
-            help="reject stories with a larger share of characters that are neither ASCII nor common punctuation, "
-            "0 to 1 (default: %(default)s, none)",
-        )
-        _add(
-            parser,
-            "--no-repair-encoding",
-            action="store_true",
-            help="leave UTF-8 that was read as another encoding (donâ€™t) as it is",
-        )
-        _add(
-            parser,
-            "--normalise-quotes",
-            action="store_true",
-            help="write curly quotes, dashes and ellipses as ASCII",
-        )
-        _add(
-            parser,
-            "--near-duplicates",
-            type=float,
-            metavar="SIMILARITY",
-            help="leave out stories that share so much of their word 5-grams with another, such as 0.8 (default: keep)",
-        )
-        _add(
-            parser,
-            "--max-rejected",
-            type=float,
-            metavar="SHARE",
-            default=MAX_REJECTED,
-            help="fail if a larger share of the stories is rejected, 0 to 1 (default: %(default)s)",
-        )
+        _add_cleaning_options(parser)
         _add(parser, "--text-column", default="text", help="column of the text (default: %(default)s)")
         _add(parser, "--seed", type=int, default=0, help="of the sample corpus (default: %(default)s)")
         _add(parser, "--force", action="store_true", help="replace another data set in the output folder")
+
+
+def _add_cleaning_options(parser: argparse.ArgumentParser) -> None:
+    """How stories are cleaned, and which are left out."""
+    rules = CleaningRules()
+    _add(parser, "--keep-paragraphs", action="store_true", help="keep line breaks, one between paragraphs")
+    _add(
+        parser,
+        "--min-chars",
+        type=int,
+        default=rules.min_chars,
+        help="reject shorter stories, characters (default: %(default)s)",
+    )
+    _add(
+        parser,
+        "--max-chars",
+        type=int,
+        default=rules.max_chars,
+        help="reject longer stories, characters (default: %(default)s)",
+    )
+    _add(
+        parser,
+        "--min-words",
+        type=int,
+        default=rules.min_words,
+        help="reject stories of fewer words (default: %(default)s)",
+    )
+    _add(
+        parser,
+        "--max-other-characters",
+        type=float,
+        metavar="SHARE",
+        default=rules.max_other_characters,
+        help="reject stories with a larger share of characters that are neither ASCII nor common punctuation, "
+        "0 to 1 (default: %(default)s, none)",
+    )
+    _add(
+        parser,
+        "--no-repair-encoding",
+        action="store_true",
+        help="leave UTF-8 that was once read as another encoding as it is",
+    )
+    _add(
+        parser,
+        "--normalise-quotes",
+        action="store_true",
+        help="write curly quotes, dashes and ellipses as ASCII",
+    )
+    _add(
+        parser,
+        "--near-duplicates",
+        type=float,
+        metavar="SIMILARITY",
+        help="leave out stories that share so much of their word 5-grams with another, such as 0.8 (default: keep)",
+    )
+    _add(
+        parser,
+        "--max-rejected",
+        type=float,
+        metavar="SHARE",
+        default=MAX_REJECTED,
+        help="fail if a larger share of the stories is rejected, 0 to 1 (default: %(default)s)",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,10 +42,10 @@ def refuse_too_many(reasons: Mapping[str, int], read: int, limit: float) -> None
     """
     rejected = {reason: n for reason, n in reasons.items() if reason not in NOT_REJECTED}
     total = sum(rejected.values())
-    if total <= max(HANDFUL, limit * read):
+    if total <= HANDFUL or total / read <= limit:
         return
     most = min(rejected, key=lambda reason: (-rejected[reason], reason))
     raise UserError(
-        f"{total:,} of {read:,} stories ({total / read:.1%}) were rejected, more than {limit:.1%}; most frequent reason: "
-        f"{most} ({rejected[most]:,}): {WHAT_TO_DO[most]}, or raise --max-rejected"
+        f"{total:,} of {read:,} stories ({total / read:.1%}) were rejected, more than {limit:.1%}; "
+        f"most frequent reason: {most} ({rejected[most]:,}): {WHAT_TO_DO[most]}, or raise --max-rejected"
     )
