@@ -6,7 +6,7 @@ import time
 import ftfy
 import pytest
 from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray.text import (
@@ -125,6 +125,7 @@ def test_every_sign_of_broken_text_that_ftfy_knows_is_looked_at():
 
 
 @given(st.text(st.sampled_from([*BROKEN, *"aZ .,\n\x1a", "日", "й", "\ufffd"]), max_size=12))
+@settings(deadline=None)
 def test_short_texts_are_repaired_as_ftfy_does_it_and_stay_text(text):
     repaired = repair_encoding(text)
     assert repaired == "\n".join(ftfy.fix_encoding(line) for line in text.split("\n"))
@@ -132,6 +133,7 @@ def test_short_texts_are_repaired_as_ftfy_does_it_and_stay_text(text):
 
 
 @given(st.text(st.characters(codec="utf-8")).filter(lambda text: not text.isascii()))
+@settings(deadline=None)
 def test_a_story_read_in_the_wrong_encoding_becomes_text_again(text):
     broken = text.encode("utf-8").decode("latin-1")
     repair_encoding(broken).encode("utf-8")
@@ -182,6 +184,7 @@ def test_what_is_not_a_text_has_its_reason(raw, reason):
 
 
 @given(st.binary(), st.builds(CleaningRules, keep_paragraphs=st.booleans(), normalise_quotes=st.booleans()))
+@settings(deadline=None)
 def test_whatever_is_examined_becomes_text_with_a_known_reason(raw, rules):
     text, reason = examine(raw, rules)
     assert reason is None or reason in REASONS

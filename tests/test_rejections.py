@@ -1,0 +1,40 @@
+"""A job that rejects too many stories is refused, and says why."""
+
+import pytest
+
+from slm_ray.errors import UserError
+from slm_ray.rejections import HANDFUL, NOT_REJECTED, WHAT_TO_DO, refuse_too_many
+from slm_ray.text import REASONS
+
+
+def test_the_share_the_most_frequent_reason_and_a_way_out_are_said():
+    expected = (
+        r"70 of 1,000 stories \(7.0%\) were rejected, more than 5.0%; "
+        r"most frequent reason: too_short \(40\): lower --min-chars, or raise --max-rejected"
+    )
+    with pytest.raises(UserError, match=expected):
+        refuse_too_many({"empty": 30, "too_short": 40, "duplicate": 500}, 1000, 0.05)
+
+
+def test_the_limit_itself_is_allowed():
+    refuse_too_many({"empty": 29}, 100, 0.29)
+    with pytest.raises(UserError):
+        refuse_too_many({"empty": 30}, 100, 0.29)
+
+
+def test_duplicates_are_not_rejected():
+    refuse_too_many({"duplicate": 600, "near_duplicate": 300}, 1000, 0.0)
+
+
+def test_a_handful_is_never_too_many():
+    refuse_too_many({"bad_json": HANDFUL}, HANDFUL + 1, 0.0)
+    with pytest.raises(UserError, match=r"bad_json \(11\)"):
+        refuse_too_many({"bad_json": HANDFUL + 1}, 12, 0.05)
+
+
+def test_nothing_read_is_not_too_many():
+    refuse_too_many({}, 0, 0.05)
+
+
+def test_every_reason_has_its_remedy():
+    assert WHAT_TO_DO.keys() | set(NOT_REJECTED) == set(REASONS)
