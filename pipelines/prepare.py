@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"finished what an interrupted job had begun to publish in {settings.output}", file=sys.stderr)
         earlier = earlier_data_set(settings, plan)
         if earlier is not None:
+            staging.discard(settings.output, job_key(settings, plan))
             print(f"{settings.output} already holds this data set; nothing to do (--force prepares it again)")
             print(terminal.account(earlier, settings.output, {}))
             return 0
@@ -73,6 +74,11 @@ def make_plan(settings: Settings) -> Plan:
         text_column=settings.text_column,
         seed=settings.seed,
     )
+
+
+def job_key(settings: Settings, plan: Plan) -> str:
+    """What names this job and no other in the staging folder."""
+    return staging.job_key(plan.source["digest"], settings.parameters(plan.has_own_validation))
 
 
 def earlier_data_set(settings: Settings, plan: Plan) -> Manifest | None:
@@ -99,7 +105,7 @@ def earlier_data_set(settings: Settings, plan: Plan) -> Manifest | None:
 def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tuple[Manifest, summary.DataSummary]:
     """Run the pipeline into a staging folder, check that no story was lost, and publish the data set."""
     parameters = settings.parameters(plan.has_own_validation)
-    staged = staging.begin(settings.output, staging.job_key(plan.source["digest"], parameters))
+    staged = staging.begin(settings.output, job_key(settings, plan))
     done = Done.of(staged)
     if done.cleaned or done.written:
         print(terminal.continuation_notice(done, len(plan.ranges)), file=sys.stderr)

@@ -48,6 +48,11 @@ def user_errors(output: Place) -> Iterator[None]:
     except RuntimeError as error:  # from another process: the traceback as text
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from error
+        if "Channel closed prematurely" in str(error) or "terminated with exit code" in str(error):
+            raise UserError(
+                "a worker process ended before its work was done (killed, or out of memory?): "
+                "run the same command again, it goes on with the ranges that are left"
+            ) from error
         if told := re.search(r"UserError: (.+)", str(error)):
             raise UserError(_STEP_NAME.sub("", told[1])) from error
         if told := re.search(r"(?:OS|Permission)Error: (.+)", str(error)):

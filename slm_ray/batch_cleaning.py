@@ -13,20 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from slm_ray.text import CONTROL_CHARACTERS, HASH_BYTES, CleaningRules, examine, story_hash
+from slm_ray.text import HASH_BYTES, CleaningRules, examine, story_hash
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 MAX_BATCH_BYTES = 64 * 2**20  # the arrays below take about six times the batch
-SPACE, LINE_BREAK = 0x20, 0x0A
+SPACE, LINE_BREAK = np.uint8(0x20), np.uint8(0x0A)
 
-_PLAIN, _WHITE, _BREAK, _OTHER = 0, 1, 2, 3
-_CLASS = np.zeros(256, np.uint8)
-_CLASS[[byte for byte in range(128) if chr(byte).isspace()]] = _WHITE
-_CLASS[[byte for byte in range(128) if len(f"a{chr(byte)}b".splitlines()) > 1]] = _BREAK
-_CLASS[[byte for byte in range(128) if CONTROL_CHARACTERS.match(chr(byte))]] = _OTHER
-_CLASS[128:] = _OTHER
+_IS_BREAK = np.array([len(f"a{chr(byte)}b".splitlines()) > 1 for byte in range(SPACE)])
 _BREAK_TO_SPACE = bytes.maketrans(b"\n", b" ")
 
 
@@ -73,13 +68,12 @@ def _examined(raw: pa.LargeBinaryArray, rules: CleaningRules) -> Cleaned:
 def _clean_plain(raw: pa.LargeBinaryArray, rules: CleaningRules) -> tuple[pa.LargeStringArray, Mask]:
     """All stories with their white space put right, and which of them are plain; the others' texts mean nothing."""
     content, starts = _buffers(raw)
-    kind = _CLASS.take(content)
-    is_white = (kind == _WHITE) | (kind == _BREAK)
-    keep, spaces = _white_space(content, kind, is_white, starts, rules.keep_paragraphs)
+    is_other = _is_other(content)
+    keep, spaces = _white_space(content, (content <= SPACE) & ~is_other, starts, rules.keep_paragraphs)
     cleaned = spaces[keep]
     n_chars = _row_sums(keep, starts)
     ends = np.concatenate(([0], np.cumsum(n_chars)))  # (stories + 1,) where each cleaned story begins
-    is_plain = (_row_sums(kind == _OTHER, starts) == 0) & (n_chars > 0)
+    is_plain = (_row_sums(is_other, starts) == 0) & (n_chars > 0)
     is_plain &= (n_chars >= rules.min_chars) & (n_chars <= rules.max_chars)
     if rules.min_words > 1:
         is_plain &= _row_sums(cleaned <= SPACE, ends) + 1 >= rules.min_words
@@ -101,8 +95,13 @@ def _row_sums(mask: Mask, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64
     return sums
 
 
+def _is_other(content: Bytes) -> Mask:
+    """Which bytes are neither printed ASCII nor white space; `uint8` wraps, so one comparison has both ends."""
+    return (content >= 0x7F) | (content < 0x09) | (content - np.uint8(0x0E) < 0x1C - 0x0E)
+
+
 def _white_space(
-    content: Bytes, kind: Bytes, is_white: Mask, starts: npt.NDArray[np.int64], keep_paragraphs: bool
+    content: Bytes, is_white: Mask, starts: npt.NDArray[np.int64], keep_paragraphs: bool
 ) -> tuple[Mask, Bytes]:
     """Which bytes stay, and all bytes with white space replaced: the last byte of each inner run stands for it."""
     is_border = np.zeros(len(content) + 1, bool)
@@ -114,9 +113,9 @@ def _white_space(
     firsts, lasts = np.flatnonzero(first), np.flatnonzero(last)  # (runs,)
     keep = ~is_white
     keep[lasts[~(is_border[firsts] | is_border[lasts + 1])]] = True
-    spaces = np.where(is_white, np.uint8(SPACE), content)
+    spaces = np.maximum(content, SPACE)  # of plain stories, nothing but white space is below
     if keep_paragraphs:
-        n_breaks = np.concatenate(([0], np.cumsum(kind == _BREAK)))
+        n_breaks = np.concatenate(([0], np.cumsum(_IS_BREAK[np.minimum(content, SPACE - 1)])))
         spaces[lasts[n_breaks[lasts + 1] > n_breaks[firsts]]] = LINE_BREAK
     return keep, spaces
 

@@ -109,6 +109,13 @@ def finish_publishing(output: Place) -> bool:
     return False
 
 
+def discard(output: Place, key: str) -> None:
+    """Remove what a finished job left: one that was killed just after its manifest was in place."""
+    storage.remove(output / STAGING / key)
+    if (output / STAGING).exists() and not any((output / STAGING).iterdir()):
+        storage.remove(output / STAGING)
+
+
 def damage(output: Place, manifest: Manifest) -> str | None:
     """What is wrong with the files that a manifest lists, or None when all are as they were written."""
     listed = [split.shards for split in (*manifest.splits.values(), manifest.rejected)]

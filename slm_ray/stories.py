@@ -84,9 +84,10 @@ def clean_batch(item: Item, rules: CleaningRules) -> Item:
     """Raw rows to `CLEANED_SCHEMA`."""
     part, batch = item
     problem = batch["problem"].is_valid()
-    found = clean_texts(batch["text"].filter(pc.invert(problem)), rules)
+    has_all = not problem.true_count
+    found = clean_texts(batch["text"] if has_all else batch["text"].filter(pc.invert(problem)), rules)
     texts, reasons, hashes = found.texts, found.reasons, found.hashes
-    if problem.true_count:  # no text to clean, but a row to account for
+    if not has_all:  # no text to clean, but a row to account for
         place = np.cumsum(~problem.to_numpy(zero_copy_only=False)) - 1
         rows = pc.if_else(problem, None, pa.array(place))  # (rows,) which text
         shown = [_evidence(raw or b"") for raw in batch["text"].filter(problem).to_pylist()]
