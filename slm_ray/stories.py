@@ -13,12 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slm_ray import shards
+from slm_ray import shards, vocabularies
 from slm_ray.shards import REJECTED, REJECTED_SCHEMA, SPLITS, Shard, shard_path, shard_schema
 from slm_ray.sources import InputRange, read_range
 from slm_ray.summary import RangeSummary, save_summary, summarize
 from slm_ray.text import HASH_BYTES, CleaningRules, examine, is_sampled, split_of_hash, story_hash
-from slm_ray.tokenizer import Tokenizer, cached_tokenizer
+from slm_ray.tokenizer import cached_tokenizer
 
 Item = tuple[InputRange, pa.RecordBatch]
 """What flows between the steps: a range and its rows."""
@@ -113,11 +113,11 @@ def sample_texts(item: Item, share: float, fractions: tuple[float, float]) -> tu
     ]
 
 
-def train_tokenizer(group: tuple[int, Iterable[list[tuple[bytes, str]]]], vocab_size: int) -> str:
+def train_tokenizer(group: tuple[int, Iterable[list[tuple[bytes, str]]]], vocab_size: int, model: str = "bpe") -> str:
     """`tokenizer.json` learned from the sample: each distinct story once, whatever the order of its parts."""
     texts = sorted({pair for part in group[1] for pair in part})
     distinct = dict(reversed(texts))  # of stories equal but for case, the first in order stays
-    return Tokenizer.train(distinct.values(), vocab_size).to_json()
+    return vocabularies.train(distinct.values(), vocab_size, model).to_json()
 
 
 def save_tokenizer(tokenizer_json: str, folder: str) -> None:

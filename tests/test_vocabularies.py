@@ -1,0 +1,369 @@
+"""Where tokenizers come from: each kind keeps every text, has an end mark, and opens elsewhere with the same ids."""
+
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import tokenizers
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm_ray import vocabularies
+from slm_ray.corpus import sample_stories
+from slm_ray.errors import UserError
+from slm_ray.from_sentencepiece import convert
+from slm_ray.text import clean_story
+from slm_ray.tokenizer import END_OF_TEXT, PROBES, Tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+STORIES = [str(story) for story in sample_stories(0, 60)]
+PIECES = st.sampled_from(
+    "the|The| the|Lily|didn't|.\"| |  |\n|aa|aaa|7|café|日本|\u2581|\u00a0|\x1c|\x00|😀|\u0301|\u200d".split("|")
+    + "<,<s>,</s>,<unk>,<0x41>,<0x,0A>,<|,|>,<|endoftext|>".split(",")
+)
+MIXED = st.lists(PIECES, max_size=12).map("".join)
+TEXTS = st.text() | MIXED
+
+
+@cache
+def sentencepiece_model(kind: str, **changes: Any) -> bytes:
+    """A `.model` made by the `sentencepiece` package."""
+    options = {
+        "vocab_size": 500,
+        "model_type": kind,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "byte_fallback": True,
+        "character_coverage": 1.0,
+        "hard_vocab_limit": False,
+        "minloglevel": 2,
+    }
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(STORIES), model_writer=written, **{**options, **changes}
+    )
+    return written.getvalue()
+
+
+@cache
+def from_model(kind: str, **changes: Any) -> Tokenizer:
+    text = vocabularies.with_end_mark(convert(sentencepiece_model(kind, **changes), "stories.model"))
+    return Tokenizer.from_json(text, must_keep_text=True)
+
+
+@cache
+def byte_level() -> str:
+    """A `tokenizer.json` as others make them: byte-level, without any special token."""
+    inner = tokenizers.ByteLevelBPETokenizer()
+    inner.train_from_iterator(STORIES, vocab_size=400, show_progress=False)
+    return str(inner._tokenizer.to_str())
+
+
+KINDS: dict[str, Callable[[], Tokenizer]] = {
+    "bpe": lambda: vocabularies.train(STORIES, 500, "bpe"),
+    "unigram": lambda: vocabularies.train(STORIES, 500, "unigram"),
+    "sentencepiece_unigram": lambda: from_model("unigram"),
+    "sentencepiece_bpe": lambda: from_model("bpe"),
+    "sentencepiece_without_prefix": lambda: from_model("unigram", add_dummy_prefix=False),
+    "end_mark_added": lambda: Tokenizer.from_json(vocabularies.with_end_mark(byte_level()), must_keep_text=True),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return KINDS[request.param]()
+
+
+@settings(deadline=None, max_examples=80)
+@given(text=TEXTS)
+def test_every_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+    for written in (text, clean_story(text), clean_story(text, keep_paragraphs=True)):
+        ids = tokenizer.encode(written)
+        assert tokenizer.decode(ids) == written
+        assert tokenizer.end_id not in ids
+
+
+@settings(deadline=None, max_examples=40)
+@given(texts=st.lists(TEXTS, max_size=6))
+def test_batch_ids_are_those_of_single_texts(tokenizer: Tokenizer, texts: list[str]) -> None:
+    assert tokenizer.encode_batch(texts).to_pylist() == [tokenizer.encode(text) for text in texts]
+
+
+def test_the_file_opens_in_tokenizers_and_transformers_with_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    plain = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for text in [*STORIES[:5], *PROBES, "Two  spaces\nand a line, 日本, \u2581."]:
+        ids = tokenizer.encode(text)
+        assert plain.encode(text, add_special_tokens=False).ids == ids
+        assert theirs.encode(text, add_special_tokens=False) == ids
+    assert theirs.convert_tokens_to_ids(END_OF_TEXT) == tokenizer.end_id
+    assert len(theirs) == tokenizer.vocab_size
+
+
+def test_pieces_join_to_the_text(tokenizer: Tokenizer) -> None:
+    text = "Lily didn't see  it.\n"
+    assert "".join(tokenizer.pieces(tokenizer.encode(text))).removeprefix(" ") == text
+
+
+def test_all_bytes_are_in_a_unigram_vocabulary_of_any_size() -> None:
+    assert vocabularies.train(STORIES, 257, "unigram").vocab_size == 257
+    assert vocabularies.train(STORIES, 300, "unigram").vocab_size == 300
+    assert vocabularies.train(["one word"], 5000, "unigram").vocab_size < 300
+    assert vocabularies.train([], 5000, "unigram").vocab_size == 257
+    with pytest.raises(UserError, match="at least 257"):
+        vocabularies.train(STORIES, 256, "unigram")
+
+
+def test_a_unigram_vocabulary_writes_stories_shorter_than_bytes() -> None:
+    tokenizer = KINDS["unigram"]()
+    assert tokenizer.end_id == 0
+    assert len(tokenizer.encode(STORIES[0])) < 0.5 * len(STORIES[0])
+
+
+def test_ids_beyond_16_bits_are_taken_wide() -> None:
+    letters = "abcdefghijklmnopqrst"
+    words = ["".join(word) for word in itertools.product(letters, repeat=4)]
+    tokenizer = vocabularies.train([" ".join(words)], 70_000, "bpe")
+    assert tokenizer.vocab_size == 70_000
+    ids = tokenizer.encode_batch([" ".join(words[-20_000:])])
+    assert str(ids.type) == "list<item: uint32>"
+    assert ids.to_pylist()[0] == tokenizer.encode(" ".join(words[-20_000:]))
+
+
+TRAIN = """
+import hashlib, sys
+from slm_ray import vocabularies
+from slm_ray.corpus import sample_stories
+stories = [str(story) for story in sample_stories(0, 60)][:: int(sys.argv[1])]
+for model in vocabularies.TOKENIZER_MODELS:
+    print(vocabularies.train(stories, 600, model).sha256)
+"""
+
+
+def test_training_gives_the_same_file_in_every_process_and_order() -> None:
+    def digests(step: str, seed: str, threads: str) -> bytes:
+        surroundings = {**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads}
+        return subprocess.check_output([sys.executable, "-c", TRAIN, step], cwd=ROOT, env=surroundings)
+
+    assert digests("1", "1", "1") == digests("-1", "2", "2")
+
+
+# SentencePiece
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("unigram", {}),
+        ("bpe", {}),
+        ("unigram", {"add_dummy_prefix": False}),
+        ("bpe", {"add_dummy_prefix": False}),
+        ("unigram", {"split_by_whitespace": False}),
+        ("unigram", {"eos_piece": END_OF_TEXT}),
+    ],
+    ids=str,
+)
+def both(request: pytest.FixtureRequest) -> tuple[Tokenizer, sentencepiece.SentencePieceProcessor]:
+    kind, changes = request.param
+    model = sentencepiece_model(kind, **changes)
+    return from_model(kind, **changes), sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+@settings(deadline=None, max_examples=80)
+@given(text=TEXTS.map(lambda text: text.replace("\u2581", "")) | st.sampled_from(STORIES))
+def test_ids_are_those_of_sentencepiece(
+    both: tuple[Tokenizer, sentencepiece.SentencePieceProcessor], text: str
+) -> None:
+    assert both[0].encode(text) == both[1].encode(text)
+
+
+@settings(deadline=None, max_examples=40)
+@given(text=TEXTS.map(lambda text: clean_story(text.replace("\u2581", ""))))
+def test_a_model_that_removes_extra_spaces_has_none_to_remove_from_clean_stories(text: str) -> None:
+    model = sentencepiece_model("unigram", remove_extra_whitespaces=True)
+    tokenizer = from_model("unigram", remove_extra_whitespaces=True)
+    assert tokenizer.encode(text) == sentencepiece.SentencePieceProcessor(model_proto=model).encode(text)
+    assert tokenizer.decode(tokenizer.encode(f"  {text}  ")) == f"  {text}  "
+
+
+def test_a_mark_of_sentencepiece_that_is_the_end_mark_keeps_its_id() -> None:
+    assert from_model("unigram", eos_piece=END_OF_TEXT).end_id == 2
+    assert from_model("unigram").end_id == 500
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"normalization_rule_name": "nmt_nfkc"}, r"its normaliser \(nmt_nfkc\) changes text"),
+        ({"byte_fallback": False}, "loses every character that it has no piece for"),
+        ({"model_type": "char"}, "neither a Unigram nor a BPE model"),
+        ({"treat_whitespace_as_suffix": True}, "puts spaces at the end of words"),
+        ({"user_defined_symbols": "<sep>"}, "has user-defined symbols"),
+    ],
+)
+def test_a_model_that_changes_text_is_refused(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    (tmp_path / "lossy.model").write_bytes(sentencepiece_model(**{"kind": "unigram", **changes}))
+    with pytest.raises(UserError, match=rf"lossy.model: .*{why}.*; train it with --normalization_rule_name=identity"):
+        vocabularies.open_tokenizer(str(tmp_path / "lossy.model"))
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_broken_model_is_refused(data: st.DataObject) -> None:
+    whole = sentencepiece_model("unigram")
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    flipped = bytearray(whole[:cut] if data.draw(st.booleans()) else whole)
+    for place in data.draw(st.lists(st.integers(0, max(0, len(flipped) - 1)), max_size=3)):
+        if flipped:
+            flipped[place] ^= 0xFF
+    try:
+        Tokenizer.from_json(vocabularies.with_end_mark(convert(bytes(flipped), "x.model")), must_keep_text=True)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+# files, folders and the end mark
+
+
+def test_a_file_a_folder_and_a_model_are_opened(tmp_path: Path) -> None:
+    trained = KINDS["bpe"]()
+    trained.save(tmp_path / "tokenizer.json")
+    (tmp_path / "stories.model").write_bytes(sentencepiece_model("unigram"))
+    assert vocabularies.open_tokenizer(str(tmp_path)).sha256 == trained.sha256
+    assert vocabularies.open_tokenizer(str(tmp_path / "tokenizer.json")).sha256 == trained.sha256
+    converted = vocabularies.open_tokenizer(str(tmp_path / "stories.model"))
+    converted.save(tmp_path / "tokenizer.json")
+    assert vocabularies.open_tokenizer(str(tmp_path)).sha256 == converted.sha256
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b"\xff{}")
+    (tmp_path / "x.model").write_bytes(b"no model")
+    for name, why in [("x.json", "is not a tokenizer.json"), ("x.model", "is not a SentencePiece .model")]:
+        with pytest.raises(UserError, match=f"{name} {why}"):
+            vocabularies.open_tokenizer(str(tmp_path / name))
+    for missing in (tmp_path, tmp_path / "absent.json", tmp_path / "absent.model"):
+        with pytest.raises(UserError, match=r"cannot read the tokenizer .*give a tokenizer.json, a folder"):
+            vocabularies.open_tokenizer(str(missing))
+
+
+def test_the_end_mark_takes_the_next_free_id_and_moves_no_other() -> None:
+    before = tokenizers.Tokenizer.from_str(byte_level())
+    before.add_special_tokens(["</s>", "<pad>"])
+    after = Tokenizer.from_json(vocabularies.with_end_mark(before.to_str()))
+    assert (after.end_id, after.vocab_size) == (402, 403)
+    assert {**before.get_vocab(), END_OF_TEXT: 402} == tokenizers.Tokenizer.from_str(after.to_json()).get_vocab()
+
+
+def test_an_end_mark_that_is_plain_text_becomes_special() -> None:
+    config = json.loads(vocabularies.with_end_mark(byte_level()))
+    config["added_tokens"][0]["special"] = False
+    tokenizer = Tokenizer.from_json(vocabularies.with_end_mark(json.dumps(config)), must_keep_text=True)
+    assert tokenizer.end_id == 400
+    assert 400 not in tokenizer.encode(f"a{END_OF_TEXT}")
+
+
+def test_an_entry_named_like_the_end_mark_becomes_it() -> None:
+    config = json.loads(byte_level())
+    config["model"]["vocab"][END_OF_TEXT] = 400
+    tokenizer = Tokenizer.from_json(vocabularies.with_end_mark(json.dumps(config)), must_keep_text=True)
+    assert (tokenizer.end_id, tokenizer.vocab_size) == (400, 401)
+
+
+def test_an_end_mark_that_a_text_can_contain_is_refused(tmp_path: Path) -> None:
+    config = json.loads(convert(sentencepiece_model("unigram"), "x.model"))
+    config["model"]["vocab"].append([END_OF_TEXT, 0.0])
+    (tmp_path / "x.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match="in a story become the end mark"):
+        vocabularies.open_tokenizer(str(tmp_path / "x.json"))
+
+
+def test_ids_with_holes_are_refused() -> None:
+    config = json.loads(byte_level())
+    config["model"]["vocab"]["zzzz"] = config["model"]["vocab"].pop("a") + 400
+    config["model"]["vocab"]["a"] = 401
+    with pytest.raises(UserError, match="its ids have holes"):
+        vocabularies.with_end_mark(json.dumps(config))
+
+
+# the hub
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's HTTP interface as a download of one file needs."""
+
+    revision = "607a30d783dfa663caf39e06633721c8d4cfccd7"
+    files: dict[str, bytes]
+
+    def do_HEAD(self) -> None:
+        content = self.files.get(self.path)
+        self.send_response(200 if content is not None else 404)
+        self.send_header("X-Repo-Commit", self.revision)
+        self.send_header("ETag", '"0123456789"')
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.files.get(self.path, b""))
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    file = byte_level().encode("utf-8")
+    names = ("openai-community/gpt2/resolve/main", "some/one/resolve/v2")
+    Hub.files = {f"/{name}/tokenizer.json": file for name in names}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+OPEN = """
+import sys
+from slm_ray import vocabularies
+for name in sys.argv[1:]:
+    try:
+        print(vocabularies.open_tokenizer(name).sha256)
+    except vocabularies.UserError as error:
+        print("error:", error)
+"""
+
+
+def open_by_name(endpoint: str, home: Path, *names: str) -> list[str]:
+    surroundings = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    surroundings.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-c", OPEN, *names]
+    done = subprocess.run(
+        command, cwd=ROOT, env=surroundings, check=True, capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert "Retrying" not in done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_hub_is_asked_by_name_and_without_it_its_copy_is_used(hub: str, tmp_path: Path) -> None:
+    wanted = Tokenizer.from_json(vocabularies.with_end_mark(byte_level())).sha256
+    *opened, refused = open_by_name(hub, tmp_path, "gpt2", "hub:some/one@v2", "hub:some/one@v3")
+    assert opened == [wanted, wanted]
+    assert refused.startswith("error: cannot get the tokenizer hub:some/one@v3 (")
+    nobody = "http://127.0.0.1:1"
+    kept, refused = open_by_name(nobody, tmp_path, "gpt2", "hub:some/other")
+    assert kept == wanted
+    assert refused.startswith("error: cannot get the tokenizer hub:some/other (")
+    assert refused.endswith("give a file, try again with a network, or leave out --tokenizer to train one")
