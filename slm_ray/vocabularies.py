@@ -26,6 +26,8 @@ HUB_PREFIX = "hub:"
 HUB_ANSWER_S = 4.0
 _TOKENIZER_FILE = "tokenizer.json"
 _LONGEST_WORD = 1 << 16  # bytes, of a word to learn from
+_SPACE_BYTE = "\u0120"  # how byte-level tokenizers write a space
+_SPACE = "\u2581"  # how SentencePiece does
 _UNSEEN = 10.0  # how much less likely, in nats, than the rarest piece a byte is that no story has
 
 Piece = tuple[str, float]
@@ -133,7 +135,7 @@ def _learn_pieces(words: Counter[str], size: int) -> list[Piece]:
     sentencepiece = _sentencepiece()
     learned = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([f"{word}\t{count}" for word, count in sorted(words.items())]),
+        sentence_iterator=map(_training_row, *zip(*sorted(words.items()))),
         input_format="tsv",
         model_writer=learned,
         model_type="unigram",
@@ -152,7 +154,19 @@ def _learn_pieces(words: Counter[str], size: int) -> list[Piece]:
         minloglevel=2,
     )
     model = sentencepiece.SentencePieceProcessor(model_proto=learned.getvalue())
-    return [(model.id_to_piece(number), model.get_score(number)) for number in range(1, model.get_piece_size())]
+    numbers = range(1, model.get_piece_size())  # 0 is what is unknown
+    return [(model.id_to_piece(number).replace(_SPACE, _SPACE_BYTE), model.get_score(number)) for number in numbers]
+
+
+def _training_row(word: str, count: int) -> str:
+    """A word and twice its count, as SentencePiece reads them.
+
+    Only what occurs twice in different rows becomes a candidate, whatever the counts: a frequent word is written
+    twice in its row, and cut apart again at its space. Otherwise no whole word would be learned (3.43 bytes a token
+    instead of 4.09 on TinyStories with 4,096 entries).
+    """
+    word = word.replace(_SPACE_BYTE, " ")
+    return f"{word}{word}\t{count}" if word.startswith(" ") and count > 1 else f"{word}\t{2 * count}"
 
 
 def _sentencepiece() -> Any:

@@ -4,9 +4,11 @@ import io
 import itertools
 import json
 import os
+import string
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,18 +22,23 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines import prepare
 from slm_ray import vocabularies
 from slm_ray.corpus import sample_stories
 from slm_ray.errors import UserError
 from slm_ray.from_sentencepiece import convert
+from slm_ray.shards import read_split
 from slm_ray.text import clean_story
 from slm_ray.tokenizer import END_OF_TEXT, PROBES, Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 STORIES = [str(story) for story in sample_stories(0, 60)]
 PIECES = st.sampled_from(
-    "the|The| the|Lily|didn't|.\"| |  |\n|aa|aaa|7|café|日本|\u2581|\u00a0|\x1c|\x00|😀|\u0301|\u200d".split("|")
-    + "<,<s>,</s>,<unk>,<0x41>,<0x,0A>,<|,|>,<|endoftext|>".split(",")
+    [
+        *("the", "The", " the", "Lily", "didn't", '."', "aa", "aaa", "7", "café", "日本", "😀"),
+        *(" ", "  ", "\n", "\u2581", "\u00a0", "\x1c", "\x00", "\u0301", "\u200d"),
+        *("<", "<s>", "</s>", "<unk>", "<0x41>", "<0x", "0A>", "<|", "|>", END_OF_TEXT),
+    ]
 )
 MIXED = st.lists(PIECES, max_size=12).map("".join)
 TEXTS = st.text() | MIXED
@@ -127,24 +134,28 @@ def test_all_bytes_are_in_a_unigram_vocabulary_of_any_size() -> None:
         vocabularies.train(STORIES, 256, "unigram")
 
 
-def test_a_unigram_vocabulary_writes_stories_shorter_than_bytes() -> None:
-    tokenizer = KINDS["unigram"]()
+def test_a_unigram_vocabulary_holds_frequent_words_whole() -> None:
+    tokenizer = vocabularies.train(STORIES, 900, "unigram")
     assert tokenizer.end_id == 0
-    assert len(tokenizer.encode(STORIES[0])) < 0.5 * len(STORIES[0])
+    frequent = [word for word, count in Counter(" ".join(STORIES).split(" ")).items() if count > 50 and word.isalpha()]
+    assert len(frequent) > 10
+    whole = [word for word in frequent if len(tokenizer.encode(f" {word}")) == 1]
+    assert len(whole) > 0.8 * len(frequent)
 
 
 def test_ids_beyond_16_bits_are_taken_wide() -> None:
-    letters = "abcdefghijklmnopqrst"
-    words = ["".join(word) for word in itertools.product(letters, repeat=4)]
-    tokenizer = vocabularies.train([" ".join(words)], 70_000, "bpe")
-    assert tokenizer.vocab_size == 70_000
-    ids = tokenizer.encode_batch([" ".join(words[-20_000:])])
+    words = ["".join(word) for word in itertools.product(string.ascii_letters[:42], repeat=3)]
+    tokenizer = vocabularies.train([" ".join(words)], 66_000, "bpe")
+    assert tokenizer.vocab_size == 66_000
+    ids = tokenizer.encode_batch([" ".join(words)])
     assert str(ids.type) == "list<item: uint32>"
-    assert ids.to_pylist()[0] == tokenizer.encode(" ".join(words[-20_000:]))
+    assert ids.to_pylist()[0] == tokenizer.encode(" ".join(words))
+    assert max(ids.to_pylist()[0]) > 2**16
 
 
 TRAIN = """
 import hashlib, sys
+from pipelines import prepare
 from slm_ray import vocabularies
 from slm_ray.corpus import sample_stories
 stories = [str(story) for story in sample_stories(0, 60)][:: int(sys.argv[1])]
@@ -337,6 +348,7 @@ def hub() -> Iterator[str]:
 
 OPEN = """
 import sys
+from pipelines import prepare
 from slm_ray import vocabularies
 for name in sys.argv[1:]:
     try:
@@ -367,3 +379,30 @@ def test_the_hub_is_asked_by_name_and_without_it_its_copy_is_used(hub: str, tmp_
     assert kept == wanted
     assert refused.startswith("error: cannot get the tokenizer hub:some/other (")
     assert refused.endswith("give a file, try again with a network, or leave out --tokenizer to train one")
+
+
+# the whole pipeline
+
+
+def prepare_sample(output: Path, *words: str) -> Tokenizer:
+    common = ["--runner", "DirectRunner", "--source", "sample", "--max-stories", "60", "--output", str(output)]
+    assert prepare.main([*common, *words]) == 0
+    for split in ("train", "validation", "test"):
+        tokens, n_bytes = read_split(output, split)
+        tokenizer = Tokenizer.load(output / "tokenizer.json")
+        assert n_bytes == len(tokenizer.decode(tokens.tolist()).encode())
+    return tokenizer
+
+
+def test_a_data_set_with_unigram_says_when_the_stories_are_too_few(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = prepare_sample(tmp_path, "--tokenizer-model", "unigram", "--vocab-size", "70000")
+    notice = f"{tokenizer.vocab_size:,} entries (not 70,000: the stories have too few different words)"
+    assert capsys.readouterr().out.count(notice) == 1
+
+
+def test_a_data_set_with_a_sentencepiece_model(tmp_path: Path) -> None:
+    (tmp_path / "stories.model").write_bytes(sentencepiece_model("unigram", add_dummy_prefix=False))
+    tokenizer = prepare_sample(tmp_path / "data", "--tokenizer", str(tmp_path / "stories.model"))
+    assert tokenizer.sha256 == from_model("unigram", add_dummy_prefix=False).sha256
