@@ -25,7 +25,7 @@ GPT2 = "openai-community/gpt2"
 HUB_PREFIX = "hub:"
 HUB_ANSWER_S = 4.0
 _TOKENIZER_FILE = "tokenizer.json"
-_LONGEST_WORD = 1 << 16  # bytes, of a word to learn from
+_LONGEST_WORD = 1000  # bytes, of a word to learn from: beyond it there is nothing to learn
 _SPACE_BYTE = "\u0120"  # how byte-level tokenizers write a space
 _SPACE = "\u2581"  # how SentencePiece does
 _UNSEEN = 10.0  # how much less likely, in nats, than the rarest piece a byte is that no story has
@@ -56,10 +56,10 @@ def train_unigram(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         raise UserError(f"vocab_size ({vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end mark")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words = count_words(texts, byte_level)
-    unseen = sorted(set(byte_level.alphabet()).difference(*words))
-    pieces = _learn_pieces(words, vocab_size - len(unseen)) if words else []
+    alphabet = set(byte_level.alphabet())
+    pieces = _learn_pieces(words, vocab_size - len(alphabet.difference(*words))) if words else []
     lowest = min((score for _, score in pieces), default=0.0)
-    pieces += [(byte, lowest - _UNSEEN) for byte in unseen]
+    pieces += [(byte, lowest - _UNSEEN) for byte in sorted(alphabet.difference(piece for piece, _ in pieces))]
 
     inner = tokenizers.Tokenizer(models.Unigram([(END_OF_TEXT, 0.0), *pieces]))
     inner.pre_tokenizer, inner.decoder = byte_level, decoders.ByteLevel()
@@ -68,7 +68,7 @@ def train_unigram(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def count_words(texts: Iterable[str], pre_tokenizer: Any) -> Counter[str]:
-    """How often each pre-token occurs; each distinct run between spaces is cut only once."""
+    """How often each pre-token of at most 1,000 bytes occurs; each distinct run between spaces is cut only once."""
     runs: Counter[str] = Counter()
     for text in texts:
         first, *rest = text.split(" ")
@@ -77,7 +77,8 @@ def count_words(texts: Iterable[str], pre_tokenizer: Any) -> Counter[str]:
     words: Counter[str] = Counter()
     for run, count in runs.items():
         for word, _ in pre_tokenizer.pre_tokenize_str(run):
-            words[word] += count
+            if len(word) <= _LONGEST_WORD:
+                words[word] += count
     return words
 
 
@@ -147,7 +148,7 @@ def _learn_pieces(words: Counter[str], size: int) -> list[Piece]:
         remove_extra_whitespaces=False,
         split_by_unicode_script=False,  # of the stand-ins for bytes, it means nothing
         split_by_number=False,
-        max_sentence_length=_LONGEST_WORD,
+        max_sentence_length=8 * _LONGEST_WORD,  # bytes: a stand-in has two, and a word may be there twice
         bos_id=-1,
         eos_id=-1,
         num_threads=1,  # sums in another order are other sums

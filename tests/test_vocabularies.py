@@ -1,6 +1,5 @@
 """Where tokenizers come from: each kind keeps every text, has an end mark, and opens elsewhere with the same ids."""
 
-import io
 import itertools
 import json
 import os
@@ -13,10 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-import sentencepiece
 import tokenizers
 import transformers
 from hypothesis import given, settings
@@ -24,50 +21,14 @@ from hypothesis import strategies as st
 
 from pipelines import prepare
 from slm_ray import vocabularies
-from slm_ray.corpus import sample_stories
 from slm_ray.errors import UserError
 from slm_ray.from_sentencepiece import convert
 from slm_ray.shards import read_split
 from slm_ray.text import clean_story
 from slm_ray.tokenizer import END_OF_TEXT, PROBES, Tokenizer
+from tests.sentencepiece_models import STORIES, TEXTS, from_model, sentencepiece_model
 
 ROOT = Path(__file__).resolve().parents[1]
-STORIES = [str(story) for story in sample_stories(0, 60)]
-PIECES = st.sampled_from(
-    [
-        *("the", "The", " the", "Lily", "didn't", '."', "aa", "aaa", "7", "café", "日本", "😀"),
-        *(" ", "  ", "\n", "\u2581", "\u00a0", "\x1c", "\x00", "\u0301", "\u200d"),
-        *("<", "<s>", "</s>", "<unk>", "<0x41>", "<0x", "0A>", "<|", "|>", END_OF_TEXT),
-    ]
-)
-MIXED = st.lists(PIECES, max_size=12).map("".join)
-TEXTS = st.text() | MIXED
-
-
-@cache
-def sentencepiece_model(kind: str, **changes: Any) -> bytes:
-    """A `.model` made by the `sentencepiece` package."""
-    options = {
-        "vocab_size": 500,
-        "model_type": kind,
-        "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False,
-        "byte_fallback": True,
-        "character_coverage": 1.0,
-        "hard_vocab_limit": False,
-        "minloglevel": 2,
-    }
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(STORIES), model_writer=written, **{**options, **changes}
-    )
-    return written.getvalue()
-
-
-@cache
-def from_model(kind: str, **changes: Any) -> Tokenizer:
-    text = vocabularies.with_end_mark(convert(sentencepiece_model(kind, **changes), "stories.model"))
-    return Tokenizer.from_json(text, must_keep_text=True)
 
 
 @cache
@@ -134,6 +95,14 @@ def test_all_bytes_are_in_a_unigram_vocabulary_of_any_size() -> None:
         vocabularies.train(STORIES, 256, "unigram")
 
 
+@settings(deadline=None, max_examples=25)
+@given(texts=st.lists(TEXTS, max_size=5), size=st.integers(257, 320))
+def test_unigram_keeps_text_whatever_it_has_learned_from(texts: list[str], size: int) -> None:
+    tokenizer = vocabularies.train([*texts, "x" * 1500], size, "unigram")
+    assert tokenizer.vocab_size <= size
+    assert [tokenizer.decode(tokenizer.encode(text)) for text in (*texts, *PROBES)] == [*texts, *PROBES]
+
+
 def test_a_unigram_vocabulary_holds_frequent_words_whole() -> None:
     tokenizer = vocabularies.train(STORIES, 900, "unigram")
     assert tokenizer.end_id == 0
@@ -170,80 +139,6 @@ def test_training_gives_the_same_file_in_every_process_and_order() -> None:
         return subprocess.check_output([sys.executable, "-c", TRAIN, step], cwd=ROOT, env=surroundings)
 
     assert digests("1", "1", "1") == digests("-1", "2", "2")
-
-
-# SentencePiece
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        ("unigram", {}),
-        ("bpe", {}),
-        ("unigram", {"add_dummy_prefix": False}),
-        ("bpe", {"add_dummy_prefix": False}),
-        ("unigram", {"split_by_whitespace": False}),
-        ("unigram", {"eos_piece": END_OF_TEXT}),
-    ],
-    ids=str,
-)
-def both(request: pytest.FixtureRequest) -> tuple[Tokenizer, sentencepiece.SentencePieceProcessor]:
-    kind, changes = request.param
-    model = sentencepiece_model(kind, **changes)
-    return from_model(kind, **changes), sentencepiece.SentencePieceProcessor(model_proto=model)
-
-
-@settings(deadline=None, max_examples=80)
-@given(text=TEXTS.map(lambda text: text.replace("\u2581", "")) | st.sampled_from(STORIES))
-def test_ids_are_those_of_sentencepiece(
-    both: tuple[Tokenizer, sentencepiece.SentencePieceProcessor], text: str
-) -> None:
-    assert both[0].encode(text) == both[1].encode(text)
-
-
-@settings(deadline=None, max_examples=40)
-@given(text=TEXTS.map(lambda text: clean_story(text.replace("\u2581", ""))))
-def test_a_model_that_removes_extra_spaces_has_none_to_remove_from_clean_stories(text: str) -> None:
-    model = sentencepiece_model("unigram", remove_extra_whitespaces=True)
-    tokenizer = from_model("unigram", remove_extra_whitespaces=True)
-    assert tokenizer.encode(text) == sentencepiece.SentencePieceProcessor(model_proto=model).encode(text)
-    assert tokenizer.decode(tokenizer.encode(f"  {text}  ")) == f"  {text}  "
-
-
-def test_a_mark_of_sentencepiece_that_is_the_end_mark_keeps_its_id() -> None:
-    assert from_model("unigram", eos_piece=END_OF_TEXT).end_id == 2
-    assert from_model("unigram").end_id == 500
-
-
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"normalization_rule_name": "nmt_nfkc"}, r"its normaliser \(nmt_nfkc\) changes text"),
-        ({"byte_fallback": False}, "loses every character that it has no piece for"),
-        ({"model_type": "char"}, "neither a Unigram nor a BPE model"),
-        ({"treat_whitespace_as_suffix": True}, "puts spaces at the end of words"),
-        ({"user_defined_symbols": "<sep>"}, "has user-defined symbols"),
-    ],
-)
-def test_a_model_that_changes_text_is_refused(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
-    (tmp_path / "lossy.model").write_bytes(sentencepiece_model(**{"kind": "unigram", **changes}))
-    with pytest.raises(UserError, match=rf"lossy.model: .*{why}.*; train it with --normalization_rule_name=identity"):
-        vocabularies.open_tokenizer(str(tmp_path / "lossy.model"))
-
-
-@settings(deadline=None, max_examples=200)
-@given(data=st.data())
-def test_a_broken_model_is_refused(data: st.DataObject) -> None:
-    whole = sentencepiece_model("unigram")
-    cut = data.draw(st.integers(0, len(whole) - 1))
-    flipped = bytearray(whole[:cut] if data.draw(st.booleans()) else whole)
-    for place in data.draw(st.lists(st.integers(0, max(0, len(flipped) - 1)), max_size=3)):
-        if flipped:
-            flipped[place] ^= 0xFF
-    try:
-        Tokenizer.from_json(vocabularies.with_end_mark(convert(bytes(flipped), "x.model")), must_keep_text=True)
-    except UserError as error:
-        assert "\n" not in str(error)
 
 
 # files, folders and the end mark
