@@ -7,13 +7,13 @@ import argparse
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
-from slm_ray import inputs, sources
+from slm_ray import inputs, sources, storage
 from slm_ray.errors import UserError
+from slm_ray.storage import Place
 from slm_ray.text import CleaningRules
 from slm_ray.tokenizer import Tokenizer
 from slm_ray.vocabularies import TOKENIZER_MODELS, open_tokenizer
@@ -104,7 +104,7 @@ class Settings:
 
     source: str
     validation_source: str | None
-    output: Path
+    output: Place
     max_stories: int | None  # None: the source's default
     rules: CleaningRules
     validation_fraction: float | None  # None: DEFAULT_FRACTION, or 0 where the source has a validation split
@@ -163,7 +163,7 @@ def _settings(own: argparse.Namespace) -> Settings:
     return Settings(
         source=own.source,
         validation_source=own.validation_source,
-        output=Path(own.output).expanduser().resolve(),
+        output=storage.place(own.output),
         max_stories=own.max_stories,
         rules=CleaningRules(keep_paragraphs=own.keep_paragraphs, min_chars=own.min_chars, max_chars=own.max_chars),
         validation_fraction=own.validation_fraction,

@@ -27,6 +27,8 @@ from pipelines.transforms import (
     CleanStories,
     DropDuplicates,
     FindDuplicates,
+    KeepCleaned,
+    LoadCleaned,
     ReadStories,
     SplitStories,
     TokenizeStories,
@@ -37,6 +39,8 @@ from slm_ray import inputs, shards, sources, staging, stories, summary
 from slm_ray.errors import UserError, command
 from slm_ray.shards import Manifest
 from slm_ray.sources import Plan
+from slm_ray.storage import Place
+from slm_ray.stories import Done
 from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -46,8 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     beam_options, settings = options.parse(argv)
     plan = make_plan(settings)
     with staging.only_writer(settings.output):
+        if staging.finish_publishing(settings.output):
+            print(f"finished what an interrupted job had begun to publish in {settings.output}", file=sys.stderr)
         earlier = earlier_data_set(settings, plan)
         if earlier is not None:
+            staging.discard(settings.output, job_key(settings, plan))
             print(f"{settings.output} already holds this data set; nothing to do (--force prepares it again)")
             print(terminal.account(earlier, settings.output, {}))
             return 0
@@ -67,6 +74,11 @@ def make_plan(settings: Settings) -> Plan:
         text_column=settings.text_column,
         seed=settings.seed,
     )
+
+
+def job_key(settings: Settings, plan: Plan) -> str:
+    """What names this job and no other in the staging folder."""
+    return staging.job_key(plan.source["digest"], settings.parameters(plan.has_own_validation))
 
 
 def earlier_data_set(settings: Settings, plan: Plan) -> Manifest | None:
@@ -93,14 +105,15 @@ def earlier_data_set(settings: Settings, plan: Plan) -> Manifest | None:
 def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tuple[Manifest, summary.DataSummary]:
     """Run the pipeline into a staging folder, check that no story was lost, and publish the data set."""
     parameters = settings.parameters(plan.has_own_validation)
-    key = shards.json_sha256([plan.source["digest"], parameters])[:16]
-    staged = staging.begin(settings.output, key)
+    staged = staging.begin(settings.output, job_key(settings, plan))
+    done = Done.of(staged)
+    if done.cleaned or done.written:
+        print(terminal.continuation_notice(done, len(plan.ranges)), file=sys.stderr)
     with runners.user_errors(settings.output):
-        with (
-            terminal.progress(staged, len(plan.ranges)),
-            runners.make_pipeline(beam_options, staged / "workers.log") as pipeline,
-        ):
-            build(pipeline, plan, settings, staged)
+        with terminal.progress(staged, len(plan.ranges)):
+            if len(done.written) < len(plan.ranges):
+                with runners.make_pipeline(beam_options, staged) as pipeline:
+                    build(pipeline, plan, settings, staged, done)
         found = summary.merge(summary.load_summaries(staged))
         summary.check(found, plan.n_rows)
         _refuse_nothing(found)
@@ -110,28 +123,37 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
     return manifest, found
 
 
-def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Path) -> PCollection:
-    """The graph. The ranges are read twice, so that nothing but hashes and the tokenizer's sample is shuffled."""
+def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Place, done: Done) -> PCollection:
+    """The graph. Cleaned ranges wait in `staged`, so that nothing but hashes and the tokenizer's sample is shuffled."""
     fractions = settings.fractions(plan.has_own_validation)
-    ranges = pipeline | "Ranges" >> beam.Create(plan.ranges)
+    folder = str(staged)
+    new = (
+        pipeline
+        | "Tasks" >> beam.Create(done.left_to_read(plan))
+        | ReadStories()
+        | CleanStories(settings.rules)
+        | KeepCleaned(folder)
+    )
+    earlier = pipeline | "Earlier" >> beam.Create([part for part in plan.ranges if part.number in done.cleaned])
+    ranges = (new, earlier) | beam.Flatten()
+    cleaned = ranges | "LoadFirst" >> LoadCleaned(folder)
 
-    seen = ranges | "ReadFirst" >> ReadStories() | "CleanFirst" >> CleanStories(settings.rules)
-    duplicates = seen | FindDuplicates()
+    duplicates = cleaned | FindDuplicates()
     if settings.tokenizer is not None:
         tokenizer = pipeline | "Tokenizer" >> beam.Create([settings.tokenizer.to_json()])
     else:
         share = min(1.0, options.TOKENIZER_STORIES / plan.n_rows)
-        tokenizer = seen | TrainTokenizer(settings.vocab_size, share, fractions, settings.tokenizer_model)
-    _ = tokenizer | "SaveTokenizer" >> beam.Map(stories.save_tokenizer, folder=str(staged))
+        tokenizer = cleaned | TrainTokenizer(settings.vocab_size, share, fractions, settings.tokenizer_model)
+    _ = tokenizer | "SaveTokenizer" >> beam.Map(stories.save_tokenizer, folder=folder)
 
     return (
         ranges
-        | ReadStories()
-        | CleanStories(settings.rules)
+        | "NotWritten" >> beam.Filter(stories.is_left, written=done.written)
+        | LoadCleaned(folder)
         | DropDuplicates(duplicates)
         | SplitStories(fractions)
         | TokenizeStories(tokenizer)
-        | WriteShards(str(staged), tokenizer)
+        | WriteShards(folder, tokenizer)
     )
 
 

@@ -3,25 +3,27 @@
 In: Beam's options. Out: a `beam.Pipeline`. The rest of `pipelines/` does not know which runner it is.
 """
 
+import os
 import re
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from slm_ray import storage
 from slm_ray.errors import UserError
+from slm_ray.storage import Place
 
 _STEP_NAME = re.compile(r" \[while running .*", flags=re.S)
 
 
-def make_pipeline(beam_options: PipelineOptions, worker_log: Path) -> beam.Pipeline:
-    """A pipeline on the runner asked for; worker processes of this machine log into `worker_log`.
+def make_pipeline(beam_options: PipelineOptions, staged: Place) -> beam.Pipeline:
+    """A pipeline on the runner asked for; worker processes of this machine log into the staging folder, if it is local.
 
     Beam's own `DirectRunner` tries to download the Prism binary and runs elsewhere when it cannot: which code
     runs then depends on the network. Here the word means Beam's in-process FnApiRunner, always.
@@ -29,12 +31,13 @@ def make_pipeline(beam_options: PipelineOptions, worker_log: Path) -> beam.Pipel
     runner = beam_options.view_as(StandardOptions).runner
     is_direct = runner is None or runner.lower() == "directrunner"
     if is_direct:
-        runner = _direct_runner(beam_options.view_as(DirectOptions), worker_log)
+        log = str(staged / "workers.log") if storage.is_local(staged) else os.devnull
+        runner = _direct_runner(beam_options.view_as(DirectOptions), log)
     return beam.Pipeline(runner=runner, options=beam_options)
 
 
 @contextmanager
-def user_errors(output: Path) -> Iterator[None]:
+def user_errors(output: Place) -> Iterator[None]:
     """A user's mistake found on a worker, or a Ctrl-C, comes back with Beam's words around it: unwrap it."""
     try:
         yield
@@ -45,6 +48,11 @@ def user_errors(output: Path) -> Iterator[None]:
     except RuntimeError as error:  # from another process: the traceback as text
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from error
+        if "Channel closed prematurely" in str(error) or "terminated with exit code" in str(error):
+            raise UserError(
+                "a worker process ended before its work was done (killed, or out of memory?): "
+                "run the same command again, it goes on with the ranges that are left"
+            ) from error
         if told := re.search(r"UserError: (.+)", str(error)):
             raise UserError(_STEP_NAME.sub("", told[1])) from error
         if told := re.search(r"(?:OS|Permission)Error: (.+)", str(error)):
@@ -52,12 +60,12 @@ def user_errors(output: Path) -> Iterator[None]:
         raise
 
 
-def _direct_runner(direct: DirectOptions, worker_log: Path) -> FnApiRunner:
+def _direct_runner(direct: DirectOptions, worker_log: str) -> FnApiRunner:
     """FnApiRunner, whose worker processes log into a file: on the terminal they announce each start and stop."""
     if direct.direct_running_mode != "multi_processing":
         return FnApiRunner()
     direct.direct_running_mode = "in_memory"  # the other word would put Beam's own command in place of this one
     # Ctrl-C reaches all processes of a terminal: only this one is to act on it, the others end with it.
     command = f"trap '' INT; exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
-    logged = f"{command} 2>> {shlex.quote(str(worker_log))}"
+    logged = f"{command} 2>> {shlex.quote(worker_log)}"
     return FnApiRunner(SubprocessSDKEnvironment.from_command_string(logged))

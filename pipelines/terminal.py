@@ -7,19 +7,22 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from tqdm import tqdm
 
+from slm_ray import storage
 from slm_ray.shards import SPLITS, Manifest
+from slm_ray.storage import Place
+from slm_ray.stories import CLEANED, Done
 from slm_ray.summary import SUMMARIES
 
 POLL_S = 0.2
+REMOTE_POLL_S = 5.0  # an object store is asked less often
 
 
 @contextmanager
-def progress(staged: Path, n_ranges: int) -> Iterator[None]:
-    """Show how many ranges are finished, by their summaries in the staging folder.
+def progress(staged: Place, n_ranges: int) -> Iterator[None]:
+    """Show how many ranges are cleaned and how many are written, by their files in the staging folder.
 
     The files are the one sign of progress that every runner gives. A bar on a terminal; elsewhere one line per
     tenth of the work.
@@ -34,7 +37,7 @@ def progress(staged: Path, n_ranges: int) -> Iterator[None]:
         watching.join()
 
 
-def account(manifest: Manifest, output: Path, examples: Mapping[str, Sequence[str]]) -> str:
+def account(manifest: Manifest, output: Place, examples: Mapping[str, Sequence[str]]) -> str:
     """What became of the stories, the sizes of the splits, and how to name the data set."""
     counts = manifest.counts
     reasons = {"duplicate": counts["duplicates"], **counts["rejected"]}
@@ -82,18 +85,31 @@ def _tokenizer_line(manifest: Manifest) -> str:
     return f"tokenizer  {size:,} entries{missing}"
 
 
-def _watch(staged: Path, n_ranges: int, done: threading.Event) -> None:
+def continuation_notice(done: Done, n_ranges: int) -> str:
+    """What a job says that goes on where an interrupted one stopped."""
+    return (
+        f"prepare: continuing an interrupted job; skipping {len(done.cleaned)} of {n_ranges} ranges that are cleaned, "
+        f"{len(done.written)} that are written"
+    )
+
+
+def _watch(staged: Place, n_ranges: int, done: threading.Event) -> None:
     is_terminal = sys.stderr.isatty()
-    bar = tqdm(total=n_ranges, unit="range", desc="prepare", disable=not is_terminal)
-    said = 0
+    bars = [
+        (folder, word, tqdm(total=n_ranges, unit="range", desc=f"prepare: {word}", disable=not is_terminal))
+        for folder, word in ((CLEANED, "cleaned"), (SUMMARIES, "written"))
+    ]
+    said = dict.fromkeys((CLEANED, SUMMARIES), 0)
     while True:
-        is_last = done.wait(POLL_S)
-        finished = len(list((staged / SUMMARIES).glob("[0-9]*.json")))
-        bar.update(finished - bar.n)
-        bar.refresh()  # the clock goes on during the first reading
-        if not is_terminal and finished * 10 // n_ranges > said:
-            said = finished * 10 // n_ranges
-            sys.stderr.write(f"prepare: {finished} of {n_ranges} ranges written\n")
+        is_last = done.wait(POLL_S if storage.is_local(staged) else REMOTE_POLL_S)
+        for folder, word, bar in bars:
+            finished = len(list((staged / folder).glob("[0-9]*")))
+            bar.update(finished - bar.n)
+            bar.refresh()  # the clock goes on
+            if not is_terminal and finished * 10 // n_ranges > said[folder]:
+                said[folder] = finished * 10 // n_ranges
+                sys.stderr.write(f"prepare: {finished} of {n_ranges} ranges {word}\n")
         if is_last:
-            bar.close()
+            for _, _, bar in bars:
+                bar.close()
             return

@@ -1,8 +1,8 @@
 """The steps of the pipeline as Beam transforms: thin wires around the pure functions of `slm_ray.stories`.
 
-In: a PCollection of `InputRange`. Out: shards and summaries in a folder. Elements are `(InputRange,
-RecordBatch)`, so Beam's cost per element is paid once per 4,000 stories. Every callable handed to Beam lives in
-the installed package `slm_ray`: workers of any runner import it by name and need neither this folder nor a
+In: a PCollection of tasks, which are tuples of `InputRange`. Out: shards and summaries in a folder. Elements are
+`(InputRange, RecordBatch)`, so Beam's cost per element is paid once per 4,000 stories. Every callable handed to Beam
+lives in the installed package `slm_ray`: workers of any runner import it by name and need neither this folder nor a
 pickled main session.
 """
 
@@ -18,14 +18,10 @@ from slm_ray.text import CleaningRules
 
 
 class ReadStories(beam.PTransform):
-    """Input ranges to their raw rows.
-
-    Begins with a reshuffle, which spreads the ranges over the workers and keeps each reading a stage of its own:
-    fused with an earlier one, all rows would have to wait in memory for the side inputs of a later step.
-    """
+    """Tasks, ranges that are read together, to the raw rows of each range. Begins by spreading them over workers."""
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Reshuffle() | beam.Map(stories.read_item)
+        return pcoll | beam.Reshuffle() | beam.FlatMap(stories.read_items)
 
 
 @dataclass
@@ -39,6 +35,32 @@ class CleanStories(beam.PTransform):
 
     def expand(self, pcoll: PCollection) -> PCollection:
         return pcoll | beam.Map(partial(stories.clean_batch, rules=self.rules))
+
+
+@dataclass
+class KeepCleaned(beam.PTransform):
+    """Cleaned rows into files of the staging folder; what goes on is the ranges, so that nothing large is shuffled."""
+
+    folder: str
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, pcoll: PCollection) -> PCollection:
+        return pcoll | beam.Map(partial(stories.keep_cleaned, folder=self.folder))
+
+
+@dataclass
+class LoadCleaned(beam.PTransform):
+    """Ranges to their cleaned rows, which `KeepCleaned` wrote. Begins by spreading the ranges over workers."""
+
+    folder: str
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, pcoll: PCollection) -> PCollection:
+        return pcoll | beam.Reshuffle() | beam.Map(partial(stories.load_cleaned, folder=self.folder))
 
 
 class FindDuplicates(beam.PTransform):

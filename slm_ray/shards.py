@@ -9,11 +9,8 @@ reading says which is not.
 import dataclasses
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slm_ray.errors import UserError
+from slm_ray.storage import Place, place, replace_file
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
@@ -137,13 +135,13 @@ def json_sha256(content: Any) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def load_manifest(folder: str | Path) -> Manifest:
+def load_manifest(folder: str | Place) -> Manifest:
     """The manifest of a data-set folder.
 
     Raises:
         UserError: there is none, or it is not one that this version reads.
     """
-    path = Path(folder) / MANIFEST
+    path = place(folder) / MANIFEST
     try:
         return Manifest.from_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -154,13 +152,13 @@ def load_manifest(folder: str | Path) -> Manifest:
         raise UserError(f"{path} is no manifest this version reads ({error}): prepare the data again") from error
 
 
-def write_shard(path: str | Path, table: pa.Table) -> Shard:
+def write_shard(path: str | Place, table: pa.Table) -> Shard:
     """Write one Parquet file, the same bytes for the same table on any host at any time.
 
     Every writer option that decides about bytes is given here. The file appears under its name only when
     whole: it is written beside it and renamed, so a killed or repeated attempt leaves no half shard.
     """
-    path = Path(path)
+    path = place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -187,17 +185,7 @@ def write_shard(path: str | Path, table: pa.Table) -> Shard:
     )
 
 
-def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Put a file in place by one rename: readers see the old one or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def read_split(folder: str | Path, split: str, *, manifest: Manifest | None = None) -> tuple[Tokens, int]:
+def read_split(folder: str | Place, split: str, *, manifest: Manifest | None = None) -> tuple[Tokens, int]:
     """The token stream of a split, stories in shard and row order, and the bytes of text it stands for.
 
     Each file is read once; its digest, its page checksums and its counts are checked. An empty split gives no tokens.
@@ -214,25 +202,25 @@ def read_split(folder: str | Path, split: str, *, manifest: Manifest | None = No
     tokens = np.empty(wanted.tokens, np.uint16) if vocab_size <= 2**16 else np.empty(wanted.tokens, np.uint32)
     listed = sum(shard.tokens for shard in wanted.shards)
     if listed != wanted.tokens:
-        raise UserError(_miscount(Path(folder) / split, "tokens by its shards", listed, wanted.tokens))
+        raise UserError(_miscount(place(folder) / split, "tokens by its shards", listed, wanted.tokens))
     start = 0
     for shard in wanted.shards:
         table = read_shard(folder, shard)
         part = table["tokens"].combine_chunks().flatten().to_numpy()
         if len(part) != shard.tokens:
-            raise UserError(_miscount(Path(folder) / shard.file, "tokens", len(part), shard.tokens))
+            raise UserError(_miscount(place(folder) / shard.file, "tokens", len(part), shard.tokens))
         tokens[start : start + len(part)] = part
         start += len(part)
     return tokens, wanted.bytes
 
 
-def read_shard(folder: str | Path, shard: Shard) -> pa.Table:
+def read_shard(folder: str | Place, shard: Shard) -> pa.Table:
     """The rows of one shard, after its digest, page checksums and row count were checked.
 
     Raises:
         UserError: the file is missing, truncated or altered, or has another number of rows than is listed.
     """
-    path = Path(folder) / shard.file
+    path = place(folder) / shard.file
     content = checked_content(path, shard.sha256)
     try:
         table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
@@ -243,7 +231,7 @@ def read_shard(folder: str | Path, shard: Shard) -> pa.Table:
     return table
 
 
-def checked_content(path: Path, sha256: str) -> bytes:
+def checked_content(path: Place, sha256: str) -> bytes:
     """The bytes of a file, once their digest was found to be the one recorded.
 
     Raises:
@@ -258,7 +246,7 @@ def checked_content(path: Path, sha256: str) -> bytes:
     return content
 
 
-def _miscount(path: Path, what: str, found: int, listed: int) -> str:
+def _miscount(path: Place, what: str, found: int, listed: int) -> str:
     return f"{path} has {found} {what}, but {MANIFEST} lists {listed}: prepare the data again"
 
 

@@ -6,7 +6,7 @@ step of the flow. Ranges and story ids are functions of the input alone, so ever
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ class Plan:
     source: dict[str, Any]  # requested, used, why, revision, digest, files
 
     @property
+    def tasks(self) -> tuple[tuple[InputRange, ...], ...]:
+        """The ranges that are read together."""
+        return tuple((part,) for part in self.ranges)
+
+    @property
     def n_rows(self) -> int:
         """Stories that will be read."""
         return sum(part.n_rows for part in self.ranges)
@@ -96,6 +101,12 @@ def plan(
     ranges = itertools.chain.from_iterable(_cut(file, rows_per_range, text_column, seed) for file in files)
     numbered = tuple(replace(part, number=number) for number, part in enumerate(ranges))
     return Plan(ranges=numbered, source=_describe(source, found, files))
+
+
+def read_ranges(task: tuple[InputRange, ...]) -> Iterator[tuple[InputRange, pa.RecordBatch]]:
+    """The ranges of a task and their rows."""
+    for part in task:
+        yield part, read_range(part)
 
 
 def read_range(part: InputRange) -> pa.RecordBatch:

@@ -1,40 +1,61 @@
-"""From a staging folder to a data set: nothing is seen before all of it is there.
+"""From a staging folder to a data set: nothing is seen before all of it is there, and nothing finished is done again.
 
 In: the output folder and what the pipeline wrote below its `.staging`. Out: a data set whose manifest appears
 last. The last step of `pipelines/prepare.py`. An earlier data set in the same folder stays whole until the new
-one is complete; then its manifest goes first, so no reader ever takes a mixture for a data set.
+one is complete; then its manifest goes first, so no reader ever takes a mixture for a data set. A job that was
+killed, at whatever moment, leaves its staging folder; the same job finds there which ranges are finished.
 """
 
 import contextlib
 import fcntl
+import importlib.metadata
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from slm_ray import storage
 from slm_ray.errors import UserError
-from slm_ray.shards import MANIFEST, REJECTED, SPLITS, TOKENIZER, Manifest, checked_content, replace_file
+from slm_ray.shards import (
+    FORMAT_VERSION,
+    MANIFEST,
+    REJECTED,
+    SPLITS,
+    TOKENIZER,
+    Manifest,
+    checked_content,
+    json_sha256,
+    load_manifest,
+)
+from slm_ray.storage import Place
 
 STAGING = ".staging"
 REPORT = "report"
 CONTENTS = (*SPLITS, REJECTED, REPORT, TOKENIZER)
 """Everything a data set holds besides its manifest."""
 
+DECIDING_PACKAGES = ("pyarrow", "tokenizers", "ftfy")
+"""Another version of these may write other bytes, so it does not continue what one began."""
+
 
 @contextlib.contextmanager
-def only_writer(output: Path) -> Iterator[None]:
+def only_writer(output: Place) -> Iterator[None]:
     """Make the output folder, and keep other jobs out of it until the end of the block or of this process.
 
     The folder itself is locked: a lock file would be in the way of `publish`, which removes all of `.staging`.
+    An object store knows no locks: there nobody is kept out.
 
     Raises:
         UserError: another job is writing there, or the folder cannot be made.
     """
+    if not isinstance(output, Path):
+        yield
+        return
     try:
         output.mkdir(parents=True, exist_ok=True)
         folder = os.open(output, os.O_RDONLY)
     except OSError as error:
-        raise UserError(f"cannot write to {output}: {error.strerror}") from error
+        raise _unwritable(output, error) from error
     try:
         _lock(folder, output)
         yield
@@ -42,35 +63,60 @@ def only_writer(output: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def begin(output: Path, key: str) -> Path:
-    """An empty staging folder for one job, named by what decides about its bytes.
+def job_key(source_digest: str, parameters: dict[str, Any]) -> str:
+    """A name for all that decides about a job's bytes: the same job, and no other, goes on in its staging folder."""
+    versions = {name: importlib.metadata.version(name) for name in DECIDING_PACKAGES}
+    return json_sha256([FORMAT_VERSION, source_digest, parameters, versions])[:16]
+
+
+def begin(output: Place, key: str) -> Place:
+    """The staging folder of a job; what an interrupted run of the same job finished is still in it.
 
     Raises:
         UserError: the output folder cannot be written, or holds files that are no data set.
     """
-    _refuse_foreign(output)
-    folder = output / STAGING / key
     try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error.strerror}") from error
+        _refuse_foreign(output)
+        folder = output / STAGING / key
+        folder.mkdir(parents=True, exist_ok=True)
+        storage.replace_file(folder / "job", key.encode())
+    except UserError:
+        raise
+    except Exception as error:  # of the many object stores each has its own
+        raise _unwritable(output, error) from error
     return folder
 
 
-def publish(output: Path, staged: Path, manifest: Manifest) -> None:
-    """Move a finished job into place, and put its manifest there by one rename."""
-    (output / MANIFEST).unlink(missing_ok=True)
-    for name in CONTENTS:
-        _remove(output / name)
-        if (staged / name).exists():
-            (staged / name).rename(output / name)
-    replace_file(output / MANIFEST, manifest.to_json().encode("utf-8"))
-    shutil.rmtree(output / STAGING)
+def publish(output: Place, staged: Place, manifest: Manifest) -> None:
+    """Move a finished job into place, and put its manifest there last; `finish_publishing` goes on after a kill."""
+    listed = {shard.file for split in (*manifest.splits.values(), manifest.rejected) for shard in split.shards}
+    for split in (*SPLITS, REJECTED):  # a worker that was killed leaves files beside the shards
+        for file in storage.files_below(staged / split):
+            if f"{split}/{file.name}" not in listed:
+                file.unlink()
+    storage.replace_file(staged / MANIFEST, manifest.to_json().encode("utf-8"))
+    _move_into_place(output, staged)
 
 
-def damage(output: Path, manifest: Manifest) -> str | None:
+def finish_publishing(output: Place) -> bool:
+    """Publish what a killed job had begun to publish; False where there is nothing of the kind."""
+    if not (output / STAGING).exists():
+        return False
+    for staged in (output / STAGING).iterdir():
+        if (staged / MANIFEST).exists():
+            _move_into_place(output, staged)
+            return True
+    return False
+
+
+def discard(output: Place, key: str) -> None:
+    """Remove what a finished job left: one that was killed just after its manifest was in place."""
+    storage.remove(output / STAGING / key)
+    if (output / STAGING).exists() and not any((output / STAGING).iterdir()):
+        storage.remove(output / STAGING)
+
+
+def damage(output: Place, manifest: Manifest) -> str | None:
     """What is wrong with the files that a manifest lists, or None when all are as they were written."""
     listed = [split.shards for split in (*manifest.splits.values(), manifest.rejected)]
     files = [(shard.file, shard.sha256) for part in listed for shard in part]
@@ -82,7 +128,21 @@ def damage(output: Path, manifest: Manifest) -> str | None:
     return None
 
 
-def _lock(folder: int, output: Path) -> None:
+def _move_into_place(output: Place, staged: Place) -> None:
+    """Each step may be repeated: what is still staged takes the place of what is there, the manifest last of all."""
+    manifest = load_manifest(staged)
+    splits = {**manifest.splits, REJECTED: manifest.rejected}
+    (output / MANIFEST).unlink(missing_ok=True)
+    for name in CONTENTS:
+        if (staged / name).exists():
+            storage.put(staged / name, output / name)
+        elif name in splits and not splits[name].shards:
+            storage.remove(output / name)
+    storage.put(staged / MANIFEST, output / MANIFEST)
+    storage.remove(output / STAGING)
+
+
+def _lock(folder: int, output: Place) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -93,7 +153,7 @@ def _lock(folder: int, output: Path) -> None:
         return
 
 
-def _refuse_foreign(output: Path) -> None:
+def _refuse_foreign(output: Place) -> None:
     """Publishing replaces folders called `train`, `test` or `report`: never somebody else's."""
     manifest = output / MANIFEST
     if manifest.exists():
@@ -107,8 +167,5 @@ def _refuse_foreign(output: Path) -> None:
         )
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _unwritable(output: Place, error: Exception) -> UserError:
+    return UserError(f"cannot write to {output}: {getattr(error, 'strerror', None) or error}")

@@ -1,24 +1,30 @@
 """One input range on its way from raw text to shards: a batch that gains columns and loses no row.
 
-In: an `InputRange` and its rows as read. Out: shards, and a `RangeSummary` for the manifest and the report.
-Each function is one step of the pipeline; `pipelines/transforms.py` only wires them. A rejected row keeps its
+In: input ranges. Out: shards, and a `RangeSummary` for the manifest and the report. Each function is one step of the
+pipeline; `pipelines/transforms.py` only wires them. The way has two halves, for what is kept depends on all stories:
+cleaned ranges wait as files in the staging folder until duplicates and tokenizer are known. So the source is read
+once, nothing large is shuffled, and a job that was killed finds its cleaned ranges again. A rejected row keeps its
 place with a `reason`, so read = kept + duplicates + rejected holds by construction, and is still checked.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slm_ray import shards, vocabularies
+from slm_ray import shards, storage, vocabularies
+from slm_ray.batch_cleaning import clean_texts
+from slm_ray.errors import UserError
 from slm_ray.shards import REJECTED, REJECTED_SCHEMA, SPLITS, Shard, shard_path, shard_schema
-from slm_ray.sources import InputRange, read_range
-from slm_ray.summary import RangeSummary, save_summary, summarize
-from slm_ray.text import HASH_BYTES, CleaningRules, examine, is_sampled, split_of_hash, story_hash
+from slm_ray.sources import InputRange, Plan, read_ranges
+from slm_ray.storage import Place
+from slm_ray.summary import RangeSummary, load_summaries, save_summary, summarize
+from slm_ray.text import HASH_BYTES, CleaningRules, is_sampled
 from slm_ray.tokenizer import cached_tokenizer
+from slm_ray.word_encoding import cut_words
 
 Item = tuple[InputRange, pa.RecordBatch]
 """What flows between the steps: a range and its rows."""
@@ -26,6 +32,15 @@ Item = tuple[InputRange, pa.RecordBatch]
 Positions = npt.NDArray[np.uint64]
 """Where stories stand, as one number each: see `row_positions`."""
 
+CLEANED = "cleaned"  # folder of the cleaned ranges, beside the staged shards
+CLEANED_SCHEMA = pa.schema(
+    [
+        pa.field("story_id", pa.string(), nullable=False),
+        pa.field("text", pa.large_string(), nullable=False),  # clean, or evidence
+        pa.field("reason", pa.string()),  # null: kept
+        pa.field("hash", pa.binary(HASH_BYTES)),  # null: rejected
+    ]
+)
 EVIDENCE_BYTES = 200  # of the text of a rejected story
 HASH_BUCKETS = 16  # the hashes of a data set are compared in this many independent parts
 
@@ -33,27 +48,85 @@ _ROW_BITS = 32
 _MAIN_SOURCE = np.uint64(1 << 62)
 
 
-def read_item(part: InputRange) -> Item:
-    """A range and its raw rows."""
-    return part, read_range(part)
+@dataclass(frozen=True)
+class Done:
+    """Ranges that an interrupted run of the same job finished, by number."""
+
+    cleaned: frozenset[int]
+    written: frozenset[int]  # their shards are whole
+
+    @classmethod
+    def of(cls, staged: Place) -> "Done":
+        """What a staging folder holds."""
+        cleaned = storage.files_below(staged / CLEANED)
+        return cls(
+            cleaned=frozenset(int(path.stem) for path in cleaned if path.suffix == ".arrow"),
+            written=frozenset(found.number for found in load_summaries(staged) if _is_whole(staged, found)),
+        )
+
+    def left_to_read(self, plan: Plan) -> list[tuple[InputRange, ...]]:
+        """The tasks of a plan without the ranges that are cleaned already."""
+        tasks = (tuple(part for part in task if part.number not in self.cleaned) for task in plan.tasks)
+        return [task for task in tasks if task]
+
+
+def is_left(part: InputRange, written: frozenset[int]) -> bool:
+    """Whether the shards of a range are still to be written."""
+    return part.number not in written
+
+
+def read_items(task: tuple[InputRange, ...]) -> Iterator[Item]:
+    """The ranges of one task and their raw rows."""
+    return read_ranges(task)
 
 
 def clean_batch(item: Item, rules: CleaningRules) -> Item:
-    """Raw rows to `story_id`, `text` (clean, or evidence), `reason` (null: kept), `hash` (null: rejected)."""
+    """Raw rows to `CLEANED_SCHEMA`."""
     part, batch = item
-    texts, reasons, hashes = [], [], []
-    for raw, problem in zip(batch["text"].to_pylist(), batch["problem"].to_pylist(), strict=True):
-        text, reason = examine(raw, rules) if problem is None else (_evidence(raw or b""), problem)
-        texts.append(text if reason is None else _evidence(text.encode("utf-8")))
-        reasons.append(reason)
-        hashes.append(story_hash(text) if reason is None else None)
-    columns = {
-        "story_id": batch["story_id"],
-        "text": pa.array(texts, pa.string()),
-        "reason": pa.array(reasons, pa.string()),
-        "hash": pa.array(hashes, pa.binary(HASH_BYTES)),
-    }
-    return part, pa.RecordBatch.from_pydict(columns)
+    problem = batch["problem"].is_valid()
+    has_all = not problem.true_count
+    found = clean_texts(batch["text"] if has_all else batch["text"].filter(pc.invert(problem)), rules)
+    texts, reasons, hashes = found.texts, found.reasons, found.hashes
+    if not has_all:  # no text to clean, but a row to account for
+        place = np.cumsum(~problem.to_numpy(zero_copy_only=False)) - 1
+        rows = pc.if_else(problem, None, pa.array(place))  # (rows,) which text
+        shown = [_evidence(raw or b"") for raw in batch["text"].filter(problem).to_pylist()]
+        texts = pc.replace_with_mask(pc.coalesce(texts.take(rows), ""), problem, pa.array(shown, pa.large_string()))
+        reasons, hashes = pc.coalesce(batch["problem"], reasons.take(rows)), hashes.take(rows)
+    columns = [batch["story_id"], texts, reasons, hashes]
+    return part, _with_evidence(pa.RecordBatch.from_arrays(columns, schema=CLEANED_SCHEMA))
+
+
+def cleaned_path(folder: Place, number: int) -> Place:
+    """Where a cleaned range waits."""
+    return folder / CLEANED / f"{number:05d}.arrow"
+
+
+def keep_cleaned(item: Item, folder: str) -> InputRange:
+    """Write a cleaned range into the staging folder `folder`; the range alone goes on."""
+    part, batch = item
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    path = cleaned_path(storage.place(folder), part.number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.replace_file(path, memoryview(sink.getvalue()))
+    return part
+
+
+def load_cleaned(part: InputRange, folder: str) -> Item:
+    """A cleaned range, read back; only what is used of it is read from a disk.
+
+    Raises:
+        UserError: it is not the file that was written.
+    """
+    path = cleaned_path(storage.place(folder), part.number)
+    try:
+        source = pa.memory_map(str(path)) if storage.is_local(path) else pa.BufferReader(path.read_bytes())
+        batch = pa.ipc.open_file(source).get_batch(0)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove the folder {folder} and run again") from error
+    return part, batch
 
 
 def row_positions(part: InputRange, rows: npt.NDArray[np.intp]) -> Positions:
@@ -74,9 +147,9 @@ def hash_rows(item: Item) -> Iterator[tuple[int, tuple[pa.Array, Positions]]]:
     rows = np.flatnonzero(batch["reason"].is_null().to_numpy(zero_copy_only=False))
     hashes = batch["hash"].take(pa.array(rows))
     positions = row_positions(part, rows)
-    first_byte = np.frombuffer(b"".join(hashes.to_pylist()), np.uint8)[::HASH_BYTES]
-    for bucket in np.unique(first_byte % HASH_BUCKETS):
-        inside = np.flatnonzero(first_byte % HASH_BUCKETS == bucket)
+    buckets = _hash_bytes(hashes)[:, 0] % HASH_BUCKETS
+    for bucket in np.unique(buckets):
+        inside = np.flatnonzero(buckets == bucket)
         yield int(bucket), (hashes.take(pa.array(inside)), positions[inside])
 
 
@@ -105,12 +178,11 @@ def sample_texts(item: Item, share: float, fractions: tuple[float, float]) -> tu
     Chosen by hash, so the same ones on any runner; the one key brings all ranges together.
     """
     part, batch = item
-    rows = zip(batch["hash"].to_pylist(), batch["text"].to_pylist(), strict=True)
-    return 0, [
-        (digest, text)
-        for digest, text in rows
-        if digest is not None and is_sampled(digest, share) and _split(part, digest, fractions) == "train"
-    ]
+    digests = enumerate(batch["hash"].to_pylist())
+    chosen = [row for row, digest in digests if digest is not None and is_sampled(digest, share)]
+    _, sampled = split_batch((part, batch.take(pa.array(chosen, pa.int64()))), fractions)
+    train = sampled.filter(pc.equal(sampled["split"], "train"))
+    return 0, list(zip(train["hash"].to_pylist(), train["text"].to_pylist(), strict=True))
 
 
 def train_tokenizer(group: tuple[int, Iterable[list[tuple[bytes, str]]]], vocab_size: int, model: str = "bpe") -> str:
@@ -122,11 +194,13 @@ def train_tokenizer(group: tuple[int, Iterable[list[tuple[bytes, str]]]], vocab_
 
 def save_tokenizer(tokenizer_json: str, folder: str) -> None:
     """Put `tokenizer.json` into the staging folder."""
-    shards.replace_file(Path(folder) / shards.TOKENIZER, tokenizer_json.encode("utf-8"))
+    storage.replace_file(storage.place(folder) / shards.TOKENIZER, tokenizer_json.encode("utf-8"))
 
 
-def drop_duplicates(item: Item, duplicates: Mapping[int, Iterable[npt.NDArray[np.int64]]]) -> Item:
-    """Give the rows found by `find_duplicates` the reason `duplicate`."""
+def drop_duplicates(
+    item: Item, duplicates: Mapping[int, Iterable[npt.NDArray[np.int64]]], reason: str = "duplicate"
+) -> Item:
+    """Give the rows found to be duplicates the reason `reason`."""
     part, batch = item
     found = duplicates.get(part.number)
     if not found:
@@ -134,30 +208,32 @@ def drop_duplicates(item: Item, duplicates: Mapping[int, Iterable[npt.NDArray[np
     is_duplicate = np.zeros(batch.num_rows, dtype=bool)
     for rows in found:
         is_duplicate[rows] = True
-    evidence = pa.array([_evidence(text.encode("utf-8")) for text in batch["text"].to_pylist()], pa.string())
-    mask = pa.array(is_duplicate)
-    batch = _replaced(batch, "text", pc.if_else(mask, evidence, batch["text"]))
-    return part, _replaced(batch, "reason", pc.if_else(mask, "duplicate", batch["reason"]))
+    batch = _replaced(batch, "reason", pc.if_else(pa.array(is_duplicate), reason, batch["reason"]))
+    return part, _with_evidence(batch)
 
 
 def split_batch(item: Item, fractions: tuple[float, float]) -> Item:
     """Add `split`: train, validation or test; null for rejected rows."""
     part, batch = item
-    kept = batch["reason"].is_null().to_pylist()
-    splits = [
-        _split(part, digest, fractions) if keep else None
-        for keep, digest in zip(kept, batch["hash"].to_pylist(), strict=True)
-    ]
-    return part, batch.append_column("split", pa.array(splits, pa.string()))
+    if part.split is not None:
+        splits = pa.repeat(pa.scalar(part.split), batch.num_rows)
+    else:
+        splits = _splits_of(batch["hash"], fractions)
+    kept = batch["reason"].is_null()
+    return part, batch.append_column("split", pc.if_else(kept, splits, pa.scalar(None, pa.string())))
 
 
 def tokenize_batch(item: Item, tokenizer_json: str) -> Item:
-    """Add `tokens`, which end with the end mark, and `n_bytes`; rejected rows have the mark alone."""
+    """Add `words` (of `cut_words`), `tokens`, which end with the end mark, and `n_bytes`; rejected rows have none."""
     part, batch = item
     tokenizer = cached_tokenizer(tokenizer_json)
-    texts = pc.if_else(batch["reason"].is_null(), batch["text"], "")
-    batch = batch.append_column("tokens", _with_end_mark(tokenizer.encode_batch(texts), tokenizer.end_id))
-    return part, batch.append_column("n_bytes", pc.binary_length(texts).cast(pa.uint32()))
+    kept = batch["reason"].is_null()
+    texts = batch["text"] if kept.true_count == len(kept) else pc.if_else(kept, batch["text"], "")
+    words = cut_words(texts)
+    tokens = _with_end_mark(tokenizer.encode_batch(texts, words), tokenizer.end_id)
+    n_bytes = pc.binary_length(texts).cast(pa.uint32())
+    names = [*batch.schema.names, "words", "tokens", "n_bytes"]
+    return part, pa.RecordBatch.from_arrays([*batch.columns, words, tokens, n_bytes], names)
 
 
 def write_range(item: Item, folder: str, tokenizer_json: str) -> RangeSummary:
@@ -174,17 +250,36 @@ def write_range(item: Item, folder: str, tokenizer_json: str) -> RangeSummary:
     if len(rejected):
         written[REJECTED] = _write(folder, REJECTED, part.number, rejected, REJECTED_SCHEMA)
     summary = summarize(part.number, table, written, tokenizer)
-    save_summary(folder, summary)
+    save_summary(storage.place(folder), summary)
     return summary
+
+
+def _is_whole(staged: Place, found: RangeSummary) -> bool:
+    """Whether the shards of a finished range are what was written: a disk that lost power may have torn them."""
+    try:
+        for shard in found.shards.values():
+            shards.checked_content(staged / shard.file, shard.sha256)
+    except UserError:
+        return False
+    return True
 
 
 def _write(folder: str, split: str, number: int, rows: pa.Table, schema: pa.Schema) -> Shard:
     table = rows.select(schema.names).cast(schema)
-    return shards.write_shard(Path(folder) / shard_path(split, number), table)
+    return shards.write_shard(storage.place(folder) / shard_path(split, number), table)
 
 
-def _split(part: InputRange, digest: bytes, fractions: tuple[float, float]) -> str:
-    return part.split or split_of_hash(digest, fractions)
+def _hash_bytes(hashes: pa.FixedSizeBinaryArray) -> npt.NDArray[np.uint8]:
+    """The hashes as rows of bytes, (rows, 16); where a hash is null they mean nothing."""
+    content = np.frombuffer(hashes.buffers()[1], np.uint8)
+    return content.reshape(-1, HASH_BYTES)[hashes.offset : hashes.offset + len(hashes)]
+
+
+def _splits_of(hashes: pa.FixedSizeBinaryArray, fractions: tuple[float, float]) -> pa.Array:
+    """`text.split_of_hash` of every row."""
+    validation, test = fractions
+    places = _hash_bytes(hashes)[:, :8].copy().view(">u8")[:, 0] / 2**64  # (rows,) uniform in [0, 1)
+    return pa.array(np.where(places < validation, "validation", np.where(places < validation + test, "test", "train")))
 
 
 def _with_end_mark(lists: pa.ListArray, end_id: int) -> pa.ListArray:
@@ -192,6 +287,15 @@ def _with_end_mark(lists: pa.ListArray, end_id: int) -> pa.ListArray:
     ids, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
     marked = np.insert(ids, offsets[1:], end_id)
     return pa.ListArray.from_arrays(pa.array(offsets + np.arange(len(offsets), dtype=np.int32)), marked)
+
+
+def _with_evidence(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Of rejected rows, only the beginning of the text is kept."""
+    rejected = batch["reason"].is_valid()
+    if not rejected.true_count:
+        return batch
+    shown = [_evidence(text.encode("utf-8")) for text in batch["text"].filter(rejected).to_pylist()]
+    return _replaced(batch, "text", pc.replace_with_mask(batch["text"], rejected, pa.array(shown, pa.large_string())))
 
 
 def _evidence(raw: bytes) -> str:

@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slm_ray.shards import REJECTED, SPLITS, Shard, Split, replace_file
+from slm_ray.shards import REJECTED, SPLITS, Shard, Split
+from slm_ray.storage import Place, replace_file
 from slm_ray.tokenizer import Tokenizer
 
 Key = TypeVar("Key")
@@ -97,16 +97,16 @@ def summarize(number: int, table: pa.Table, written: Mapping[str, Shard], tokeni
     )
 
 
-def save_summary(folder: str | Path, summary: RangeSummary) -> None:
+def save_summary(folder: Place, summary: RangeSummary) -> None:
     """Write it as one JSON file, put in place by a rename: there it means that the range is finished."""
-    path = Path(folder) / SUMMARIES / f"{summary.number:05d}.json"
+    path = folder / SUMMARIES / f"{summary.number:05d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(dataclasses.asdict(summary), sort_keys=True).encode("utf-8"))
 
 
-def load_summaries(folder: str | Path) -> list[RangeSummary]:
+def load_summaries(folder: Place) -> list[RangeSummary]:
     """All summaries below a staging folder, in order of their ranges."""
-    return [_from_json(path.read_text("utf-8")) for path in sorted((Path(folder) / SUMMARIES).glob("*.json"))]
+    return [_from_json(path.read_text("utf-8")) for path in sorted((folder / SUMMARIES).glob("*.json"))]
 
 
 def merge(summaries: Iterable[RangeSummary]) -> DataSummary:

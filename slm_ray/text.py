@@ -22,7 +22,7 @@ REASONS = (
 """Every reason for which a story is kept aside; each is counted in the manifest and listed in `rejected/`."""
 
 HASH_BYTES = 16
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class CleaningRules:
     keep_paragraphs: bool = False  # keep line breaks as one "\n" each instead of a space
     min_chars: int = 50  # shortest cleaned story, characters
     max_chars: int = 20_000  # longest cleaned story, characters
+    min_words: int = 0  # fewest words of a cleaned story
 
 
 def clean_story(text: str, keep_paragraphs: bool = False) -> str:
@@ -50,7 +51,7 @@ def rejection_reason(text: str, rules: CleaningRules | None = None) -> str | Non
     rules = rules or CleaningRules()
     if not text:
         return "empty"
-    if _CONTROL.search(text):
+    if CONTROL_CHARACTERS.search(text):
         return "control_characters"
     if len(text) < rules.min_chars:
         return "too_short"

@@ -6,25 +6,20 @@ In: cleaned stories, or the `tokenizer.json` of a data set. Out: ids as Arrow li
 
 import functools
 import hashlib
-import itertools
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from slm_ray.errors import UserError
+from slm_ray.word_encoding import WordEncoder, are_apart, cut_words, encode_flat, offsets
 
 END_OF_TEXT = "<|endoftext|>"
-Ids = npt.NDArray[np.unsignedinteger[Any]]
-_DOUBLE_SPACE = re.compile(r"\s\s")
 _SOME_OF_EACH = (  # code points: single ones, then one for each first byte of 2, 3 and 4 in UTF-8
     *range(0x300),
     *range(0x300, 0x800, 0x40),
@@ -54,6 +49,7 @@ class Tokenizer:
         self.end_id = _end_id(inner, name)
         self._words_are_apart = _cuts_at_spaces(json.loads(inner.to_str()))
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+        self._words = WordEncoder(inner, self.numpy_type)
 
     @classmethod
     def load(cls, path: str | Path, *, must_keep_text: bool = False) -> "Tokenizer":
@@ -108,40 +104,19 @@ class Tokenizer:
         ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_batch(self, texts: Sequence[str] | pa.Array) -> pa.ListArray:
+    def encode_batch(self, texts: Sequence[str] | pa.Array, words: pa.ListArray | None = None) -> pa.ListArray:
         """Ids of many texts at once, as one list per text of `numpy_type`; no end marks.
 
-        Each distinct word of the batch is encoded once and its ids are gathered, where that is exact; the ids
-        are those of `encode` for any text.
+        Each distinct word is encoded once in the life of this object and its ids are gathered, where that is exact;
+        the ids are those of `encode` for any text. `words` are `cut_words(texts)`, where the caller has them.
         """
-        strings = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.string())
-        if self._words_are_apart and not _has_double_space(strings):
-            return self._encode_words(strings)
-        ids, lengths = self._encode_flat(strings.to_pylist())
-        return pa.ListArray.from_arrays(pa.array(_offsets(lengths), pa.int32()), pa.array(ids))
-
-    def _encode_flat(self, texts: list[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """Ids of all texts in one array, and how many each has."""
-        rows = [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        ids = np.fromiter(itertools.chain.from_iterable(rows), self.numpy_type, int(lengths.sum()))
-        return ids, lengths
-
-    def _encode_words(self, texts: pa.Array) -> pa.ListArray:
-        """Cut at every space, encode what is distinct, gather: "a b b" needs "a" and " b" only."""
-        split = pc.split_pattern(texts, " ")
-        text_starts = split.offsets.to_numpy() - split.offsets[0].as_py()  # (texts + 1,)
-        words = split.flatten().dictionary_encode()
-        place = words.indices.to_numpy().astype(np.int64)  # (words,) which distinct word
-        firsts = words.take(pa.array(text_starts[:-1])).to_pylist()  # these have no space before them
-        place[text_starts[:-1]] = len(words.dictionary) + np.arange(len(firsts))
-        ids, lengths = self._encode_flat([" " + word for word in words.dictionary.to_pylist()] + firsts)
-
-        n_ids = lengths[place]  # (words,)
-        ends = _offsets(n_ids)  # (words + 1,) where each word's ids begin in the result
-        shift = _offsets(lengths)[place] - ends[:-1]
-        gathered = ids[np.repeat(shift, n_ids) + np.arange(ends[-1])]
-        return pa.ListArray.from_arrays(pa.array(ends[text_starts], pa.int32()), pa.array(gathered))
+        strings = (texts if isinstance(texts, pa.Array) else pa.array(texts)).cast(pa.large_string())
+        if self._words_are_apart:
+            words = cut_words(strings) if words is None else words
+            if are_apart(words):
+                return self._words.encode(words)
+        ids, lengths = encode_flat(self._inner, strings.to_pylist(), self.numpy_type)
+        return pa.ListArray.from_arrays(pa.array(offsets(lengths), pa.int32()), pa.array(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; end marks are left out."""
@@ -229,15 +204,6 @@ def _cuts_at_spaces(config: dict[str, Any]) -> bool:
         and not pre["add_prefix_space"]
         and all(token["special"] for token in config["added_tokens"])
     )
-
-
-def _has_double_space(texts: pa.Array) -> bool:
-    return any(_DOUBLE_SPACE.search(text) for text in texts.to_pylist())
-
-
-def _offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each item begins: `[2, 3]` becomes `[0, 2, 5]`."""
-    return np.concatenate(([0], np.cumsum(lengths)))
 
 
 def _why(error: Exception) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pyarrow as pa
 import pytest
 import torch
@@ -19,6 +20,8 @@ from slm_ray.corpus import sample_stories
 from slm_ray.script import quiet_environment
 from slm_ray.tokenizer import Tokenizer
 
+hypothesis.settings.register_profile("steady", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("steady")
 quiet_environment()
 torch.set_num_threads(1)  # several threads on tiny tensors wait for each other, on a busy machine for seconds
 TINY_STORIES = 120

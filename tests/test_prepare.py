@@ -256,7 +256,7 @@ def test_it_runs_as_a_script_from_the_checkout(tmp_path):
     done = subprocess.run(
         [sys.executable, "pipelines/prepare.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "prepare: 1 of 1 ranges written\n")
+    assert (done.returncode, done.stderr) == (0, "prepare: 1 of 1 ranges cleaned\nprepare: 1 of 1 ranges written\n")
     assert done.stdout.splitlines()[-1].startswith(f"data set in {tmp_path / 'd'}")
 
 

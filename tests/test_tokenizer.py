@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_ray.errors import UserError
@@ -39,19 +39,16 @@ def test_the_end_mark_is_id_zero_and_special(tokenizer):
     }
 
 
-@settings(deadline=None)
 @given(text=st.text() | PROSE)
 def test_any_unicode_comes_back(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@settings(deadline=None)
 @given(texts=st.lists(st.text() | PROSE, max_size=8))
 def test_batch_ids_are_those_of_single_texts(tokenizer, texts):
     assert tokenizer.encode_batch(texts).to_pylist() == [tokenizer.encode(text) for text in texts]
 
 
-@settings(deadline=None)
 @given(texts=st.lists(PROSE, min_size=1, max_size=8), start=st.integers(0, 3))
 def test_batch_of_a_slice_of_an_array(tokenizer, texts, start):
     array = pa.array(texts, pa.string())[start:]
@@ -131,7 +128,6 @@ def test_a_vocabulary_without_room_for_all_bytes_is_refused():
         Tokenizer.train(STORIES, vocab_size=256)
 
 
-@settings(deadline=None)
 @given(texts=st.lists(st.text() | PROSE, max_size=4))
 def test_a_tokenizer_with_a_normalizer_is_encoded_plainly(texts):
     inner = tokenizers.Tokenizer.from_str(Tokenizer.train(STORIES, 300).to_json())

@@ -11,6 +11,8 @@ from pipelines.transforms import (
     CleanStories,
     DropDuplicates,
     FindDuplicates,
+    KeepCleaned,
+    LoadCleaned,
     ReadStories,
     SplitStories,
     TokenizeStories,
@@ -18,6 +20,7 @@ from pipelines.transforms import (
     WriteShards,
 )
 from slm_ray import stories, summary
+from slm_ray.errors import UserError
 from slm_ray.shards import REJECTED
 from slm_ray.sources import RAW_SCHEMA, InputRange, plan
 from slm_ray.text import CleaningRules, assign_split
@@ -74,7 +77,7 @@ def run(transform, inputs, expected, view):
 def test_read_stories():
     made = plan("sample", max_stories=3, rows_per_range=2)
     ids = [["sample#0", "sample#1"], ["sample#2"]]
-    run(ReadStories(), list(made.ranges), ids, lambda item: column(item, "story_id"))
+    run(ReadStories(), list(made.tasks), ids, lambda item: column(item, "story_id"))
 
 
 def test_clean_stories():
@@ -90,6 +93,21 @@ def test_clean_stories():
         [expected],
         lambda item: list(zip(column(item, "text"), column(item, "reason"))),
     )
+
+
+def test_what_is_kept_in_files_comes_back(tmp_path):
+    item = clean_item(TEXTS)
+    run(KeepCleaned(str(tmp_path)), [item], [0], lambda part: part.number)
+    shown = lambda found: found[1].to_pylist()  # noqa: E731
+    run(LoadCleaned(str(tmp_path)), [item[0]], [item[1].to_pylist()], shown)
+
+
+def test_a_cleaned_range_that_is_torn_is_named(tmp_path):
+    part = stories.keep_cleaned(clean_item(TEXTS), str(tmp_path))
+    path = stories.cleaned_path(tmp_path, 0)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"cleaned/00000.arrow is damaged .* run again"):
+        stories.load_cleaned(part, str(tmp_path))
 
 
 def test_find_duplicates_across_ranges_keeps_the_lowest():

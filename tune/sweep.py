@@ -36,7 +36,8 @@ from slm_ray.loop import DIVERGED
 from slm_ray.preflight import DEFAULT_PRESET
 from slm_ray.run_folder import RunFolder
 from slm_ray.script import quiet_environment
-from slm_ray.shards import load_manifest, replace_file
+from slm_ray.shards import load_manifest
+from slm_ray.storage import replace_file
 from slm_ray.train import TrainResult, default_workers, describe, flatten, run_training
 from tune.results import METRIC, Trial, format_table, keep_results
 

@@ -1,0 +1,101 @@
+"""Where files lie: a folder of this machine, or the address of an object store (`s3://`, `gs://`), used alike.
+
+In: a path or an address. Out: a `Place`, which reads and writes like a `pathlib.Path`, and the few operations in which
+the two differ. Everything of a data set is read and written through here.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias, TypeGuard
+
+from upath import UPath
+
+from slm_ray.errors import UserError
+
+Place: TypeAlias = Path | UPath
+"""A `Path` for this machine, a `UPath` for anything else."""
+
+
+def place(address: str | Place) -> Place:
+    """What an address or path stands for; a relative path is taken from the working folder.
+
+    Raises:
+        UserError: no file system of that name is known, or the package that reaches it is not installed.
+    """
+    if isinstance(address, Path | UPath):
+        return address
+    if "://" not in address:
+        return Path(address).expanduser().absolute()
+    if address.startswith("file://"):
+        return Path(address.removeprefix("file://"))
+    try:
+        # Other processes write there too: what was listed before says nothing about now.
+        return UPath(address, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"cannot reach {address}: {error}") from error
+
+
+def is_local(where: Place) -> TypeGuard[Path]:
+    """Whether it lies on this machine, so that it can be locked, mapped and renamed."""
+    return isinstance(where, Path)
+
+
+def replace_file(path: Place, content: bytes | memoryview) -> None:
+    """Put a file in place at once: readers see the old one or the new one, never a part.
+
+    An object store does that by itself; on a disk it is written beside and renamed.
+    """
+    if not isinstance(path, Path):
+        path.write_bytes(bytes(content))
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        beside.write_bytes(content)
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def files_below(folder: Place) -> Iterator[Place]:
+    """All files in a folder and its folders; none where there is no folder."""
+    if folder.exists():
+        yield from (path for path in folder.rglob("*") if path.is_file())
+
+
+def remove(path: Place) -> None:
+    """A file, or a folder with all that is in it; nothing where there is nothing."""
+    if isinstance(path, Path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    elif path.exists():
+        path.fs.rm(path.path, recursive=True)
+
+
+def put(source: Place, target: Place) -> None:
+    """Let a file or folder stand where another one may be; repeated after an interruption, it goes on.
+
+    One rename on a disk. In an object store every file is copied, which leaves the source, and what else was there
+    is removed.
+    """
+    if isinstance(source, Path):
+        remove(target)
+        source.rename(str(target))
+    elif source.is_file():
+        target.write_bytes(source.read_bytes())
+    else:
+        new = {_below(file, source): file for file in files_below(source)}
+        for name, file in new.items():
+            (target / name).write_bytes(file.read_bytes())
+        for file in files_below(target):
+            if _below(file, target) not in new:
+                file.unlink()
+
+
+def _below(file: Place, folder: Place) -> str:
+    """`a/b.txt` of the file `s3://bucket/folder/a/b.txt`."""
+    return file.as_posix().removeprefix(folder.as_posix()).lstrip("/")

@@ -1,0 +1,103 @@
+"""Encoding each distinct word once: the fast path of `tokenizer.encode_batch`.
+
+In: the texts of a batch. Out: their ids, gathered from a memo of words. Most of a story's words were seen before, so
+nearly all of the work is a dictionary encoding by Arrow and a gather by NumPy; the tokenizer itself sees a word once
+in the life of a process.
+"""
+
+import itertools
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+
+SPACE = 0x20
+MAX_WORDS = 1_000_000
+"""Words that are remembered, about 200 MB; beyond it the memo begins anew."""
+
+WORDS = pa.list_(pa.dictionary(pa.int32(), pa.large_string()))
+
+
+def cut_words(texts: pa.LargeStringArray) -> pa.ListArray:
+    """Cut texts before every space, as a list of dictionary-encoded words per text.
+
+    Each word keeps the space before it, so `["a b b"]` gives `[["a", " b", " b"]]` with two distinct words, and the
+    words of a text joined are the text. Words are slices of the text's own memory: none is copied.
+    """
+    starts = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    first, last = int(starts[0]), int(starts[-1])
+    content = texts.buffers()[2]
+    is_start = np.frombuffer(content, np.uint8, last - first, first) == SPACE if last > first else np.empty(0, bool)
+    row_starts = starts[:-1][starts[1:] > starts[:-1]] - first  # a text of no bytes has no words
+    is_start[row_starts] = True
+    borders = np.append(np.flatnonzero(is_start) + first, last)
+    words = pa.LargeStringArray.from_buffers(len(borders) - 1, pa.py_buffer(borders), content)
+    row_words = np.searchsorted(borders, starts).astype(np.int32)  # (texts + 1,) which word each text begins with
+    return pa.ListArray.from_arrays(pa.array(row_words), words.dictionary_encode())
+
+
+def are_apart(words: pa.ListArray) -> bool:
+    """Whether no space of these texts stands beside other white space.
+
+    Then each space begins a pre-token of GPT-2's pattern, ` ?letters| ?digits| ?others|spaces`, in which only a run
+    of white space goes on past a space.
+    """
+    distinct = words.values.dictionary.to_pylist()
+    return not any(word[-1:].isspace() or (word[:1] == " " and word[1:2].isspace()) for word in distinct)
+
+
+class WordEncoder:
+    """Ids of words, each encoded by `inner` once and remembered. May be used by several threads."""
+
+    def __init__(self, inner: Any, numpy_type: type[np.unsignedinteger[Any]]) -> None:
+        self._inner = inner
+        self._type = numpy_type
+        self._lock = threading.Lock()
+        self._known: dict[str, int] = {}
+        self._ids: Ids = np.empty(0, numpy_type)
+        self._lengths = np.empty(0, np.int64)
+        self._starts = np.empty(0, np.int64)
+
+    def encode(self, words: pa.ListArray) -> pa.ListArray:
+        """Ids of texts that were cut by `cut_words` and are `are_apart`, one list per text."""
+        distinct = words.values.dictionary.to_pylist()
+        with self._lock:
+            known = self._places(distinct)
+            ids, starts, lengths = self._ids, self._starts, self._lengths
+        place = words.values.indices.to_numpy()  # (words,) which distinct word
+        n_ids = lengths[known][place]  # (words,)
+        ends = offsets(n_ids)  # (words + 1,) where each word's ids begin in the result
+        shift = starts[known][place] - ends[:-1]
+        gathered = ids[np.repeat(shift, n_ids) + np.arange(ends[-1])]
+        row_starts = ends[words.offsets.to_numpy()].astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(row_starts), pa.array(gathered))
+
+    def _places(self, distinct: list[str]) -> npt.NDArray[np.int64]:
+        """Where the memo has each of these words; new ones are encoded first."""
+        new = [word for word in distinct if word not in self._known]
+        if len(self._known) + len(new) > MAX_WORDS:
+            self._known, new = {}, distinct
+            self._ids, self._lengths = self._ids[:0], self._lengths[:0]
+        if new:
+            ids, lengths = encode_flat(self._inner, new, self._type)
+            self._known.update(zip(new, range(len(self._lengths), len(self._lengths) + len(new))))
+            self._ids = np.concatenate((self._ids, ids))
+            self._lengths = np.concatenate((self._lengths, lengths))
+            self._starts = offsets(self._lengths)[:-1]
+        return np.fromiter(map(self._known.__getitem__, distinct), np.int64, len(distinct))
+
+
+def encode_flat(inner: Any, texts: list[str], numpy_type: type[np.unsignedinteger[Any]]) -> tuple[Ids, Any]:
+    """Ids of all texts in one array, and how many each has."""
+    rows = [encoding.ids for encoding in inner.encode_batch_fast(texts, add_special_tokens=False)]
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.fromiter(itertools.chain.from_iterable(rows), numpy_type, int(lengths.sum())), lengths
+
+
+def offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each item begins: `[2, 3]` becomes `[0, 2, 5]`."""
+    return np.concatenate(([0], np.cumsum(lengths)))

@@ -1,0 +1,65 @@
+"""The same operations on a folder and on an object store (fsspec's in memory, here)."""
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from slm_ray import storage
+from slm_ray.errors import UserError
+from slm_ray.storage import Place
+
+
+@pytest.fixture(params=["folder", "memory"])
+def root(request, tmp_path) -> Place:
+    return tmp_path if request.param == "folder" else storage.place(f"memory://{uuid.uuid4().hex}")
+
+
+def listed(folder: Place) -> dict[str, bytes]:
+    below = len(folder.as_posix()) + 1
+    return {file.as_posix()[below:]: file.read_bytes() for file in storage.files_below(folder)}
+
+
+def write(folder: Place, **files: bytes) -> None:
+    for name, content in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.replace_file(path, content)
+
+
+def test_a_file_is_replaced_and_nothing_is_left_beside_it(root):
+    write(root, a=b"old")
+    write(root, a=b"new")
+    assert listed(root) == {"a": b"new"}
+
+
+def test_a_folder_takes_the_place_of_another(root):
+    write(root, new__a=b"1", new__b__c=b"2", old__a=b"x", old__z=b"y")
+    storage.put(root / "new", root / "old")
+    assert listed(root / "old") == {"a": b"1", "b/c": b"2"}
+
+
+def test_putting_a_file_twice_is_putting_it_once(root):
+    write(root, a=b"1", b=b"2")
+    storage.put(root / "a", root / "b")
+    if not isinstance(root, Path):
+        storage.put(root / "a", root / "b")
+    assert (root / "b").read_bytes() == b"1"
+
+
+def test_files_and_folders_are_removed_and_absent_ones_are_no_fault(root):
+    write(root, a=b"1", b__c=b"2", d=b"3")
+    for name in ("a", "b", "absent"):
+        storage.remove(root / name)
+    assert listed(root) == {"d": b"3"}
+
+
+def test_a_relative_path_is_taken_from_here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert storage.place("data/x") == tmp_path / "data/x"
+    assert storage.place(f"file://{tmp_path}") == tmp_path
+
+
+def test_an_unknown_file_system_is_one_line():
+    with pytest.raises(UserError, match="cannot reach nosuch://bucket"):
+        storage.place("nosuch://bucket")
