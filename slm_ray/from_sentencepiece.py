@@ -78,9 +78,10 @@ def parse(content: bytes) -> Model:
 def convert(content: bytes, name: str) -> str:
     """The `tokenizer.json` of a `.model`, Unigram or BPE, that keeps every text.
 
-    Ids are those of the `sentencepiece` package, with two exceptions where it loses text: "▁" in a story, and,
-    where the model removes extra spaces, runs of them (cleaned stories have none). A space that the model puts
-    before each text is put there as well and taken off again by decoding.
+    Ids are those of the `sentencepiece` package except where it loses text ("▁" in a story, and runs of spaces
+    where the model removes them, of which cleaned stories have none) and for the literal name of a mark (`</s>`) if
+    a Unigram model has a piece across its first two characters; such text is kept as well. A space that the model
+    puts before each text is put there too, and taken off again by decoding.
 
     Raises:
         UserError: it is no such file, or it changes text.
