@@ -34,7 +34,7 @@ def both(request: pytest.FixtureRequest) -> tuple[Tokenizer, sentencepiece.Sente
     return from_model(kind, **changes), sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(text=TEXTS.map(lambda text: text.replace("\u2581", "")) | st.sampled_from(STORIES))
 def test_ids_are_those_of_sentencepiece(
     both: tuple[Tokenizer, sentencepiece.SentencePieceProcessor], text: str
@@ -42,7 +42,7 @@ def test_ids_are_those_of_sentencepiece(
     assert both[0].encode(text) == both[1].encode(text)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(text=TEXTS.map(lambda text: clean_story(text.replace("\u2581", ""))))
 def test_a_model_that_removes_extra_spaces_has_none_to_remove_from_clean_stories(text: str) -> None:
     model = sentencepiece_model("unigram", remove_extra_whitespaces=True)
@@ -72,7 +72,7 @@ def test_a_model_that_changes_text_is_refused(tmp_path: Path, changes: dict[str,
         vocabularies.open_tokenizer(str(tmp_path / "lossy.model"))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_a_broken_model_is_refused(data: st.DataObject) -> None:
     whole = sentencepiece_model("unigram")

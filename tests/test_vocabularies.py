@@ -54,7 +54,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return KINDS[request.param]()
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(text=TEXTS)
 def test_every_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     for written in (text, clean_story(text), clean_story(text, keep_paragraphs=True)):
@@ -63,7 +63,7 @@ def test_every_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
         assert tokenizer.end_id not in ids
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(texts=st.lists(TEXTS, max_size=6))
 def test_batch_ids_are_those_of_single_texts(tokenizer: Tokenizer, texts: list[str]) -> None:
     assert tokenizer.encode_batch(texts).to_pylist() == [tokenizer.encode(text) for text in texts]
