@@ -19,6 +19,7 @@ from slm_ray.rejections import MAX_REJECTED
 from slm_ray.storage import Place
 from slm_ray.text import CleaningRules
 from slm_ray.tokenizer import Tokenizer
+from slm_ray.vocabularies import TOKENIZER_MODELS, open_tokenizer
 
 TOKENIZER_STORIES = 20_000
 """About how many training stories a tokenizer is learned from: more no longer changes one of 4,096 entries."""
@@ -55,9 +56,22 @@ class PrepareOptions(PipelineOptions):
             "--vocab-size",
             type=int,
             default=4096,
-            help="entries of the tokenizer that is trained (default: %(default)s)",
+            help="entries of the tokenizer that is trained, 257 or more (default: %(default)s)",
         )
-        _add(parser, "--tokenizer", metavar="FILE", help="use this tokenizer.json instead of training one")
+        _add(
+            parser,
+            "--tokenizer-model",
+            choices=TOKENIZER_MODELS,
+            default=TOKENIZER_MODELS[0],
+            help="what is trained: byte-level BPE, or byte-level Unigram (default: %(default)s)",
+        )
+        _add(
+            parser,
+            "--tokenizer",
+            metavar="WHICH",
+            help="use this one instead of training: a tokenizer.json, a folder that holds one, a SentencePiece "
+            ".model, gpt2 or hub:NAME[@REVISION] (both from the hub)",
+        )
         for split in ("validation", "test"):
             _add(
                 parser,
@@ -149,6 +163,7 @@ class Settings:
     validation_fraction: float | None  # None: DEFAULT_FRACTION, or 0 where the source has a validation split
     test_fraction: float | None
     vocab_size: int  # of a trained tokenizer
+    tokenizer_model: str  # one of TOKENIZER_MODELS, of a trained tokenizer
     tokenizer: Tokenizer | None  # None: train one
     text_column: str
     seed: int
@@ -175,7 +190,7 @@ class Settings:
     def parameters(self, has_own_validation: bool) -> dict[str, Any]:
         """Everything besides the source that decides about the bytes of the data set."""
         validation, test = self.fractions(has_own_validation)
-        trained = {"stories": TOKENIZER_STORIES, "vocab_size": self.vocab_size}
+        trained = {"stories": TOKENIZER_STORIES, "vocab_size": self.vocab_size, "model": self.tokenizer_model}
         return {
             **dataclasses.asdict(self.rules),
             "near_duplicates": self.near_duplicates,
@@ -220,7 +235,8 @@ def _settings(own: argparse.Namespace) -> Settings:
         validation_fraction=own.validation_fraction,
         test_fraction=own.test_fraction,
         vocab_size=own.vocab_size,
-        tokenizer=Tokenizer.load(own.tokenizer, must_keep_text=True) if own.tokenizer else None,
+        tokenizer_model=own.tokenizer_model,
+        tokenizer=open_tokenizer(own.tokenizer) if own.tokenizer else None,
         text_column=own.text_column,
         seed=own.seed,
         force=own.force,

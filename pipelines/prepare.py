@@ -143,7 +143,7 @@ def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Place
         tokenizer = pipeline | "Tokenizer" >> beam.Create([settings.tokenizer.to_json()])
     else:
         share = min(1.0, options.TOKENIZER_STORIES / plan.n_rows)
-        tokenizer = cleaned | TrainTokenizer(settings.vocab_size, share, fractions)
+        tokenizer = cleaned | TrainTokenizer(settings.vocab_size, share, fractions, settings.tokenizer_model)
     _ = tokenizer | "SaveTokenizer" >> beam.Map(stories.save_tokenizer, folder=folder)
 
     return (

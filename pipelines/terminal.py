@@ -54,7 +54,7 @@ def account(manifest: Manifest, output: Place, examples: Mapping[str, Sequence[s
         split = manifest.splits[name]
         per_token = f", {split.bytes / split.tokens:.2f} bytes a token" if split.tokens else ""
         lines.append(f"{name:<10} {split.rows:>9,} stories {split.tokens:>12,} tokens{per_token}")
-    lines.append(f"tokenizer  {manifest.tokenizer['vocab_size']:,} entries")
+    lines.append(_tokenizer_line(manifest))
     lines.append(f"fingerprint {manifest.fingerprint}")
     lines.append(f"data set in {output}, pictures in {output / 'report' / 'report.html'}")
     return "\n".join(line.rstrip() for line in lines)
@@ -76,6 +76,13 @@ def _source_line(manifest: Manifest) -> str:
     names = ", ".join(file["name"] for file in source["files"][:4])
     more = f" and {len(source['files']) - 4} more" if len(source["files"]) > 4 else ""
     return f"source   {source['used']}: {names}{more}{asked}"
+
+
+def _tokenizer_line(manifest: Manifest) -> str:
+    size = manifest.tokenizer["vocab_size"]
+    wanted = manifest.parameters["tokenizer"].get("trained", {}).get("vocab_size", size)
+    missing = f" (not {wanted:,}: the stories have too few different words)" if size < wanted else ""
+    return f"tokenizer  {size:,} entries{missing}"
 
 
 def continuation_notice(done: Done, n_ranges: int) -> str:

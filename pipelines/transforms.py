@@ -83,6 +83,7 @@ class TrainTokenizer(beam.PTransform):
     vocab_size: int
     share: float  # of the stories, 0 to 1
     fractions: tuple[float, float]  # of validation and test
+    model: str = "bpe"  # one of `vocabularies.TOKENIZER_MODELS`
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class TrainTokenizer(beam.PTransform):
             pcoll
             | "Choose" >> beam.Map(partial(stories.sample_texts, share=self.share, fractions=self.fractions))
             | beam.GroupByKey()
-            | "Train" >> beam.Map(partial(stories.train_tokenizer, vocab_size=self.vocab_size))
+            | "Train" >> beam.Map(partial(stories.train_tokenizer, vocab_size=self.vocab_size, model=self.model))
         )
 
 

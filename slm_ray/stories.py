@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slm_ray import shards, storage
+from slm_ray import shards, storage, vocabularies
 from slm_ray.batch_cleaning import clean_texts
 from slm_ray.errors import UserError
 from slm_ray.shards import REJECTED, REJECTED_SCHEMA, SPLITS, Shard, shard_path, shard_schema
@@ -23,7 +23,7 @@ from slm_ray.sources import InputRange, Plan, read_ranges
 from slm_ray.storage import Place
 from slm_ray.summary import RangeSummary, load_summaries, save_summary, summarize
 from slm_ray.text import HASH_BYTES, CleaningRules, is_sampled
-from slm_ray.tokenizer import Tokenizer, cached_tokenizer
+from slm_ray.tokenizer import cached_tokenizer
 from slm_ray.word_encoding import cut_words
 
 Item = tuple[InputRange, pa.RecordBatch]
@@ -190,11 +190,11 @@ def sample_texts(item: Item, share: float, fractions: tuple[float, float]) -> tu
     return 0, list(zip(train["hash"].to_pylist(), train["text"].to_pylist(), strict=True))
 
 
-def train_tokenizer(group: tuple[int, Iterable[list[tuple[bytes, str]]]], vocab_size: int) -> str:
+def train_tokenizer(group: tuple[int, Iterable[list[tuple[bytes, str]]]], vocab_size: int, model: str = "bpe") -> str:
     """`tokenizer.json` learned from the sample: each distinct story once, whatever the order of its parts."""
     texts = sorted({pair for part in group[1] for pair in part})
     distinct = dict(reversed(texts))  # of stories equal but for case, the first in order stays
-    return Tokenizer.train(distinct.values(), vocab_size).to_json()
+    return vocabularies.train(distinct.values(), vocab_size, model).to_json()
 
 
 def save_tokenizer(tokenizer_json: str, folder: str) -> None:

@@ -1,4 +1,4 @@
-"""Text to token ids and back: byte-level BPE with a true end mark.
+"""Text to token ids and back, with a true end mark.
 
 In: cleaned stories, or the `tokenizer.json` of a data set. Out: ids as Arrow lists for `shards`, text for
 `engine`. Wraps the `tokenizers` package; the file it writes opens in `transformers` as well.
@@ -28,6 +28,8 @@ _SOME_OF_EACH = (  # code points: single ones, then one for each first byte of 2
 )
 EVERY_BYTE = "".join(map(chr, _SOME_OF_EACH))
 """A text with all 243 bytes that UTF-8 has."""
+PROBES = (EVERY_BYTE, "  Two  spaces. ", " One.\nTwo.\n\n", "\u2581a\u2581", "<s></s><unk><pad><0x41>", "")
+"""Texts that some tokenizer is known to change."""
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end mark: below it, some text could not be written
 
 
@@ -61,19 +63,19 @@ class Tokenizer:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the tokenizer {path}: {_why(error)}") from error
-        tokenizer = cls.from_json(text, name=str(path))
-        if must_keep_text:
-            _check_keeps_text(tokenizer, str(path), json.loads(text).get("normalizer"))
-        return tokenizer
+        return cls.from_json(text, name=str(path), must_keep_text=must_keep_text)
 
     @classmethod
-    def from_json(cls, text: str, name: str = "tokenizer") -> "Tokenizer":
-        """Make it from the content of a `tokenizer.json`; `name` appears in errors."""
+    def from_json(cls, text: str, name: str = "tokenizer", *, must_keep_text: bool = False) -> "Tokenizer":
+        """Make it from the content of a `tokenizer.json`; `name` appears in errors, which are those of `load`."""
         try:
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the Rust side raises plain Exception
             raise UserError(f"{name} is not a tokenizer.json of the `tokenizers` package: {error}") from error
-        return cls(inner, name)
+        tokenizer = cls(inner, name)
+        if must_keep_text:
+            _check_keeps_text(tokenizer, name, json.loads(text).get("normalizer"))
+        return tokenizer
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4096) -> "Tokenizer":
@@ -123,7 +125,9 @@ class Tokenizer:
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The text of each id by itself, to show token borders; part of a character shows as U+FFFD."""
-        return [self._inner.decode([token], skip_special_tokens=False) for token in ids]
+        before = self.encode("a")  # the first token of a text may lose its space, so none is decoded as the first
+        skipped = len(self.decode(before))
+        return [self._inner.decode([*before, token], skip_special_tokens=False)[skipped:] for token in ids]
 
     @property
     def numpy_type(self) -> type[np.unsignedinteger[Any]]:
@@ -166,12 +170,16 @@ def _check_keeps_text(tokenizer: Tokenizer, name: str, normalizer: dict[str, Any
     """Refuse what drops or changes text: bits per byte would count bytes that no token stands for.
 
     Raises:
-        UserError: there is a normaliser, or a text with every byte of UTF-8 does not come back as it was.
+        UserError: it has a normaliser (other than a prefix), one of `PROBES` does not come back as it was, or a
+            text can contain the end mark.
     """
-    if normalizer is not None:
-        why = f"its normaliser ({normalizer.get('type')}) changes text"
-    elif tokenizer.decode(tokenizer.encode(EVERY_BYTE)) != EVERY_BYTE:
+    kind = (normalizer or {}).get("type")
+    if kind not in (None, "Prepend"):
+        why = f"its normaliser ({kind}) changes text"
+    elif any(tokenizer.decode(tokenizer.encode(probe)) != probe for probe in PROBES):
         why = "not every text comes back from it as it was"
+    elif tokenizer.end_id in tokenizer.encode(f"{END_OF_TEXT} a {END_OF_TEXT}{END_OF_TEXT}"):
+        why = f"the letters {END_OF_TEXT} in a story become the end mark"
     else:
         return
     raise UserError(

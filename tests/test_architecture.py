@@ -27,7 +27,8 @@ EXCEPTIONS = {("ray.tune", "tune/sweep.py"), ("ray.train", "tune/sweep.py")}
 FLOW = [  # left to right; a module imports only what stands before it or beside it
     {"errors", "script", "storage"},
     {"text", "batch_cleaning", "corpus", "corpus_words", "corpus_scenes", "corpus_plots", "corpus_thread"},
-    {"tokenizer", "word_encoding"},
+    {"tokenizer", "word_encoding", "from_sentencepiece"},
+    {"vocabularies"},
     {"shards", "sources", "inputs", "formats", "hub", "stories", "near_duplicates", "rejections", "staging", "summary"},
     {"config", "command_line", "batches", "history"},
     {
