@@ -22,6 +22,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import PCollection
 
 from pipelines import options, report, runners, terminal
+from pipelines.near_duplicates import FindNearDuplicates
 from pipelines.options import Settings
 from pipelines.transforms import (
     CleanStories,
@@ -37,6 +38,7 @@ from pipelines.transforms import (
 )
 from slm_ray import inputs, shards, sources, staging, stories, summary
 from slm_ray.errors import UserError, command
+from slm_ray.rejections import refuse_too_many
 from slm_ray.shards import Manifest
 from slm_ray.sources import Plan
 from slm_ray.storage import Place
@@ -117,6 +119,7 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
         found = summary.merge(summary.load_summaries(staged))
         summary.check(found, plan.n_rows)
         _refuse_nothing(found)
+        refuse_too_many(found.reasons, found.read, settings.max_rejected, str(staged / shards.REJECTED))
         manifest = make_manifest(plan, parameters, Tokenizer.load(staged / shards.TOKENIZER), found)
         report.write(staged / staging.REPORT, manifest, found)
         staging.publish(settings.output, staged, manifest)
@@ -146,15 +149,16 @@ def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Place
         tokenizer = cleaned | TrainTokenizer(settings.vocab_size, share, fractions, settings.tokenizer_model)
     _ = tokenizer | "SaveTokenizer" >> beam.Map(stories.save_tokenizer, folder=folder)
 
-    return (
+    distinct = (
         ranges
         | "NotWritten" >> beam.Filter(stories.is_left, written=done.written)
         | LoadCleaned(folder)
         | DropDuplicates(duplicates)
-        | SplitStories(fractions)
-        | TokenizeStories(tokenizer)
-        | WriteShards(folder, tokenizer)
     )
+    if settings.near_duplicates is not None:
+        near = cleaned | "DropFirst" >> DropDuplicates(duplicates) | FindNearDuplicates(settings.near_duplicates)
+        distinct |= "DropNear" >> DropDuplicates(near, "near_duplicate")
+    return distinct | SplitStories(fractions) | TokenizeStories(tokenizer) | WriteShards(folder, tokenizer)
 
 
 def make_manifest(

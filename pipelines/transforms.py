@@ -99,15 +99,16 @@ class TrainTokenizer(beam.PTransform):
 
 @dataclass
 class DropDuplicates(beam.PTransform):
-    """Give all but the lowest of equal stories the reason `duplicate`."""
+    """Give the rows that were found to repeat another story their reason."""
 
-    duplicates: PCollection  # from FindDuplicates
+    duplicates: PCollection  # from FindDuplicates or FindNearDuplicates
+    reason: str = "duplicate"
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Map(stories.drop_duplicates, duplicates=AsDict(self.duplicates))
+        return pcoll | beam.Map(stories.drop_duplicates, duplicates=AsDict(self.duplicates), reason=self.reason)
 
 
 @dataclass

@@ -32,10 +32,11 @@ WHAT_TO_DO = {
 """For each reason what the user can change."""
 
 
-def refuse_too_many(reasons: Mapping[str, int], read: int, limit: float) -> None:
+def refuse_too_many(reasons: Mapping[str, int], read: int, limit: float, evidence: str) -> None:
     """Pass if at most the share `limit` of the stories read was rejected, or no more than a handful.
 
     `reasons` counts stories by their reason of `text.REASONS`; duplicates and near duplicates do not count here.
+    `evidence` is the folder that shows them.
 
     Raises:
         UserError: says the share, the most frequent reason and what to do.
@@ -47,5 +48,6 @@ def refuse_too_many(reasons: Mapping[str, int], read: int, limit: float) -> None
     most = min(rejected, key=lambda reason: (-rejected[reason], reason))
     raise UserError(
         f"{total:,} of {read:,} stories ({total / read:.1%}) were rejected, more than {limit:.1%}; "
-        f"most frequent reason: {most} ({rejected[most]:,}): {WHAT_TO_DO[most]}, or raise --max-rejected"
+        f"most frequent reason: {most} ({rejected[most]:,}): {WHAT_TO_DO[most]}, or raise --max-rejected; "
+        f"they are in {evidence}"
     )

@@ -34,7 +34,7 @@ REPORT = "report"
 CONTENTS = (*SPLITS, REJECTED, REPORT, TOKENIZER)
 """Everything a data set holds besides its manifest."""
 
-DECIDING_PACKAGES = ("pyarrow", "tokenizers", "ftfy")
+DECIDING_PACKAGES = ("pyarrow", "tokenizers", "ftfy", "sentencepiece")
 """Another version of these may write other bytes, so it does not continue what one began."""
 
 
@@ -65,7 +65,7 @@ def only_writer(output: Place) -> Iterator[None]:
 
 def job_key(source_digest: str, parameters: dict[str, Any]) -> str:
     """A name for all that decides about a job's bytes: the same job, and no other, goes on in its staging folder."""
-    versions = {name: importlib.metadata.version(name) for name in DECIDING_PACKAGES}
+    versions = {name: _version(name) for name in DECIDING_PACKAGES}
     return json_sha256([FORMAT_VERSION, source_digest, parameters, versions])[:16]
 
 
@@ -165,6 +165,13 @@ def _refuse_foreign(output: Place) -> None:
         raise UserError(
             f"{output} holds {', '.join(foreign)}, which is no data set of this program: choose another --output"
         )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # an optional one
+        return None
 
 
 def _unwritable(output: Place, error: Exception) -> UserError:

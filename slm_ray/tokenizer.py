@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from slm_ray.errors import UserError
+from slm_ray.storage import Place, place
 from slm_ray.word_encoding import WordEncoder, are_apart, cut_words, encode_flat, offsets
 
 END_OF_TEXT = "<|endoftext|>"
@@ -52,7 +53,7 @@ class Tokenizer:
         self._words = WordEncoder(inner, self.numpy_type)
 
     @classmethod
-    def load(cls, path: str | Path, *, must_keep_text: bool = False) -> "Tokenizer":
+    def load(cls, path: str | Place, *, must_keep_text: bool = False) -> "Tokenizer":
         """Open a `tokenizer.json`; with `must_keep_text`, only one that loses and changes nothing.
 
         Raises:
@@ -60,7 +61,7 @@ class Tokenizer:
                 keep text.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = place(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the tokenizer {path}: {_why(error)}") from error
         return cls.from_json(text, name=str(path), must_keep_text=must_keep_text)
@@ -196,7 +197,7 @@ def _cuts_at_spaces(config: dict[str, Any]) -> bool:
     """
     pre = config["pre_tokenizer"] or {}
     return (
-        config["model"]["type"] == "BPE"
+        config["model"]["type"] in ("BPE", "Unigram")
         and not config["model"].get("ignore_merges")
         and config["normalizer"] is None
         and pre.get("type") == "ByteLevel"
