@@ -32,7 +32,7 @@ WHAT_TO_DO = {
 """For each reason what the user can change."""
 
 
-def refuse_too_many(reasons: Mapping[str, int], read: int, limit: float, evidence: str) -> None:
+def refuse_too_many(reasons: Mapping[str, int], read: int, limit: float, evidence: str = "rejected/") -> None:
     """Pass if at most the share `limit` of the stories read was rejected, or no more than a handful.
 
     `reasons` counts stories by their reason of `text.REASONS`; duplicates and near duplicates do not count here.
