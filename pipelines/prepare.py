@@ -65,6 +65,8 @@ def make_plan(settings: Settings) -> Plan:
         validation_source=settings.validation_source,
         max_stories=settings.max_stories,
         text_column=settings.text_column,
+        cut_text=settings.cut_text,
+        piece_chars=settings.piece_chars,
         seed=settings.seed,
     )
 
@@ -92,7 +94,7 @@ def earlier_data_set(settings: Settings, plan: Plan) -> Manifest | None:
 
 def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tuple[Manifest, summary.DataSummary]:
     """Run the pipeline into a staging folder, check that no story was lost, and publish the data set."""
-    parameters = settings.parameters(plan.has_own_validation)
+    parameters = settings.parameters(plan.has_own_validation, plan.has_own_test)
     key = shards.json_sha256([plan.source["digest"], parameters])[:16]
     staged = staging.begin(settings.output, key)
     with runners.user_errors(settings.output):
@@ -112,10 +114,10 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
 
 def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Path) -> PCollection:
     """The graph. The ranges are read twice, so that nothing but hashes and the tokenizer's sample is shuffled."""
-    fractions = settings.fractions(plan.has_own_validation)
-    ranges = pipeline | "Ranges" >> beam.Create(plan.ranges)
+    fractions = settings.fractions(plan.has_own_validation, plan.has_own_test)
+    tasks = pipeline | "Tasks" >> beam.Create(plan.tasks)
 
-    seen = ranges | "ReadFirst" >> ReadStories() | "CleanFirst" >> CleanStories(settings.rules)
+    seen = tasks | "ReadFirst" >> ReadStories() | "CleanFirst" >> CleanStories(settings.rules)
     duplicates = seen | FindDuplicates()
     if settings.tokenizer is not None:
         tokenizer = pipeline | "Tokenizer" >> beam.Create([settings.tokenizer.to_json()])
@@ -125,7 +127,7 @@ def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Path)
     _ = tokenizer | "SaveTokenizer" >> beam.Map(stories.save_tokenizer, folder=str(staged))
 
     return (
-        ranges
+        tasks
         | ReadStories()
         | CleanStories(settings.rules)
         | DropDuplicates(duplicates)
@@ -163,19 +165,18 @@ def make_manifest(
 
 
 def _is_same(manifest: Manifest, settings: Settings, plan: Plan) -> bool:
-    wanted = settings.parameters(plan.has_own_validation)
+    wanted = settings.parameters(plan.has_own_validation, plan.has_own_test)
     return manifest.source["digest"] == plan.source["digest"] and manifest.parameters == wanted
 
 
 def _is_other_auto(manifest: Manifest, settings: Settings) -> bool:
     """Whether it was made by the same words, `auto`, when the network was otherwise: then it is kept."""
-    if (settings.source, manifest.source["requested"]) != ("auto", "auto") or settings.validation_source:
+    if (settings.source, manifest.source["requested"]) != (("auto",), "auto") or settings.validation_source:
         return False
     files = manifest.source["files"]
     rows = sum(file["rows"] for file in files if file["split"] is None)
     default = inputs.SAMPLE_STORIES if manifest.source["used"] == "sample" else inputs.AUTO_STORIES
-    has_own_validation = any(file["split"] == "validation" for file in files)
-    wanted = settings.parameters(has_own_validation)
+    wanted = settings.parameters(*(any(file["split"] == split for file in files) for split in ("validation", "test")))
     return rows == (settings.max_stories or default) and manifest.parameters == wanted
 
 

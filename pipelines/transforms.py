@@ -18,14 +18,14 @@ from slm_ray.text import CleaningRules
 
 
 class ReadStories(beam.PTransform):
-    """Input ranges to their raw rows.
+    """Tasks, each of ranges that are read together, to ranges with their raw rows.
 
-    Begins with a reshuffle, which spreads the ranges over the workers and keeps each reading a stage of its own:
+    Begins with a reshuffle, which spreads the tasks over the workers and keeps each reading a stage of its own:
     fused with an earlier one, all rows would have to wait in memory for the side inputs of a later step.
     """
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Reshuffle() | beam.Map(stories.read_item)
+        return pcoll | beam.Reshuffle() | beam.FlatMap(stories.read_items)
 
 
 @dataclass

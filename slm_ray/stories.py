@@ -5,7 +5,7 @@ Each function is one step of the pipeline; `pipelines/transforms.py` only wires 
 place with a `reason`, so read = kept + duplicates + rejected holds by construction, and is still checked.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from slm_ray import shards
 from slm_ray.shards import REJECTED, REJECTED_SCHEMA, SPLITS, Shard, shard_path, shard_schema
-from slm_ray.sources import InputRange, read_range
+from slm_ray.sources import InputRange, read_ranges
 from slm_ray.summary import RangeSummary, save_summary, summarize
 from slm_ray.text import HASH_BYTES, CleaningRules, examine, is_sampled, split_of_hash, story_hash
 from slm_ray.tokenizer import Tokenizer, cached_tokenizer
@@ -33,9 +33,9 @@ _ROW_BITS = 32
 _MAIN_SOURCE = np.uint64(1 << 62)
 
 
-def read_item(part: InputRange) -> Item:
-    """A range and its raw rows."""
-    return part, read_range(part)
+def read_items(task: Sequence[InputRange]) -> Iterator[Item]:
+    """Ranges that are read together, each with its raw rows."""
+    return read_ranges(task)
 
 
 def clean_batch(item: Item, rules: CleaningRules) -> Item:

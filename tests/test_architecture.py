@@ -28,6 +28,7 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
     {"errors", "script"},
     {"text", "corpus", "corpus_words", "corpus_scenes", "corpus_plots", "corpus_thread"},
     {"tokenizer"},
+    {"addresses", "compression", "rows", "csv_format", "jsonl_format", "parquet_format", "prose"},
     {"shards", "sources", "inputs", "formats", "hub", "stories", "staging", "summary"},
     {"config", "command_line", "batches", "history"},
     {

@@ -278,40 +278,6 @@ def test_a_hub_in_trouble_does_not_answer(hub_server, status):
     assert (hub.unreachable(f"status-{status}") or "").endswith(f"answered {status}")
 
 
-def test_official_splits_of_the_hub_stay_what_they_are(monkeypatch, tmp_path):
-    def fetch(download: hub.Download, split: str, limit: int | None) -> Path:
-        return write_parquet(tmp_path / f"{split}.parquet", [f"{split} {row}" for row in range(limit or 40)])
-
-    monkeypatch.setattr(hub, "unreachable", lambda name: None)
-    monkeypatch.setattr(hub.Download, "revision", "abc123")
-    monkeypatch.setattr(hub.Download, "splits", ["train", "validation"])
-    monkeypatch.setattr(hub.Download, "fetch", fetch)
-    made = plan("auto", max_stories=40, rows_per_range=20)
-    assert made.source["used"] == "hub:roneneldan/TinyStories"
-    assert made.source["revision"] == "abc123"
-    assert [(part.split, part.n_rows) for part in made.ranges] == [(None, 20), (None, 20), ("validation", 2)]
-    assert list(read_all(made))[:1] == ["roneneldan/TinyStories/train#0"]
-    assert list(read_all(made))[-1:] == ["roneneldan/TinyStories/validation#1"]
-
-
-def test_a_hub_split_is_streamed_into_a_file_once(monkeypatch, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    asked: list[str] = []
-
-    def load_dataset(name: str, split: str, streaming: bool, revision: str):
-        asked.append(f"{name} {split} {revision} {streaming}")
-        return datasets.IterableDataset.from_generator(lambda: ({"text": text, "n": 1} for text in STORIES))
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(hub.Download, "revision", "abc123")
-    download = hub.Download(name="a/b", text_column="text", folder=tmp_path)
-    first, again = download.fetch("train", 4), download.fetch("train", 4)
-    assert first == again
-    assert asked == ["a/b train abc123 True"]
-    assert pq.read_table(first).to_pydict() == {"text": STORIES[:4]}
-    assert [path.name for path in first.parent.iterdir()] == ["train-text-4.parquet"]
-
-
 def test_a_line_of_endless_brackets_is_one_bad_row(tmp_path):
     lines = [b'{"text": "One."}', b"[" * 100_000, b'{"text": ' + b"[" * 100_000, b'{"text": "Two."}']
     [part] = plan(str(write_jsonl(tmp_path / "a.jsonl", lines))).ranges

@@ -74,7 +74,7 @@ def run(transform, inputs, expected, view):
 def test_read_stories():
     made = plan("sample", max_stories=3, rows_per_range=2)
     ids = [["sample#0", "sample#1"], ["sample#2"]]
-    run(ReadStories(), list(made.ranges), ids, lambda item: column(item, "story_id"))
+    run(ReadStories(), list(made.tasks), ids, lambda item: column(item, "story_id"))
 
 
 def test_clean_stories():
