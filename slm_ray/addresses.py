@@ -68,7 +68,7 @@ def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) ->
         if is_folder:
             files = [file for file in files if is_known(file)]
             if not files:
-                raise UserError(f"no {known} files in the folder {word}")
+                raise UserError(f"no file in the folder {word} ends in {known}")
         if not files:
             raise UserError(f"no such file, folder or glob: {word} (or use auto, sample, hub:NAME)")
         for file in files:
@@ -119,6 +119,13 @@ def _absolute(path: str | Path) -> str:
 
 
 def _remote_files(word: str) -> tuple[list[str], bool]:
+    try:
+        return _found_by_fsspec(word)
+    except FileNotFoundError as error:
+        raise UserError(f"no such file, folder or glob: {word} ({one_line(error)})") from error
+
+
+def _found_by_fsspec(word: str) -> tuple[list[str], bool]:
     import fsspec
 
     system, path = fsspec.url_to_fs(word)

@@ -30,7 +30,7 @@ KINDS = {
 }
 """What is in a file, by the end of its name; all but Parquet may also be compressed as a whole."""
 
-KNOWN_ENDS = f"{', '.join(KINDS)}, or one of these but .parquet and {' or '.join(COMPRESSIONS)}"
+KNOWN_ENDS = f"{', '.join(KINDS)} (all but Parquet also with {' or '.join(COMPRESSIONS)} after it)"
 """For messages."""
 
 Texts = tuple[pa.Array, pa.Array]

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from slm_ray.addresses import one_line
 from slm_ray.errors import UserError
 from slm_ray.rows import column_hint
 
@@ -169,12 +170,16 @@ def _client() -> Any:
     import datasets
 
     datasets.config.STREAMING_READ_MAX_RETRIES = 1
-    datasets.config.STREAMING_READ_RETRY_INTERVAL = 0
+    datasets.config.STREAMING_READ_RETRY_INTERVAL = 0  # it also waits after the last time
+    datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 0
+    datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 0
     return datasets
 
 
 def _failure(name: str, why: object, remedy: str) -> UserError:
-    reason = " ".join(str(why).split())[:200] or type(why).__name__
+    while isinstance(why, Exception) and why.__cause__ is not None:  # the deepest one says what happened
+        why = why.__cause__
+    reason = one_line(why) if isinstance(why, Exception) else why
     return UserError(
         f"cannot get {PREFIX}{name} ({reason}): use --source sample, a path to Parquet, JSONL or text, or {remedy}"
     )

@@ -77,16 +77,17 @@ def scan(chunks: Iterable[bytes], cut: Cut, step: int) -> tuple[str, RowCount]:
     modes = ("end-mark", "articles", "blank-lines") if cut.mode == "auto" else (cut.mode,)
     finders = {mode: make_finder(mode, cut.piece_chars, at_start=True) for mode in modes}
     counts = {mode: RowCount(step=step) for mode in modes}
-    n_articles = 0
-    for number, chunk in enumerate(chunks):
-        if number == 0 and _STARTS_ARTICLE.match(chunk):
-            n_articles += 1
+    beginning = b""
+    for chunk in chunks:
+        if len(beginning) < _Separated.lookahead_bytes:
+            beginning += chunk
         for mode, finder in finders.items():
             counts[mode].add(start for start, _ in finder.feed(chunk))
         if "end-mark" in finders and finders["end-mark"].n_cuts:  # then nothing else matters
             finders = {"end-mark": finders["end-mark"]}
     for mode, finder in finders.items():
         counts[mode].add(start for start, _ in finder.finish())
+    n_articles = 1 if _STARTS_ARTICLE.match(beginning) else 0
     mode = _fitting({mode: finder.n_cuts for mode, finder in finders.items()}, n_articles)
     return mode, counts[mode]
 

@@ -170,7 +170,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
         ("truncated.parquet", "truncated.parquet is not Parquet, or not all of it"),
         ("named.parquet", "named.parquet is not Parquet"),
         ("empty.jsonl", r"empty.jsonl is empty \(0 bytes\)"),
-        ("empty", r"no .parquet, .*files in the folder .*empty"),
+        ("empty", r"no file in the folder .*empty ends in .parquet, .jsonl"),
         ("numbers.parquet", "column 'text' of .* is int64, expected strings"),
         ("lists.parquet", "is list<.*>, expected strings"),
         ("column.parquet", "has no column 'text'; it has 'body': name the right one with --text-column"),
