@@ -130,8 +130,9 @@ def _found_by_fsspec(word: str) -> tuple[list[str], bool]:
 
     system, path = fsspec.url_to_fs(word)
     if glob.has_magic(path):
-        found = system.glob(path, detail=True)
-        return [_full(system, name) for name, entry in found.items() if entry["type"] == "file"], False
+        found = [name for name, entry in system.glob(path, detail=True).items() if entry["type"] == "file"]
+        # As on a disk, a star takes no hidden file.
+        return [_full(system, name) for name in found if "/." in path or "/." not in name], False
     if system.info(path)["type"] == "file":
         return [_full(system, path)], False
     below = system.find(path)
