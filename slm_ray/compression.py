@@ -52,6 +52,19 @@ def read_chunks(address: str, compression: str, watch: Watch | None = None) -> I
             yield chunk
 
 
+def chunks_between(address: str, start_byte: int, end_byte: int) -> Iterator[bytes]:
+    """The bytes of an uncompressed file from one place to another, or to its end.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with addresses.reading(address), addresses.open_file(address) as file:
+        file.seek(start_byte)
+        while start_byte < end_byte and (chunk := file.read(min(CHUNK_BYTES, end_byte - start_byte))):
+            start_byte += len(chunk)
+            yield chunk
+
+
 class _Stored:
     """A file that shows a `Watch`, if there is one, what is read of it."""
 

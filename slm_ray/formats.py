@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slm_ray import addresses, csv_format, jsonl_format, parquet_format, prose
-from slm_ray.compression import COMPRESSIONS, Watch, read_chunks
+from slm_ray.compression import COMPRESSIONS, Watch, chunks_between, read_chunks
 from slm_ray.errors import UserError
 from slm_ray.prose import Cut
 from slm_ray.rows import Row
@@ -137,10 +137,10 @@ def stream_rows(kind: str, address: str, compression: str, text_column: str, cut
 def rows_between(kind: str, address: str, text_column: str, cut: Cut, start_byte: int, end_byte: int) -> Iterator[Row]:
     """The rows of an uncompressed JSONL or text file from one border to another, perhaps some more."""
     if kind == "jsonl":
-        return jsonl_format.read([_read_bytes(address, start_byte, end_byte)], text_column)
+        return jsonl_format.read(chunks_between(address, start_byte, end_byte), text_column)
     finder = prose.make_finder(cut.mode, cut.piece_chars, at_start=False)
-    content = _read_bytes(address, start_byte, end_byte + finder.lookahead_bytes)
-    return ((story, None) for story in prose.read_stories([content], finder))
+    chunks = chunks_between(address, start_byte, end_byte + finder.lookahead_bytes)
+    return ((story, None) for story in prose.read_stories(chunks, finder))
 
 
 def columns(rows: Sequence[Row]) -> Texts:
@@ -193,9 +193,3 @@ def _other_encoding(beginning: bytes) -> str | None:
     even, odd = beginning[0::2], beginning[1::2]
     is_utf16 = len(odd) >= 4 and 0 in beginning and any(not any(a) and all(b) for a, b in ((even, odd), (odd, even)))
     return "UTF-16" if is_utf16 else None
-
-
-def _read_bytes(address: str, start: int, end: int) -> bytes:
-    with addresses.reading(address), addresses.open_file(address) as file:
-        file.seek(start)
-        return file.read(end - start)

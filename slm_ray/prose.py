@@ -27,7 +27,7 @@ Span = tuple[int, int]
 """First byte of a story, and the byte after its last."""
 
 _END_MARK = re.compile(re.escape(END_OF_TEXT).encode())
-_BLANK_LINES = re.compile(rb"\r?\n[ \t]*\r?\n\s*")
+_BLANK_LINES = re.compile(rb"\n[ \t]*\r?\n\s*")  # after an optional \r, with which the search would be 15 times slower
 _HEADING = rb" ?= (?!=)[^\n]{1,300}?(?<!=) = *\r?\n"  # ` = Title = ` alone on its line, not ` = = Section = = `
 _BEFORE_ARTICLE = re.compile(rb"\n(?=" + _HEADING + rb")")
 _STARTS_ARTICLE = re.compile(rb"(?:" + BOM + rb")?" + _HEADING)
@@ -144,6 +144,8 @@ class _Separated:
         keep = len(buffer)
         while match := self._pattern.search(buffer, position):
             first, end = match.span()
+            if first > position and buffer[first - 1 : first + 1] == b"\r\n":
+                first -= 1
             if end == len(buffer) and not is_end:  # it may go on
                 keep = first
                 break

@@ -140,7 +140,10 @@ def test_the_digest_does_not_depend_on_the_place(shelf, tmp_path):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("s3://nobody/a.jsonl", "no such file, folder or glob: s3://nobody/a.jsonl (The specified bucket does not exist)"),
+        (
+            "s3://nobody/a.jsonl",
+            "no such file, folder or glob: s3://nobody/a.jsonl (The specified bucket does not exist)",
+        ),
         ("s3://stories/nothing", "no such file, folder or glob: s3://stories/nothing"),
         ("s3://stories/nothing/*.jsonl", "no such file, folder or glob: s3://stories/nothing/*.jsonl"),
     ],

@@ -9,7 +9,9 @@ from slm_ray import csv_format
 from slm_ray.errors import UserError
 
 
-def rows(content: bytes, column: str = "text", delimiter: str = ",", size: int = 7) -> list[tuple[bytes | None, str | None]]:
+def rows(
+    content: bytes, column: str = "text", delimiter: str = ",", size: int = 7
+) -> list[tuple[bytes | None, str | None]]:
     chunks = [content[start : start + size] for start in range(0, len(content), size)]
     return list(csv_format.read("a.csv", chunks, column, delimiter))
 

@@ -87,7 +87,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ask(server: hub_stand_in.Hub, folder: Path) -> Iterator[Ask]:
     """Plan a source in a process that knows the stand-in as the hub, and read it."""
-    own = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": ""}
+    own = {
+        "HF_ENDPOINT": server.endpoint,
+        "HF_HOME": str(folder / "home"),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "",
+    }
     words = [sys.executable, "-c", CLIENT, str(folder / "stories")]
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **own}
@@ -193,5 +198,7 @@ def test_what_a_word_names(word, expected):
 
 @pytest.mark.parametrize("word", ["hub:", "hub:a/b/c", "hub:a b", "hub:a/b:", "hub:a/b@"])
 def test_a_word_that_names_nothing_is_refused(word):
-    with pytest.raises(UserError, match=r"is not a data set of the hub: expected hub:OWNER/NAME\[@REVISION\]\[:SPLIT\]"):
+    with pytest.raises(
+        UserError, match=r"is not a data set of the hub: expected hub:OWNER/NAME\[@REVISION\]\[:SPLIT\]"
+    ):
         hub.parse(word)

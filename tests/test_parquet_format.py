@@ -33,7 +33,9 @@ def task_rows(made: Plan) -> list[list[int]]:
 def test_ranges_of_one_row_group_are_one_task(tmp_path, row_group_size, tasks):
     made = plan(write(tmp_path / "a.parquet", TEXTS, row_group_size), rows_per_range=20)
     assert task_rows(made) == tasks
-    found = [text.decode() for task in made.tasks for _, batch in read_ranges(task) for text in batch["text"].to_pylist()]
+    found = [
+        text.decode() for task in made.tasks for _, batch in read_ranges(task) for text in batch["text"].to_pylist()
+    ]
     assert found == TEXTS
     assert [part for task in made.tasks for part in task] == list(made.ranges)
 

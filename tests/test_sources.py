@@ -1,8 +1,12 @@
 """What a source means: files found, rows counted, ranges cut, rows read back with stable ids."""
 
+import gzip
 import http.server
 import json
+import subprocess
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slm_ray import hub, inputs
+from slm_ray import hub, inputs, stories
 from slm_ray.errors import UserError
-from slm_ray.sources import Plan, plan, read_range
+from slm_ray.sources import Plan, plan, read_range, read_ranges
+from slm_ray.text import CleaningRules
+
+ROOT = Path(__file__).resolve().parents[1]
 
 STORIES = [f"Story number {number}, with\n\na blank line." for number in range(10)]
 PLAIN = [f"Story number {number}." for number in range(10)]
@@ -31,9 +38,9 @@ def write_jsonl(path: Path, lines: list[bytes]) -> Path:
 
 def read_all(made: Plan) -> dict[str, bytes | None]:
     rows: dict[str, bytes | None] = {}
-    for part in made.ranges:
-        batch = read_range(part)
-        rows.update(zip(batch["story_id"].to_pylist(), batch["text"].to_pylist()))
+    for task in made.tasks:
+        for _, batch in read_ranges(task):
+            rows.update(zip(batch["story_id"].to_pylist(), batch["text"].to_pylist()))
     return rows
 
 
@@ -148,6 +155,59 @@ def test_the_sample_corpus_is_a_source():
     assert plan("sample").n_rows == inputs.SAMPLE_STORIES
 
 
+def test_several_sources_are_one_input_each_file_once(tmp_path):
+    first = write_parquet(tmp_path / "x" / "a.parquet", ["One."])
+    (tmp_path / "y").mkdir()
+    second = write_jsonl(tmp_path / "y" / "a.jsonl", [b'{"text": "Two."}'])
+    expected = {"x/a.parquet#0": b"One.", "y/a.jsonl#0": b"Two."}
+    assert read_all(plan([str(first), str(second)])) == expected
+    assert read_all(plan([str(second), str(tmp_path / "x"), str(tmp_path / "*" / "a.*"), str(first)])) == expected
+    other = plan("sample", max_stories=3, validation_source=[str(first), str(second)])
+    assert [part.split for part in other.ranges] == [None, "validation", "validation"]
+
+
+@pytest.mark.parametrize("special", ["auto", "sample", "hub:a/b"])
+def test_a_special_source_stands_alone(tmp_path, special):
+    path = write_parquet(tmp_path / "a.parquet", ["One."])
+    with pytest.raises(
+        UserError, match=rf"{special} is a source by itself: name it alone, or files, folders and globs"
+    ):
+        plan([str(path), special])
+
+
+def test_what_can_be_read_alone_is_a_task_alone(tmp_path):
+    jsonl = write_jsonl(tmp_path / "a.jsonl", [json.dumps({"text": text}).encode() for text in STORIES])
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(STORIES))
+    for source in (str(jsonl), str(tmp_path / "a.txt"), "sample"):
+        made = plan(source, rows_per_range=3, max_stories=10)
+        assert made.tasks == tuple((part,) for part in made.ranges)
+        assert len(made.tasks) == 4
+    (tmp_path / "a.csv").write_text("text\n" + "\n".join(PLAIN))
+    both = plan([str(jsonl), str(tmp_path / "a.csv")], rows_per_range=4)
+    assert [[part.number for part in task] for task in both.tasks] == [[0, 1, 2], [3], [4], [5]]
+
+
+def test_text_is_cut_as_asked_and_the_digest_says_so(tmp_path):
+    (tmp_path / "a.txt").write_text("One story.\n\nMore of it.<|endoftext|>Two.")
+    plans = [plan(str(tmp_path / "a.txt"), cut_text=mode) for mode in ("auto", "end-mark", "blank-lines", "pieces")]
+    assert [len(texts_of(made)) for made in plans] == [2, 2, 2, 1]
+    assert [made.source["files"][0]["cut"] for made in plans] == [
+        "end-mark", "end-mark", "blank-lines", "pieces of 2000 characters",
+    ]  # fmt: skip
+    assert len({made.source["digest"] for made in plans}) == 3
+    other = plan(str(tmp_path / "a.txt"), cut_text="pieces", piece_chars=60)
+    assert other.source["digest"] != plans[3].source["digest"]
+
+
+def test_pieces_of_a_file_are_the_same_in_any_ranges(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"This is sentence {number} of many. " for number in range(400)))
+    found = [
+        texts_of(plan(str(tmp_path / "a.txt"), cut_text="pieces", piece_chars=200, rows_per_range=n)) for n in (1, 7)
+    ]
+    assert found[0] == found[1]
+    assert "".join(found[0]) == (tmp_path / "a.txt").read_text()
+
+
 def bad_files(folder: Path) -> dict[str, Path]:
     good = write_parquet(folder / "good.parquet", STORIES).read_bytes()
     (folder / "truncated.parquet").write_bytes(good[: len(good) // 2])
@@ -161,6 +221,17 @@ def bad_files(folder: Path) -> dict[str, Path]:
     write_jsonl(folder / "column.jsonl", [b'{"body": "a"}'])
     write_jsonl(folder / "prose.jsonl", [b"Once upon a time"])
     (folder / "stories.docx").write_bytes(b"x")
+    write_jsonl(folder / "numbers.jsonl", [b'{"text": 1}', b'{"text": 2}'])
+    write_jsonl(folder / "lists.jsonl", [b'{"text": ["a"]}'] * 50)
+    (folder / "utf16.txt").write_text("Once upon a time.", encoding="utf-16")
+    (folder / "utf16be.csv").write_text("text\nOnce upon a time.", encoding="utf-16-be")
+    (folder / "utf16le.jsonl").write_text('{"text": "a"}', encoding="utf-16-le")
+    (folder / "column.csv").write_bytes(b"id,body\n1,One.\n")
+    (folder / "quote.csv").write_bytes(b'text\n"One.\nTwo.\n')
+    (folder / "empty.parquet").touch()
+    (folder / "blank.txt").write_bytes(b"\n\n \r\n")
+    (folder / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9])
+    (folder / "cut.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd\x04")
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -177,6 +248,17 @@ def bad_files(folder: Path) -> dict[str, Path]:
         ("column.jsonl", "has no column 'text'; it has 'body'"),
         ("prose.jsonl", "is not JSONL: its first line is not JSON"),
         ("rows.parquet", "no stories in .*rows.parquet"),
+        ("numbers.jsonl", "column 'text' of .*numbers.jsonl is int in its first lines, expected strings"),
+        ("lists.jsonl", "column 'text' of .*lists.jsonl is list in its first lines, expected strings"),
+        ("utf16.txt", "utf16.txt is UTF-16, expected UTF-8: convert it, for example with iconv -f UTF-16 -t UTF-8"),
+        ("utf16be.csv", "utf16be.csv is UTF-16, expected UTF-8"),
+        ("utf16le.jsonl", "utf16le.jsonl is UTF-16, expected UTF-8"),
+        ("column.csv", "has no column 'text'; it has 'id', 'body': name the right one with --text-column"),
+        ("quote.csv", "quote.csv is not CSV as it should be, near line 3: unexpected end of data"),
+        ("empty.parquet", r"empty.parquet is empty \(0 bytes\)"),
+        ("blank.txt", "no stories in .*blank.txt"),
+        ("cut.jsonl.gz", "cut.jsonl.gz is damaged or cut short, or is no gzip file"),
+        ("cut.jsonl.zst", "cut.jsonl.zst is damaged or cut short, or is no zstd file"),
         ("stories.docx", "expected a file that ends in .parquet"),
         ("absent.parquet", "no such file, folder or glob: .*absent.parquet"),
     ],
@@ -289,3 +371,65 @@ def test_a_first_line_of_endless_brackets_is_one_line_of_error(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [b"[" * 100_000])
     with pytest.raises(UserError, match=r"a.jsonl is not JSONL: its first line is not JSON \(.{,100}\)$"):
         plan(str(path))
+
+
+HUGE = b"word " * 10_000_000
+LONG = b"A story of more than fifty characters, so that nobody calls it too short. "
+
+
+def odd_files(folder: Path) -> dict[str, dict[str, int]]:
+    """Files with odd rows, and why each row that is no story is none."""
+    texts = [LONG + number for number in (b"1", b"2", b"3")]
+    odd = {"empty": 2, "control_characters": 1, "invalid_utf8": 2, "too_long": 1}
+    rows = [b"", b" \t ", LONG + b"\x00", LONG + b"\xff", LONG + b"\xed\xa0\x80", b"word " * 5000]
+    (folder / "marks.txt").write_bytes(b"\xef\xbb\xbf" + b"<|endoftext|>".join([texts[0], *rows[:-1], HUGE, texts[0]]))
+    (folder / "windows.txt").write_bytes(texts[1] + b"\r\nMore.\r\n\r\n" + texts[2] + b"\r\n")
+    quoted = [b'"' + row + b'"' for row in [b"CSV " + texts[0], *rows]]
+    (folder / "a.csv").write_bytes(
+        b"\xef\xbb\xbfid,text\r\n" + b"".join(b"1," + row + b"\r\n" for row in quoted) + b"7\r\n"
+    )
+    column = pa.array([b"Parquet " + texts[0], *rows, None], pa.large_binary()).view(pa.large_string())
+    pq.write_table(pa.table({"text": column}), folder / "a.parquet")
+    lines = [json.dumps({"text": row.decode()}).encode() for row in rows if b"\xff" not in row and b"\xed" not in row]
+    bad = [b'{"text": "' + rows[3] + b'"}', b'{"text": "\\ud800"}', b'{"text": null}', b'{"text": [1]}', b"{"]
+    first = json.dumps({"text": "JSONL " + texts[0].decode()}).encode()
+    write_jsonl(folder / "a.jsonl", [b"\xef\xbb\xbf" + first, *lines, *bad])
+    return {
+        "marks.txt": odd,
+        "a.csv": {**odd, "bad_csv": 1},
+        "a.parquet": {**odd, "not_text": 1},
+        "a.jsonl": {**odd, "not_text": 2, "bad_json": 1},
+    }
+
+
+def test_odd_rows_are_counted_and_kept_aside(tmp_path):
+    expected = odd_files(tmp_path)
+    made = plan(str(tmp_path))
+    found: dict[str, Counter[str]] = {}
+    for task in made.tasks:
+        for part, batch in stories.read_items(task):
+            _, cleaned = stories.clean_batch((part, batch), CleaningRules())
+            reasons = [reason for reason in cleaned["reason"].to_pylist() if reason]
+            found.setdefault(part.source_name, Counter()).update(reasons)
+            assert "\ufeff" not in "".join(cleaned["text"].to_pylist())
+    assert {name: dict(reasons) for name, reasons in found.items() if reasons} == expected
+    assert {part.source_name: part.n_rows for part in made.ranges}["windows.txt"] == 2
+
+
+def test_a_large_file_takes_little_memory(tmp_path):
+    with gzip.open(tmp_path / "large.jsonl.gz", "wb", compresslevel=1) as file:
+        for number in range(100):
+            file.write((json.dumps({"text": f"{number} " + "some words " * 100}) + "\n").encode() * 1500)
+    code = """
+import resource, sys
+from slm_ray.sources import plan, read_ranges
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = sum(len(batch) for task in plan(sys.argv[1]).tasks for _, batch in read_ranges(task))
+print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "large.jsonl.gz")], cwd=ROOT, capture_output=True, check=True
+    )
+    rows, megabytes = map(int, done.stdout.split())
+    assert rows == 150_000  # 170 MB of text
+    assert megabytes < 140
