@@ -17,7 +17,7 @@ from slm_ray import addresses, csv_format, jsonl_format, parquet_format, prose
 from slm_ray.compression import COMPRESSIONS, Watch, chunks_between, read_chunks
 from slm_ray.errors import UserError
 from slm_ray.prose import Cut
-from slm_ray.rows import Row
+from slm_ray.rows import Row, TooLongError
 
 KINDS = {
     ".parquet": "parquet",
@@ -85,7 +85,11 @@ def scan(address: str, scanning: Scanning) -> Scan:
         if kind == "parquet":
             return _scan_parquet(address, scanning, watch)
         chunks = _checked(address, read_chunks(address, compression, watch))
-        n_rows, borders, separator = _scan_rows(kind, address, chunks, scanning)
+        try:
+            n_rows, borders, separator = _scan_rows(kind, address, chunks, scanning)
+        except TooLongError as error:
+            hint = "see --cut-text" if kind == "text" else f"is it {kind.upper()}?"
+            raise UserError(f"{address}: {error}; {hint}") from error
     if not compression and borders is not None:
         ends = (*borders, watch.n_bytes)
         return Scan(

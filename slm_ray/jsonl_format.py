@@ -20,16 +20,17 @@ def scan(address: str, chunks: Iterable[bytes], text_column: str, step: int) -> 
         UserError: its first line is no JSON object with this field, or the field is no text in all of the first lines.
     """
     count, position = RowCount(step), 0
-    first: list[bytes] = []
+    kinds: set[str] = set()  # of the first fields
     for line in lines(chunks):
         if line.strip():
             count.add((position,))
-            if len(first) < _LOOKED_AT:
-                if not first:
-                    _check_first_line(address, line, text_column)
-                first.append(line)
+            if count.n_rows == 1:
+                _check_first_line(address, line, text_column)
+            if count.n_rows <= _LOOKED_AT:
+                kinds.add(_kind(line, text_column))
         position += len(line)
-    _check_types(address, first, text_column)
+    if len(kinds) == 1 and not kinds & {"str", "NoneType"}:
+        raise UserError(f"column {text_column!r} of {address} is {kinds.pop()} in its first lines, expected strings")
     return count
 
 
@@ -50,16 +51,13 @@ def _check_first_line(address: str, line: bytes, text_column: str) -> None:
         raise UserError(f"{address} has no column {text_column!r}; {column_hint(list(fields))}")
 
 
-def _check_types(address: str, first: list[bytes], text_column: str) -> None:
-    kinds = set()
-    for line in first:
-        try:
-            fields = _parse(line)
-        except _NOT_JSON:
-            return
-        kinds.add(type(fields.get(text_column)).__name__ if isinstance(fields, dict) else "str")
-    if len(kinds) == 1 and not kinds & {"str", "NoneType"}:
-        raise UserError(f"column {text_column!r} of {address} is {kinds.pop()} in its first lines, expected strings")
+def _kind(line: bytes, text_column: str) -> str:
+    """What stands in the field; "str" where there is none, so that the line is judged as a row."""
+    try:
+        fields = _parse(line)
+    except _NOT_JSON:
+        return "str"
+    return type(fields.get(text_column)).__name__ if isinstance(fields, dict) else "str"
 
 
 def _parse(line: bytes) -> object:

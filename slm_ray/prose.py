@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from slm_ray.errors import UserError
-from slm_ray.rows import RowCount
+from slm_ray.rows import LONGEST_BYTES, RowCount, TooLongError
 from slm_ray.tokenizer import END_OF_TEXT
 
 CUTS = ("auto", "end-mark", "blank-lines", "articles", "pieces")
@@ -73,23 +73,32 @@ def make_finder(mode: str, piece_chars: int, *, at_start: bool) -> Finder:
 
 
 def scan(chunks: Iterable[bytes], cut: Cut, step: int) -> tuple[str, RowCount]:
-    """The mode that fits the text, and its stories counted, in one pass."""
+    """The mode that fits the text, and its stories counted, in one pass. Raises TooLongError."""
     modes = ("end-mark", "articles", "blank-lines") if cut.mode == "auto" else (cut.mode,)
     finders = {mode: make_finder(mode, cut.piece_chars, at_start=True) for mode in modes}
     counts = {mode: RowCount(step=step) for mode in modes}
+    longest = dict.fromkeys(modes, 0)
     beginning = b""
     for chunk in chunks:
         if len(beginning) < _Separated.lookahead_bytes:
             beginning += chunk
         for mode, finder in finders.items():
-            counts[mode].add(start for start, _ in finder.feed(chunk))
+            longest[mode] = max(longest[mode], _count(counts[mode], finder.feed(chunk)))
         if "end-mark" in finders and finders["end-mark"].n_cuts:  # then nothing else matters
             finders = {"end-mark": finders["end-mark"]}
     for mode, finder in finders.items():
-        counts[mode].add(start for start, _ in finder.finish())
+        longest[mode] = max(longest[mode], _count(counts[mode], finder.finish()))
     n_articles = 1 if _STARTS_ARTICLE.match(beginning) else 0
     mode = _fitting({mode: finder.n_cuts for mode, finder in finders.items()}, n_articles)
+    if longest[mode] > LONGEST_BYTES:
+        raise TooLongError("a story")
     return mode, counts[mode]
+
+
+def _count(count: RowCount, spans: list[Span]) -> int:
+    """Count stories; the length of the longest, bytes."""
+    count.add(start for start, _ in spans)
+    return max((end - start for start, end in spans), default=0)
 
 
 def _fitting(n_cuts: dict[str, int], n_articles: int) -> str:

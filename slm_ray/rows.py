@@ -5,8 +5,18 @@ In: chunks of bytes. Out: lines; counts and byte borders. Called by the format m
 
 from collections.abc import Iterable, Iterator
 
+LONGEST_BYTES = 1 << 28
+"""More than this without an end is no story but a file of another kind, and must not fill the memory."""
+
 Row = tuple[bytes | None, str | None]
 """The bytes of a story and its problem: a reason of `text.REASONS` where there is no text to clean."""
+
+
+class TooLongError(Exception):
+    """A line, or a story, of more than `LONGEST_BYTES`."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is longer than {LONGEST_BYTES >> 20} MiB")
 
 
 class RowCount:
@@ -26,17 +36,21 @@ class RowCount:
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    r"""The lines of a stream, each with its `\n`, but perhaps the last. A long line is joined once, at its end."""
-    begun: list[bytes] = []
+    r"""The lines of a stream, each with its `\n`, but perhaps the last. Raises TooLongError."""
+    begun: list[bytes] = []  # of a line; joined once, at its end
+    n_begun = 0
     for chunk in chunks:
         *ended, rest = chunk.split(b"\n")
         for line in ended:
             if begun:
                 line = b"".join((*begun, line))
-                begun = []
+                begun, n_begun = [], 0
             yield line + b"\n"
         if rest:
             begun.append(rest)
+            n_begun += len(rest)
+            if n_begun > LONGEST_BYTES:
+                raise TooLongError("a line")
     if begun:
         yield b"".join(begun)
 

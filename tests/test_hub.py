@@ -1,10 +1,12 @@
 """Data sets of the hub by the real client, in a process of its own, from a stand-in of the hub on loopback."""
 
+import http.server
 import io
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ import pytest
 
 from slm_ray import hub
 from slm_ray.errors import UserError
+from slm_ray.sources import plan
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 SECOND_FILE = "data/train-00001-of-00002.parquet"
 
@@ -202,3 +204,75 @@ def test_a_word_that_names_nothing_is_refused(word):
         UserError, match=r"is not a data set of the hub: expected hub:OWNER/NAME\[@REVISION\]\[:SPLIT\]"
     ):
         hub.parse(word)
+
+
+def test_auto_falls_back_to_the_sample_corpus_and_says_why(monkeypatch):
+    monkeypatch.setattr(hub, "unreachable", lambda name: "no network")
+    made = plan("auto", max_stories=7)
+    assert (made.source["requested"], made.source["used"], made.source["why"]) == ("auto", "sample", "no network")
+    assert made.source["digest"] == plan("sample", max_stories=7).source["digest"]
+
+
+def test_an_explicit_hub_source_never_falls_back(monkeypatch):
+    monkeypatch.setattr(hub, "unreachable", lambda name: "no network")
+    with pytest.raises(UserError, match=r"cannot get hub:a/b \(no network\): use --source sample, a path"):
+        plan("hub:a/b")
+
+
+def test_the_hub_is_not_asked_when_it_is_switched_off(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert hub.unreachable("a/b") == "HF_HUB_OFFLINE is set"
+
+
+def test_a_hub_that_does_not_answer_is_given_up(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert "127.0.0.1:9" in (hub.unreachable("a/b", timeout_s=5.0) or "")
+
+
+@pytest.fixture
+def hub_server(monkeypatch) -> Iterator[list[str | None]]:
+    """A hub that answers `status-NUMBER` with that status; gives the Authorization headers it received."""
+    received: list[str | None] = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            received.append(self.headers["Authorization"])
+            self.send_response(int(self.path.split("-")[-1]) if "-" in self.path else 401)
+            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        yield received
+        server.shutdown()
+
+
+def test_the_hub_is_asked_with_the_token(hub_server, monkeypatch):
+    assert hub.unreachable("status-200") is None
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
+    assert hub.unreachable("status-200") is None
+    assert hub.unreachable("status-307") is None  # a renamed data set: answered, and the token goes nowhere else
+    assert hub_server == [None, "Bearer secret", "Bearer secret"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_of_the_hub_is_an_answer(hub_server, status):
+    with pytest.raises(UserError, match=rf"cannot get hub:status-{status} \(.* answered {status}\): .* \(HF_TOKEN\)$"):
+        plan(f"hub:status-{status}")
+
+
+def test_auto_does_not_hide_a_refusal(hub_server):
+    with pytest.raises(UserError, match=r"cannot get hub:roneneldan/TinyStories \(.* answered 401\)"):
+        plan("auto", max_stories=7)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_in_trouble_does_not_answer(hub_server, status):
+    assert (hub.unreachable(f"status-{status}") or "").endswith(f"answered {status}")
