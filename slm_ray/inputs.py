@@ -46,7 +46,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finder:
+class Scanner:
     """How inputs are looked for; `find` is one method per kind of source."""
 
     scanning: formats.Scanning

@@ -16,7 +16,7 @@ import pyarrow as pa
 from slm_ray import formats, hub, prose
 from slm_ray.errors import UserError
 from slm_ray.formats import Scanning, Texts
-from slm_ray.inputs import Finder, Found, InputFile
+from slm_ray.inputs import Found, InputFile, Scanner
 from slm_ray.prose import Cut
 from slm_ray.shards import json_sha256
 
@@ -111,11 +111,11 @@ def plan(
         raise UserError(f"max_stories ({max_stories}) must be at least 1")
     cut = Cut(mode=cut_text, piece_chars=piece_chars)
     scanning = Scanning(text_column=text_column, step=rows_per_range, cut=cut, on_bytes=on_bytes)
-    finder = Finder(scanning=scanning, seed=seed, folder=download_folder)
-    found = finder.find(_words(source), max_stories)
+    scanner = Scanner(scanning=scanning, seed=seed, folder=download_folder)
+    found = scanner.find(_words(source), max_stories)
     files = _first(found.files, max_stories)
     if validation_source is not None:
-        validation = [replace(file, split="validation") for file in finder.find(_words(validation_source), None).files]
+        validation = [replace(file, split="validation") for file in scanner.find(_words(validation_source), None).files]
         files = [file for file in files if file.split != "validation"]
         files += _renamed(validation, files)
     ranges = itertools.chain.from_iterable(_cut(file, scanning, seed) for file in files)
