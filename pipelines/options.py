@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
-from slm_ray import inputs, sources, storage
+from slm_ray import formats, inputs, prose, sources, storage
 from slm_ray.errors import UserError
 from slm_ray.near_duplicates import band_shape
 from slm_ray.rejections import MAX_REJECTED
@@ -39,11 +39,35 @@ class PrepareOptions(PipelineOptions):
         _add(
             parser,
             "--source",
-            default="auto",
-            help="auto (the first 20,000 TinyStories of the hub, or the sample corpus without a network), "
-            "sample, hub:NAME, or a file, folder or glob of .parquet, .jsonl, .txt (default: auto)",
+            nargs="+",
+            action="extend",
+            help="auto (the first 20,000 TinyStories of the hub, or the sample corpus without a network), sample, "
+            "hub:NAME[@REVISION][:SPLIT], or files, folders and globs, here or at any address of fsspec (s3://, "
+            f"gs://), of {formats.KNOWN_ENDS} (default: auto)",
         )
-        _add(parser, "--validation-source", help="a source that becomes the whole validation split")
+        _add(
+            parser,
+            "--validation-source",
+            nargs="+",
+            action="extend",
+            help="a source that becomes the whole validation split",
+        )
+        _add(
+            parser,
+            "--cut-text",
+            choices=prose.CUTS,
+            default="auto",
+            help="where a story of a text file ends: at each end mark, at blank lines, before each heading "
+            "` = Title = `, or after about --piece-chars characters (default: end marks if there is one, else "
+            "headings if there are two, else blank lines)",
+        )
+        _add(
+            parser,
+            "--piece-chars",
+            type=int,
+            default=prose.PIECE_CHARS,
+            help="usual length of the pieces of --cut-text pieces, characters (default: %(default)s)",
+        )
         _add(parser, "--output", default="data/tinystories", help="data-set folder (default: %(default)s)")
         _add(
             parser,
@@ -153,8 +177,8 @@ def _add_cleaning_options(parser: argparse.ArgumentParser) -> None:
 class Settings:
     """One job, checked; paths are absolute, so that workers elsewhere on this machine find them."""
 
-    source: str
-    validation_source: str | None
+    source: tuple[str, ...]
+    validation_source: tuple[str, ...] | None
     output: Place
     max_stories: int | None  # None: the source's default
     rules: CleaningRules
@@ -166,6 +190,8 @@ class Settings:
     tokenizer_model: str  # one of TOKENIZER_MODELS, of a trained tokenizer
     tokenizer: Tokenizer | None  # None: train one
     text_column: str
+    cut_text: str  # one of prose.CUTS
+    piece_chars: int
     seed: int
     force: bool
 
@@ -178,18 +204,19 @@ class Settings:
         if self.near_duplicates is not None:
             band_shape(self.near_duplicates)
 
-    def fractions(self, has_own_validation: bool) -> tuple[float, float]:
-        """Shares of validation and test, given whether the source brings a validation split."""
-        if has_own_validation and self.validation_fraction:
-            raise UserError("the source has a validation split of its own: leave out --validation-fraction")
+    def fractions(self, has_own_validation: bool, has_own_test: bool = False) -> tuple[float, float]:
+        """Shares of validation and test, given whether the source brings such splits."""
+        for split, is_own in (("validation", has_own_validation), ("test", has_own_test)):
+            if is_own and getattr(self, f"{split}_fraction"):
+                raise UserError(f"the source has a {split} split of its own: leave out --{split}-fraction")
         default = 0.0 if has_own_validation else DEFAULT_FRACTION
         validation = default if self.validation_fraction is None else self.validation_fraction
-        test = default if self.test_fraction is None else self.test_fraction
+        test = (0.0 if has_own_test else default) if self.test_fraction is None else self.test_fraction
         return validation, test
 
-    def parameters(self, has_own_validation: bool) -> dict[str, Any]:
+    def parameters(self, has_own_validation: bool, has_own_test: bool = False) -> dict[str, Any]:
         """Everything besides the source that decides about the bytes of the data set."""
-        validation, test = self.fractions(has_own_validation)
+        validation, test = self.fractions(has_own_validation, has_own_test)
         trained = {"stories": TOKENIZER_STORIES, "vocab_size": self.vocab_size, "model": self.tokenizer_model}
         return {
             **dataclasses.asdict(self.rules),
@@ -217,8 +244,8 @@ def parse(argv: Sequence[str] | None) -> tuple[PipelineOptions, Settings]:
 
 def _settings(own: argparse.Namespace) -> Settings:
     return Settings(
-        source=own.source,
-        validation_source=own.validation_source,
+        source=tuple(own.source or ["auto"]),
+        validation_source=tuple(own.validation_source) if own.validation_source else None,
         output=storage.place(own.output),
         max_stories=own.max_stories,
         rules=CleaningRules(
@@ -238,6 +265,8 @@ def _settings(own: argparse.Namespace) -> Settings:
         tokenizer_model=own.tokenizer_model,
         tokenizer=open_tokenizer(own.tokenizer) if own.tokenizer else None,
         text_column=own.text_column,
+        cut_text=own.cut_text,
+        piece_chars=own.piece_chars,
         seed=own.seed,
         force=own.force,
     )

@@ -69,18 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_plan(settings: Settings) -> Plan:
     """Find the inputs and cut them into ranges."""
-    return sources.plan(
-        settings.source,
-        validation_source=settings.validation_source,
-        max_stories=settings.max_stories,
-        text_column=settings.text_column,
-        seed=settings.seed,
-    )
+    with terminal.planning() as on_bytes:
+        return sources.plan(
+            settings.source,
+            validation_source=settings.validation_source,
+            max_stories=settings.max_stories,
+            text_column=settings.text_column,
+            cut_text=settings.cut_text,
+            piece_chars=settings.piece_chars,
+            seed=settings.seed,
+            on_bytes=on_bytes,
+        )
 
 
 def job_key(settings: Settings, plan: Plan) -> str:
     """What names this job and no other in the staging folder."""
-    return staging.job_key(plan.source["digest"], settings.parameters(plan.has_own_validation))
+    return staging.job_key(plan.source["digest"], settings.parameters(plan.has_own_validation, plan.has_own_test))
 
 
 def earlier_data_set(settings: Settings, plan: Plan) -> Manifest | None:
@@ -106,7 +110,7 @@ def earlier_data_set(settings: Settings, plan: Plan) -> Manifest | None:
 
 def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tuple[Manifest, summary.DataSummary]:
     """Run the pipeline into a staging folder, check that no story was lost, and publish the data set."""
-    parameters = settings.parameters(plan.has_own_validation)
+    parameters = settings.parameters(plan.has_own_validation, plan.has_own_test)
     staged = staging.begin(settings.output, job_key(settings, plan))
     done = Done.of(staged)
     if done.cleaned or done.written:
@@ -128,7 +132,7 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
 
 def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Place, done: Done) -> PCollection:
     """The graph. Cleaned ranges wait in `staged`, so that nothing but hashes and the tokenizer's sample is shuffled."""
-    fractions = settings.fractions(plan.has_own_validation)
+    fractions = settings.fractions(plan.has_own_validation, plan.has_own_test)
     folder = str(staged)
     new = (
         pipeline
@@ -189,19 +193,18 @@ def make_manifest(
 
 
 def _is_same(manifest: Manifest, settings: Settings, plan: Plan) -> bool:
-    wanted = settings.parameters(plan.has_own_validation)
+    wanted = settings.parameters(plan.has_own_validation, plan.has_own_test)
     return manifest.source["digest"] == plan.source["digest"] and manifest.parameters == wanted
 
 
 def _is_other_auto(manifest: Manifest, settings: Settings) -> bool:
     """Whether it was made by the same words, `auto`, when the network was otherwise: then it is kept."""
-    if (settings.source, manifest.source["requested"]) != ("auto", "auto") or settings.validation_source:
+    if (settings.source, manifest.source["requested"]) != (("auto",), "auto") or settings.validation_source:
         return False
     files = manifest.source["files"]
     rows = sum(file["rows"] for file in files if file["split"] is None)
     default = inputs.SAMPLE_STORIES if manifest.source["used"] == "sample" else inputs.AUTO_STORIES
-    has_own_validation = any(file["split"] == "validation" for file in files)
-    wanted = settings.parameters(has_own_validation)
+    wanted = settings.parameters(*(any(file["split"] == split for file in files) for split in ("validation", "test")))
     return rows == (settings.max_stories or default) and manifest.parameters == wanted
 
 

@@ -5,7 +5,8 @@ In: a staging folder, a manifest. Out: text for the terminal. Nothing here decid
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -17,7 +18,26 @@ from slm_ray.stories import CLEANED, Done
 from slm_ray.summary import SUMMARIES
 
 POLL_S = 0.2
+PLANNING_LINE_S = 10.0
 REMOTE_POLL_S = 5.0  # an object store is asked less often
+
+
+@contextmanager
+def planning() -> Iterator[Callable[[int], None]]:
+    """Show how much of the source was looked through, where that takes longer than a moment."""
+    bar = tqdm(unit="B", unit_scale=True, desc="prepare: looked through", delay=1.0, disable=not sys.stderr.isatty())
+    said, n_bytes = time.monotonic(), 0
+
+    def on_bytes(n: int) -> None:
+        nonlocal said, n_bytes
+        n_bytes += n
+        bar.update(n)
+        if bar.disable and time.monotonic() - said > PLANNING_LINE_S:
+            said = time.monotonic()
+            sys.stderr.write(f"prepare: {n_bytes / 1e6:,.0f} MB of the source looked through\n")
+
+    with bar:
+        yield on_bytes
 
 
 @contextmanager

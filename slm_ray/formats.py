@@ -1,218 +1,199 @@
-"""File formats of stories: how many rows a file has, where they begin, and the rows of one range.
+"""Files of stories: what kind a file is, how many rows it has, which can be read alone, and the rows themselves.
 
-In: a Parquet, JSONL or plain text file. Out: `Scan` (digest, rows, byte borders) while planning, and raw
-rows while reading. Called by `sources` alone. A fault of the whole file is a `UserError`; a fault of one row
-is that row's `problem`, with its bytes kept as evidence.
+In: an address, and options. Out: `Scan` while planning, `Texts` while reading. Called by `inputs` and `sources`; each
+kind has its module. A fault of the whole file is a `UserError`; a fault of one row is that row's `problem`, with its
+bytes kept as evidence.
 """
 
-import hashlib
-import json
-import mmap
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
+from slm_ray import addresses, csv_format, jsonl_format, parquet_format, prose
+from slm_ray.compression import COMPRESSIONS, Watch, chunks_between, read_chunks
 from slm_ray.errors import UserError
-from slm_ray.tokenizer import END_OF_TEXT
+from slm_ray.prose import Cut
+from slm_ray.rows import Row, TooLongError
 
 KINDS = {
     ".parquet": "parquet",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".txt": "text",
     ".text": "text",
 }
-"""What a file is, by the end of its name."""
+"""What is in a file, by the end of its name; all but Parquet may also be compressed as a whole."""
 
-_END_MARK = re.compile(re.escape(END_OF_TEXT).encode())
-_BLANK_LINES = re.compile(rb"\r?\n[ \t]*\r?\n\s*")
-_NOT_JSON = (ValueError, RecursionError)  # the second where brackets are nested thousands deep
-_SEPARATORS = {"end_mark": _END_MARK, "blank_lines": _BLANK_LINES}
+KNOWN_ENDS = f"{', '.join(KINDS)} (all but Parquet also with {' or '.join(COMPRESSIONS)} after it)"
+"""For messages."""
 
-Row = tuple[bytes | None, str | None]
-"""The bytes of a story and its problem: a reason of `text.REASONS` where there is no text to clean."""
+Texts = tuple[pa.Array, pa.Array]
+"""The bytes of some stories, and their problems (null: none)."""
+
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
     """What one pass over a file found."""
 
-    sha256: str  # of the content
+    sha256: str  # of the content as stored
     n_rows: int
-    borders: tuple[int, ...] = ()  # byte where every `step`-th row begins, then the end; none for Parquet
-    separator: str = ""  # text files: what ends a story, a key of `_SEPARATORS`
+    borders: tuple[int, ...] = ()  # byte where every `step`-th row begins, then the end; () where none can be entered
+    units: tuple[int, ...] = ()  # for every `step`-th row what it is read together with; (): all are, without borders
+    separator: str = ""  # text files: how they are cut, one of prose.CUTS but auto
 
 
-def scan(path: Path, text_column: str, step: int) -> Scan:
-    """Read a file once: digest, number of rows, and the byte where each `step`-th row begins.
+@dataclass(frozen=True, kw_only=True)
+class Scanning:
+    """How files are looked at."""
+
+    text_column: str
+    step: int  # rows of a range
+    cut: Cut = field(default_factory=Cut)  # of text files
+    on_bytes: Callable[[int], None] | None = None  # hears how many bytes were read since it was called last
+
+
+def kind_of(address: str) -> tuple[str, str] | None:
+    """Kind and compression of a file by its name: `a.jsonl.gz` is `("jsonl", "gzip")`; None if it is none of ours."""
+    path = PurePosixPath(address)
+    compression = COMPRESSIONS.get(path.suffix.lower(), "")
+    kind = KINDS.get((path.with_suffix("") if compression else path).suffix.lower())
+    return None if kind is None or (kind == "parquet" and compression) else (kind, compression)
+
+
+def is_known(address: str) -> bool:
+    """Whether a file can be read, by its name."""
+    return kind_of(address) is not None
+
+
+def scan(address: str, scanning: Scanning) -> Scan:
+    """Read a file once: digest, number of rows, and where each `step`-th begins.
 
     Raises:
-        UserError: the file cannot be read, is empty, is not what its name says, or has no such column.
+        UserError: the file cannot be read, is empty or damaged, is not what its name says, or has no such column.
     """
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty (0 bytes)")
-        if KINDS[path.suffix.lower()] == "parquet":
-            return _scan_parquet(path, text_column)
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if KINDS[path.suffix.lower()] == "jsonl":
-                return _scan_jsonl(path, content, text_column, step)
-            return _scan_text(content, step)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    kind, compression = kind_of(address) or ("", "")
+    watch = Watch(scanning.on_bytes)
+    with addresses.reading(address):
+        if kind == "parquet":
+            return _scan_parquet(address, scanning, watch)
+        chunks = _checked(address, read_chunks(address, compression, watch))
+        try:
+            n_rows, borders, separator = _scan_rows(kind, address, chunks, scanning)
+        except TooLongError as error:
+            hint = "see --cut-text" if kind == "text" else f"is it {kind.upper()}?"
+            raise UserError(f"{address}: {error}; {hint}") from error
+    if not compression and borders is not None:
+        ends = (*borders, watch.n_bytes)
+        return Scan(
+            sha256=watch.sha256, n_rows=n_rows, borders=ends, units=tuple(range(len(borders))), separator=separator
+        )
+    return Scan(sha256=watch.sha256, n_rows=n_rows, separator=separator)
 
 
-def read_parquet(path: str, text_column: str, first_row: int, n_rows: int) -> pa.Array:
-    """The texts of some rows, as bytes; null where there is none.
-
-    Decodes from the beginning of the row group that holds the first row.
-
-    Raises:
-        UserError: a page cannot be read.
-    """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            parts = list(_parquet_parts(file, text_column, first_row, n_rows))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged and cannot be read as Parquet: {_one_line(error)}") from error
-    nothing = pa.array([], pa.large_binary())
-    return pa.concat_arrays([nothing, *(part.cast(pa.large_binary()) for part in parts)])
-
-
-def read_jsonl(path: str, text_column: str, start_byte: int, end_byte: int) -> list[Row]:
-    """The texts of the lines between two bytes; blank lines are no rows."""
-    lines = (line for line in _read_bytes(path, start_byte, end_byte).split(b"\n") if line.strip())
-    return [_json_row(line, text_column) for line in lines]
+def read_parquet(address: str, text_column: str, parts: Sequence[range]) -> Iterator[Texts]:
+    """The texts of some row ranges that follow on one another, perhaps with gaps; each as soon as it is complete."""
+    batches = parquet_format.read(address, text_column, parts[0].start, parts[-1].stop)
+    held: list[pa.Array] = []  # rows before `position`, those of the part without a gap
+    position = parts[0].start
+    for part in parts:
+        if part.start >= position:
+            held = []
+        while position < part.stop and (batch := next(batches, None)) is not None:
+            position += len(batch)
+            if position > part.start:
+                held.append(batch)
+        texts = pa.concat_arrays([pa.array([], pa.large_binary()), *held])
+        first = position - len(texts)
+        held = [texts[max(0, part.stop - first) :]]
+        whole = texts[max(0, part.start - first) : max(0, part.stop - first)]
+        yield whole, pc.if_else(pc.is_null(whole), "not_text", pa.scalar(None, pa.string()))
 
 
-def read_text(path: str, separator: str, start_byte: int, end_byte: int, n_rows: int) -> list[Row]:
-    """The stories between two bytes, cut at the separator."""
-    pieces = _SEPARATORS[separator].split(_read_bytes(path, start_byte, end_byte))
-    return [(piece, None) for piece in pieces[:n_rows]]
+def read_rows(rows: Iterator[Row], parts: Iterable[range]) -> Iterator[Texts]:
+    """Some row ranges, perhaps with gaps, of rows that are read from the first on."""
+    position = 0
+    for part in parts:
+        for _ in itertools.islice(rows, part.start - position):
+            pass
+        yield columns(list(itertools.islice(rows, len(part))))
+        position = part.stop
 
 
-def _scan_parquet(path: Path, text_column: str) -> Scan:
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, n_rows = file.schema_arrow, file.metadata.num_rows
-    except pa.ArrowException as error:
-        raise UserError(f"{path} is not Parquet, or not all of it: {_one_line(error)}") from error
-    if text_column not in schema.names:
-        raise UserError(f"{path} has no column {text_column!r}; {_column_hint(schema.names)}")
-    column_type = schema.field(text_column).type
-    if column_type not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
-        raise UserError(f"column {text_column!r} of {path} is {column_type}, expected strings")
-    with path.open("rb") as content:
-        return Scan(sha256=hashlib.file_digest(content, "sha256").hexdigest(), n_rows=n_rows)
+def stream_rows(kind: str, address: str, compression: str, text_column: str, cut: Cut) -> Iterator[Row]:
+    """All rows of a file, from its beginning."""
+    chunks = read_chunks(address, compression)
+    if kind == "jsonl":
+        return jsonl_format.read(chunks, text_column)
+    if kind in _DELIMITERS:
+        return csv_format.read(address, chunks, text_column, _DELIMITERS[kind])
+    finder = prose.make_finder(cut.mode, cut.piece_chars, at_start=True)
+    return ((story, None) for story in prose.read_stories(chunks, finder))
 
 
-def _parquet_parts(file: Any, text_column: str, first_row: int, n_rows: int) -> Iterator[pa.Array]:
-    """Slices of the column that together are the rows wanted."""
-    groups: list[int] = []
-    start, skip = 0, first_row
-    for number in range(file.metadata.num_row_groups):
-        end = start + file.metadata.row_group(number).num_rows
-        if end > first_row and start < first_row + n_rows:
-            if not groups:
-                skip = first_row - start
-            groups.append(number)
-        start = end
-    missing = n_rows
-    for batch in file.iter_batches(batch_size=4096, row_groups=groups, columns=[text_column]):
-        part = batch.column(0).slice(skip, missing)
-        skip = max(0, skip - batch.num_rows)
-        if len(part):
-            yield part
-        missing -= len(part)
-        if not missing:
-            return
+def rows_between(kind: str, address: str, text_column: str, cut: Cut, start_byte: int, end_byte: int) -> Iterator[Row]:
+    """The rows of an uncompressed JSONL or text file from one border to another, perhaps some more."""
+    if kind == "jsonl":
+        return jsonl_format.read(chunks_between(address, start_byte, end_byte), text_column)
+    finder = prose.make_finder(cut.mode, cut.piece_chars, at_start=False)
+    chunks = chunks_between(address, start_byte, end_byte + finder.lookahead_bytes)
+    return ((story, None) for story in prose.read_stories(chunks, finder))
 
 
-def _scan_jsonl(path: Path, content: mmap.mmap, text_column: str, step: int) -> Scan:
-    borders, n_rows, position = [], 0, 0
-    for line in iter(content.readline, b""):
-        if line.strip():
-            if n_rows == 0:
-                _check_first_line(path, line, text_column)
-            if n_rows % step == 0:
-                borders.append(position)
-            n_rows += 1
-        position += len(line)
-    return Scan(sha256=_digest(content), n_rows=n_rows, borders=(*borders, position))
+def columns(rows: Sequence[Row]) -> Texts:
+    """Rows as Arrow columns."""
+    return (
+        pa.array([text for text, _ in rows], pa.large_binary()),
+        pa.array([problem for _, problem in rows], pa.string()),
+    )
 
 
-def _check_first_line(path: Path, line: bytes, text_column: str) -> None:
-    """A file whose first line has no text is the wrong file, or the option is wrong; later ones are rows."""
-    try:
-        fields = json.loads(line)
-    except _NOT_JSON as error:
-        raise UserError(f"{path} is not JSONL: its first line is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} is not JSONL of objects: its first line is a {type(fields).__name__}")
-    if text_column not in fields:
-        raise UserError(f"{path} has no column {text_column!r}; {_column_hint(list(fields))}")
+def _scan_parquet(address: str, scanning: Scanning, watch: Watch) -> Scan:
+    for _ in _checked(address, read_chunks(address, "", watch)):
+        pass
+    found = parquet_format.scan(address, scanning.text_column, scanning.step)
+    return Scan(sha256=watch.sha256, n_rows=found.n_rows, units=found.units)
 
 
-def _json_row(line: bytes, text_column: str) -> Row:
-    try:
-        fields = json.loads(line)
-    except UnicodeDecodeError:
-        return line, "invalid_utf8"
-    except _NOT_JSON:
-        return line, "bad_json"
-    text = fields.get(text_column) if isinstance(fields, dict) else None
-    if not isinstance(text, str):
-        return line, "not_text"
-    try:
-        return text.encode("utf-8"), None
-    except UnicodeEncodeError:  # a lone surrogate, written as \ud800
-        return line, "invalid_utf8"
+def _scan_rows(
+    kind: str, address: str, chunks: Iterator[bytes], scanning: Scanning
+) -> tuple[int, list[int] | None, str]:
+    """Number of rows, where each `step`-th begins (None: nobody can begin there), and how a text is cut."""
+    if kind in _DELIMITERS:
+        rows = csv_format.read(address, chunks, scanning.text_column, _DELIMITERS[kind])
+        return sum(1 for _ in rows), None, ""
+    if kind == "jsonl":
+        count = jsonl_format.scan(address, chunks, scanning.text_column, scanning.step)
+        return count.n_rows, count.borders, ""
+    separator, count = prose.scan(chunks, scanning.cut, scanning.step)
+    return count.n_rows, count.borders, separator
 
 
-def _scan_text(content: mmap.mmap, step: int) -> Scan:
-    """Stories end with the end mark where the file has one, else with blank lines."""
-    separator = "end_mark" if _END_MARK.search(content) else "blank_lines"
-    borders, n_rows, start = [], 0, 0
-    for start, _ in _pieces(content, _SEPARATORS[separator]):
-        if n_rows % step == 0:
-            borders.append(start)
-        n_rows += 1
-    return Scan(sha256=_digest(content), n_rows=n_rows, borders=(*borders, len(content)), separator=separator)
+def _checked(address: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Refuse a file that holds nothing, or that says at its beginning that it is no UTF-8."""
+    first = next(chunks, b"")
+    if not first:
+        raise UserError(f"{address} is empty (0 bytes)")
+    encoding = _other_encoding(first[:64])
+    if encoding:
+        raise UserError(
+            f"{address} is {encoding}, expected UTF-8: convert it, for example with iconv -f {encoding} -t UTF-8"
+        )
+    yield first
+    yield from chunks
 
 
-def _pieces(content: mmap.mmap, separator: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
-    """Where each story begins and ends; before a leading separator there is none,
-    and after the last one only where there is text."""
-    start = 0
-    for match in separator.finditer(content):
-        if match.start() > 0:
-            yield start, match.start()
-        start = match.end()
-    if content[start:].strip():
-        yield start, len(content)
-
-
-def _digest(content: mmap.mmap) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _read_bytes(path: str, start: int, end: int) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            file.seek(start)
-            return file.read(end - start)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _column_hint(names: list[str]) -> str:
-    return f"it has {', '.join(map(repr, names[:8]))}: name the right one with --text-column"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _other_encoding(beginning: bytes) -> str | None:
+    """UTF-16 by its byte order mark, or by a NUL in every second place of at least four characters."""
+    if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    even, odd = beginning[0::2], beginning[1::2]
+    is_utf16 = len(odd) >= 4 and 0 in beginning and any(not any(a) and all(b) for a, b in ((even, odd), (odd, even)))
+    return "UTF-16" if is_utf16 else None

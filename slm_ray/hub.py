@@ -1,13 +1,16 @@
 """Stories from the Hugging Face hub, by way of the `datasets` package.
 
-In: the name of a data set. Out: local Parquet files with one `text` column, and the revision they came from.
-Called by `sources`; beyond it a hub data set is a file like any other.
+In: `hub:NAME[@REVISION][:SPLIT]`. Out: local Parquet files with one `text` column, and the revision they came from.
+Called by `inputs`; beyond it a hub data set is a file like any other.
 """
 
 import functools
+import os
+import re
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,32 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from slm_ray.addresses import one_line
 from slm_ray.errors import UserError
+from slm_ray.rows import column_hint
 
+PREFIX = "hub:"
 ANSWER_TIMEOUT_S = 4.0
 TEXT_COLUMN = "text"
 _SCHEMA = pa.schema([pa.field(TEXT_COLUMN, pa.string())])
+_WORD = re.compile(rf"{PREFIX}(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:\s]+))?(?::(?P<split>[^:\s]+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """What `hub:NAME[@REVISION][:SPLIT]` says."""
+
+    name: str
+    revision: str | None  # branch, tag or commit; None: main
+    split: str | None  # None: all official ones
+
+
+def parse(word: str) -> Named:
+    """Read `hub:NAME[@REVISION][:SPLIT]`. Raises UserError where it is none."""
+    match = _WORD.fullmatch(word)
+    if match is None:
+        raise UserError(f"{word} is not a data set of the hub: expected hub:OWNER/NAME[@REVISION][:SPLIT]")
+    return Named(**match.groupdict())
 
 
 def unreachable(name: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str | None:
@@ -57,33 +81,37 @@ class Download:
 
     name: str
     text_column: str
+    wanted_revision: str | None = None  # branch, tag or commit; None: main
     folder: Path | None = None  # receives one Parquet file per split; None: in the cache of the hub's client
+    on_bytes: Callable[[int], None] | None = None  # hears how many bytes of text came since it was called last
 
     @functools.cached_property
     def revision(self) -> str:
-        """The commit that `main` points to now. Raises UserError when the hub cannot be asked."""
+        """The commit that is meant. Raises UserError when the hub cannot be asked, or knows no such revision."""
         why = unreachable(self.name)
         if why is not None:
             raise self._failed(why)
-        try:
-            from huggingface_hub import HfApi
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import RevisionNotFoundError
 
-            return str(HfApi().dataset_info(self.name, timeout=30).sha)
+        try:
+            return str(HfApi().dataset_info(self.name, revision=self.wanted_revision, timeout=30).sha)
+        except RevisionNotFoundError as error:
+            raise UserError(f"{PREFIX}{self.name} has no revision {self.wanted_revision!r}") from error
         except Exception as error:  # every layer below has its own family of exceptions
             raise self._failed(error) from error
 
     @functools.cached_property
     def splits(self) -> list[str]:
         """Names of the official splits."""
-        import datasets
-
+        datasets = _client()
         try:
             return list(datasets.get_dataset_split_names(self.name, revision=self.revision))
         except Exception as error:
             raise self._failed(error) from error
 
     def fetch(self, split: str, limit: int | None) -> Path:
-        """Stream the first `limit` stories (None: all) of a split into a local Parquet file.
+        """Stream the first `limit` stories (None: all) of a split into a local Parquet file, once per revision.
 
         Raises:
             UserError: the hub does not answer, or has no such data set, split or column.
@@ -91,13 +119,22 @@ class Download:
         path = self._folder() / f"{split}-{self.text_column}-{limit or 'all'}.parquet"
         if path.exists():
             return path
-        beside = path.with_suffix(".part")
+        if split not in self.splits:
+            raise UserError(
+                f"{PREFIX}{self.name} has no split {split!r}; it has {', '.join(map(repr, self.splits))}: "
+                f"name one with {PREFIX}{self.name}:SPLIT"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}.part")
         try:
             self._stream(split, limit, beside)
+            beside.replace(path)
+        except UserError:
+            raise
         except Exception as error:
             raise self._failed(error) from error
-        beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
         return path
 
     def _folder(self) -> Path:
@@ -107,9 +144,8 @@ class Download:
         return folder / self.name.replace("/", "--") / self.revision
 
     def _stream(self, split: str, limit: int | None, path: Path) -> None:
-        import datasets
-
-        rows: Any = datasets.load_dataset(self.name, split=split, streaming=True, revision=self.revision)
+        rows: Any = _client().load_dataset(self.name, split=split, streaming=True, revision=self.revision)
+        self._check_column(rows.column_names)
         rows = rows.select_columns([self.text_column])
         if limit is not None:
             rows = rows.take(limit)
@@ -117,15 +153,35 @@ class Download:
             for batch in rows.iter(batch_size=1000):
                 texts = pa.array(batch[self.text_column], pa.string())
                 writer.write_table(pa.Table.from_arrays([texts], schema=_SCHEMA))
+                if self.on_bytes is not None:
+                    self.on_bytes(texts.nbytes)
+
+    def _check_column(self, names: list[str] | None) -> None:
+        if names is not None and self.text_column not in names:
+            raise UserError(f"{PREFIX}{self.name} has no column {self.text_column!r}; {column_hint(names)}")
 
     def _failed(self, why: object) -> UserError:
         return _failure(self.name, why, "try again with a network")
 
 
+def _client() -> Any:
+    """The `datasets` package. Each read is repeated for 23 seconds by the hub's client below it, which is enough:
+    by itself `datasets` would repeat that 20 times, and a user would wait ten minutes for the error."""
+    import datasets
+
+    datasets.config.STREAMING_READ_MAX_RETRIES = 1
+    datasets.config.STREAMING_READ_RETRY_INTERVAL = 0  # it also waits after the last time
+    datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 0
+    datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 0
+    return datasets
+
+
 def _failure(name: str, why: object, remedy: str) -> UserError:
-    reason = " ".join(str(why).split())[:200] or type(why).__name__
+    while isinstance(why, Exception) and why.__cause__ is not None:  # the deepest one says what happened
+        why = why.__cause__
+    reason = one_line(why) if isinstance(why, Exception) else why
     return UserError(
-        f"cannot get hub:{name} ({reason}): use --source sample, a path to Parquet, JSONL or text, or {remedy}"
+        f"cannot get {PREFIX}{name} ({reason}): use --source sample, a path to Parquet, JSONL or text, or {remedy}"
     )
 
 

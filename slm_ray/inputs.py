@@ -1,15 +1,14 @@
 """Finding the inputs that a `--source` names, and reading each once to know its rows.
 
-In: `auto`, `sample`, `hub:NAME`, or a file, folder or glob. Out: `Found`, the list of `InputFile`. Called by `sources`,
-which cuts them into ranges.
+In: `auto`, `sample`, `hub:NAME`, or files, folders and globs. Out: `Found`, the list of `InputFile`. Called by
+`sources`, which cuts them into ranges.
 """
 
-import glob
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slm_ray import formats, hub
+from slm_ray import addresses, formats, hub
 from slm_ray.errors import UserError
 from slm_ray.shards import json_sha256
 
@@ -23,13 +22,16 @@ HUB_VALIDATION_SHARE = 0.05  # of --max-stories, taken from the hub's official v
 class InputFile:
     """One input with its rows counted; `step` rows lie between two `borders`."""
 
-    kind: str  # parquet, hub (Parquet from there), jsonl, text or sample
+    kind: str  # one of formats.KINDS, hub (Parquet from there) or sample
     name: str  # first part of the story ids; no absolute path
-    path: str
+    path: str  # or address
     sha256: str  # of what determines the rows
     n_rows: int
     borders: tuple[int, ...] = ()
+    units: tuple[int, ...] = ()
     separator: str = ""
+    compression: str = ""
+    cut: str = ""  # text: what besides the content determines the rows
     split: str | None = None  # all rows belong to this split; None: by hash of the text
 
 
@@ -45,35 +47,35 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Scanner:
-    """How inputs are looked at; `find` is one method per kind of source."""
+    """How inputs are looked for; `find` is one method per kind of source."""
 
-    text_column: str
-    step: int
-    seed: int
-    folder: Path | None
+    scanning: formats.Scanning
+    seed: int  # of the sample corpus
+    folder: Path | None  # receives what the hub sends; None: in the cache of the hub's client
 
-    def find(self, source: str, max_stories: int | None) -> Found:
+    def find(self, words: Sequence[str], max_stories: int | None) -> Found:
         """The inputs of a source. Raises UserError where it has none, or none with a story."""
-        found = self._find(source, max_stories)
+        found = self._find(words, max_stories)
         if not sum(file.n_rows for file in found.files):
-            raise UserError(f"no stories in {source}")
+            raise UserError(f"no stories in {', '.join(words)}")
         return found
 
-    def _find(self, source: str, max_stories: int | None) -> Found:
-        if source == "auto":
+    def _find(self, words: Sequence[str], max_stories: int | None) -> Found:
+        special = [word for word in words if _is_special(word)]
+        if special and len(words) > 1:
+            raise UserError(f"{special[0]} is a source by itself: name it alone, or files, folders and globs only")
+        if not special:
+            return self.from_paths(words)
+        if words[0] == "auto":
             return self.from_hub_or_sample(max_stories)
-        if source == "sample":
-            return self.from_sample(max_stories)
-        if source.startswith("hub:"):
-            return self.from_hub(source.removeprefix("hub:"), max_stories)
-        return self.from_paths(source)
+        return self.from_sample(max_stories) if words[0] == "sample" else self.from_hub(words[0], max_stories)
 
     def from_hub_or_sample(self, max_stories: int | None) -> Found:
         """TinyStories from the hub, or the sample corpus and why."""
         why = hub.unreachable(AUTO_DATASET)
         if why is None:
             try:
-                return self.from_hub(AUTO_DATASET, max_stories or AUTO_STORIES)
+                return self.from_hub(f"{hub.PREFIX}{AUTO_DATASET}", max_stories or AUTO_STORIES)
             except UserError as error:
                 why = str(error)
         return replace(self.from_sample(max_stories), why=why)
@@ -83,68 +85,63 @@ class Scanner:
 
         digest = json_sha256({"corpus": SAMPLE_REVISION, "seed": self.seed})
         n_rows = max_stories or SAMPLE_STORIES
-        file = InputFile(kind="sample", name="sample", path="sample", sha256=digest, n_rows=n_rows)
+        units = tuple(range(-(-n_rows // self.scanning.step)))
+        file = InputFile(kind="sample", name="sample", path="sample", sha256=digest, n_rows=n_rows, units=units)
         return Found(files=[file], used="sample", revision=SAMPLE_REVISION)
 
-    def from_hub(self, name: str, max_stories: int | None) -> Found:
-        """Official splits of a hub data set: validation stays validation, all others are stories to split."""
-        n_validation = None if max_stories is None else max(1, round(max_stories * HUB_VALIDATION_SHARE))
-        download = hub.Download(name=name, text_column=self.text_column, folder=self.folder)
-        files = [self.downloaded(download, "train", max_stories)]
-        if "validation" in download.splits:
-            files.append(replace(self.downloaded(download, "validation", n_validation), split="validation"))
-        return Found(files=files, used=f"hub:{name}", revision=download.revision)
+    def from_hub(self, word: str, max_stories: int | None) -> Found:
+        """Official splits of a hub data set: validation and test stay what they are, train is stories to split.
+
+        A split that is named is all there is, and is stories to split.
+        """
+        named = hub.parse(word)
+        download = hub.Download(
+            name=named.name,
+            wanted_revision=named.revision,
+            text_column=self.scanning.text_column,
+            folder=self.folder,
+            on_bytes=self.scanning.on_bytes,
+        )
+        files = [self.downloaded(download, named.split or "train", max_stories)]
+        if named.split is None:
+            n_held_out = None if max_stories is None else max(1, round(max_stories * HUB_VALIDATION_SHARE))
+            for split in ("validation", "test"):
+                if split in download.splits:
+                    files.append(replace(self.downloaded(download, split, n_held_out), split=split))
+        return Found(files=files, used=word, revision=download.revision)
 
     def downloaded(self, download: hub.Download, split: str, limit: int | None) -> InputFile:
-        path = download.fetch(split, limit)
-        scanned = formats.scan(path, hub.TEXT_COLUMN, self.step)
+        """One split of a hub data set as a file, its first `limit` stories or all."""
+        path = str(download.fetch(split, limit))
+        scanned = formats.scan(path, replace(self.scanning, text_column=hub.TEXT_COLUMN, on_bytes=None))
         name = f"{download.name}/{split}"
-        digest = json_sha256([name, download.revision, self.text_column, scanned.n_rows])
-        return InputFile(kind="hub", name=name, path=str(path), sha256=digest, n_rows=scanned.n_rows)
+        digest = json_sha256([name, download.revision, self.scanning.text_column, scanned.n_rows])
+        return InputFile(kind="hub", name=name, path=path, sha256=digest, n_rows=scanned.n_rows, units=scanned.units)
 
-    def from_paths(self, source: str) -> Found:
-        paths = _expand(source)
-        common = Path(os.path.commonpath([path.parent for path in paths]))
-        return Found(files=[self.file(path, common) for path in paths], used="files")
+    def from_paths(self, words: Sequence[str]) -> Found:
+        """Files, folders and globs, here or in an object store."""
+        paths = addresses.expand(words, formats.is_known, formats.KNOWN_ENDS)
+        files = [self.file(path, name) for path, name in zip(paths, addresses.names(paths), strict=True)]
+        return Found(files=files, used="files")
 
-    def file(self, path: Path, common: Path) -> InputFile:
-        scanned = formats.scan(path, self.text_column, self.step)
+    def file(self, path: str, name: str) -> InputFile:
+        """One file, read once."""
+        kind, compression = formats.kind_of(path) or ("", "")
+        scanned = formats.scan(path, self.scanning)
+        piece_chars = f" of {self.scanning.cut.piece_chars} characters" if scanned.separator == "pieces" else ""
         return InputFile(
-            kind=formats.KINDS[path.suffix.lower()],
-            name=path.relative_to(common).as_posix(),
-            path=str(path),
+            kind=kind,
+            name=name,
+            path=path,
             sha256=scanned.sha256,
             n_rows=scanned.n_rows,
             borders=scanned.borders,
+            units=scanned.units,
             separator=scanned.separator,
+            compression=compression,
+            cut=f"{scanned.separator}{piece_chars}",
         )
 
 
-def _expand(source: str) -> list[Path]:
-    """The files that a path or glob stands for, sorted; a folder means all files of known kinds below it."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        inside = (file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path))
-        found = [file for file in inside if file.suffix.lower() in formats.KINDS]
-        missing = f"no {_known_kinds()} files in the folder {source}"
-    elif path.is_file():
-        found, missing = [path], ""
-    else:
-        names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        found = [Path(name) for name in names if Path(name).is_file()]
-        missing = f"no such file, folder or glob: {source} (or use auto, sample, hub:NAME)"
-    if not found:
-        raise UserError(missing)
-    for file in found:
-        if file.suffix.lower() not in formats.KINDS:
-            raise UserError(f"{file}: expected a file that ends in {_known_kinds()}")
-    # Not resolved: a link keeps its name, which says what it is (the hub's cache links to files without one).
-    return sorted({Path(os.path.abspath(file)) for file in found})  # noqa: PTH100 - absolute() keeps ".."
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _known_kinds() -> str:
-    return ", ".join(formats.KINDS)
+def _is_special(word: str) -> bool:
+    return word in ("auto", "sample") or word.startswith(hub.PREFIX)

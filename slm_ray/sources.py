@@ -1,8 +1,8 @@
 """What `--source` means, cut into fixed input ranges.
 
-In: `auto`, `sample`, `hub:NAME`, or a file, folder or glob of Parquet, JSONL and plain text. Out: a `Plan`,
-whose ranges are the work items of the pipeline, and `read_range`, which reads one of them anywhere. The first
-step of the flow. Ranges and story ids are functions of the input alone, so every run has the same work items.
+In: `auto`, `sample`, `hub:NAME`, or files, folders and globs here or in an object store. Out: a `Plan`, whose ranges
+are the work items of the pipeline, and `read_ranges`, which reads those that have to be read together, anywhere. The
+first step of the flow. Ranges and story ids are functions of the input alone, so every run has the same work items.
 """
 
 import itertools
@@ -13,9 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from slm_ray import formats, hub
+from slm_ray import formats, hub, prose
 from slm_ray.errors import UserError
+from slm_ray.formats import Scanning, Texts
 from slm_ray.inputs import Found, InputFile, Scanner
+from slm_ray.prose import Cut
 from slm_ray.shards import json_sha256
 
 ROWS_PER_RANGE = 4000
@@ -41,12 +43,15 @@ class InputRange:
     path: str
     first_row: int  # within the input
     n_rows: int
-    start_byte: int  # JSONL and text: where the first row begins
+    start_byte: int  # uncompressed JSONL and text: where the first row begins
     end_byte: int
-    separator: str
+    separator: str  # text: how it is cut, one of prose.CUTS but auto
     text_column: str
     seed: int  # of the sample corpus
     split: str | None
+    piece_chars: int = prose.PIECE_CHARS  # of text cut into pieces
+    compression: str = ""  # gzip or zstd
+    unit: int = 0  # ranges of one input that have the same are read together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +62,21 @@ class Plan:
     source: dict[str, Any]  # requested, used, why, revision, digest, files
 
     @property
-    def tasks(self) -> tuple[tuple[InputRange, ...], ...]:
-        """The ranges that are read together."""
-        return tuple((part,) for part in self.ranges)
-
-    @property
     def n_rows(self) -> int:
         """Stories that will be read."""
         return sum(part.n_rows for part in self.ranges)
+
+    @property
+    def tasks(self) -> tuple[tuple[InputRange, ...], ...]:
+        """The ranges in order, those together that have to be read together: of one large row group of Parquet,
+        or of one file that cannot be entered in the middle."""
+        together = itertools.groupby(self.ranges, key=lambda part: (part.source_name, part.path, part.unit))
+        return tuple(tuple(parts) for _, parts in together)
+
+    @property
+    def has_own_test(self) -> bool:
+        """Whether the source brings a test split, so that none is taken from the rest."""
+        return any(part.split == "test" for part in self.ranges)
 
     @property
     def has_own_validation(self) -> bool:
@@ -73,56 +85,73 @@ class Plan:
 
 
 def plan(
-    source: str,
+    source: str | Sequence[str],
     *,
-    validation_source: str | None = None,
+    validation_source: str | Sequence[str] | None = None,
     max_stories: int | None = None,
     text_column: str = "text",
+    cut_text: str = "auto",
+    piece_chars: int = prose.PIECE_CHARS,
     seed: int = 0,
     rows_per_range: int = ROWS_PER_RANGE,
     download_folder: Path | None = None,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> Plan:
     """Find the inputs, read each file once, and cut them into ranges.
 
     `max_stories` takes the first stories of `source` (None: 20,000 of `auto`'s hub data set, 6,000 of the
-    sample corpus, all of anything else). `download_folder` receives what the hub sends.
+    sample corpus, all of anything else). `cut_text`, one of `prose.CUTS`, says where a story of a text file ends;
+    `piece_chars` is the usual length of its pieces. `download_folder` receives what the hub sends. `on_bytes` hears
+    how many bytes were read since it was called last.
 
     Raises:
         UserError: the source does not exist, is empty, or cannot be read; says which and what to do.
     """
     if max_stories is not None and max_stories < 1:
         raise UserError(f"max_stories ({max_stories}) must be at least 1")
-    scan = Scanner(text_column=text_column, step=rows_per_range, seed=seed, folder=download_folder)
-    found = scan.find(source, max_stories)
+    cut = Cut(mode=cut_text, piece_chars=piece_chars)
+    scanning = Scanning(text_column=text_column, step=rows_per_range, cut=cut, on_bytes=on_bytes)
+    scanner = Scanner(scanning=scanning, seed=seed, folder=download_folder)
+    found = scanner.find(_words(source), max_stories)
     files = _first(found.files, max_stories)
     if validation_source is not None:
-        validation = [replace(file, split="validation") for file in scan.find(validation_source, None).files]
-        files = [file for file in files if file.split is None] + _renamed(validation, files)
-    ranges = itertools.chain.from_iterable(_cut(file, rows_per_range, text_column, seed) for file in files)
+        validation = [replace(file, split="validation") for file in scanner.find(_words(validation_source), None).files]
+        files = [file for file in files if file.split != "validation"]
+        files += _renamed(validation, files)
+    ranges = itertools.chain.from_iterable(_cut(file, scanning, seed) for file in files)
     numbered = tuple(replace(part, number=number) for number, part in enumerate(ranges))
-    return Plan(ranges=numbered, source=_describe(source, found, files))
+    return Plan(ranges=numbered, source=_describe(_words(source), found, files))
 
 
-def read_ranges(task: tuple[InputRange, ...]) -> Iterator[tuple[InputRange, pa.RecordBatch]]:
-    """The ranges of a task and their rows."""
-    for part in task:
-        yield part, read_range(part)
+def read_ranges(task: Sequence[InputRange]) -> Iterator[tuple[InputRange, pa.RecordBatch]]:
+    """The ranges of a task, or some of them in order, each with its rows as they are, with `RAW_SCHEMA`.
 
-
-def read_range(part: InputRange) -> pa.RecordBatch:
-    """The rows of one range, as they are, with `RAW_SCHEMA`. Row i has the id `NAME#i`, counted in its input.
+    Row i has the id `NAME#i`, counted in its input. One range or two are in memory at a time. Ranges left out cost
+    at most that the bytes before the next one are read.
 
     Raises:
         UserError: the input cannot be read, or changed since it was planned.
     """
-    texts, problems = _READERS[part.kind](part)
-    if len(texts) != part.n_rows:
-        raise UserError(
-            f"{part.path} changed while it was prepared: expected {part.n_rows} stories from number "
-            f"{part.first_row} on, found {len(texts)}"
-        )
-    ids = [f"{part.source_name}#{part.first_row + row}" for row in range(part.n_rows)]
-    return pa.RecordBatch.from_arrays([pa.array(ids, pa.string()), texts, problems], schema=RAW_SCHEMA)
+    if not task:
+        return
+    for part, (texts, problems) in zip(task, _READERS[task[0].kind](task), strict=True):
+        if len(texts) != part.n_rows:
+            raise UserError(
+                f"{part.path} changed while it was prepared: expected {part.n_rows} stories from number "
+                f"{part.first_row} on, found {len(texts)}"
+            )
+        ids = [f"{part.source_name}#{row}" for row in _rows(part)]
+        yield part, pa.RecordBatch.from_arrays([pa.array(ids, pa.string()), texts, problems], schema=RAW_SCHEMA)
+
+
+def read_range(part: InputRange) -> pa.RecordBatch:
+    """One range alone; see `read_ranges`."""
+    [(_, batch)] = read_ranges((part,))
+    return batch
+
+
+def _words(source: str | Sequence[str]) -> tuple[str, ...]:
+    return (source,) if isinstance(source, str) else tuple(source)
 
 
 def _first(files: Sequence[InputFile], max_stories: int | None) -> list[InputFile]:
@@ -143,8 +172,11 @@ def _renamed(validation: Sequence[InputFile], files: Sequence[InputFile]) -> lis
     return [replace(file, name=f"validation/{file.name}") if file.name in names else file for file in validation]
 
 
-def _cut(file: InputFile, step: int, text_column: str, seed: int) -> list[InputRange]:
-    borders = file.borders or (0,) * (file.n_rows // step + 2)
+def _cut(file: InputFile, scanning: Scanning, seed: int) -> list[InputRange]:
+    step = scanning.step
+    n_ranges = -(-file.n_rows // step)
+    borders = file.borders or (0,) * (n_ranges + 1)
+    units = file.units or (0,) * n_ranges
     return [
         InputRange(
             number=0,
@@ -156,20 +188,23 @@ def _cut(file: InputFile, step: int, text_column: str, seed: int) -> list[InputR
             start_byte=borders[first // step],
             end_byte=borders[first // step + 1],
             separator=file.separator,
-            text_column=text_column,
+            text_column=hub.TEXT_COLUMN if file.kind == "hub" else scanning.text_column,
             seed=seed,
             split=file.split,
+            piece_chars=scanning.cut.piece_chars,
+            compression=file.compression,
+            unit=units[first // step],
         )
         for first in range(0, file.n_rows, step)
     ]
 
 
-def _describe(requested: str, found: Found, files: Sequence[InputFile]) -> dict[str, Any]:
+def _describe(words: Sequence[str], found: Found, files: Sequence[InputFile]) -> dict[str, Any]:
     """What the manifest says; of files only names and digests, so it is equal wherever they lie."""
-    listed = [{"name": file.name, "rows": file.n_rows, "sha256": file.sha256, "split": file.split} for file in files]
+    listed = [_describe_file(file) for file in files]
     is_path = found.used == "files"
     return {
-        "requested": "files" if is_path else requested,
+        "requested": "files" if is_path else words[0],
         "used": found.used,
         "why": found.why,
         "revision": found.revision,
@@ -178,43 +213,46 @@ def _describe(requested: str, found: Found, files: Sequence[InputFile]) -> dict[
     }
 
 
-_Texts = tuple[pa.Array, pa.Array]
+def _describe_file(file: InputFile) -> dict[str, Any]:
+    listed = {"name": file.name, "rows": file.n_rows, "sha256": file.sha256, "split": file.split}
+    return {**listed, "cut": file.cut} if file.cut else listed
 
 
-def _read_parquet(part: InputRange) -> _Texts:
-    column = hub.TEXT_COLUMN if part.kind == "hub" else part.text_column
-    texts = formats.read_parquet(part.path, column, part.first_row, part.n_rows)
-    problems = pa.array([None if valid else "not_text" for valid in texts.is_valid().to_pylist()], pa.string())
-    return texts, problems
+def _rows(part: InputRange) -> range:
+    """Numbers of a range's rows in its input."""
+    return range(part.first_row, part.first_row + part.n_rows)
 
 
-def _read_jsonl(part: InputRange) -> _Texts:
-    rows = formats.read_jsonl(part.path, part.text_column, part.start_byte, part.end_byte)
-    return _columns(rows[: part.n_rows])
+def _read_parquet(task: Sequence[InputRange]) -> Iterator[Texts]:
+    return formats.read_parquet(task[0].path, task[0].text_column, [_rows(part) for part in task])
 
 
-def _read_text(part: InputRange) -> _Texts:
-    return _columns(formats.read_text(part.path, part.separator, part.start_byte, part.end_byte, part.n_rows))
+def _read_rows(task: Sequence[InputRange]) -> Iterator[Texts]:
+    first = task[0]
+    cut = Cut(mode=first.separator or "auto", piece_chars=first.piece_chars)
+    if not first.end_byte:  # a file that has to be read from its beginning
+        rows = formats.stream_rows(first.kind, first.path, first.compression, first.text_column, cut)
+        yield from formats.read_rows(rows, [_rows(part) for part in task])
+        return
+    for part in task:
+        rows = formats.rows_between(part.kind, part.path, part.text_column, cut, part.start_byte, part.end_byte)
+        yield from formats.read_rows(rows, [range(part.n_rows)])
 
 
-def _read_sample(part: InputRange) -> _Texts:
+def _read_sample(task: Sequence[InputRange]) -> Iterator[Texts]:
     from slm_ray.corpus import sample_stories
 
-    stories = sample_stories(part.first_row, part.first_row + part.n_rows, part.seed)
-    return _columns([(story.encode(), None) for story in stories])
+    for part in task:
+        stories = sample_stories(part.first_row, part.first_row + part.n_rows, part.seed)
+        yield formats.columns([(story.encode(), None) for story in stories])
 
 
-def _columns(rows: Sequence[formats.Row]) -> _Texts:
-    return (
-        pa.array([text for text, _ in rows], pa.large_binary()),
-        pa.array([problem for _, problem in rows], pa.string()),
-    )
-
-
-_READERS: dict[str, Callable[[InputRange], _Texts]] = {
+_READERS: dict[str, Callable[[Sequence[InputRange]], Iterator[Texts]]] = {
     "parquet": _read_parquet,
     "hub": _read_parquet,
-    "jsonl": _read_jsonl,
-    "text": _read_text,
+    "jsonl": _read_rows,
+    "csv": _read_rows,
+    "tsv": _read_rows,
+    "text": _read_rows,
     "sample": _read_sample,
 }

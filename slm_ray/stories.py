@@ -7,7 +7,7 @@ once, nothing large is shuffled, and a job that was killed finds its cleaned ran
 place with a `reason`, so read = kept + duplicates + rejected holds by construction, and is still checked.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,8 +75,8 @@ def is_left(part: InputRange, written: frozenset[int]) -> bool:
     return part.number not in written
 
 
-def read_items(task: tuple[InputRange, ...]) -> Iterator[Item]:
-    """The ranges of one task and their raw rows."""
+def read_items(task: Sequence[InputRange]) -> Iterator[Item]:
+    """Ranges that are read together, each with its raw rows."""
     return read_ranges(task)
 
 

@@ -14,7 +14,7 @@ from ftfy import fix_encoding
 REASONS = (
     "not_text",  # null, a number, a list: no string at all
     "bad_json",  # a JSONL line that is not an object
-    "bad_csv",  # a CSV row whose fields do not fit its header
+    "bad_csv",  # a CSV row with more or fewer fields than the header
     "invalid_utf8",  # bytes that are not UTF-8, a lone surrogate
     "empty",  # nothing but white space and invisible characters
     "control_characters",  # NUL and the like: binary data, not prose

@@ -28,7 +28,7 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
     {"errors", "script", "storage"},
     {"text", "batch_cleaning", "corpus", "corpus_words", "corpus_scenes", "corpus_plots", "corpus_thread"},
     {"tokenizer", "word_encoding", "from_sentencepiece"},
-    {"vocabularies"},
+    {"vocabularies", "addresses", "compression", "rows", "csv_format", "jsonl_format", "parquet_format", "prose"},
     {"shards", "sources", "inputs", "formats", "hub", "stories", "near_duplicates", "rejections", "staging", "summary"},
     {"config", "command_line", "batches", "history"},
     {

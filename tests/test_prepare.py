@@ -230,7 +230,8 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, words, message):
-    assert run(tmp_path / "data", "--source", "sample", "--max-stories", "5", *words) == 2
+    source = () if "--source" in words else ("--source", "sample")
+    assert run(tmp_path / "data", *source, "--max-stories", "5", *words) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("prepare: ")]
     assert line.startswith("error: ")
     assert message in line

@@ -1,18 +1,20 @@
 """What a source means: files found, rows counted, ranges cut, rows read back with stable ids."""
 
-import http.server
+import gzip
 import json
-import threading
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slm_ray import hub, inputs
+from slm_ray import inputs
 from slm_ray.errors import UserError
-from slm_ray.sources import Plan, plan, read_range
+from slm_ray.sources import Plan, plan, read_range, read_ranges
+
+ROOT = Path(__file__).resolve().parents[1]
 
 STORIES = [f"Story number {number}, with\n\na blank line." for number in range(10)]
 PLAIN = [f"Story number {number}." for number in range(10)]
@@ -31,9 +33,9 @@ def write_jsonl(path: Path, lines: list[bytes]) -> Path:
 
 def read_all(made: Plan) -> dict[str, bytes | None]:
     rows: dict[str, bytes | None] = {}
-    for part in made.ranges:
-        batch = read_range(part)
-        rows.update(zip(batch["story_id"].to_pylist(), batch["text"].to_pylist()))
+    for task in made.tasks:
+        for _, batch in read_ranges(task):
+            rows.update(zip(batch["story_id"].to_pylist(), batch["text"].to_pylist()))
     return rows
 
 
@@ -148,53 +150,57 @@ def test_the_sample_corpus_is_a_source():
     assert plan("sample").n_rows == inputs.SAMPLE_STORIES
 
 
-def bad_files(folder: Path) -> dict[str, Path]:
-    good = write_parquet(folder / "good.parquet", STORIES).read_bytes()
-    (folder / "truncated.parquet").write_bytes(good[: len(good) // 2])
-    (folder / "named.parquet").write_bytes(b"text,number\n" * 20)
-    (folder / "empty.jsonl").touch()
-    (folder / "empty").mkdir()
-    pq.write_table(pa.table({"text": [1, 2]}), folder / "numbers.parquet")
-    pq.write_table(pa.table({"text": [["a"]]}), folder / "lists.parquet")
-    pq.write_table(pa.table({"body": ["a"]}), folder / "column.parquet")
-    pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "rows.parquet")
-    write_jsonl(folder / "column.jsonl", [b'{"body": "a"}'])
-    write_jsonl(folder / "prose.jsonl", [b"Once upon a time"])
-    (folder / "stories.docx").write_bytes(b"x")
-    return {path.name: path for path in folder.iterdir()}
+def test_several_sources_are_one_input_each_file_once(tmp_path):
+    first = write_parquet(tmp_path / "x" / "a.parquet", ["One."])
+    (tmp_path / "y").mkdir()
+    second = write_jsonl(tmp_path / "y" / "a.jsonl", [b'{"text": "Two."}'])
+    expected = {"x/a.parquet#0": b"One.", "y/a.jsonl#0": b"Two."}
+    assert read_all(plan([str(first), str(second)])) == expected
+    assert read_all(plan([str(second), str(tmp_path / "x"), str(tmp_path / "*" / "a.*"), str(first)])) == expected
+    other = plan("sample", max_stories=3, validation_source=[str(first), str(second)])
+    assert [part.split for part in other.ranges] == [None, "validation", "validation"]
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("truncated.parquet", "truncated.parquet is not Parquet, or not all of it"),
-        ("named.parquet", "named.parquet is not Parquet"),
-        ("empty.jsonl", r"empty.jsonl is empty \(0 bytes\)"),
-        ("empty", r"no .parquet, .*files in the folder .*empty"),
-        ("numbers.parquet", "column 'text' of .* is int64, expected strings"),
-        ("lists.parquet", "is list<.*>, expected strings"),
-        ("column.parquet", "has no column 'text'; it has 'body': name the right one with --text-column"),
-        ("column.jsonl", "has no column 'text'; it has 'body'"),
-        ("prose.jsonl", "is not JSONL: its first line is not JSON"),
-        ("rows.parquet", "no stories in .*rows.parquet"),
-        ("stories.docx", "expected a file that ends in .parquet"),
-        ("absent.parquet", "no such file, folder or glob: .*absent.parquet"),
-    ],
-)
-def test_a_bad_input_is_one_clear_line(tmp_path, name, message):
-    bad_files(tmp_path)
-    with pytest.raises(UserError, match=message) as caught:
-        plan(str(tmp_path / name))
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("special", ["auto", "sample", "hub:a/b"])
+def test_a_special_source_stands_alone(tmp_path, special):
+    path = write_parquet(tmp_path / "a.parquet", ["One."])
+    with pytest.raises(
+        UserError, match=rf"{special} is a source by itself: name it alone, or files, folders and globs"
+    ):
+        plan([str(path), special])
 
 
-def test_flipped_bytes_in_a_page_are_found_when_it_is_read(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", ["some words " * 2000])
-    content = bytearray(path.read_bytes())
-    content[200:260] = bytes(byte ^ 255 for byte in content[200:260])
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a.parquet is damaged"):
-        read_range(plan(str(path)).ranges[0])
+def test_what_can_be_read_alone_is_a_task_alone(tmp_path):
+    jsonl = write_jsonl(tmp_path / "a.jsonl", [json.dumps({"text": text}).encode() for text in STORIES])
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(STORIES))
+    for source in (str(jsonl), str(tmp_path / "a.txt"), "sample"):
+        made = plan(source, rows_per_range=3, max_stories=10)
+        assert made.tasks == tuple((part,) for part in made.ranges)
+        assert len(made.tasks) == 4
+    (tmp_path / "a.csv").write_text("text\n" + "\n".join(PLAIN))
+    both = plan([str(jsonl), str(tmp_path / "a.csv")], rows_per_range=4)
+    assert [[part.number for part in task] for task in both.tasks] == [[0, 1, 2], [3], [4], [5]]
+
+
+def test_text_is_cut_as_asked_and_the_digest_says_so(tmp_path):
+    (tmp_path / "a.txt").write_text("One story.\n\nMore of it.<|endoftext|>Two.")
+    plans = [plan(str(tmp_path / "a.txt"), cut_text=mode) for mode in ("auto", "end-mark", "blank-lines", "pieces")]
+    assert [len(texts_of(made)) for made in plans] == [2, 2, 2, 1]
+    assert [made.source["files"][0]["cut"] for made in plans] == [
+        "end-mark", "end-mark", "blank-lines", "pieces of 2000 characters",
+    ]  # fmt: skip
+    assert len({made.source["digest"] for made in plans}) == 3
+    other = plan(str(tmp_path / "a.txt"), cut_text="pieces", piece_chars=60)
+    assert other.source["digest"] != plans[3].source["digest"]
+
+
+def test_pieces_of_a_file_are_the_same_in_any_ranges(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"This is sentence {number} of many. " for number in range(400)))
+    found = [
+        texts_of(plan(str(tmp_path / "a.txt"), cut_text="pieces", piece_chars=200, rows_per_range=n)) for n in (1, 7)
+    ]
+    assert found[0] == found[1]
+    assert "".join(found[0]) == (tmp_path / "a.txt").read_text()
 
 
 def test_an_input_that_shrinks_after_planning_is_found(tmp_path):
@@ -206,120 +212,20 @@ def test_an_input_that_shrinks_after_planning_is_found(tmp_path):
             read_range(made.ranges[0])
 
 
-def test_auto_falls_back_to_the_sample_corpus_and_says_why(monkeypatch):
-    monkeypatch.setattr(hub, "unreachable", lambda name: "no network")
-    made = plan("auto", max_stories=7)
-    assert (made.source["requested"], made.source["used"], made.source["why"]) == ("auto", "sample", "no network")
-    assert made.source["digest"] == plan("sample", max_stories=7).source["digest"]
-
-
-def test_an_explicit_hub_source_never_falls_back(monkeypatch):
-    monkeypatch.setattr(hub, "unreachable", lambda name: "no network")
-    with pytest.raises(UserError, match=r"cannot get hub:a/b \(no network\): use --source sample, a path"):
-        plan("hub:a/b")
-
-
-def test_the_hub_is_not_asked_when_it_is_switched_off(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert hub.unreachable("a/b") == "HF_HUB_OFFLINE is set"
-
-
-def test_a_hub_that_does_not_answer_is_given_up(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert "127.0.0.1:9" in (hub.unreachable("a/b", timeout_s=5.0) or "")
-
-
-@pytest.fixture
-def hub_server(monkeypatch) -> Iterator[list[str | None]]:
-    """A hub that answers `status-NUMBER` with that status; gives the Authorization headers it received."""
-    received: list[str | None] = []
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            received.append(self.headers["Authorization"])
-            self.send_response(int(self.path.split("-")[-1]) if "-" in self.path else 401)
-            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-        yield received
-        server.shutdown()
-
-
-def test_the_hub_is_asked_with_the_token(hub_server, monkeypatch):
-    assert hub.unreachable("status-200") is None
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
-    assert hub.unreachable("status-200") is None
-    assert hub.unreachable("status-307") is None  # a renamed data set: answered, and the token goes nowhere else
-    assert hub_server == [None, "Bearer secret", "Bearer secret"]
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refusal_of_the_hub_is_an_answer(hub_server, status):
-    with pytest.raises(UserError, match=rf"cannot get hub:status-{status} \(.* answered {status}\): .* \(HF_TOKEN\)$"):
-        plan(f"hub:status-{status}")
-
-
-def test_auto_does_not_hide_a_refusal(hub_server):
-    with pytest.raises(UserError, match=r"cannot get hub:roneneldan/TinyStories \(.* answered 401\)"):
-        plan("auto", max_stories=7)
-
-
-@pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_hub_in_trouble_does_not_answer(hub_server, status):
-    assert (hub.unreachable(f"status-{status}") or "").endswith(f"answered {status}")
-
-
-def test_official_splits_of_the_hub_stay_what_they_are(monkeypatch, tmp_path):
-    def fetch(download: hub.Download, split: str, limit: int | None) -> Path:
-        return write_parquet(tmp_path / f"{split}.parquet", [f"{split} {row}" for row in range(limit or 40)])
-
-    monkeypatch.setattr(hub, "unreachable", lambda name: None)
-    monkeypatch.setattr(hub.Download, "revision", "abc123")
-    monkeypatch.setattr(hub.Download, "splits", ["train", "validation"])
-    monkeypatch.setattr(hub.Download, "fetch", fetch)
-    made = plan("auto", max_stories=40, rows_per_range=20)
-    assert made.source["used"] == "hub:roneneldan/TinyStories"
-    assert made.source["revision"] == "abc123"
-    assert [(part.split, part.n_rows) for part in made.ranges] == [(None, 20), (None, 20), ("validation", 2)]
-    assert list(read_all(made))[:1] == ["roneneldan/TinyStories/train#0"]
-    assert list(read_all(made))[-1:] == ["roneneldan/TinyStories/validation#1"]
-
-
-def test_a_hub_split_is_streamed_into_a_file_once(monkeypatch, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    asked: list[str] = []
-
-    def load_dataset(name: str, split: str, streaming: bool, revision: str):
-        asked.append(f"{name} {split} {revision} {streaming}")
-        return datasets.IterableDataset.from_generator(lambda: ({"text": text, "n": 1} for text in STORIES))
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(hub.Download, "revision", "abc123")
-    download = hub.Download(name="a/b", text_column="text", folder=tmp_path)
-    first, again = download.fetch("train", 4), download.fetch("train", 4)
-    assert first == again
-    assert asked == ["a/b train abc123 True"]
-    assert pq.read_table(first).to_pydict() == {"text": STORIES[:4]}
-    assert [path.name for path in first.parent.iterdir()] == ["train-text-4.parquet"]
-
-
-def test_a_line_of_endless_brackets_is_one_bad_row(tmp_path):
-    lines = [b'{"text": "One."}', b"[" * 100_000, b'{"text": ' + b"[" * 100_000, b'{"text": "Two."}']
-    [part] = plan(str(write_jsonl(tmp_path / "a.jsonl", lines))).ranges
-    batch = read_range(part)
-    assert batch["problem"].to_pylist() == [None, "bad_json", "bad_json", None]
-
-
-def test_a_first_line_of_endless_brackets_is_one_line_of_error(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [b"[" * 100_000])
-    with pytest.raises(UserError, match=r"a.jsonl is not JSONL: its first line is not JSON \(.{,100}\)$"):
-        plan(str(path))
+def test_a_large_file_takes_little_memory(tmp_path):
+    with gzip.open(tmp_path / "large.jsonl.gz", "wb", compresslevel=1) as file:
+        for number in range(100):
+            file.write((json.dumps({"text": f"{number} " + "some words " * 100}) + "\n").encode() * 1500)
+    code = """
+import resource, sys
+from slm_ray.sources import plan, read_ranges
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = sum(len(batch) for task in plan(sys.argv[1]).tasks for _, batch in read_ranges(task))
+print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "large.jsonl.gz")], cwd=ROOT, capture_output=True, check=True
+    )
+    rows, megabytes = map(int, done.stdout.split())
+    assert rows == 150_000  # 170 MB of text
+    assert megabytes < 140

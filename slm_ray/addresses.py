@@ -1,0 +1,157 @@
+"""Where inputs lie: on this machine, or at any address that fsspec knows (`s3://`, `gs://`, `memory://`).
+
+In: the words of `--source`: files, folders and globs. Out: the address of each file, its name for story ids, and its
+bytes. Called by `inputs` while planning and by the format modules while reading, which need not know the place.
+"""
+
+import contextlib
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from slm_ray.errors import UserError
+
+BLOCK_BYTES = 4 << 20
+"""Read ahead of a remote file: large enough that its answering time is small, small beside a worker's memory."""
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address is fsspec's and not a path of this machine."""
+    return "://" in address and not address.startswith("file://")
+
+
+def open_file(address: str) -> BinaryIO:
+    """Open for reading, with `seek`. Errors are those of the place; read inside `reading`."""
+    if not is_remote(address):
+        return Path(address).open("rb")
+    import fsspec
+
+    system, path = fsspec.url_to_fs(address)
+    return cast(BinaryIO, system.open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead"))
+
+
+@contextlib.contextmanager
+def reading(address: str) -> Iterator[None]:
+    """Whatever goes wrong with an address inside the block is one line.
+
+    Raises:
+        UserError: the file is not there, may not be read, or its place does not answer.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:  # fsspec says which package to install
+        raise UserError(f"cannot read {address}: {one_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {address}: {error.strerror or one_line(error)}") from error
+    except Exception as error:  # every object store has its own family of exceptions
+        if not is_remote(address):
+            raise
+        raise UserError(f"cannot read {address}: {one_line(error)}") from error
+
+
+def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) -> list[str]:
+    """The files that some words stand for, each once, sorted: a folder means all files below it that `is_known`.
+
+    `known` says in a message what those are called.
+
+    Raises:
+        UserError: a word stands for nothing, or for a file of no known kind.
+    """
+    found: set[str] = set()
+    for word in words:
+        with reading(word):
+            files, is_folder = _remote_files(word) if is_remote(word) else _local_files(word)
+        if is_folder:
+            files = [file for file in files if is_known(file)]
+            if not files:
+                raise UserError(f"no file in the folder {word} ends in {known}")
+        if not files:
+            raise UserError(f"no such file, folder or glob: {word} (or use auto, sample, hub:NAME)")
+        for file in files:
+            if not is_known(file):
+                raise UserError(f"{file}: expected a file that ends in {known}")
+        found.update(files)
+    return sorted(found)
+
+
+def names(addresses: Sequence[str]) -> list[str]:
+    """A name for each file that does not depend on where the whole lies: its path below the common folder.
+
+    `["/x/a/1.txt", "/x/b/1.txt"]` become `["a/1.txt", "b/1.txt"]`. Files of several places (a disk and a bucket)
+    are named place by place, with the place before the name where two would be equal.
+    """
+    places: dict[str, list[str]] = {}
+    for address in addresses:
+        places.setdefault(_place(address), []).append(address)
+    named: dict[str, str] = {}
+    for place, inside in sorted(places.items()):
+        paths = [PurePosixPath(_bare(address)) for address in inside]
+        common = os.path.commonpath([path.parent for path in paths])
+        for address, path in zip(inside, paths, strict=True):
+            name = path.relative_to(common).as_posix()
+            named[address] = f"{place}/{name}" if name in named.values() else name
+    return [named[address] for address in addresses]
+
+
+def one_line(error: Exception) -> str:
+    """The text of an exception, or its name, short enough for a message."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _local_files(word: str) -> tuple[list[str], bool]:
+    path = Path(word.removeprefix("file://")).expanduser()
+    if path.is_dir():
+        inside = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
+        return [_absolute(file) for file in inside], True
+    if path.is_file():
+        return [_absolute(path)], False
+    found = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return [_absolute(name) for name in found if Path(name).is_file()], False
+
+
+def _absolute(path: str | Path) -> str:
+    # Not resolved: a link keeps its name, which says what it is (the hub's cache links to files without one).
+    return os.path.abspath(path)  # noqa: PTH100 - absolute() keeps ".."
+
+
+def _remote_files(word: str) -> tuple[list[str], bool]:
+    try:
+        return _found_by_fsspec(word)
+    except FileNotFoundError as error:
+        raise UserError(f"no such file, folder or glob: {word} ({one_line(error)})") from error
+
+
+def _found_by_fsspec(word: str) -> tuple[list[str], bool]:
+    import fsspec
+
+    system, path = fsspec.url_to_fs(word)
+    if glob.has_magic(path):
+        found = [name for name, entry in system.glob(path, detail=True).items() if entry["type"] == "file"]
+        # As on a disk, a star takes no hidden file.
+        return [_full(system, name) for name in found if "/." in path or "/." not in name], False
+    if system.info(path)["type"] == "file":
+        return [_full(system, path)], False
+    below = system.find(path)
+    root = system.info(path)["name"].strip("/")
+    inside = [name for name in below if not _is_hidden(PurePosixPath(name.strip("/")).relative_to(root))]
+    return [_full(system, name) for name in inside], True
+
+
+def _full(system: Any, path: str) -> str:
+    return str(system.unstrip_protocol(path))
+
+
+def _is_hidden(path: Path | PurePosixPath) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _place(address: str) -> str:
+    return address.split("://")[0] if is_remote(address) else ""
+
+
+def _bare(address: str) -> str:
+    return "/" + address.split("://", 1)[1].lstrip("/") if is_remote(address) else address

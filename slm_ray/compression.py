@@ -1,0 +1,99 @@
+"""The bytes of a file, decompressed chunk by chunk, so that a file of any size takes the memory of one chunk.
+
+In: an address, and how it is compressed. Out: chunks of what is inside. Called by `formats` while planning, which also
+watches the bytes as stored, and while reading a file that cannot be entered in the middle.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from slm_ray import addresses
+from slm_ray.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""By the last end of a file's name, after the one that says what is inside."""
+
+
+class Watch:
+    """Sees the bytes of a file as it is stored go by: their digest, their number, and somebody who counts along."""
+
+    def __init__(self, on_bytes: Callable[[int], None] | None = None) -> None:
+        self.n_bytes = 0
+        self._on_bytes = on_bytes
+        self._digest = hashlib.sha256()
+
+    def see(self, stored: bytes) -> None:
+        """Take the next bytes into account."""
+        self._digest.update(stored)
+        self.n_bytes += len(stored)
+        if self._on_bytes is not None:
+            self._on_bytes(len(stored))
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all bytes seen."""
+        return self._digest.hexdigest()
+
+
+def read_chunks(address: str, compression: str, watch: Watch | None = None) -> Iterator[bytes]:
+    """What is inside a file, in order, about a megabyte at a time; `compression` is "", "gzip" or "zstd".
+
+    Raises:
+        UserError: the file cannot be read, or is damaged or cut short.
+    """
+    with addresses.reading(address), addresses.open_file(address) as file:
+        stored = _Stored(file, watch)
+        stream = _decompressed(stored, compression) if compression else stored
+        while chunk := _next_chunk(stream, address, compression):
+            yield chunk
+
+
+def chunks_between(address: str, start_byte: int, end_byte: int) -> Iterator[bytes]:
+    """The bytes of an uncompressed file from one place to another, or to its end.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with addresses.reading(address), addresses.open_file(address) as file:
+        file.seek(start_byte)
+        while start_byte < end_byte and (chunk := file.read(min(CHUNK_BYTES, end_byte - start_byte))):
+            start_byte += len(chunk)
+            yield chunk
+
+
+class _Stored:
+    """A file that shows a `Watch`, if there is one, what is read of it."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO, watch: Watch | None) -> None:
+        self._file = file
+        self._watch = watch
+
+    def read(self, n_bytes: int) -> bytes:
+        stored = self._file.read(n_bytes)
+        if self._watch is not None:
+            self._watch.see(stored)
+        return stored
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _decompressed(stored: _Stored, compression: str) -> pa.NativeFile:
+    # Arrow's streams notice a file that is cut short and read several members on end; zstandard's reader does not.
+    return pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), compression)
+
+
+def _next_chunk(stream: "_Stored | pa.NativeFile", address: str, compression: str) -> bytes:
+    try:
+        return bytes(stream.read(CHUNK_BYTES))
+    except (pa.ArrowException, OSError) as error:
+        if not compression or getattr(error, "errno", None):
+            raise
+        why = f"{address} is damaged or cut short, or is no {compression} file: {addresses.one_line(error)}"
+        raise UserError(why) from error

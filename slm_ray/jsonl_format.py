@@ -1,0 +1,80 @@
+"""JSONL: one JSON object a line, one of its fields the story.
+
+In: chunks of bytes. Out: where rows begin, or the rows. Called by `formats`. Blank lines are no rows.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+
+from slm_ray.errors import UserError
+from slm_ray.rows import Row, RowCount, column_hint, lines
+
+_NOT_JSON = (ValueError, RecursionError)  # the second where brackets are nested thousands deep
+_LOOKED_AT = 20  # lines at the beginning of a file that say whether its field is text
+
+
+def scan(address: str, chunks: Iterable[bytes], text_column: str, step: int) -> RowCount:
+    """Count the rows of a whole file.
+
+    Raises:
+        UserError: its first line is no JSON object with this field, or the field is no text in all of the first lines.
+    """
+    count, position = RowCount(step), 0
+    kinds: set[str] = set()  # of the first fields
+    for line in lines(chunks):
+        if line.strip():
+            count.add((position,))
+            if count.n_rows == 1:
+                _check_first_line(address, line, text_column)
+            if count.n_rows <= _LOOKED_AT:
+                kinds.add(_kind(line, text_column))
+        position += len(line)
+    if len(kinds) == 1 and not kinds & {"str", "NoneType"}:
+        raise UserError(f"column {text_column!r} of {address} is {kinds.pop()} in its first lines, expected strings")
+    return count
+
+
+def read(chunks: Iterable[bytes], text_column: str) -> Iterator[Row]:
+    """The rows, from chunks that begin with a line."""
+    return (_row(line.rstrip(b"\n"), text_column) for line in lines(chunks) if line.strip())
+
+
+def _check_first_line(address: str, line: bytes, text_column: str) -> None:
+    """A file whose first line has no text is the wrong file, or the option is wrong; later ones are rows."""
+    try:
+        fields = _parse(line)
+    except _NOT_JSON as error:
+        raise UserError(f"{address} is not JSONL: its first line is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{address} is not JSONL of objects: its first line is a {type(fields).__name__}")
+    if text_column not in fields:
+        raise UserError(f"{address} has no column {text_column!r}; {column_hint(list(fields))}")
+
+
+def _kind(line: bytes, text_column: str) -> str:
+    """What stands in the field; "str" where there is none, so that the line is judged as a row."""
+    try:
+        fields = _parse(line)
+    except _NOT_JSON:
+        return "str"
+    return type(fields.get(text_column)).__name__ if isinstance(fields, dict) else "str"
+
+
+def _parse(line: bytes) -> object:
+    return json.loads(line.decode("utf-8-sig"))  # a byte order mark begins some files
+
+
+def _row(line: bytes, text_column: str) -> Row:
+    try:
+        fields = _parse(line)
+    except UnicodeDecodeError:
+        return line, "invalid_utf8"
+    except _NOT_JSON:
+        return line, "bad_json"
+    text = fields.get(text_column) if isinstance(fields, dict) else None
+    if not isinstance(text, str):
+        return line, "not_text"
+    try:
+        return text.encode("utf-8"), None
+    except UnicodeEncodeError:  # a lone surrogate, written as \ud800
+        return line, "invalid_utf8"

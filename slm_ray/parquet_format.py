@@ -1,0 +1,94 @@
+"""Parquet: how many rows a file has, which of them are decoded together, and their texts.
+
+In: an address. Out: `ParquetScan` while planning; while reading the texts from some row on, as a stream. Called by
+`formats`. Memory is one batch of rows and the pages they lie in, however large the row groups are.
+"""
+
+import bisect
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as types
+
+from slm_ray import addresses
+from slm_ray.errors import UserError
+from slm_ray.rows import column_hint
+
+_BATCH_ROWS = 1000
+_BUFFER_BYTES = 1 << 20  # of a column read ahead; without a limit it is all of the row group
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetScan:
+    """What the end of a file says about it."""
+
+    n_rows: int
+    units: tuple[int, ...]  # for every `step`-th row the row group it lies in: decoding begins at its first row
+
+
+def scan(address: str, text_column: str, step: int) -> ParquetScan:
+    """Read the metadata.
+
+    Raises:
+        UserError: the file is not Parquet or not all of it, or the column is not there or no text.
+    """
+    try:
+        with addresses.open_file(address) as stored, pq.ParquetFile(stored) as file:
+            schema, starts = file.schema_arrow, _group_starts(file)
+    except pa.ArrowException as error:
+        raise UserError(f"{address} is not Parquet, or not all of it: {addresses.one_line(error)}") from error
+    if text_column not in schema.names:
+        raise UserError(f"{address} has no column {text_column!r}; {column_hint(schema.names)}")
+    column_type = schema.field(text_column).type
+    if not _is_text(column_type):
+        raise UserError(f"column {text_column!r} of {address} is {column_type}, expected strings")
+    units = tuple(bisect.bisect_right(starts, row) - 1 for row in range(0, starts[-1], step))
+    return ParquetScan(n_rows=starts[-1], units=units)
+
+
+def read(address: str, text_column: str, first_row: int, end_row: int) -> Iterator[pa.Array]:
+    """The texts from one row to another as bytes, null where there is none, some hundred at a time.
+
+    Decodes from the beginning of the row group that holds the first row.
+
+    Raises:
+        UserError: a page cannot be read.
+    """
+    with addresses.reading(address), addresses.open_file(address) as stored:
+        try:
+            with pq.ParquetFile(stored, page_checksum_verification=True, buffer_size=_BUFFER_BYTES) as file:
+                yield from _slices(file, text_column, first_row, end_row)
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None):
+                raise
+            why = f"{address} is damaged and cannot be read as Parquet: {addresses.one_line(error)}"
+            raise UserError(why) from error
+
+
+def _slices(file: pq.ParquetFile, text_column: str, first_row: int, end_row: int) -> Iterator[pa.Array]:
+    starts = _group_starts(file)
+    spans = list(enumerate(itertools.pairwise(starts)))
+    groups = [group for group, (start, end) in spans if start < end and start < end_row and end > first_row]
+    position = starts[groups[0]] if groups else 0
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=[text_column]):
+        wanted = batch.column(0)[max(0, first_row - position) : max(0, end_row - position)]
+        if len(wanted):
+            yield wanted.cast(pa.large_binary())
+        position += batch.num_rows
+
+
+def _group_starts(file: pq.ParquetFile) -> list[int]:
+    """The first row of each row group, and the number of all rows."""
+    groups = range(file.metadata.num_row_groups)
+    return list(itertools.accumulate((file.metadata.row_group(group).num_rows for group in groups), initial=0))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Strings of any encoding; a column of nothing but nulls has rows too, each of them no text."""
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    text = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+    return kind in text or types.is_null(kind)

@@ -1,0 +1,155 @@
+"""Where stories of plain text begin and end, whatever the chunks it comes in."""
+
+import itertools
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm_ray import prose
+from slm_ray.errors import UserError
+from slm_ray.prose import Cut, make_finder, read_stories, scan
+
+WIKITEXT = Path("/work/shared/data/wikitext-2/validation.txt")
+MODES = [mode for mode in prose.CUTS if mode != "auto"]
+
+parts = st.sampled_from(
+    [
+        "<|endoftext|>",
+        "<|endof",
+        "\n",
+        "\r\n",
+        " ",
+        "\t",
+        "a",
+        "One. ",
+        "é",
+        "\udcff",
+        " = Title = \n",
+        "\n = = Part = = \n",
+    ]
+)
+texts = st.lists(parts, max_size=40).map(lambda found: "".join(found).encode("utf-8", "surrogateescape"))
+
+
+def chunked(text: bytes, size: int) -> list[bytes]:
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+def stories(chunks: list[bytes], mode: str, piece_chars: int = 50, *, at_start: bool = True) -> list[bytes]:
+    return list(read_stories(chunks, make_finder(mode, piece_chars, at_start=at_start)))
+
+
+@given(text=texts, mode=st.sampled_from(MODES), size=st.integers(1, 20))
+@settings(max_examples=300, deadline=None)
+def test_the_chunks_do_not_matter(text, mode, size):
+    assert stories(chunked(text, size), mode) == stories([text], mode)
+    count = scan(chunked(text, size), Cut(mode=mode, piece_chars=50), 1)[1]
+    assert count.n_rows == len(stories([text], mode))
+
+
+@given(text=texts, mode=st.sampled_from(MODES), step=st.integers(1, 4))
+@settings(max_examples=300, deadline=None)
+def test_reading_can_begin_at_any_border(text, mode, step):
+    whole = stories([text], mode)
+    borders = [*scan([text], Cut(mode=mode, piece_chars=50), step)[1].borders, len(text)]
+    finder = make_finder(mode, 50, at_start=False)
+    found = []
+    for number, (start, end) in enumerate(itertools.pairwise(borders)):
+        inside = text[start : end + finder.lookahead_bytes]
+        found += stories([inside], mode, at_start=False)[: min(step, len(whole) - number * step)]
+    assert found == whole
+
+
+@given(text=texts)
+def test_separated_stories_are_those_of_a_plain_split(text):
+    for mode, pattern in (("end-mark", rb"<\|endoftext\|>"), ("blank-lines", rb"\r?\n[ \t]*\r?\n\s*")):
+        expected = re.split(pattern, text)
+        if len(expected) > 1 and not expected[0]:
+            del expected[0]
+        if expected and not expected[-1].strip():
+            del expected[-1]
+        assert stories([text], mode) == expected
+
+
+@given(text=st.text("ab .\n!é\U0001f600", max_size=600), chars=st.integers(50, 120))
+@settings(deadline=None)
+def test_pieces_lose_nothing_and_are_about_equal(text, chars):
+    found = [piece.decode() for piece in stories([text.encode()], "pieces", chars)]
+    assert text.startswith("".join(found))
+    assert not text[len("".join(found)) :].strip()
+    assert all(chars - chars // 4 <= len(piece) <= chars + chars // 4 for piece in found[:-1])
+    assert all(len(piece) <= chars + chars // 2 for piece in found)
+
+
+def test_a_piece_ends_at_the_best_border_near_its_length():
+    words, sentence = "word " * 30, "It ended. "
+    assert stories([("word " * 18 + sentence + words).encode()], "pieces", 100)[0] == b"word " * 18 + b"It ended. "
+    assert stories([("word " * 18 + sentence + "\n\n" + words).encode()], "pieces", 100)[0].endswith(b". \n\n")
+    assert stories([(words * 2).encode()], "pieces", 102)[0] == b"word " * 20
+    assert [len(piece) for piece in stories([b"x" * 320], "pieces", 100)] == [100, 100, 120]
+
+
+ARTICLES = b" \n = One = \n \n Text of one . \n \n = = Part = = \n \n More . \n \n = Two = \n \n Text of two . \n"
+
+
+def test_articles_begin_at_headings_of_the_first_level():
+    assert [story.split()[:3] for story in stories([ARTICLES], "articles")] == [
+        [b"=", b"One", b"="],
+        [b"=", b"Two", b"="],
+    ]
+    with_preface = stories([b"Preface\n" + ARTICLES], "articles")
+    assert with_preface[0].strip() == b"Preface"
+    assert len(with_preface) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        (ARTICLES, "articles"),
+        (prose.BOM + ARTICLES.lstrip(), "articles"),
+        (ARTICLES.replace(b"\n", b"\r\n"), "articles"),
+        (b"= One =\nText\n= Two =\nText\n", "articles"),
+        (ARTICLES.replace(b" = Two = ", b" = = Two = = "), "blank-lines"),
+        (ARTICLES + b"<|endoftext|>", "end-mark"),
+        (b"A = B = C\n\n = 3 @,@ 000 \n", "blank-lines"),
+        (b"One.\n\nTwo.", "blank-lines"),
+    ],
+)
+def test_auto_takes_what_fits_the_text(text, mode):
+    for size in (1, 7, len(text)):
+        assert scan(chunked(text, size), Cut(), 4)[0] == mode
+
+
+def test_a_byte_order_mark_is_no_part_of_a_story():
+    for mode in MODES:
+        assert stories([prose.BOM + b"One."], mode) == [b"One."]
+    assert stories([prose.BOM + b"<|endoftext|>One."], "end-mark") == [b"One."]
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        ({"mode": "chapters"}, r"cut_text \(chapters\) must be one of auto, end-mark, blank-lines, articles, pieces"),
+        ({"mode": "pieces", "piece_chars": 3}, r"piece_chars \(3\) must be from 50 to 1,000,000"),
+    ],
+)
+def test_a_wrong_way_to_cut_is_refused(cut, message):
+    with pytest.raises(UserError, match=message):
+        Cut(**cut)
+
+
+@pytest.mark.skipif(not WIKITEXT.exists(), reason=f"needs the raw WikiText-2 validation text at {WIKITEXT}")
+def test_wikitext_is_cut_into_its_articles():
+    chunks = chunked(WIKITEXT.read_bytes(), 1 << 20)
+    mode, count = scan(chunks, Cut(), 1)
+    found = [story.decode() for story in stories(chunks, "articles")]
+    assert (mode, count.n_rows, len(found)) == ("articles", 60, 60)
+    assert found[0].startswith(" = Homarus gammarus = \n")
+    assert all(len(re.findall(r"^ = [^=\n]+ = $", story, re.MULTILINE)) == 1 for story in found)
+    assert b"".join(story.encode() for story in found).split() == b"".join(chunks).split()
+    lengths = Counter(len(piece.decode()) // 500 for piece in stories(chunks, "pieces", 2000))
+    assert lengths.keys() <= {1, 2, 3, 4, 5}
