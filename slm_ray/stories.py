@@ -152,8 +152,9 @@ def split_batch(item: Item, fractions: tuple[float, float]) -> Item:
 
 
 def tokenize_batch(item: Item, tokenizer_json: str) -> Item:
-    """Add `tokens`, which end with the end mark, and `n_bytes`; rejected rows have the mark alone."""
+    """Add `tokens`, which end with the end mark, `n_bytes` and `words`; rejected rows have the mark alone."""
     part, batch = item
+    batch = batch.append_column("words", _words(pc.if_else(batch["reason"].is_null(), batch["text"], None)))
     tokenizer = cached_tokenizer(tokenizer_json)
     texts = pc.if_else(batch["reason"].is_null(), batch["text"], "")
     batch = batch.append_column("tokens", _with_end_mark(tokenizer.encode_batch(texts), tokenizer.end_id))
@@ -174,7 +175,7 @@ def write_range(item: Item, folder: str, tokenizer_json: str) -> RangeSummary:
     if len(rejected):
         written[REJECTED] = _write(folder, REJECTED, part.number, rejected, REJECTED_SCHEMA)
     summary = summarize(part.number, table, written, tokenizer)
-    save_summary(folder, summary)
+    save_summary(Path(folder), summary)
     return summary
 
 
@@ -185,6 +186,12 @@ def _write(folder: str, split: str, number: int, rows: pa.Table, schema: pa.Sche
 
 def _split(part: InputRange, digest: bytes, fractions: tuple[float, float]) -> str:
     return part.split or split_of_hash(digest, fractions)
+
+
+def _words(texts: pa.StringArray) -> pa.ListArray:
+    """Texts cut at single spaces, each distinct word once in a dictionary; none for null."""
+    split = pc.split_pattern(texts, " ")
+    return pa.ListArray.from_arrays(split.offsets, split.flatten().dictionary_encode())
 
 
 def _with_end_mark(lists: pa.ListArray, end_id: int) -> pa.ListArray:
