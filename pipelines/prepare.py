@@ -104,8 +104,9 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
         found = summary.merge(summary.load_summaries(staged))
         summary.check(found, plan.n_rows)
         _refuse_nothing(found)
-        manifest = make_manifest(plan, parameters, Tokenizer.load(staged / shards.TOKENIZER), found)
-        report.write(staged / staging.REPORT, manifest, found)
+        tokenizer = Tokenizer.load(staged / shards.TOKENIZER)
+        manifest = make_manifest(plan, parameters, tokenizer, found)
+        report.write(staged / staging.REPORT, manifest, found, tokenizer)
         staging.publish(settings.output, staged, manifest)
     return manifest, found
 
