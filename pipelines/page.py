@@ -17,7 +17,8 @@ STYLE = """
 :root { --page: #fcfcfb; --ink: #23283a; --soft: #636a7c; --line: #dfe2e8; --card: #f1f3f6;
   --accent: #b4540f; --odd: #fbe3cd; --even: #d9e7f5; --end: #dcefdc }
 @media screen and (prefers-color-scheme: dark) { :root { --page: #15171c; --ink: #e4e6ec; --soft: #9aa2b4;
-  --line: #343944; --card: #1f232b; --accent: #f0a060; color-scheme: dark; --odd: #57371b; --even: #22405f; --end: #28492b } }
+  --line: #343944; --card: #1f232b; --accent: #f0a060; color-scheme: dark;
+  --odd: #57371b; --even: #22405f; --end: #28492b } }
 * { box-sizing: border-box }
 body { margin: 0 auto; padding: 2rem 1.1rem 4rem; max-width: 64rem; background: var(--page); color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif }

@@ -136,8 +136,10 @@ def _words(found: DataSummary, pictures: Mapping[str, bytes]) -> str:
             f"{FIT_POINTS} ranks spaced evenly in the logarithm from {fit.first:,} to {fit.last:,}."
         ).replace("-", "\N{MINUS SIGN}")
     once = np.count_nonzero(counts == 1) / max(1, len(counts))
-    about = f"{n_words:,} words, {len(counts):,} different ones, {once:.1%} of these seen once. "
+    about = (
+        f"{n_words:,} words, {len(counts):,} different ones, {once:.1%} of these seen once. "
         "A word is what stands between white space, in lower case, without the marks around it."
+    )
     frequent = sorted(found.word_counts.items(), key=lambda item: (-item[1], item[0]))[:N_FREQUENT]
     rows = [(Code(word), count, f"{count / n_words:.2%}") for word, count in frequent]
     return (
