@@ -28,6 +28,7 @@ class ZipfFit:
     intercept: float
     first: int
     last: int
+    n_ranks: int  # fitted, between them
 
     def count_at(self, rank: int) -> float:
         """Occurrences that the line expects of the word of this rank."""
@@ -64,4 +65,4 @@ def fit_zipf(counts: npt.NDArray[np.int64]) -> ZipfFit | None:
         return None
     ranks = np.unique(np.geomspace(first, last, FIT_POINTS).round().astype(np.int64))
     slope, intercept = np.polyfit(np.log10(ranks), np.log10(counts[ranks - 1]), 1)
-    return ZipfFit(slope=float(slope), intercept=float(intercept), first=first, last=last)
+    return ZipfFit(slope=float(slope), intercept=float(intercept), first=first, last=last, n_ranks=len(ranks))

@@ -43,7 +43,10 @@ th, td { padding: .3rem 1.3rem .3rem 0; text-align: left; vertical-align: top; b
 th { color: var(--soft); font-weight: 600; font-size: .86rem; vertical-align: bottom }
 td { overflow-wrap: break-word; min-width: 3.2rem }
 td:last-child { max-width: 34rem } th:last-child, td:last-child { padding-right: 0 }
-.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.n { text-align: right; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
+.examples th:first-child { min-width: 11rem }
+@media (max-width: 40rem) { table { font-size: .85rem } th, td { padding-right: .8rem }
+  .examples th:first-child { min-width: 0 } }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 0 2.5rem }
 .story { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.95; max-width: none; margin: .4rem 0 }
 .story span { padding: .14em 0; border-radius: .2em; -webkit-print-color-adjust: exact; print-color-adjust: exact;

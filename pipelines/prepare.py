@@ -21,7 +21,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import PCollection
 
-from pipelines import options, report, runners, terminal
+from pipelines import explain, options, report, runners, terminal
 from pipelines.options import Settings
 from pipelines.transforms import (
     CleanStories,
@@ -44,6 +44,9 @@ from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, plan, run, publish, and print what became of the stories."""
     beam_options, settings = options.parse(argv)
+    if settings.explain is not None:
+        print(explain.explain(settings.output, settings.explain))
+        return 0
     plan = make_plan(settings)
     with staging.only_writer(settings.output):
         earlier = earlier_data_set(settings, plan)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import figures, page
-from pipelines.measures import FIT_POINTS, RARE, fit_zipf, mean, share_within, suggested_seq_len
+from pipelines.measures import RARE, fit_zipf, mean, share_within, suggested_seq_len
 from pipelines.page import Code
 from slm_ray.shards import REJECTED, SPLITS, Manifest, Split
 from slm_ray.summary import DataSummary, Sample, percentile
@@ -92,14 +92,15 @@ def _fates(found: DataSummary, pictures: Mapping[str, bytes]) -> str:
     if not reasons:
         return account + '<p class="note">No story was a duplicate, and none was rejected.</p>'
     shown = page.figure(pictures["rejections"], "Stories kept aside, by reason")
-    rows = [
-        (reason, Code(story_id), found.evidence[story_id])
-        for reason, _ in reasons
-        for story_id in found.examples[reason]
-    ]
     note = f'<p class="note">All of them are in <code>{REJECTED}/</code>, with the beginning of their text.</p>'
-    examples = page.table(["reason", "for example", "begins with"], rows)
-    return f'<div class="columns"><div>{account}</div>{shown}</div><h3>Examples</h3>{examples}{note}'
+    examples = "".join(
+        page.table([reason, "begins with"], [(Code(story_id), found.evidence[story_id]) for story_id in ids])
+        for reason, ids in ((reason, found.examples[reason]) for reason, _ in reasons)
+    )
+    return (
+        f'<div class="columns"><div>{account}</div>{shown}</div>'
+        f'<h3>Examples</h3><div class="examples">{examples}</div>{note}'
+    )
 
 
 def _lengths(found: DataSummary, pictures: Mapping[str, bytes]) -> str:
@@ -133,7 +134,7 @@ def _words(found: DataSummary, pictures: Mapping[str, bytes]) -> str:
         law = (
             f"<strong>Fitted slope {fit.slope:.3f}</strong>: the count of a word falls with its rank to the power of "
             f"{fit.slope:.2f}; Zipf’s law says about -1. Least squares on the logarithms of rank and count, over "
-            f"{FIT_POINTS} ranks spaced evenly in the logarithm from {fit.first:,} to {fit.last:,}."
+            f"{fit.n_ranks} ranks spaced evenly in the logarithm from {fit.first:,} to {fit.last:,}."
         ).replace("-", "\N{MINUS SIGN}")
     once = np.count_nonzero(counts == 1) / max(1, len(counts))
     about = (
