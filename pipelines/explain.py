@@ -5,7 +5,7 @@ shards those of the id's own range; each is checked against its digest, so an al
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def explain(folder: Path, story_id: str) -> str:
     """
     manifest = shards.load_manifest(folder)
     file, row = _source(manifest, story_id)
-    place = _find(folder, manifest, story_id, _range_number(manifest, file, row))
+    place = _find(folder, manifest, story_id, range_number(manifest, file, row))
     lines = {
         "story": visible(story_id),
         "source": f"{visible(file['name'])}, row {row:,} of {file['rows']:,}, counted from 0",
@@ -74,7 +74,7 @@ def _names(files: Mapping[str, Any]) -> str:
     return visible(", ".join(list(files)[:4])) + more
 
 
-def _range_number(manifest: Manifest, wanted: Mapping[str, Any], row: int) -> int:
+def range_number(manifest: Manifest, wanted: Mapping[str, Any], row: int) -> int:
     """Files are cut into ranges of equal length, numbered in order: the number names the shards."""
     step = manifest.parameters["rows_per_range"]
     before = 0
@@ -91,12 +91,27 @@ def _find(folder: Path, manifest: Manifest, story_id: str, number: int) -> Place
     listed = list(_all_shards(manifest))
     likely = [(split, shard) for split, shard in listed if shard.file in expected]
     others = [(split, shard) for split, shard in listed if shard.file not in expected]
-    for split, shard in likely + others:
-        table = shards.read_shard(folder, shard)
+    place = _search(folder, likely, story_id) or _search(folder, others, story_id)
+    if place is None:
+        raise UserError(f"story {visible(story_id)} is in no shard of {folder}: prepare the data again")
+    return place
+
+
+def _search(folder: Path, listed: Sequence[tuple[str, Shard]], story_id: str) -> Place | None:
+    """The place of a story; an altered shard is an error only where the story is in no other one."""
+    altered = None
+    for split, shard in listed:
+        try:
+            table = shards.read_shard(folder, shard)
+        except UserError as error:
+            altered = altered or error
+            continue
         row = pc.index(table["story_id"], story_id).as_py()
         if row >= 0:
             return Place(split=split, shard=shard, row=row, story=table.slice(row, 1).to_pylist()[0])
-    raise UserError(f"story {visible(story_id)} is in no shard of {folder}: prepare the data again")
+    if altered is not None:
+        raise altered
+    return None
 
 
 def _all_shards(manifest: Manifest) -> Iterator[tuple[str, Shard]]:

@@ -307,7 +307,7 @@ def _from_json(text: str) -> RangeSummary:
     fields = json.loads(text)
     if fields.pop("format") != _FORMAT:
         raise ValueError(f"expected {_FORMAT}")
-    packed = zlib.decompress(base64.b64decode(fields["token_counts"]))
+    packed = zlib.decompress(base64.b64decode(fields["token_counts"], validate=True))
     fields["token_counts"] = np.frombuffer(packed, "<u4").astype(np.int64)
     fields["shards"] = {name: Shard(**shard) for name, shard in fields["shards"].items()}
     fields["samples"] = [Sample(**sample) for sample in fields["samples"]]
