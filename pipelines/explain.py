@@ -5,6 +5,7 @@ shards those of the id's own range; each is checked against its digest, so an al
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from slm_ray.stories import EVIDENCE_BYTES
 from slm_ray.tokenizer import Tokenizer
 
 BORDER = "|"
+_ROW = re.compile("0|[1-9][0-9]{0,17}")
 FIRST_TOKENS = 16  # of a story, decoded to see whether it may be the one that a duplicate equals
 
 
@@ -56,7 +58,7 @@ def _source(manifest: Manifest, story_id: str) -> tuple[Mapping[str, Any], int]:
     """The input that an id names, as the manifest lists it, and the row."""
     files = {file["name"]: file for file in manifest.source.get("files", ())}
     name, _, digits = story_id.rpartition("#")
-    if name in files and digits.isascii() and digits.isdigit() and str(int(digits)) == digits:
+    if name in files and _ROW.fullmatch(digits):
         if int(digits) < files[name]["rows"]:
             return files[name], int(digits)
         rows = files[name]["rows"]
@@ -146,7 +148,10 @@ def _aside(folder: Path, manifest: Manifest, place: Place) -> dict[str, str]:
         "evidence": kept + (visible(evidence) or "(nothing)"),
     }
     if reason == "duplicate":
-        lines["equals"] = _twin(folder, manifest, evidence, is_cut)
+        try:
+            lines["equals"] = _twin(folder, manifest, evidence, is_cut)
+        except UserError as error:  # of a shard that is not the story's own
+            lines["equals"] = f"not found: {error}"
     return lines
 
 
