@@ -108,6 +108,12 @@ class PrepareOptions(PipelineOptions):
         _add(parser, "--text-column", default="text", help="column of the text (default: %(default)s)")
         _add(parser, "--seed", type=int, default=0, help="of the sample corpus (default: %(default)s)")
         _add(parser, "--force", action="store_true", help="replace another data set in the output folder")
+        _add(
+            parser,
+            "--explain",
+            metavar="STORY_ID",
+            help="prepare nothing: print where a story of the data set in --output comes from and what became of it",
+        )
 
 
 def _add_cleaning_options(parser: argparse.ArgumentParser) -> None:
@@ -194,8 +200,11 @@ class Settings:
     piece_chars: int
     seed: int
     force: bool
+    explain: str | None  # a story id: only say what became of it
 
     def __post_init__(self) -> None:
+        if self.explain is not None and self.force:
+            raise UserError("--explain prepares nothing: leave out --force")
         _check_fractions(self.validation_fraction or 0.0, self.test_fraction or 0.0)
         if not 0 <= self.rules.min_chars <= self.rules.max_chars:
             raise UserError(f"min_chars ({self.rules.min_chars}) must be from 0 to max_chars ({self.rules.max_chars})")
@@ -269,6 +278,7 @@ def _settings(own: argparse.Namespace) -> Settings:
         piece_chars=own.piece_chars,
         seed=own.seed,
         force=own.force,
+        explain=own.explain,
     )
 
 

@@ -21,7 +21,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import PCollection
 
-from pipelines import options, report, runners, terminal
+from pipelines import explain, options, report, runners, terminal
 from pipelines.near_duplicates import FindNearDuplicates
 from pipelines.options import Settings
 from pipelines.transforms import (
@@ -50,6 +50,9 @@ from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, plan, run, publish, and print what became of the stories."""
     beam_options, settings = options.parse(argv)
+    if settings.explain is not None:
+        print(explain.explain(settings.output, settings.explain))
+        return 0
     plan = make_plan(settings)
     with staging.only_writer(settings.output):
         if staging.finish_publishing(settings.output):
@@ -124,8 +127,9 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
         summary.check(found, plan.n_rows)
         _refuse_nothing(found)
         refuse_too_many(found.reasons, found.read, settings.max_rejected, str(staged / shards.REJECTED))
-        manifest = make_manifest(plan, parameters, Tokenizer.load(staged / shards.TOKENIZER), found)
-        report.write(staged / staging.REPORT, manifest, found)
+        tokenizer = Tokenizer.load(staged / shards.TOKENIZER)
+        manifest = make_manifest(plan, parameters, tokenizer, found)
+        report.write(staged / staging.REPORT, manifest, found, tokenizer)
         staging.publish(settings.output, staged, manifest)
     return manifest, found
 

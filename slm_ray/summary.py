@@ -1,13 +1,18 @@
 """What became of the stories: one summary per input range, merged into the counts of a data set.
 
 In: the finished rows of a range. Out: `RangeSummary` files beside the staged shards, and a `DataSummary` that
-the manifest, the terminal and the report share. All of it merges by adding, so no corpus is held in memory.
+the manifest, the terminal and the report share. Everything is a counter or a few examples, and ranges are added one
+at a time, so neither the corpus nor all summaries are ever held in memory.
 """
 
+import base64
 import dataclasses
+import heapq
 import json
+import unicodedata
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,22 +26,32 @@ from slm_ray.storage import Place, replace_file
 from slm_ray.tokenizer import Tokenizer
 
 Key = TypeVar("Key")
+Counts = npt.NDArray[np.int64]
 
 SUMMARIES = "ranges"  # folder of the summaries, beside the staged shards
 N_EXAMPLES = 3  # story ids shown per reason
+EVIDENCE_CHARS = 120  # of the text of an example
 N_SAMPLES = 5  # stories shown in the report
+SAMPLE_TOKENS = 400  # shown of each
+MAX_WORDS = 1_000_000
+"""Distinct words counted at once while ranges are merged; beyond, the rarest half is forgotten (about 100 MB)."""
+
+_FORMAT = "slm-ray range summary 2"
+_MARKS = "".join(chr(code) for code in range(0x3040) if unicodedata.category(chr(code))[0] in "PS")
+"""Punctuation and symbols, which are not part of a word that they surround."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A story for the report, with its token borders."""
+    """A story for the report."""
 
     story_id: str
     hash: str  # hexadecimal; the lowest ones are shown
-    pieces: list[str]
+    tokens: list[int]  # the first `SAMPLE_TOKENS`
+    n_tokens: int  # of the whole story, end mark included
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RangeSummary:
     """What became of the rows of one range."""
 
@@ -46,15 +61,18 @@ class RangeSummary:
     shards: dict[str, Shard]  # by split, and `rejected`
     reasons: dict[str, int]  # rows by reason, duplicates included
     examples: dict[str, list[str]]  # first story ids by reason
-    words: dict[int, int]  # stories by their number of words
+    evidence: dict[str, str]  # beginning of the text by the id of an example
+    chars: dict[int, int]  # stories by their number of characters
+    words: dict[int, int]  # stories by their number of words, which white space divides
     tokens: dict[int, int]  # stories by their number of tokens, end mark included
-    token_counts: list[int]  # occurrences by token id
+    word_counts: dict[str, int]  # occurrences by word in lower case, without the marks around it
+    token_counts: Counts  # (vocab_size,) occurrences by token id
     samples: list[Sample]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DataSummary:
-    """The sum of all ranges."""
+    """The sum of all ranges; fields as in `RangeSummary`."""
 
     splits: dict[str, Split]
     rejected: Split
@@ -62,9 +80,12 @@ class DataSummary:
     kept: int
     reasons: dict[str, int]
     examples: dict[str, list[str]]
+    evidence: dict[str, str]
+    chars: dict[int, int]
     words: dict[int, int]
     tokens: dict[int, int]
-    token_counts: npt.NDArray[np.int64]  # (vocab_size,)
+    word_counts: dict[str, int]
+    token_counts: Counts
     samples: list[Sample] = field(default_factory=list)
 
     @property
@@ -76,24 +97,30 @@ class DataSummary:
 
 
 def summarize(number: int, table: pa.Table, written: Mapping[str, Shard], tokenizer: Tokenizer) -> RangeSummary:
-    """Count the rows of one range, whose columns are those that `stories` made."""
-    kept = table.filter(table["reason"].is_null())
-    reasons: dict[str, list[str]] = {}
-    for story_id, reason in zip(table["story_id"].to_pylist(), table["reason"].to_pylist(), strict=True):
-        if reason is not None:
-            reasons.setdefault(reason, []).append(story_id)
-    words = pc.add(pc.count_substring_regex(kept["text"], r"\s"), 1)
+    """Count the rows of one range, whose columns are those that `stories` made.
+
+    Kept rows have their text in `text`, in `words` as `cut_words` cuts it, and in `tokens`; rejected rows have an
+    empty list of words.
+    """
+    is_kept = table["reason"].is_null().to_numpy()
+    aside = table.select(["story_id", "reason", "text"]).take(np.flatnonzero(~is_kept)).to_pylist()
+    examples = _examples(aside)
+    chosen = {story_id for ids in examples.values() for story_id in ids}
+    tokens = table["tokens"].filter(is_kept) if aside else table["tokens"]
     return RangeSummary(
         number=number,
         read=table.num_rows,
-        kept=kept.num_rows,
+        kept=int(is_kept.sum()),
         shards=dict(written),
-        reasons={reason: len(ids) for reason, ids in reasons.items()},
-        examples={reason: ids[:N_EXAMPLES] for reason, ids in reasons.items()},
-        words=dict(Counter(words.to_pylist())),
-        tokens=dict(Counter(pc.list_value_length(kept["tokens"]).to_pylist())),
-        token_counts=_token_counts(kept["tokens"], tokenizer.vocab_size),
-        samples=_samples(kept, tokenizer),
+        reasons=dict(Counter(row["reason"] for row in aside)),
+        examples=examples,
+        evidence={row["story_id"]: row["text"][:EVIDENCE_CHARS] for row in aside if row["story_id"] in chosen},
+        chars=_histogram(pc.utf8_length(table["text"]).to_numpy()[is_kept]),
+        words=_histogram(_words_per_story(table)[is_kept]),
+        tokens=_histogram(pc.list_value_length(tokens).to_numpy()),
+        word_counts=_word_counts(table["words"]),
+        token_counts=np.bincount(pc.list_flatten(tokens).to_numpy(), minlength=tokenizer.vocab_size),
+        samples=_samples(table),
     )
 
 
@@ -101,33 +128,62 @@ def save_summary(folder: Place, summary: RangeSummary) -> None:
     """Write it as one JSON file, put in place by a rename: there it means that the range is finished."""
     path = folder / SUMMARIES / f"{summary.number:05d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(dataclasses.asdict(summary), sort_keys=True).encode("utf-8"))
+    replace_file(path, _to_json(summary).encode("utf-8"))
 
 
-def load_summaries(folder: Place) -> list[RangeSummary]:
-    """All summaries below a staging folder, in order of their ranges."""
-    return [_from_json(path.read_text("utf-8")) for path in sorted((folder / SUMMARIES).glob("*.json"))]
+def load_summary(path: Place) -> RangeSummary | None:
+    """One summary; None where there is none, or what is there is torn or foreign: the range is not finished."""
+    try:
+        summary = _from_json(path.read_text("utf-8"))
+        return summary if path.name == f"{summary.number:05d}.json" else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
+        return None
+
+
+def load_summaries(folder: Place) -> Iterator[RangeSummary]:
+    """All whole summaries below a staging folder, one at a time, in order of their ranges."""
+    found = (folder / SUMMARIES).glob("[0-9]*.json")
+    for path in sorted(found, key=lambda path: (len(path.name), path.name)):
+        summary = load_summary(path)
+        if summary is not None:
+            yield summary
 
 
 def merge(summaries: Iterable[RangeSummary]) -> DataSummary:
-    """Add up the summaries of all ranges, given in order of their numbers."""
-    parts = list(summaries)
-    by_split = {
-        name: Split.of(tuple(part.shards[name] for part in parts if name in part.shards))
-        for name in (*SPLITS, REJECTED)
-    }
-    samples = sorted((sample for part in parts for sample in part.samples), key=lambda sample: sample.hash)
+    """Add up the summaries of all ranges, given in order of their numbers; each is held only while it is added."""
+    shards: dict[str, list[Shard]] = {name: [] for name in (*SPLITS, REJECTED)}
+    examples: dict[str, list[str]] = {}
+    evidence: dict[str, str] = {}
+    reasons: Counter[str] = Counter()
+    word_counts: Counter[str] = Counter()
+    histograms: dict[str, Counter[int]] = {"chars": Counter(), "words": Counter(), "tokens": Counter()}
+    token_counts = np.zeros(0, np.int64)
+    samples: list[Sample] = []
+    read = kept = 0
+    for part in summaries:
+        read, kept = read + part.read, kept + part.kept
+        for name, shard in part.shards.items():
+            shards[name].append(shard)
+        _add_examples(part, examples, evidence)
+        _add(reasons, part.reasons)
+        _add_words(word_counts, part.word_counts)
+        for name, histogram in histograms.items():
+            _add(histogram, getattr(part, name))
+        token_counts = part.token_counts + (token_counts if len(token_counts) else 0)
+        samples = heapq.nsmallest(N_SAMPLES, samples + part.samples, key=lambda sample: sample.hash)
+    by_split = {name: Split.of(tuple(found)) for name, found in shards.items()}
     return DataSummary(
         splits={name: by_split[name] for name in SPLITS},
         rejected=by_split[REJECTED],
-        read=sum(part.read for part in parts),
-        kept=sum(part.kept for part in parts),
-        reasons=_added(part.reasons for part in parts),
-        examples=_first_examples(parts),
-        words=_added(part.words for part in parts),
-        tokens=_added(part.tokens for part in parts),
-        token_counts=np.sum([part.token_counts for part in parts], axis=0, dtype=np.int64),
-        samples=samples[:N_SAMPLES],
+        read=read,
+        kept=kept,
+        reasons=dict(reasons),
+        examples=examples,
+        evidence=evidence,
+        word_counts=word_counts,
+        token_counts=token_counts,
+        samples=samples,
+        **histograms,
     )
 
 
@@ -156,41 +212,105 @@ def percentile(histogram: Mapping[int, int], share: float) -> int:
     return max(histogram, default=0)
 
 
-def _token_counts(tokens: pa.ChunkedArray, vocab_size: int) -> list[int]:
-    flat = tokens.combine_chunks().flatten().to_numpy()
-    counts: list[int] = np.bincount(flat, minlength=vocab_size).tolist()
-    return counts
+def _histogram(lengths: npt.NDArray[Any]) -> dict[int, int]:
+    values, counts = np.unique(lengths, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def _samples(kept: pa.Table, tokenizer: Tokenizer) -> list[Sample]:
+def _words_per_story(table: pa.Table) -> npt.NDArray[Any]:
+    """Words are cut at spaces; where paragraphs are kept, line breaks divide words too."""
+    lengths: npt.NDArray[Any] = pc.list_value_length(table["words"]).to_numpy()
+    distinct = (chunk.values.dictionary for chunk in table["words"].chunks)
+    if any(pc.any(pc.match_substring(words, "\n")).as_py() for words in distinct):
+        lengths = lengths + pc.count_substring(table["text"], "\n").to_numpy()
+    return lengths
+
+
+def _word_counts(words: pa.ChunkedArray) -> dict[str, int]:
+    """Count by index, and normalise only what is distinct: `"Tom,"` and `"tom"` are the word `tom`."""
+    total: dict[str, int] = {}
+    for chunk in words.chunks:
+        flat = chunk.flatten()
+        counts = np.bincount(flat.indices.to_numpy(), minlength=len(flat.dictionary))
+        lines = pc.split_pattern(flat.dictionary, "\n")
+        distinct = pc.utf8_lower(pc.utf8_trim(lines.flatten(), _MARKS + " ")).dictionary_encode()
+        n_lines = pc.list_value_length(lines).to_numpy()
+        sums = np.bincount(distinct.indices.to_numpy(), np.repeat(counts, n_lines)).astype(np.int64)  # exact: < 2**53
+        for word, count in zip(distinct.dictionary.to_pylist(), sums.tolist(), strict=True):
+            total[word] = total.get(word, 0) + count
+    total.pop("", None)  # marks alone, as a dash between spaces
+    return total
+
+
+def _samples(table: pa.Table) -> list[Sample]:
     """The training stories with the lowest hashes: a fixed choice, whatever the ranges."""
-    train = kept.filter(pc.equal(kept["split"], "train")).sort_by("hash").slice(0, N_SAMPLES)
+    rows = pc.indices_nonzero(pc.equal(table["split"], "train"))
+    lowest = pc.sort_indices(table["hash"].take(rows))[:N_SAMPLES]
+    chosen = table.select(["story_id", "hash", "tokens"]).take(rows.take(lowest))
     return [
-        Sample(story_id=row["story_id"], hash=row["hash"].hex(), pieces=tokenizer.pieces(row["tokens"]))
-        for row in train.select(["story_id", "hash", "tokens"]).to_pylist()
+        Sample(
+            story_id=row["story_id"],
+            hash=row["hash"].hex(),
+            tokens=row["tokens"][:SAMPLE_TOKENS],
+            n_tokens=len(row["tokens"]),
+        )
+        for row in chosen.to_pylist()
     ]
 
 
-def _first_examples(parts: Iterable[RangeSummary]) -> dict[str, list[str]]:
+def _examples(rejected: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
     examples: dict[str, list[str]] = {}
-    for part in parts:
-        for reason, ids in part.examples.items():
-            examples[reason] = (examples.get(reason, []) + ids)[:N_EXAMPLES]
+    for row in rejected:
+        ids = examples.setdefault(row["reason"], [])
+        if len(ids) < N_EXAMPLES:
+            ids.append(row["story_id"])
     return examples
 
 
-def _added(counters: Iterable[Mapping[Key, int]]) -> dict[Key, int]:
-    total: Counter[Key] = Counter()
-    for counter in counters:
-        total.update(counter)
-    return dict(total)
+def _add_examples(part: RangeSummary, examples: dict[str, list[str]], evidence: dict[str, str]) -> None:
+    for reason, ids in part.examples.items():
+        shown = examples.setdefault(reason, [])
+        for story_id in ids[: N_EXAMPLES - len(shown)]:
+            shown.append(story_id)
+            evidence[story_id] = part.evidence[story_id]
+
+
+def _add(total: MutableMapping[Key, int], counts: Mapping[Key, int]) -> None:
+    for key, count in counts.items():
+        total[key] = total.get(key, 0) + count
+
+
+def _add_words(total: Counter[str], counts: Mapping[str, int]) -> None:
+    """Add, and forget the rarest words of a corpus with more than `MAX_WORDS`; ties go by the alphabet."""
+    _add(total, counts)
+    if len(total) > MAX_WORDS:
+        kept = heapq.nsmallest(MAX_WORDS // 2, total.items(), key=lambda item: (-item[1], item[0]))
+        total.clear()
+        total.update(dict(kept))
+
+
+def _to_json(summary: RangeSummary) -> str:
+    """Token counts are packed: as text, those of a large vocabulary would be most of the file."""
+    packed = zlib.compress(summary.token_counts.astype("<u4").tobytes(), 1)
+    fields = {
+        **vars(summary),
+        "format": _FORMAT,
+        "shards": {name: dataclasses.asdict(shard) for name, shard in summary.shards.items()},
+        "samples": [dataclasses.asdict(sample) for sample in summary.samples],
+        "token_counts": base64.b64encode(packed).decode("ascii"),
+    }
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def _from_json(text: str) -> RangeSummary:
     """JSON knows no whole numbers as keys: they come back from text."""
     fields = json.loads(text)
+    if fields.pop("format") != _FORMAT:
+        raise ValueError(f"expected {_FORMAT}")
+    packed = zlib.decompress(base64.b64decode(fields["token_counts"], validate=True))
+    fields["token_counts"] = np.frombuffer(packed, "<u4").astype(np.int64)
     fields["shards"] = {name: Shard(**shard) for name, shard in fields["shards"].items()}
     fields["samples"] = [Sample(**sample) for sample in fields["samples"]]
-    for name in ("words", "tokens"):
+    for name in ("chars", "words", "tokens"):
         fields[name] = {int(value): count for value, count in fields[name].items()}
     return RangeSummary(**fields)

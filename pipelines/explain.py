@@ -1,0 +1,194 @@
+"""`prepare.py --explain STORY_ID`: from a story's id back to its source, and on to what became of it.
+
+In: a data-set folder and an id such as `train.parquet#17`. Out: text for the terminal. Reads the manifest, and of the
+shards those of the id's own range; each is checked against its digest, so an altered one is named instead of decoded.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.page import visible
+from slm_ray import shards
+from slm_ray.errors import UserError
+from slm_ray.shards import REJECTED, SPLITS, Manifest, Shard
+from slm_ray.storage import Place
+from slm_ray.stories import EVIDENCE_BYTES
+from slm_ray.tokenizer import Tokenizer
+
+BORDER = "|"
+_ROW = re.compile("0|[1-9][0-9]{0,17}")
+FIRST_TOKENS = 16  # of a story, decoded to see whether it may be the one that a duplicate equals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Where a story was found."""
+
+    split: str  # or `rejected`
+    shard: Shard
+    row: int  # in the shard, from 0
+    story: dict[str, Any]  # the columns of this row
+
+
+def explain(folder: Place, story_id: str) -> str:
+    """Source, split, shard, tokens and text of a story; of one kept aside its reason and the evidence.
+
+    Raises:
+        UserError: there is no data set, no such story, or a shard was altered; says which.
+    """
+    manifest = shards.load_manifest(folder)
+    file, row = _source(manifest, story_id)
+    place = _find(folder, manifest, story_id, range_number(manifest, file, row))
+    lines = {
+        "story": visible(story_id),
+        "source": f"{visible(file['name'])}, row {row:,} of {file['rows']:,}, counted from 0",
+        "digest": f"sha256 {file['sha256']} of the whole source file",
+    }
+    lines |= _aside(folder, manifest, place) if place.split == REJECTED else _kept(folder, manifest, place)
+    return "\n".join(f"{name:<9} {line}" for name, line in lines.items())
+
+
+def _source(manifest: Manifest, story_id: str) -> tuple[Mapping[str, Any], int]:
+    """The input that an id names, as the manifest lists it, and the row."""
+    files = {file["name"]: file for file in manifest.source.get("files", ())}
+    name, _, digits = story_id.rpartition("#")
+    if name in files and _ROW.fullmatch(digits):
+        if int(digits) < files[name]["rows"]:
+            return files[name], int(digits)
+        rows = files[name]["rows"]
+        raise UserError(f"no story {visible(story_id)}: {visible(name)} has {rows:,} rows, up to {name}#{rows - 1}")
+    near = difflib.get_close_matches(name or story_id, files, n=1, cutoff=0.0)
+    example = f"{near[0]}#0" if near else "train.parquet#0"
+    raise UserError(
+        f"no story {visible(story_id)}: an id is the name of a source file, # and a row counted from 0, "
+        f"as {visible(example)}" + (f"; the files are {_names(files)}" if near else "")
+    )
+
+
+def _names(files: Mapping[str, Any]) -> str:
+    more = f" and {len(files) - 4:,} more" if len(files) > 4 else ""
+    return visible(", ".join(list(files)[:4])) + more
+
+
+def range_number(manifest: Manifest, wanted: Mapping[str, Any], row: int) -> int:
+    """Files are cut into ranges of equal length, numbered in order: the number names the shards."""
+    step = manifest.parameters["rows_per_range"]
+    before = 0
+    for file in manifest.source["files"]:
+        if file["name"] == wanted["name"]:
+            break
+        before += -(-file["rows"] // step)
+    return before + row // step
+
+
+def _find(folder: Place, manifest: Manifest, story_id: str, number: int) -> Found:
+    """Look in the shards of the story's range, and, should ranges be cut otherwise, in all."""
+    expected = {shards.shard_path(split, number) for split in (*SPLITS, REJECTED)}
+    listed = list(_all_shards(manifest))
+    likely = [(split, shard) for split, shard in listed if shard.file in expected]
+    others = [(split, shard) for split, shard in listed if shard.file not in expected]
+    place = _search(folder, likely, story_id) or _search(folder, others, story_id)
+    if place is None:
+        raise UserError(f"story {visible(story_id)} is in no shard of {folder}: prepare the data again")
+    return place
+
+
+def _search(folder: Place, listed: Sequence[tuple[str, Shard]], story_id: str) -> Found | None:
+    """The place of a story; an altered shard is an error only where the story is in no other one."""
+    altered = None
+    for split, shard in listed:
+        try:
+            table = shards.read_shard(folder, shard)
+        except UserError as error:
+            altered = altered or error
+            continue
+        row = pc.index(table["story_id"], story_id).as_py()
+        if row >= 0:
+            return Found(split=split, shard=shard, row=row, story=table.slice(row, 1).to_pylist()[0])
+    if altered is not None:
+        raise altered
+    return None
+
+
+def _all_shards(manifest: Manifest) -> Iterator[tuple[str, Shard]]:
+    for split in SPLITS:
+        yield from ((split, shard) for shard in manifest.splits[split].shards)
+    yield from ((REJECTED, shard) for shard in manifest.rejected.shards)
+
+
+def _kept(folder: Place, manifest: Manifest, place: Found) -> dict[str, str]:
+    tokenizer = _tokenizer(folder, manifest)
+    tokens, n_bytes = place.story["tokens"], place.story["n_bytes"]
+    pieces = BORDER.join(visible(piece) for piece in tokenizer.pieces(tokens))
+    return {
+        "split": place.split,
+        "shard": _shard(place),
+        "size": f"{n_bytes:,} bytes of text, {len(tokens):,} tokens with the end mark, "
+        f"{n_bytes / len(tokens):.2f} bytes a token",
+        "text": "\n          ".join(visible(line) for line in tokenizer.decode(tokens).split("\n")),
+        "tokens": pieces,
+        "ids": " ".join(map(str, tokens)),
+    }
+
+
+def _aside(folder: Place, manifest: Manifest, place: Found) -> dict[str, str]:
+    reason, evidence = place.story["reason"], place.story["text"]
+    is_cut = len(evidence.encode("utf-8")) >= EVIDENCE_BYTES - 3  # a character of 4 bytes may be cut off
+    kept = f"the first {EVIDENCE_BYTES} bytes: " if is_cut else ""
+    lines = {
+        "split": "none: the story was kept aside",
+        "reason": reason,
+        "shard": _shard(place),
+        "evidence": kept + (visible(evidence) or "(nothing)"),
+    }
+    if reason == "duplicate":
+        try:
+            lines["equals"] = _twin(folder, manifest, evidence, is_cut)
+        except UserError as error:  # of a shard that is not the story's own
+            lines["equals"] = f"not found: {error}"
+    return lines
+
+
+def _shard(place: Found) -> str:
+    return f"{place.shard.file}, row {place.row:,} of {place.shard.rows:,}, sha256 {place.shard.sha256}"
+
+
+def _twin(folder: Place, manifest: Manifest, evidence: str, is_cut: bool) -> str:
+    """The kept story that a duplicate equals, found by all that is left of the duplicate: its beginning."""
+    tokenizer = _tokenizer(folder, manifest)
+    for split in SPLITS:
+        for shard in manifest.splits[split].shards:
+            story_id = _first_alike(shards.read_shard(folder, shard), tokenizer, _normal(evidence), is_cut)
+            if story_id is not None:
+                by = f" (by its first {EVIDENCE_BYTES} bytes)" if is_cut else ""
+                return f"{visible(story_id)} in {split}, but for white space and case{by}"
+    return "not found by its beginning"
+
+
+def _first_alike(table: pa.Table, tokenizer: Tokenizer, wanted: str, is_cut: bool) -> str | None:
+    """The first story of a shard that begins with `wanted`, or, if that is a whole story, is it."""
+    for row, tokens in enumerate(table["tokens"].to_pylist()):
+        head = _normal(tokenizer.decode(tokens[:FIRST_TOKENS])).rstrip("\N{REPLACEMENT CHARACTER}")
+        if wanted.startswith(head) or (is_cut and head.startswith(wanted)):
+            text = _normal(tokenizer.decode(tokens))
+            if text == wanted or (is_cut and text.startswith(wanted)):
+                found: str = table["story_id"][row].as_py()
+                return found
+    return None
+
+
+def _normal(text: str) -> str:
+    """As stories are compared: without differences in white space and case, and a character cut off at the end."""
+    return " ".join(text.rstrip("\N{REPLACEMENT CHARACTER}").split()).casefold()
+
+
+def _tokenizer(folder: Place, manifest: Manifest) -> Tokenizer:
+    path = folder / shards.TOKENIZER
+    shards.checked_content(path, manifest.tokenizer["sha256"])
+    return Tokenizer.load(path)
