@@ -18,6 +18,7 @@ from slm_ray.text import HASH_BYTES, CleaningRules, examine, story_hash
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
+ROWS_AT_ONCE = 1000  # arrays of this size stay in the cache, and their memory is not given back and taken again
 MAX_BATCH_BYTES = 64 * 2**20  # the arrays below take about six times the batch
 SPACE, LINE_BREAK = np.uint8(0x20), np.uint8(0x0A)
 
@@ -36,6 +37,15 @@ class Cleaned:
 
 def clean_texts(raw: pa.LargeBinaryArray, rules: CleaningRules) -> Cleaned:
     """Decode, clean and judge the stories of a batch, none of which is null; as `text.examine` does for one."""
+    parts = [_clean_some(raw.slice(row, ROWS_AT_ONCE), rules) for row in range(0, max(1, len(raw)), ROWS_AT_ONCE)]
+    return Cleaned(
+        pa.concat_arrays([part.texts for part in parts]),
+        pa.concat_arrays([part.reasons for part in parts]),
+        pa.concat_arrays([part.hashes for part in parts]),
+    )
+
+
+def _clean_some(raw: pa.LargeBinaryArray, rules: CleaningRules) -> Cleaned:
     if raw.nbytes > MAX_BATCH_BYTES or not len(raw):
         return _examined(raw, rules)
     texts, is_plain = _clean_plain(raw, rules)

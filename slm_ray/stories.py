@@ -248,12 +248,11 @@ def write_range(item: Item, folder: str, tokenizer_json: str) -> RangeSummary:
     table = pa.Table.from_batches([batch])
     written = {}
     for split in SPLITS:
-        rows = table.filter(pc.equal(table["split"], split))
-        if len(rows):
-            written[split] = _write(folder, split, part.number, rows, shard_schema(tokenizer.vocab_size))
-    rejected = table.filter(table["reason"].is_valid())
-    if len(rejected):
-        written[REJECTED] = _write(folder, REJECTED, part.number, rejected, REJECTED_SCHEMA)
+        is_in = pc.equal(table["split"], split)
+        if pc.any(is_in).as_py():
+            written[split] = _write(folder, split, part.number, table, is_in, shard_schema(tokenizer.vocab_size))
+    if table["reason"].null_count < len(table):
+        written[REJECTED] = _write(folder, REJECTED, part.number, table, table["reason"].is_valid(), REJECTED_SCHEMA)
     summary = summarize(part.number, table, written, tokenizer)
     save_summary(storage.place(folder), summary)
     return summary
@@ -269,9 +268,10 @@ def _is_whole(staged: Place, found: RangeSummary) -> bool:
     return True
 
 
-def _write(folder: str, split: str, number: int, rows: pa.Table, schema: pa.Schema) -> Shard:
-    table = rows.select(schema.names).cast(schema)
-    return shards.write_shard(storage.place(folder) / shard_path(split, number), table)
+def _write(folder: str, split: str, number: int, table: pa.Table, is_in: pa.ChunkedArray, schema: pa.Schema) -> Shard:
+    """Write those rows that are in the split."""
+    rows = table.select(schema.names).filter(is_in).cast(schema)
+    return shards.write_shard(storage.place(folder) / shard_path(split, number), rows)
 
 
 def _hash_bytes(hashes: pa.FixedSizeBinaryArray) -> npt.NDArray[np.uint8]:

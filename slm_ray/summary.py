@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from slm_ray.rejections import NOT_REJECTED
 from slm_ray.shards import REJECTED, SPLITS, Shard, Split
 from slm_ray.storage import Place, replace_file
 from slm_ray.tokenizer import Tokenizer
@@ -91,8 +92,8 @@ class DataSummary:
     @property
     def counts(self) -> dict[str, Any]:
         """As the manifest has them; read = kept + duplicates + the sum of rejected."""
-        rejected = {name: n for name, n in sorted(self.reasons.items()) if name != "duplicate"}
-        duplicates = self.reasons.get("duplicate", 0)
+        rejected = {name: n for name, n in sorted(self.reasons.items()) if name not in NOT_REJECTED}
+        duplicates = sum(self.reasons.get(name, 0) for name in NOT_REJECTED)
         return {"read": self.read, "kept": self.kept, "duplicates": duplicates, "rejected": rejected}
 
 
@@ -142,7 +143,7 @@ def load_summary(path: Place) -> RangeSummary | None:
 
 def load_summaries(folder: Place) -> Iterator[RangeSummary]:
     """All whole summaries below a staging folder, one at a time, in order of their ranges."""
-    found = (folder / SUMMARIES).glob("[0-9]*.json")
+    found: Iterable[Place] = (folder / SUMMARIES).glob("[0-9]*.json")
     for path in sorted(found, key=lambda path: (len(path.name), path.name)):
         summary = load_summary(path)
         if summary is not None:

@@ -16,7 +16,7 @@ from slm_ray import hub, shards, sources, staging
 from slm_ray.shards import load_manifest, read_split
 from slm_ray.tokenizer import Tokenizer
 
-GOLDEN_FINGERPRINT = "20f407d5b6c01e3b5182f79268b0b8d35f2787266503a5dbc2174dc5ad28c677"
+GOLDEN_FINGERPRINT = "c18bb6aa7ac0dc40fef902d948194a8bf1bb69bf75c7fc9d1bebe541e694578d"
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -85,7 +85,10 @@ class Page(HTMLParser):
         assert not [name for name, _ in attrs if name.startswith("on")]
 
     def handle_data(self, data):
-        self.text += " " + data
+        self.text += data
+
+    def handle_endtag(self, tag):
+        self.text += " " if tag in ("td", "th", "p", "h1", "h2", "h3", "title", "style") else ""
 
 
 def test_the_page_states_the_numbers(written):
