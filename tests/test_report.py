@@ -80,6 +80,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags[tag] += 1
+        self.text += " " * (tag in ("td", "th", "div", "b"))
         self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
         self.titles += [value for name, value in attrs if name == "title"]
         assert not [name for name, _ in attrs if name.startswith("on")]
@@ -100,7 +101,7 @@ def test_the_page_states_the_numbers(written):
         "Suggested sequence length: 512 tokens.",
         "that holds the 95th percentile (450 tokens, end mark included); 100.0% of the stories fit into it whole, "
         "and 30.0% into 256.",
-        "Fitted slope −1.000:",
+        "Fitted slope −1.00",
         "ranks spaced evenly in the logarithm from 10 to 1,000.",
         "3,000 different ones",
         "w1 100,000",
