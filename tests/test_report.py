@@ -80,13 +80,13 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags[tag] += 1
-        self.text += " " * (tag in ("td", "th", "div", "b"))
+        self.text += " " * (tag in ("td", "th", "div", "span"))
         self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
         self.titles += [value for name, value in attrs if name == "title"]
         assert not [name for name, _ in attrs if name.startswith("on")]
 
     def handle_data(self, data):
-        self.text += " " + data
+        self.text += data
 
 
 def test_the_page_states_the_numbers(written):
