@@ -106,7 +106,6 @@ def _draw_fit(axes: "Axes", tokens: Mapping[int, int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(max(8, int(lengths[0])) * 0.9, max(int(lengths[-1]), suggested) * 1.15)
     axes.set_ylim(0, 104)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     _label(axes, "sequence length in tokens", "% of stories that fit")
     _legend(axes)
 
@@ -151,8 +150,9 @@ def _draw_reasons(axes: "Axes", reasons: Mapping[str, int]) -> None:
 
 def _label(axes: "Axes", x: str, y: str) -> None:
     axes.set(xlabel=x, ylabel=y)
+    axes.minorticks_off()  # on logarithmic axes they are most of the drawing time
     for axis in (axes.xaxis, axes.yaxis):
-        if axis.get_scale() == "linear" and axis.get_label_text():
+        if axis.get_label_text():
             axis.set_major_formatter(_compact)
 
 
@@ -162,7 +162,9 @@ def _legend(axes: "Axes") -> None:
 
 
 def _compact(value: float, _: object) -> str:
-    """Tick labels with thousands apart: 12000 is `12,000`."""
+    """Tick labels with thousands apart: 12000 is `12,000`, and 3000000 is `3 M`."""
+    if value >= 1e6:
+        return f"{value / 1e6:,g} M"
     return f"{value:,.0f}" if value == round(value) else f"{value:,g}"
 
 

@@ -46,7 +46,7 @@ td:last-child { max-width: 34rem } th:last-child, td:last-child { padding-right:
 .n { text-align: right; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
 .examples th:first-child { min-width: 11rem }
 @media (max-width: 40rem) { table { font-size: .85rem } th, td { padding-right: .8rem }
-  .examples th:first-child { min-width: 0 } }
+  td { min-width: 0 } .examples th:first-child { min-width: 0 } }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 0 2.5rem }
 .story { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.95; max-width: none; margin: .4rem 0 }
 .story span { padding: .14em 0; border-radius: .2em; -webkit-print-color-adjust: exact; print-color-adjust: exact;

@@ -241,8 +241,11 @@ def tokenize_batch(item: Item, tokenizer_json: str) -> Item:
     return part, pa.RecordBatch.from_arrays([*batch.columns, words, tokens, n_bytes], names)
 
 
-def write_range(item: Item, folder: str, tokenizer_json: str) -> RangeSummary:
-    """Write the range's shards and evidence below `folder`; its summary, written last, says it is finished."""
+def write_range(item: Item, folder: str, tokenizer_json: str) -> int:
+    """Write the range's shards and evidence below `folder`; its summary, written last, says it is finished.
+
+    Returns the range's number: what is found in the summaries' files need not travel through a runner.
+    """
     part, batch = item
     tokenizer = cached_tokenizer(tokenizer_json)
     table = pa.Table.from_batches([batch])
@@ -255,7 +258,7 @@ def write_range(item: Item, folder: str, tokenizer_json: str) -> RangeSummary:
         written[REJECTED] = _write(folder, REJECTED, part.number, table, table["reason"].is_valid(), REJECTED_SCHEMA)
     summary = summarize(part.number, table, written, tokenizer)
     save_summary(storage.place(folder), summary)
-    return summary
+    return part.number
 
 
 def _is_whole(staged: Place, found: RangeSummary) -> bool:

@@ -80,15 +80,13 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags[tag] += 1
+        self.text += " " * (tag in ("td", "th", "div", "span"))
         self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
         self.titles += [value for name, value in attrs if name == "title"]
         assert not [name for name, _ in attrs if name.startswith("on")]
 
     def handle_data(self, data):
         self.text += data
-
-    def handle_endtag(self, tag):
-        self.text += " " if tag in ("td", "th", "p", "h1", "h2", "h3", "title", "style") else ""
 
 
 def test_the_page_states_the_numbers(written):
@@ -103,7 +101,7 @@ def test_the_page_states_the_numbers(written):
         "Suggested sequence length: 512 tokens.",
         "that holds the 95th percentile (450 tokens, end mark included); 100.0% of the stories fit into it whole, "
         "and 30.0% into 256.",
-        "Fitted slope −1.000:",
+        "Fitted slope −1.00",
         "ranks spaced evenly in the logarithm from 10 to 1,000.",
         "3,000 different ones",
         "w1 100,000",
