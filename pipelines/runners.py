@@ -7,12 +7,16 @@ import os
 import re
 import shlex
 import sys
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability import local_job_service
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from slm_ray import storage
@@ -60,10 +64,27 @@ def user_errors(output: Place) -> Iterator[None]:
         raise
 
 
+def keep_to_loopback() -> None:
+    """Let Beam's servers for its worker processes listen on this machine alone: they ask nobody who he is.
+
+    Beam 2.77 binds them to all interfaces and has no option for it, though its workers call `localhost`.
+    """
+    for module in (worker_handlers, local_job_service):
+        module.grpc = types.SimpleNamespace(**{**vars(grpc), "server": _loopback_server})
+
+
+def _loopback_server(*args: Any, **settings: Any) -> grpc.Server:
+    server = grpc.server(*args, **settings)
+    bind = server.add_insecure_port
+    server.add_insecure_port = lambda address: bind(address.replace("[::]", "localhost"))
+    return server
+
+
 def _direct_runner(direct: DirectOptions, worker_log: str) -> FnApiRunner:
     """FnApiRunner, whose worker processes log into a file: on the terminal they announce each start and stop."""
     if direct.direct_running_mode != "multi_processing":
         return FnApiRunner()
+    keep_to_loopback()
     direct.direct_running_mode = "in_memory"  # the other word would put Beam's own command in place of this one
     # Ctrl-C reaches all processes of a terminal: only this one is to act on it, the others end with it.
     command = f"trap '' INT; exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"

@@ -1,0 +1,110 @@
+"""Any runner, any number of workers, any bundling: the same bytes. And nothing listens beyond this machine."""
+
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines import prepare
+from slm_ray import sources
+from slm_ray.stories import Done
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ("--source", "sample", "--max-stories", "320", "--vocab-size", "512", "--near-duplicates", "0.8")
+TWO = ("--direct_num_workers", "2", "--direct_running_mode")
+
+
+@pytest.fixture(autouse=True)
+def small_ranges(monkeypatch):
+    """Ranges of 50 stories, so that a small input has several."""
+    plan = sources.plan
+    monkeypatch.setattr(sources, "plan", lambda *args, **options: plan(*args, **options, rows_per_range=50))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def in_memory(tmp_path_factory) -> dict[str, str]:
+    """Digests of a data set that one thread made."""
+    folder = tmp_path_factory.mktemp("in-memory") / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        plan = sources.plan
+        patch.setattr(sources, "plan", lambda *args, **options: plan(*args, **options, rows_per_range=50))
+        assert prepare.main(["--output", str(folder), *SOURCE]) == 0
+    return digests(folder)
+
+
+@pytest.fixture
+def listening() -> Iterator[set[str]]:
+    """Addresses on which this process or one of its children listened during a test."""
+    found: set[str] = set()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+                try:
+                    opened = process.net_connections()
+                except psutil.Error:  # it ended meanwhile
+                    continue
+                found.update(one.laddr.ip for one in opened if one.status == psutil.CONN_LISTEN)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    yield found
+    done.set()
+    watching.join()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_bytes_and_listen_to_this_machine_alone(in_memory, listening, tmp_path):
+    assert prepare.main(["--output", str(tmp_path / "data"), *SOURCE, *TWO, "multi_processing"]) == 0
+    assert digests(tmp_path / "data") == in_memory
+    assert listening
+    assert listening <= {"127.0.0.1", "::1"}
+
+
+def test_two_threads_give_the_same_bytes(in_memory, tmp_path):
+    assert prepare.main(["--output", str(tmp_path / "data"), *SOURCE, *TWO, "multi_threading"]) == 0
+    assert digests(tmp_path / "data") == in_memory
+
+
+def test_ranges_in_another_order_give_the_same_bytes(in_memory, tmp_path, monkeypatch):
+    in_order = Done.left_to_read
+    monkeypatch.setattr(Done, "left_to_read", lambda done, plan: in_order(done, plan)[::-1])
+    assert prepare.main(["--output", str(tmp_path / "data"), *SOURCE]) == 0
+    assert digests(tmp_path / "data") == in_memory
+
+
+@pytest.fixture
+def job_service(tmp_path) -> Iterator[str]:
+    """Beam's own job service in a process of its own; its address."""
+    port_file = tmp_path / "port"
+    command = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", "-p", "0"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--port_file", str(port_file)], cwd=ROOT, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 60
+            while not (port_file.exists() and port_file.read_text()):
+                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.05)
+            yield f"localhost:{port_file.read_text()}"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_portable_runner_gives_the_same_bytes(in_memory, job_service, tmp_path):
+    portable = ("--runner", "PortableRunner", "--job_endpoint", job_service, "--environment_type", "LOOPBACK")
+    assert prepare.main(["--output", str(tmp_path / "data"), *SOURCE, *portable]) == 0
+    assert digests(tmp_path / "data") == in_memory
