@@ -14,7 +14,7 @@ from pipelines import figures, page
 from pipelines.measures import RARE, fit_zipf, mean, share_within, suggested_seq_len
 from pipelines.page import Code
 from slm_ray.shards import REJECTED, SPLITS, Manifest, Split
-from slm_ray.storage import Place
+from slm_ray.storage import Place, make_folder
 from slm_ray.summary import DataSummary, Sample, percentile
 from slm_ray.tokenizer import Tokenizer
 
@@ -24,7 +24,7 @@ N_FILES = 20  # sources listed
 
 def write(folder: Place, manifest: Manifest, found: DataSummary, tokenizer: Tokenizer) -> None:
     """Write the page and its figures into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     pictures = figures.draw_all(found)
     for name, content in pictures.items():
         (folder / f"{name}.png").write_bytes(content)

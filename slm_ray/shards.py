@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slm_ray.errors import UserError
-from slm_ray.storage import Place, place, replace_file
+from slm_ray.storage import Place, make_folder, place, replace_file
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
@@ -159,7 +159,7 @@ def write_shard(path: str | Place, table: pa.Table) -> Shard:
     whole: it is written beside it and renamed, so a killed or repeated attempt leaves no half shard.
     """
     path = place(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.combine_chunks(),

@@ -78,7 +78,7 @@ def begin(output: Place, key: str) -> Place:
     try:
         _refuse_foreign(output)
         folder = output / STAGING / key
-        folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder)
         storage.replace_file(folder / "job", key.encode())
     except UserError:
         raise

@@ -43,6 +43,12 @@ def is_local(where: Place) -> TypeGuard[Path]:
     return isinstance(where, Path)
 
 
+def make_folder(folder: Place) -> None:
+    """Make it, with those above it. An object store has no folders, and a bucket is not made by the way."""
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def replace_file(path: Place, content: bytes | memoryview) -> None:
     """Put a file in place at once: readers see the old one or the new one, never a part.
 

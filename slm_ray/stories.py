@@ -109,7 +109,7 @@ def keep_cleaned(item: Item, folder: str) -> InputRange:
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     path = cleaned_path(storage.place(folder), part.number)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path.parent)
     storage.replace_file(path, memoryview(sink.getvalue()))
     return part
 

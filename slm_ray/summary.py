@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from slm_ray.rejections import NOT_REJECTED
 from slm_ray.shards import REJECTED, SPLITS, Shard, Split
-from slm_ray.storage import Place, replace_file
+from slm_ray.storage import Place, make_folder, replace_file
 from slm_ray.tokenizer import Tokenizer
 
 Key = TypeVar("Key")
@@ -128,7 +128,7 @@ def summarize(number: int, table: pa.Table, written: Mapping[str, Shard], tokeni
 def save_summary(folder: Place, summary: RangeSummary) -> None:
     """Write it as one JSON file, put in place by a rename: there it means that the range is finished."""
     path = folder / SUMMARIES / f"{summary.number:05d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     replace_file(path, _to_json(summary).encode("utf-8"))
 
 

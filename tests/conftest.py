@@ -1,11 +1,12 @@
 """What tests share: a tiny data set, a tiny model, and one local Ray for the tests that need it."""
 
+import logging
 import os
 
 os.environ["RAY_ADDRESS"] = "local"  # never join a cluster that happens to run on this machine
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,27 @@ def local_ray() -> Iterator[Any]:
     ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Callable[..., Any]]:
+    """A real object-store server on loopback, known to the client by its environment as a user's would be."""
+    boto3 = pytest.importorskip("boto3")
+    server_module = pytest.importorskip("moto.server")
+    import s3fs
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "mouse")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "cheese")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="stories")
+        yield lambda key, content: client.put_object(Bucket="stories", Key=key, Body=content)
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()

@@ -2,11 +2,10 @@
 
 import gzip
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,30 +84,6 @@ def test_an_absent_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # whether installed or not
     with pytest.raises(UserError, match=r"cannot read gs://a/b.jsonl: Please install gcsfs"):
         plan("gs://a/b.jsonl")
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Callable[..., Any]]:
-    """A real object-store server on loopback, known to the client by its environment as a user's would be."""
-    boto3 = pytest.importorskip("boto3")
-    server_module = pytest.importorskip("moto.server")
-    import s3fs
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "mouse")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "cheese")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="stories")
-        yield lambda key, content: client.put_object(Bucket="stories", Key=key, Body=content)
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(scope="module")

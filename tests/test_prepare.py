@@ -85,13 +85,6 @@ def test_every_story_can_be_traced_to_its_row(sample):
         assert tokenizer.decode(row["tokens"]) == " ".join(texts[number].split())
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_same_bytes(sample, tmp_path):
-    words = ("--direct_num_workers", "2", "--direct_running_mode", "multi_processing")
-    assert run(tmp_path / "again", *SAMPLE, *words) == 0
-    assert digests(tmp_path / "again") == digests(sample)
-
-
 @pytest.mark.skipif(pa.__version__ != "25.0.1", reason="Parquet files carry the version of their writer")
 def test_the_fingerprint_stays_what_it_was(tmp_path):
     source = write_stories(tmp_path / "mice.jsonl", [story(number) for number in range(150)])

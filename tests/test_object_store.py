@@ -1,0 +1,76 @@
+"""A data set in an object store: written, continued, replaced and read there as on a disk."""
+
+import pytest
+
+from pipelines import prepare
+from slm_ray import shards, sources, stories
+from slm_ray.shards import load_manifest, read_split
+from slm_ray.storage import files_below, place
+
+SOURCE = ("--source", "sample", "--max-stories", "60", "--vocab-size", "300")
+
+
+@pytest.fixture(autouse=True)
+def small_ranges(monkeypatch):
+    """Ranges of 30 stories, so that a small input has several."""
+    plan = sources.plan
+    monkeypatch.setattr(sources, "plan", lambda *args, **options: plan(*args, **options, rows_per_range=30))
+
+
+def contents(address: str) -> dict[str, bytes]:
+    root = place(address)
+    return {file.as_posix().removeprefix(root.as_posix()): file.read_bytes() for file in files_below(root)}
+
+
+def run(address: str, *words: str) -> int:
+    return prepare.main(["--output", address, *SOURCE, *words])
+
+
+def test_a_data_set_in_an_object_store_is_that_of_a_disk(s3, tmp_path, capsys):
+    assert run(str(tmp_path / "data")) == run("s3://stories/data") == 0
+    assert contents("s3://stories/data") == contents(str(tmp_path / "data"))
+    assert "data set in s3://stories/data, pictures in s3://stories/data/report/report.html" in capsys.readouterr().out
+
+    assert run("s3://stories/data") == 0
+    assert "already holds this data set" in capsys.readouterr().out
+    assert load_manifest("s3://stories/data").counts["kept"] == 60
+    assert len(read_split("s3://stories/data", "train")[0]) == load_manifest(tmp_path / "data").splits["train"].tokens
+
+
+def test_what_was_finished_in_an_object_store_is_not_done_again(s3, monkeypatch, capsys):
+    written = stories.write_range
+
+    def fail_at_the_last(item, folder, tokenizer_json):
+        if item[0].number == 1:
+            raise OSError(28, "No space left on device")
+        return written(item, folder, tokenizer_json)
+
+    monkeypatch.setattr(stories, "write_range", fail_at_the_last)
+    assert run("s3://stories/broken") == 2
+    assert "cannot write to s3://stories/broken: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert not place("s3://stories/broken/manifest.json").exists()
+    monkeypatch.setattr(stories, "write_range", written)
+    assert run("s3://stories/broken") == 0
+    assert "skipping 2 of 2 ranges that are cleaned, 1 that are written" in capsys.readouterr().err
+    assert not [name for name in contents("s3://stories/broken") if ".staging" in name]
+
+
+def test_another_data_set_takes_its_place_whole(s3, tmp_path):
+    assert run("s3://stories/replaced") == 0
+    assert run("s3://stories/replaced", "--test-fraction", "0", "--force") == 0
+    assert run(str(tmp_path / "data"), "--test-fraction", "0") == 0
+    assert contents("s3://stories/replaced") == contents(str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("s3://absent-bucket/data", "cannot write to s3://absent-bucket/data: "),
+        ("nosuch://bucket/data", "cannot reach nosuch://bucket/data: "),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_clear_line(s3, capsys, address, message):
+    assert run(address) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert shards.MANIFEST not in line
