@@ -11,7 +11,6 @@ if __name__ == "__main__":
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from slm_ray.batches import TokenStream
@@ -49,7 +48,7 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, float | str]:
     model, tokenizer = load_model(resolved.path)
     if tokenizer.sha256 != manifest.tokenizer["sha256"]:
         raise UserError(f"{config.data} was prepared with another tokenizer than {config.model}'s: pass its own data")
-    tokens, n_bytes = read_split(Path(config.data), config.split, manifest=manifest)
+    tokens, n_bytes = read_split(config.data, config.split, manifest=manifest)
     if not len(tokens):
         raise UserError(f"{config.data} has no stories in its {config.split} split")
     stream = TokenStream.of_split(tokens, n_bytes, tokenizer.end_id)

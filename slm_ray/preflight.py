@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm_ray import checkpoint, tracking
+from slm_ray import checkpoint, storage, tracking
 from slm_ray.batches import TokenStream, TrainBatches
 from slm_ray.command_line import parse, take_option
 from slm_ray.config import TrainConfig, from_dict, load_config
@@ -56,7 +56,7 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
     Raises:
         UserError: no data set, another vocabulary, or a batch that the workers cannot share out.
     """
-    data = Path(config.data).absolute()
+    data = storage.place(config.data)
     vocab_size = int(load_manifest(data).tokenizer["vocab_size"])
     if config.model.vocab_size not in (0, vocab_size):
         raise UserError(f"model.vocab_size ({config.model.vocab_size}) must be the data set's, {vocab_size}")
@@ -79,7 +79,7 @@ def load_task(config: TrainConfig, tracker: Tracker) -> Task:
     Raises:
         UserError: the data set is missing, damaged, or too small for one sample.
     """
-    data = Path(config.data)
+    data = storage.place(config.data)
     manifest = load_manifest(data)
     tokenizer = Tokenizer.load(data / "tokenizer.json")
     if tokenizer.sha256 != manifest.tokenizer["sha256"]:

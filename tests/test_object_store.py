@@ -1,11 +1,14 @@
 """A data set in an object store: written, continued, replaced and read there as on a disk."""
 
+import dataclasses
+
 import pytest
 
 from pipelines import prepare
-from slm_ray import shards, sources, stories
+from slm_ray import preflight, shards, sources, stories
 from slm_ray.shards import load_manifest, read_split
 from slm_ray.storage import files_below, place
+from slm_ray.tracking import NullTracker
 
 SOURCE = ("--source", "sample", "--max-stories", "60", "--vocab-size", "300")
 
@@ -74,3 +77,15 @@ def test_a_place_that_cannot_be_written_is_one_clear_line(s3, capsys, address, m
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
     assert shards.MANIFEST not in line
+
+
+def test_training_reads_its_data_from_an_object_store(s3, tiny_config, tmp_path):
+    assert run("s3://stories/data", "--validation-fraction", "0.2", "--force") == 0
+    config = dataclasses.replace(
+        tiny_config, data="s3://stories/data", model=dataclasses.replace(tiny_config.model, vocab_size=0)
+    )
+    resolved = preflight.resolve(config, lambda: 1)
+    task = preflight.load_task(resolved, NullTracker())
+    assert resolved.data == "s3://stories/data"
+    assert task.data_fingerprint == load_manifest("s3://stories/data").fingerprint
+    assert task.train.n_targets == load_manifest("s3://stories/data").splits["train"].tokens

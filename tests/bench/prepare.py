@@ -38,7 +38,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        n_bytes = write_input(folder / "input", options.source, options.megabytes)
+        n_bytes = write_input(folder / "input", options.source, megabytes=options.megabytes)
         tokenizer = write_tokenizer(folder / "input", folder / "tokenizer.json")
         print(f"input: {n_bytes / 1e6:.1f} MB of text; {os.cpu_count()} cores", flush=True)
         sides = {
@@ -53,20 +53,21 @@ def main() -> int:
     return 0
 
 
-def write_input(folder: Path, source: str | None, megabytes: float) -> int:
-    """Stories repeated to the wanted size, every copy with an ending of its own. Returns bytes of text."""
+def write_input(folder: Path, source: str | None, *, megabytes: float | None = None, stories: int = 0) -> int:
+    """Stories repeated to the wanted size or number, each copy with an ending of its own. Returns bytes of text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder.mkdir()
-    wanted, written, batch, number = int(megabytes * 1e6), 0, [], 0
-    for story in _endless(source):
+    written, batch, number = 0, [], 0
+    for count, story in enumerate(_endless(source), start=1):
         batch.append(story)
         written += len(story.encode())
-        if len(batch) == STORIES_PER_FILE or written >= wanted:
+        is_enough = count == stories if megabytes is None else written >= megabytes * 1e6
+        if len(batch) == STORIES_PER_FILE or is_enough:
             pq.write_table(pa.table({"text": batch}), folder / f"{number:03d}.parquet", compression="zstd")
             batch, number = [], number + 1
-        if written >= wanted:
+        if is_enough:
             break
     return written
 
