@@ -7,6 +7,7 @@ depends on the order of stories, on the runner or on the number of workers.
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ftfy import fix_encoding
@@ -28,6 +29,8 @@ REASONS = (
 """Every reason for which a story is kept aside; each is counted in the manifest and listed in `rejected/`."""
 
 HASH_BYTES = 16
+PART_CHARS = 2**20
+_WHITE = re.compile(r"\s")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # \x1c to \x1f count as white space
 
 _QUOTES = {"'": "‘’‚‛′ʼ", '"': "“”„‟″", "-": "‐‑‒–−", "--": "—―", "...": "…"}
@@ -96,9 +99,21 @@ def clean_story(text: str, keep_paragraphs: bool = False) -> str:
     U+0085 break a line too.
     """
     if not keep_paragraphs:
-        return " ".join(text.split())
+        parts = (" ".join(part.split()) for part in _parts(text))
+        return " ".join(part for part in parts if part)
     paragraphs = (" ".join(line.split()) for line in text.splitlines())
     return "\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text cut before white space about every million characters: the words of a giant would fill the memory."""
+    start = 0
+    while len(text) - start > PART_CHARS:
+        space = _WHITE.search(text, start + PART_CHARS)
+        end = space.start() if space else len(text)
+        yield text[start:end]
+        start = end
+    yield text[start:] if start else text
 
 
 def rejection_reason(text: str, rules: CleaningRules | None = None) -> str | None:

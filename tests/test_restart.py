@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -140,6 +141,28 @@ def test_a_torn_shard_of_a_finished_range_is_written_again(source, uninterrupted
     torn = next(iter(data.glob(".staging/*/train/*.parquet")))
     torn.write_bytes(torn.read_bytes()[:50])
     assert run(words(source, data), tmp_path / "log")[0] == 0
+    assert contents(data) == whole
+
+
+def fill_the_disk(argv: list[str], log: str, file_bytes: int) -> None:
+    """In a process of its own: prepare where no file may become larger than that, as on a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    prepare(argv, log)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_what_was_finished_is_kept(source, uninterrupted, tmp_path):
+    whole, _ = uninterrupted
+    data, log = tmp_path / "data", tmp_path / "log"
+    process = FORKSERVER.Process(target=fill_the_disk, args=(words(source, data), str(log), 6000))
+    process.start()
+    process.join()
+    assert process.exitcode == 2
+    assert log.read_text().splitlines()[-2] == f"error: cannot write to {data}: [Errno 27] File too large"
+    assert not (data / shards.MANIFEST).exists()
+    assert not [path for path in data.rglob(".*") if path.is_file()]  # nothing half-written lies beside
+    assert run(words(source, data), log)[0] == 0
+    assert "skipping" in log.read_text()
     assert contents(data) == whole
 
 

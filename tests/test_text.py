@@ -9,6 +9,7 @@ from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import slm_ray.text
 from slm_ray.text import (
     _SUSPECT,
     REASONS,
@@ -36,6 +37,13 @@ LONG_ENOUGH = "Once upon a time there was a small dog who liked to dig in the sa
 
 def test_all_white_space_becomes_single_spaces():
     assert clean_story(" One.\r\n\r\n Two\t words.\u00a0\u2003End \n") == "One. Two words. End"
+
+
+@given(st.text(st.sampled_from("ab \n\u00a0"), max_size=40), st.integers(1, 9))
+def test_a_giant_is_cleaned_like_any_other(text, part_chars):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slm_ray.text, "PART_CHARS", part_chars)
+        assert clean_story(text) == " ".join(text.split())
 
 
 def test_paragraphs_are_kept_as_single_line_breaks():
