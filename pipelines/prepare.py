@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.explain is not None:
         print(explain.explain(settings.output, settings.explain))
         return 0
+    runners.prepare_workers(beam_options)
     plan = make_plan(settings)
     with staging.only_writer(settings.output):
         if staging.finish_publishing(settings.output):

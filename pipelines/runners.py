@@ -17,13 +17,26 @@ import grpc
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability import local_job_service
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from pipelines.forked_workers import ForkedEnvironment, ForkedWorkerHandler, prepare_forks
 from slm_ray import storage
 from slm_ray.errors import UserError
 from slm_ray.storage import Place
 
 _STEP_NAME = re.compile(r" \[while running .*", flags=re.S)
+
+
+def is_direct(beam_options: PipelineOptions) -> bool:
+    """Whether the pipeline runs on this machine, by the FnApiRunner."""
+    runner = beam_options.view_as(StandardOptions).runner
+    return runner is None or runner.lower() == "directrunner"
+
+
+def prepare_workers(beam_options: PipelineOptions) -> None:
+    """Make worker processes, if the job will have some; best called early, see `forked_workers`."""
+    direct = beam_options.view_as(DirectOptions)
+    if is_direct(beam_options) and direct.direct_running_mode == "multi_processing":
+        prepare_forks(direct.direct_num_workers or os.cpu_count() or 1)
 
 
 def make_pipeline(beam_options: PipelineOptions, staged: Place) -> beam.Pipeline:
@@ -33,8 +46,7 @@ def make_pipeline(beam_options: PipelineOptions, staged: Place) -> beam.Pipeline
     runs then depends on the network. Here the word means Beam's in-process FnApiRunner, always.
     """
     runner = beam_options.view_as(StandardOptions).runner
-    is_direct = runner is None or runner.lower() == "directrunner"
-    if is_direct:
+    if is_direct(beam_options):
         log = str(staged / "workers.log") if storage.is_local(staged) else os.devnull
         runner = _direct_runner(beam_options.view_as(DirectOptions), log)
     return beam.Pipeline(runner=runner, options=beam_options)
@@ -89,4 +101,5 @@ def _direct_runner(direct: DirectOptions, worker_log: str) -> FnApiRunner:
     # Ctrl-C reaches all processes of a terminal: only this one is to act on it, the others end with it.
     command = f"trap '' INT; exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
     logged = f"{command} 2>> {shlex.quote(worker_log)}"
-    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(logged))
+    ForkedWorkerHandler.log = worker_log
+    return FnApiRunner(ForkedEnvironment.from_command_string(logged))

@@ -1,0 +1,121 @@
+"""Worker processes of Beam's FnApiRunner that are ready at once: forked from this process after its imports.
+
+Beam starts a worker as a new Python that imports Beam again, about three seconds of a core each. A fork has
+everything already, and shares the memory of it. Forks are made while this process has one thread only, before any
+server runs; where that is not so, or none is left, a worker is started as Beam does it.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn
+
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
+from apache_beam.runners.worker import sdk_worker_main
+from apache_beam.transforms.environments import Environment, SubprocessSDKEnvironment
+from google.protobuf import json_format, text_format
+
+URN = "slm_ray:env:forked:v1"
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A process that waits to hear what to do, and ends when this one does."""
+
+    pid: int
+    pipe: int  # where it listens
+
+    @classmethod
+    def make(cls) -> "Fork":
+        """Fork this process."""
+        listening, speaking = os.pipe()
+        pid = os.fork()
+        if not pid:
+            for pipe in (speaking, *(fork.pipe for fork in ForkedWorkerHandler.waiting)):
+                os.close(pipe)  # or it would not notice the end of the process that made it
+            _wait_and_work(listening)
+        os.close(listening)
+        return cls(pid, speaking)
+
+    def say(self, work: dict[str, Any]) -> None:
+        """Let it begin."""
+        with os.fdopen(self.pipe, "w") as pipe:
+            pipe.write(json.dumps(work) + "\n")
+
+
+def prepare_forks(n_workers: int) -> None:
+    """Fork workers for later, where it is safe: on Linux, as long as there is one thread."""
+    if sys.platform == "linux" and threading.active_count() == 1:
+        for _ in range(n_workers):
+            ForkedWorkerHandler.waiting.append(Fork.make())
+
+
+@Environment.register_urn(URN, bytes)
+class ForkedEnvironment(SubprocessSDKEnvironment):
+    """Where the steps run: in forks, or where there are none in processes of a command."""
+
+    def to_runner_api_parameter(self, context: Any) -> tuple[str, bytes]:  # noqa: ARG002 - as Beam calls it
+        """The command, under this environment's own name."""
+        return URN, self.command_string.encode("utf-8")
+
+    @staticmethod
+    def from_runner_api_parameter(
+        payload: bytes,
+        capabilities: Any,
+        artifacts: Any,
+        resource_hints: Any,
+        context: Any,  # noqa: ARG004 - as Beam calls it
+    ) -> "ForkedEnvironment":
+        """The way back."""
+        return ForkedEnvironment(payload.decode("utf-8"), capabilities, artifacts, resource_hints)
+
+
+@WorkerHandler.register_environment(URN, bytes)
+class ForkedWorkerHandler(SubprocessSdkWorkerHandler):
+    """Beam's view of one worker."""
+
+    waiting: ClassVar[list[Fork]] = []
+    log: ClassVar[str] = os.devnull  # file for what workers print
+
+    def start_worker(self) -> None:
+        """Give a waiting fork the addresses that it needs."""
+        self._fork = self.waiting.pop() if self.waiting else None
+        if self._fork is None:
+            super().start_worker()
+            return
+        environment = {
+            "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
+            "LOGGING_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.logging_api_service_descriptor()),
+            "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
+            "WORKER_ID": self.worker_id,
+        }
+        self._fork.say({"environment": environment, "log": self.log})
+
+    def stop_worker(self) -> None:
+        """Wait for its end, which comes with the end of the connection."""
+        if self._fork is None:
+            super().stop_worker()
+        else:
+            os.waitpid(self._fork.pid, 0)
+
+
+def _wait_and_work(pipe: int) -> NoReturn:
+    """The life of a fork: Ctrl-C is for the process that made it, whose end it notices by the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = 1
+    try:
+        with os.fdopen(pipe) as listening:
+            said = listening.readline()
+        if said:
+            work = json.loads(said)
+            log = os.open(work["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.environ.update(work["environment"])
+            sdk_worker_main.main([])
+        code = 0
+    finally:
+        os._exit(code)
