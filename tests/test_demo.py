@@ -41,7 +41,7 @@ def test_a_port_in_use_is_one_clear_line_before_anything_starts(tmp_path: Path) 
 
 def test_its_commands_are_ones_that_the_scripts_accept(demo: ModuleType) -> None:
     _, settings = options.parse(shlex.split(demo.PREPARE)[1:])
-    assert settings.source == "sample"
+    assert settings.source == ("sample",)
     config = sweep.parse_config(shlex.split(demo.SWEEP)[1:])
     assert len(config.points) == 4
     assert config.workers == 2
