@@ -4,27 +4,18 @@ In: the words of the command line. Out: `PrepareOptions` for Beam, `Settings` fo
 """
 
 import argparse
-import dataclasses
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
-from slm_ray import formats, inputs, prose, sources, storage
+from pipelines.settings import DEFAULT_FRACTION, Settings
+from slm_ray import formats, inputs, prose, storage
 from slm_ray.errors import UserError
-from slm_ray.near_duplicates import band_shape
 from slm_ray.rejections import MAX_REJECTED
-from slm_ray.storage import Place
 from slm_ray.text import CleaningRules
-from slm_ray.tokenizer import Tokenizer
 from slm_ray.vocabularies import TOKENIZER_MODELS, open_tokenizer
-
-TOKENIZER_STORIES = 20_000
-"""About how many training stories a tokenizer is learned from: more no longer changes one of 4,096 entries."""
-
-DEFAULT_FRACTION = 0.02
 
 DESCRIPTION = "Prepare a data set: read stories, clean, split, tokenize, and write checked Parquet shards."
 EPILOG = """Beam's own options pass through: --runner, --direct_num_workers 2 --direct_running_mode
@@ -179,65 +170,6 @@ def _add_cleaning_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """One job, checked; paths are absolute, so that workers elsewhere on this machine find them."""
-
-    source: tuple[str, ...]
-    validation_source: tuple[str, ...] | None
-    output: Place
-    max_stories: int | None  # None: the source's default
-    rules: CleaningRules
-    near_duplicates: float | None  # similarity from which on stories are left out; None: keep all
-    max_rejected: float  # share of the stories
-    validation_fraction: float | None  # None: DEFAULT_FRACTION, or 0 where the source has a validation split
-    test_fraction: float | None
-    vocab_size: int  # of a trained tokenizer
-    tokenizer_model: str  # one of TOKENIZER_MODELS, of a trained tokenizer
-    tokenizer: Tokenizer | None  # None: train one
-    text_column: str
-    cut_text: str  # one of prose.CUTS
-    piece_chars: int
-    seed: int
-    force: bool
-    explain: str | None  # a story id: only say what became of it
-
-    def __post_init__(self) -> None:
-        if self.explain is not None and self.force:
-            raise UserError("--explain prepares nothing: leave out --force")
-        _check_fractions(self.validation_fraction or 0.0, self.test_fraction or 0.0)
-        if not 0 <= self.rules.min_chars <= self.rules.max_chars:
-            raise UserError(f"min_chars ({self.rules.min_chars}) must be from 0 to max_chars ({self.rules.max_chars})")
-        _check_share("max_other_characters", self.rules.max_other_characters)
-        _check_share("max_rejected", self.max_rejected)
-        if self.near_duplicates is not None:
-            band_shape(self.near_duplicates)
-
-    def fractions(self, has_own_validation: bool, has_own_test: bool = False) -> tuple[float, float]:
-        """Shares of validation and test, given whether the source brings such splits."""
-        for split, is_own in (("validation", has_own_validation), ("test", has_own_test)):
-            if is_own and getattr(self, f"{split}_fraction"):
-                raise UserError(f"the source has a {split} split of its own: leave out --{split}-fraction")
-        default = 0.0 if has_own_validation else DEFAULT_FRACTION
-        validation = default if self.validation_fraction is None else self.validation_fraction
-        test = (0.0 if has_own_test else default) if self.test_fraction is None else self.test_fraction
-        return validation, test
-
-    def parameters(self, has_own_validation: bool, has_own_test: bool = False) -> dict[str, Any]:
-        """Everything besides the source that decides about the bytes of the data set."""
-        validation, test = self.fractions(has_own_validation, has_own_test)
-        trained = {"stories": TOKENIZER_STORIES, "vocab_size": self.vocab_size, "model": self.tokenizer_model}
-        return {
-            **dataclasses.asdict(self.rules),
-            "near_duplicates": self.near_duplicates,
-            "text_column": self.text_column,
-            "validation_fraction": validation,
-            "test_fraction": test,
-            "rows_per_range": sources.ROWS_PER_RANGE,
-            "tokenizer": {"sha256": self.tokenizer.sha256} if self.tokenizer else {"trained": trained},
-        }
-
-
 def parse(argv: Sequence[str] | None) -> tuple[PipelineOptions, Settings]:
     """Read the command line.
 
@@ -313,16 +245,3 @@ def _check_beam_options(words: Sequence[str], own: argparse.ArgumentParser) -> N
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         hint = f": did you mean {near[0]}?" if near else ", see --help"
         raise UserError(f"unknown option {unknown[0]}{hint}")
-
-
-def _check_share(name: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise UserError(f"{name} ({share}) must be a share from 0 to 1")
-
-
-def _check_fractions(validation: float, test: float) -> None:
-    if min(validation, test) < 0 or validation + test >= 1:
-        raise UserError(
-            f"validation_fraction ({validation}) and test_fraction ({test}) must be 0 or more, "
-            "and leave a share for train"
-        )

@@ -23,7 +23,7 @@ from apache_beam.pvalue import PCollection
 
 from pipelines import explain, options, report, runners, terminal
 from pipelines.near_duplicates import FindNearDuplicates
-from pipelines.options import Settings
+from pipelines.settings import TOKENIZER_STORIES, Settings
 from pipelines.transforms import (
     CleanStories,
     DropDuplicates,
@@ -36,13 +36,13 @@ from pipelines.transforms import (
     TrainTokenizer,
     WriteShards,
 )
-from slm_ray import inputs, shards, sources, staging, stories, summary
+from slm_ray import finished, inputs, shards, sources, staging, stories, summary
 from slm_ray.errors import UserError, command
+from slm_ray.finished import Done
 from slm_ray.rejections import refuse_too_many
 from slm_ray.shards import Manifest
 from slm_ray.sources import Plan
 from slm_ray.storage import Place
-from slm_ray.stories import Done
 from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -154,13 +154,13 @@ def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Place
     if settings.tokenizer is not None:
         tokenizer = pipeline | "Tokenizer" >> beam.Create([settings.tokenizer.to_json()])
     else:
-        share = min(1.0, options.TOKENIZER_STORIES / plan.n_rows)
+        share = min(1.0, TOKENIZER_STORIES / plan.n_rows)
         tokenizer = cleaned | TrainTokenizer(settings.vocab_size, share, fractions, settings.tokenizer_model)
     _ = tokenizer | "SaveTokenizer" >> beam.Map(stories.save_tokenizer, folder=folder)
 
     distinct = (
         ranges
-        | "NotWritten" >> beam.Filter(stories.is_left, written=done.written)
+        | "NotWritten" >> beam.Filter(finished.is_left, written=done.written)
         | LoadCleaned(folder)
         | DropDuplicates(duplicates)
     )

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from slm_ray import storage
+from slm_ray.finished import Done
 from slm_ray.shards import SPLITS, Manifest
 from slm_ray.storage import Place
-from slm_ray.stories import CLEANED, Done
+from slm_ray.stories import CLEANED
 from slm_ray.summary import SUMMARIES
 
 POLL_S = 0.2

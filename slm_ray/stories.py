@@ -8,7 +8,6 @@ place with a `reason`, so read = kept + duplicates + rejected holds by construct
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +18,9 @@ from slm_ray import shards, storage, vocabularies
 from slm_ray.batch_cleaning import clean_texts
 from slm_ray.errors import UserError
 from slm_ray.shards import REJECTED, REJECTED_SCHEMA, SPLITS, Shard, shard_path, shard_schema
-from slm_ray.sources import InputRange, Plan, read_ranges
+from slm_ray.sources import InputRange, read_ranges
 from slm_ray.storage import Place
-from slm_ray.summary import RangeSummary, load_summaries, save_summary, summarize
+from slm_ray.summary import save_summary, summarize
 from slm_ray.text import HASH_BYTES, CleaningRules, is_sampled
 from slm_ray.tokenizer import cached_tokenizer
 from slm_ray.word_encoding import cut_words
@@ -46,33 +45,6 @@ HASH_BUCKETS = 16  # the hashes of a data set are compared in this many independ
 
 _ROW_BITS = 32
 _MAIN_SOURCE = np.uint64(1 << 62)
-
-
-@dataclass(frozen=True)
-class Done:
-    """Ranges that an interrupted run of the same job finished, by number."""
-
-    cleaned: frozenset[int]
-    written: frozenset[int]  # their shards are whole
-
-    @classmethod
-    def of(cls, staged: Place) -> "Done":
-        """What a staging folder holds."""
-        cleaned = storage.files_below(staged / CLEANED)
-        return cls(
-            cleaned=frozenset(int(path.stem) for path in cleaned if path.suffix == ".arrow"),
-            written=frozenset(found.number for found in load_summaries(staged) if _is_whole(staged, found)),
-        )
-
-    def left_to_read(self, plan: Plan) -> list[tuple[InputRange, ...]]:
-        """The tasks of a plan without the ranges that are cleaned already."""
-        tasks = (tuple(part for part in task if part.number not in self.cleaned) for task in plan.tasks)
-        return [task for task in tasks if task]
-
-
-def is_left(part: InputRange, written: frozenset[int]) -> bool:
-    """Whether the shards of a range are still to be written."""
-    return part.number not in written
 
 
 def read_items(task: Sequence[InputRange]) -> Iterator[Item]:
@@ -259,16 +231,6 @@ def write_range(item: Item, folder: str, tokenizer_json: str) -> int:
     summary = summarize(part.number, table, written, tokenizer)
     save_summary(storage.place(folder), summary)
     return part.number
-
-
-def _is_whole(staged: Place, found: RangeSummary) -> bool:
-    """Whether the shards of a finished range are what was written: a disk that lost power may have torn them."""
-    try:
-        for shard in found.shards.values():
-            shards.checked_content(staged / shard.file, shard.sha256)
-    except UserError:
-        return False
-    return True
 
 
 def _write(folder: str, split: str, number: int, table: pa.Table, is_in: pa.ChunkedArray, schema: pa.Schema) -> Shard:

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import prepare
 from slm_ray import sources
-from slm_ray.stories import Done
+from slm_ray.finished import Done
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ("--source", "sample", "--max-stories", "320", "--vocab-size", "512", "--near-duplicates", "0.8")

@@ -1,0 +1,51 @@
+"""What an interrupted job had finished, so that the same job does not do it again.
+
+In: a staging folder and a plan. Out: the ranges that are left to read and to write. Called by `pipelines/prepare.py`
+when it begins; a range counts as finished by its files, which appear whole or not at all.
+"""
+
+from dataclasses import dataclass
+
+from slm_ray import shards, storage
+from slm_ray.errors import UserError
+from slm_ray.sources import InputRange, Plan
+from slm_ray.storage import Place
+from slm_ray.stories import CLEANED
+from slm_ray.summary import RangeSummary, load_summaries
+
+
+@dataclass(frozen=True)
+class Done:
+    """Ranges that an interrupted run of the same job finished, by number."""
+
+    cleaned: frozenset[int]
+    written: frozenset[int]  # their shards are whole
+
+    @classmethod
+    def of(cls, staged: Place) -> "Done":
+        """What a staging folder holds."""
+        cleaned = storage.files_below(staged / CLEANED)
+        return cls(
+            cleaned=frozenset(int(path.stem) for path in cleaned if path.suffix == ".arrow"),
+            written=frozenset(found.number for found in load_summaries(staged) if _is_whole(staged, found)),
+        )
+
+    def left_to_read(self, plan: Plan) -> list[tuple[InputRange, ...]]:
+        """The tasks of a plan without the ranges that are cleaned already."""
+        tasks = (tuple(part for part in task if part.number not in self.cleaned) for task in plan.tasks)
+        return [task for task in tasks if task]
+
+
+def is_left(part: InputRange, written: frozenset[int]) -> bool:
+    """Whether the shards of a range are still to be written."""
+    return part.number not in written
+
+
+def _is_whole(staged: Place, found: RangeSummary) -> bool:
+    """Whether the shards of a finished range are what was written: a disk that lost power may have torn them."""
+    try:
+        for shard in found.shards.values():
+            shards.checked_content(staged / shard.file, shard.sha256)
+    except UserError:
+        return False
+    return True
