@@ -59,8 +59,8 @@ class WordEncoder:
         self._lock = threading.Lock()
         self._known: dict[str, int] = {}
         self._ids: Ids = np.empty(0, numpy_type)
-        self._lengths = np.empty(0, np.int64)
-        self._starts = np.empty(0, np.int64)
+        self._lengths = np.empty(0, np.int32)  # 32 bits are enough for a batch, and half the memory to go through
+        self._starts = np.empty(0, np.int32)
 
     def encode(self, words: pa.ListArray) -> pa.ListArray:
         """Ids of texts that were cut by `cut_words` and are `are_apart`, one list per text."""
@@ -69,12 +69,12 @@ class WordEncoder:
             known = self._places(distinct)
             ids, starts, lengths = self._ids, self._starts, self._lengths
         place = words.values.indices.to_numpy()  # (words,) which distinct word
-        n_ids = lengths[known][place]  # (words,)
-        ends = offsets(n_ids)  # (words + 1,) where each word's ids begin in the result
-        shift = starts[known][place] - ends[:-1]
-        gathered = ids[np.repeat(shift, n_ids) + np.arange(ends[-1])]
-        row_starts = ends[words.offsets.to_numpy()].astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(row_starts), pa.array(gathered))
+        n_ids = lengths[known].take(place)  # (words,)
+        ends = np.zeros(len(place) + 1, np.int32)  # where each word's ids begin in the result
+        np.cumsum(n_ids, out=ends[1:])
+        shift = starts[known].take(place) - ends[:-1]
+        gathered = ids.take(np.repeat(shift, n_ids) + np.arange(ends[-1], dtype=np.int32))
+        return pa.ListArray.from_arrays(pa.array(ends.take(words.offsets.to_numpy())), pa.array(gathered))
 
     def _places(self, distinct: list[str]) -> npt.NDArray[np.int64]:
         """Where the memo has each of these words; new ones are encoded first."""
@@ -86,8 +86,8 @@ class WordEncoder:
             ids, lengths = encode_flat(self._inner, new, self._type)
             self._known.update(zip(new, range(len(self._lengths), len(self._lengths) + len(new))))
             self._ids = np.concatenate((self._ids, ids))
-            self._lengths = np.concatenate((self._lengths, lengths))
-            self._starts = offsets(self._lengths)[:-1]
+            self._lengths = np.concatenate((self._lengths, lengths.astype(np.int32)))
+            self._starts = offsets(self._lengths.astype(np.int64))[:-1].astype(np.int32)
         return np.fromiter(map(self._known.__getitem__, distinct), np.int64, len(distinct))
 
 
