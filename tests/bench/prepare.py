@@ -29,7 +29,7 @@ def main() -> int:
     """Make the input, run all sides in turn, print a table."""
     parser = argparse.ArgumentParser(prog="bench/prepare.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--source", help="Parquet file with a text column (default: the sample corpus)")
-    parser.add_argument("--megabytes", type=float, default=240.0, help="size of the input, MB of text (default: 240)")
+    parser.add_argument("--megabytes", type=float, default=480.0, help="size of the input, MB of text (default: 480)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side (default: 3)")
     parser.add_argument("--peer", nargs=4, metavar=("NAME", "INPUT", "TOKENIZER", "OUTPUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
