@@ -5,6 +5,7 @@ everything already, and shares the memory of it. Forks are made while this proce
 server runs; where that is not so, or none is left, a worker is started as Beam does it.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from apache_beam.transforms.environments import Environment, SubprocessSDKEnviro
 from google.protobuf import json_format, text_format
 
 URN = "slm_ray:env:forked:v1"
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ class ForkedWorkerHandler(SubprocessSdkWorkerHandler):
 
 
 def _wait_and_work(pipe: int) -> NoReturn:
-    """The life of a fork: Ctrl-C is for the process that made it, whose end it notices by the pipe."""
+    """The life of a fork: Ctrl-C is for the process that made it, and with that it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # by itself, Beam tries for a minute to reach the dead
     code = 1
     try:
         with os.fdopen(pipe) as listening:

@@ -37,7 +37,7 @@ from pipelines.transforms import (
     WriteShards,
 )
 from slm_ray import finished, inputs, shards, sources, staging, stories, summary
-from slm_ray.errors import UserError, command
+from slm_ray.errors import UserError, command, ending_on_interrupt
 from slm_ray.finished import Done
 from slm_ray.rejections import refuse_too_many
 from slm_ray.shards import Manifest
@@ -120,7 +120,8 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
     if done.cleaned or done.written:
         print(terminal.continuation_notice(done, len(plan.ranges)), file=sys.stderr)
     with runners.user_errors(settings.output):
-        with terminal.progress(staged, len(plan.ranges)):
+        # Beam waits for workers that may never have begun; what is finished is in files, so nothing is lost by leaving
+        with ending_on_interrupt(), terminal.progress(staged, len(plan.ranges)):
             if len(done.written) < len(plan.ranges):
                 with runners.make_pipeline(beam_options, staged) as pipeline:
                     build(pipeline, plan, settings, staged, done)

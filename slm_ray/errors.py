@@ -4,7 +4,9 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec
 
 P = ParamSpec("P")
@@ -26,6 +28,19 @@ def end_now(*_: object) -> None:
 def end_on_interrupt() -> None:
     """Let Ctrl-C end the process plainly while a script still imports; `command` takes over when `main` begins."""
     signal.signal(signal.SIGINT, end_now)
+
+
+@contextmanager
+def ending_on_interrupt() -> Iterator[None]:
+    """Within the block Ctrl-C ends this process at once, for work that may be broken off anywhere and continued."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end_now)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def command(main: Callable[P, int]) -> Callable[P, int]:

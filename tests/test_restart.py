@@ -187,6 +187,32 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
+def test_ctrl_c_ends_all_processes_at_once(tmp_path):
+    """Sent to the whole group, as a terminal does, just when the worker processes begin."""
+    data = tmp_path / "data"
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(command(data), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        workers: list[int] = []
+        try:
+            deadline = time.monotonic() + 60
+            while not list(data.glob(".staging/*/workers.log")):
+                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.01)
+            workers = children(process.pid)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(timeout=20) == 130
+            while any(map(is_alive, workers)):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            for pid in [process.pid, *workers]:
+                if is_alive(pid):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+    assert (tmp_path / "log").read_text().splitlines()[-1] == "interrupted"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "worker"])
 def test_a_process_that_is_killed_loses_nothing(tmp_path, victim):
     data = tmp_path / "data"
