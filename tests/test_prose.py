@@ -13,7 +13,7 @@ from slm_ray import prose
 from slm_ray.errors import UserError
 from slm_ray.prose import Cut, make_finder, read_stories, scan
 
-WIKITEXT = Path("/work/shared/data/wikitext-2/validation.txt")
+WIKITEXT = Path(__file__).resolve().parents[2] / "shared/data/wikitext-2/validation.txt"
 MODES = [mode for mode in prose.CUTS if mode != "auto"]
 
 parts = st.sampled_from(
@@ -142,7 +142,7 @@ def test_a_wrong_way_to_cut_is_refused(cut, message):
         Cut(**cut)
 
 
-@pytest.mark.skipif(not WIKITEXT.exists(), reason=f"needs the raw WikiText-2 validation text at {WIKITEXT}")
+@pytest.mark.skipif(not WIKITEXT.exists(), reason="needs ../shared/data/wikitext-2/validation.txt")
 def test_wikitext_is_cut_into_its_articles():
     chunks = chunked(WIKITEXT.read_bytes(), 1 << 20)
     mode, count = scan(chunks, Cut(), 1)

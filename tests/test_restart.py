@@ -186,6 +186,20 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def wait_until_gone(pids: list[int], deadline: float) -> None:
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def stop(process: subprocess.Popen, workers: list[int]) -> None:
+    """What is left of a job, by its ids."""
+    for pid in [process.pid, *workers]:
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_all_processes_at_once(tmp_path):
     """Sent to the whole group, as a terminal does, just when the worker processes begin."""
@@ -201,14 +215,9 @@ def test_ctrl_c_ends_all_processes_at_once(tmp_path):
             workers = children(process.pid)
             os.killpg(process.pid, signal.SIGINT)
             assert process.wait(timeout=20) == 130
-            while any(map(is_alive, workers)):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until_gone(workers, deadline)
         finally:
-            for pid in [process.pid, *workers]:
-                if is_alive(pid):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+            stop(process, workers)
     assert (tmp_path / "log").read_text().splitlines()[-1] == "interrupted"
 
 
@@ -227,14 +236,9 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path, victim):
             workers = children(process.pid)
             os.kill(process.pid if victim == "driver" else workers[-1], signal.SIGKILL)
             code = process.wait(timeout=60)
-            while any(map(is_alive, workers)):  # a worker without its driver ends by itself
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until_gone(workers, deadline)  # a worker without its driver ends by itself
         finally:
-            for pid in [process.pid, *workers]:
-                if is_alive(pid):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+            stop(process, workers)
     if victim == "worker":
         assert code == 2
         assert "a worker process ended" in (tmp_path / "log").read_text().splitlines()[-1]
