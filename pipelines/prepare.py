@@ -56,11 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     runners.prepare_workers(beam_options)
     plan = make_plan(settings)
     with staging.only_writer(settings.output):
-        if staging.finish_publishing(settings.output):
+        with runners.user_errors(settings.output):
+            was_interrupted = staging.finish_publishing(settings.output)
+        if was_interrupted:
             print(f"finished what an interrupted job had begun to publish in {settings.output}", file=sys.stderr)
         earlier = earlier_data_set(settings, plan)
         if earlier is not None:
-            staging.discard(settings.output, job_key(settings, plan))
+            with runners.user_errors(settings.output):
+                staging.discard(settings.output, job_key(settings, plan))
             print(f"{settings.output} already holds this data set; nothing to do (--force prepares it again)")
             print(terminal.account(earlier, settings.output, {}))
             return 0
@@ -99,7 +102,10 @@ def earlier_data_set(settings: Settings, plan: Plan) -> Manifest | None:
     """
     if settings.force or not (settings.output / shards.MANIFEST).exists():
         return None
-    manifest = shards.load_manifest(settings.output)
+    try:
+        manifest = shards.load_manifest(settings.output)
+    except UserError as error:
+        raise UserError(f"{error}, with --force") from error
     if not (_is_same(manifest, settings, plan) or _is_other_auto(manifest, settings)):
         raise UserError(
             f"{settings.output} holds a data set from another source or other parameters: "
@@ -122,7 +128,7 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
     with runners.user_errors(settings.output):
         # Beam waits for workers that may never have begun; what is finished is in files, so nothing is lost by leaving
         with ending_on_interrupt(), terminal.progress(staged, len(plan.ranges)):
-            if len(done.written) < len(plan.ranges):
+            if len(done.written) < len(plan.ranges) or not (staged / shards.TOKENIZER).exists():
                 with runners.make_pipeline(beam_options, staged) as pipeline:
                     build(pipeline, plan, settings, staged, done)
         found = summary.merge(summary.load_summaries(staged))

@@ -36,6 +36,8 @@ def prepare_workers(beam_options: PipelineOptions) -> None:
     """Make worker processes, if the job will have some; best called early, see `forked_workers`."""
     direct = beam_options.view_as(DirectOptions)
     if is_direct(beam_options) and direct.direct_running_mode == "multi_processing":
+        if direct.direct_num_workers < 0:
+            raise UserError(f"direct_num_workers ({direct.direct_num_workers}) must be 0, for all cores, or more")
         prepare_forks(direct.direct_num_workers or os.cpu_count() or 1)
 
 
@@ -49,7 +51,10 @@ def make_pipeline(beam_options: PipelineOptions, staged: Place) -> beam.Pipeline
     if is_direct(beam_options):
         log = str(staged / "workers.log") if storage.is_local(staged) else os.devnull
         runner = _direct_runner(beam_options.view_as(DirectOptions), log)
-    return beam.Pipeline(runner=runner, options=beam_options)
+    try:
+        return beam.Pipeline(runner=runner, options=beam_options)
+    except (ValueError, ImportError) as error:  # no such runner, or what it needs is not installed
+        raise UserError(f"cannot use the runner {runner}: {error}") from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from slm_ray.errors import UserError
 from slm_ray.near_duplicates import band_shape
 from slm_ray.storage import Place
 from slm_ray.text import CleaningRules
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 
 TOKENIZER_STORIES = 20_000
 """About how many training stories a tokenizer is learned from: more no longer changes one of 4,096 entries."""
@@ -46,6 +46,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.explain is not None and self.force:
             raise UserError("--explain prepares nothing: leave out --force")
+        if not all((*self.source, *(self.validation_source or ("-",)))):
+            raise UserError("a source is an empty word: name auto, sample, hub:NAME, or files, folders and globs")
+        if self.tokenizer is None and self.vocab_size < MIN_VOCAB_SIZE:
+            raise UserError(f"vocab_size ({self.vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end mark")
         _check_fractions(self.validation_fraction or 0.0, self.test_fraction or 0.0)
         if not 0 <= self.rules.min_chars <= self.rules.max_chars:
             raise UserError(f"min_chars ({self.rules.min_chars}) must be from 0 to max_chars ({self.rules.max_chars})")
@@ -80,7 +84,7 @@ class Settings:
 
 
 def _check_fractions(validation: float, test: float) -> None:
-    if min(validation, test) < 0 or validation + test >= 1:
+    if not (validation >= 0 and test >= 0 and validation + test < 1):  # so put, NaN fails too
         raise UserError(
             f"validation_fraction ({validation}) and test_fraction ({test}) must be 0 or more, "
             "and leave a share for train"

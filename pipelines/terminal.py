@@ -61,7 +61,8 @@ def progress(staged: Place, n_ranges: int) -> Iterator[None]:
 def account(manifest: Manifest, output: Place, examples: Mapping[str, Sequence[str]]) -> str:
     """What became of the stories, the sizes of the splits, and how to name the data set."""
     counts = manifest.counts
-    reasons = {"duplicate": counts["duplicates"], **counts["rejected"]}
+    near = counts.get("near_duplicates", 0)
+    reasons = {"duplicate": counts["duplicates"] - near, "near_duplicate": near, **counts["rejected"]}
     lines = [
         _source_line(manifest),
         f"stories  read {counts['read']:,} = kept {counts['kept']:,} + duplicates {counts['duplicates']:,}"

@@ -47,6 +47,8 @@ def reading(address: str) -> Iterator[None]:
         raise UserError(f"cannot read {address}: {one_line(error)}") from error
     except OSError as error:
         raise UserError(f"cannot read {address}: {error.strerror or one_line(error)}") from error
+    except RuntimeError as error:  # ~name of nobody
+        raise UserError(f"cannot read {address}: {one_line(error)}") from error
     except Exception as error:  # every object store has its own family of exceptions
         if not is_remote(address):
             raise

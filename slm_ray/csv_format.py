@@ -6,6 +6,7 @@ field nothing tells where the next row begins.
 
 import csv
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from slm_ray.errors import UserError
 from slm_ray.rows import Row, column_hint, lines
@@ -23,7 +24,9 @@ def read(address: str, chunks: Iterable[bytes], text_column: str, delimiter: str
     csv.field_size_limit(LONGEST_FIELD_CHARS)
     # Undecodable bytes go through unchanged, and are found when the story is cleaned.
     text_lines = (line.decode("utf-8", "surrogateescape") for line in lines(chunks))
-    reader = csv.reader(_without_bom(text_lines), delimiter=delimiter, strict=True)
+    # Between tabs a quote is a quote: one that is never closed would swallow the stories after it.
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    reader = csv.reader(_without_bom(text_lines), delimiter=delimiter, strict=True, quoting=quoting)
     try:
         names = next(reader, [])
         if text_column not in names:

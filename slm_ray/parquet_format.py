@@ -42,6 +42,8 @@ def scan(address: str, text_column: str, step: int) -> ParquetScan:
         raise UserError(f"{address} is not Parquet, or not all of it: {addresses.one_line(error)}") from error
     if text_column not in schema.names:
         raise UserError(f"{address} has no column {text_column!r}; {column_hint(schema.names)}")
+    if schema.names.count(text_column) > 1:
+        raise UserError(f"{address} has several columns {text_column!r}: name one with --text-column, or rename them")
     column_type = schema.field(text_column).type
     if not _is_text(column_type):
         raise UserError(f"column {text_column!r} of {address} is {column_type}, expected strings")

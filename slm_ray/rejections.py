@@ -12,7 +12,7 @@ MAX_REJECTED = 0.05
 """The default limit, as a share of the stories read."""
 
 HANDFUL = 10
-"""So many rejected stories are never too many: of twenty stories tried by hand, two may be bad."""
+"""So many rejected stories are too many only for a limit of 0: of twenty stories tried by hand, two may be bad."""
 
 NOT_REJECTED = ("duplicate", "near_duplicate")
 """Reasons of stories that are fit, but there already."""
@@ -43,7 +43,7 @@ def refuse_too_many(reasons: Mapping[str, int], read: int, limit: float, evidenc
     """
     rejected = {reason: n for reason, n in reasons.items() if reason not in NOT_REJECTED}
     total = sum(rejected.values())
-    if total <= HANDFUL or total / read <= limit:
+    if not total or total / read <= limit or (limit > 0 and total <= HANDFUL):
         return
     most = min(rejected, key=lambda reason: (-rejected[reason], reason))
     raise UserError(

@@ -169,7 +169,14 @@ def _first(files: Sequence[InputFile], max_stories: int | None) -> list[InputFil
 def _renamed(validation: Sequence[InputFile], files: Sequence[InputFile]) -> list[InputFile]:
     """Keep story ids apart where a validation file is called like another input."""
     names = {file.name for file in files}
-    return [replace(file, name=f"validation/{file.name}") if file.name in names else file for file in validation]
+    renamed = []
+    for file in validation:
+        name = file.name
+        while name in names:
+            name = f"validation/{name}"
+        names.add(name)
+        renamed.append(replace(file, name=name))
+    return renamed
 
 
 def _cut(file: InputFile, scanning: Scanning, seed: int) -> list[InputRange]:

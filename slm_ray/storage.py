@@ -27,8 +27,10 @@ def place(address: str | Place) -> Place:
     """
     if isinstance(address, Path | UPath):
         return address
+    if not address:
+        raise UserError("a path is an empty word: name a folder, or an address such as s3://BUCKET/FOLDER")
     if "://" not in address:
-        return Path(address).expanduser().absolute()
+        return _local(address)
     if address.startswith("file://"):
         return Path(address.removeprefix("file://"))
     try:
@@ -36,6 +38,13 @@ def place(address: str | Place) -> Place:
         return UPath(address, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise UserError(f"cannot reach {address}: {error}") from error
+
+
+def _local(address: str) -> Path:
+    try:
+        return Path(address).expanduser().absolute()
+    except RuntimeError as error:  # ~name of nobody
+        raise UserError(f"{address}: {error}") from error
 
 
 def is_local(where: Place) -> TypeGuard[Path]:
@@ -74,7 +83,7 @@ def files_below(folder: Place) -> Iterator[Place]:
 def remove(path: Place) -> None:
     """A file, or a folder with all that is in it; nothing where there is nothing."""
     if isinstance(path, Path):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():  # of a link, the link alone is ours
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

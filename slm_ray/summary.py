@@ -94,7 +94,8 @@ class DataSummary:
         """As the manifest has them; read = kept + duplicates + the sum of rejected."""
         rejected = {name: n for name, n in sorted(self.reasons.items()) if name not in NOT_REJECTED}
         duplicates = sum(self.reasons.get(name, 0) for name in NOT_REJECTED)
-        return {"read": self.read, "kept": self.kept, "duplicates": duplicates, "rejected": rejected}
+        near = {"near_duplicates": n} if (n := self.reasons.get("near_duplicate")) else {}  # among the duplicates
+        return {"read": self.read, "kept": self.kept, "duplicates": duplicates, "rejected": rejected, **near}
 
 
 def summarize(number: int, table: pa.Table, written: Mapping[str, Shard], tokenizer: Tokenizer) -> RangeSummary:

@@ -75,7 +75,12 @@ class Tokenizer:
             raise UserError(f"{name} is not a tokenizer.json of the `tokenizers` package: {error}") from error
         tokenizer = cls(inner, name)
         if must_keep_text:
-            _check_keeps_text(tokenizer, name, json.loads(text).get("normalizer"))
+            config = json.loads(text)
+            _check_keeps_text(tokenizer, name, config.get("normalizer"))
+            if config["model"].get("dropout"):
+                raise UserError(
+                    f"{name} has BPE dropout, which encodes a text anew each time: set model.dropout to null"
+                )
         return tokenizer
 
     @classmethod

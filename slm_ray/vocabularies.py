@@ -91,16 +91,23 @@ def open_tokenizer(where: str) -> Tokenizer:
     Raises:
         UserError: it cannot be had or read, does not keep every text, or cannot have an end mark.
     """
-    path = Path(where).expanduser()
-    if where.startswith(HUB_PREFIX):
-        path = _download(where.removeprefix(HUB_PREFIX))
-    elif where == "gpt2" and not path.exists():
-        path = _download(GPT2)
-    elif path.is_dir():
-        path /= _TOKENIZER_FILE
+    path = _found(where)
     content = _read(path)
     text = convert(content, where) if path.suffix == ".model" else content.decode("utf-8", errors="replace")
     return Tokenizer.from_json(with_end_mark(text, where), where, must_keep_text=True)
+
+
+def _found(where: str) -> Path:
+    """The file that is meant."""
+    if where.startswith(HUB_PREFIX):
+        return _download(where.removeprefix(HUB_PREFIX))
+    try:
+        path = Path(where).expanduser()
+        if where == "gpt2" and not path.exists():
+            return _download(GPT2)
+        return path / _TOKENIZER_FILE if path.is_dir() else path
+    except (OSError, RuntimeError) as error:  # a name that is too long, ~name of nobody
+        raise UserError(f"cannot read the tokenizer {where}: {error}") from error
 
 
 def with_end_mark(text: str, name: str = "tokenizer") -> str:

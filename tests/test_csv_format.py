@@ -77,3 +77,8 @@ def test_a_field_of_fifty_megabytes_is_a_row():
     csv.writer(written).writerows([["text"], [story], ["Short."]])
     found = rows(written.getvalue().encode(), size=1 << 20)
     assert [(len(text or b""), problem) for text, problem in found] == [(50_000_000, None), (6, None)]
+
+
+def test_between_tabs_a_quote_swallows_nothing():
+    content = b'text\tn\n"Hello, said Tom.\t1\nHe left."\t2\n'
+    assert rows(content, delimiter="\t") == good(b'"Hello, said Tom.', b'He left."')

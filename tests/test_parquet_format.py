@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from slm_ray.errors import UserError
 from slm_ray.sources import Plan, plan, read_range, read_ranges
 
 TEXTS = [f"Story {row}." for row in range(100)]
@@ -79,3 +80,10 @@ def test_strings_of_any_encoding_are_text(tmp_path, kind):
 def test_a_column_of_nothing_but_nulls_is_rows_without_text(tmp_path):
     batch = read_range(plan(write(tmp_path / "a.parquet", pa.nulls(3))).ranges[0])
     assert batch["problem"].to_pylist() == ["not_text"] * 3
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([["a"], ["b"]], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="has several columns 'text'"):
+        plan(str(tmp_path / "a.parquet"))

@@ -216,6 +216,16 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
         (["--test-fraction", "1.5"], "must be 0 or more, and leave a share for train"),
         (["--min-chars", "9", "--max-chars", "3"], "min_chars (9) must be from 0 to max_chars (3)"),
         (["--vocab-size", "100"], "vocab_size (100) must be at least 257"),
+        (["--source", ""], "a source is an empty word: name auto, sample, hub:NAME, or files"),
+        (["--output", ""], "a path is an empty word"),
+        (["--source", "~nosuchuser/a.jsonl"], "cannot read ~nosuchuser/a.jsonl"),
+        (["--validation-fraction", "nan"], "must be 0 or more, and leave a share for train"),
+        (["--runner", "Nonsense"], "cannot use the runner Nonsense"),
+        (
+            ["--direct_num_workers", "-1", "--direct_running_mode", "multi_processing"],
+            "direct_num_workers (-1) must be",
+        ),
+        (["--tokenizer", "a" * 300], "cannot read the tokenizer aaa"),
         (["--source", "absent/"], "no such file, folder or glob: absent/"),
         (["--tokenizer", "absent.json"], "cannot read the tokenizer absent.json: No such file or directory"),
         (["--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
@@ -229,6 +239,38 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, words, message)
     assert line.startswith("error: ")
     assert message in line
     assert not (tmp_path / "data" / shards.MANIFEST).exists()
+
+
+def test_a_job_that_lost_its_tokenizer_learns_it_again(tmp_path, capsys):
+    source = write_stories(tmp_path / "a.jsonl", [story(number) for number in range(30)] + ["short"])
+    words = ("--source", str(source))
+    assert run(tmp_path / "data", *words, "--max-rejected", "0") == 2
+    [learned] = (tmp_path / "data").glob(".staging/*/tokenizer.json")
+    learned.unlink()
+    assert run(tmp_path / "data", *words) == 0
+
+
+def test_near_duplicates_are_told_apart_from_equal_stories(tmp_path, capsys):
+    long = " ".join(story(number) for number in range(8))
+    source = write_stories(tmp_path / "a.jsonl", [long, long.upper(), long + " The end.", story(9)])
+    assert (
+        run(tmp_path / "data", "--source", str(source), "--near-duplicates", "0.8", "--validation-fraction", "0") == 0
+    )
+    counts = load_manifest(tmp_path / "data").counts
+    assert counts == {"read": 4, "kept": 2, "duplicates": 2, "near_duplicates": 1, "rejected": {}}
+    printed = capsys.readouterr().out
+    assert "near_duplicate               1  e.g. a.jsonl#2" in printed
+    assert "duplicate                    1  e.g. a.jsonl#1" in printed
+
+
+def test_a_manifest_of_another_version_is_replaced_with_force(tmp_path, capsys):
+    source = write_stories(tmp_path / "a.jsonl", [story(number) for number in range(30)])
+    assert run(tmp_path / "data", "--source", str(source)) == 0
+    manifest = tmp_path / "data" / shards.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 0'))
+    assert run(tmp_path / "data", "--source", str(source)) == 2
+    assert "prepare the data again, with --force" in capsys.readouterr().err
+    assert run(tmp_path / "data", "--source", str(source), "--force") == 0
 
 
 def test_both_spellings_of_an_option_are_one(sample, capsys):

@@ -27,9 +27,14 @@ def test_duplicates_are_not_rejected():
 
 
 def test_a_handful_is_never_too_many():
-    refuse_too_many({"bad_json": HANDFUL}, HANDFUL + 1, 0.0)
+    refuse_too_many({"bad_json": HANDFUL}, HANDFUL + 1, 0.01)
     with pytest.raises(UserError, match=r"bad_json \(11\)"):
         refuse_too_many({"bad_json": HANDFUL + 1}, 12, 0.05)
+
+
+def test_a_limit_of_nothing_is_meant():
+    with pytest.raises(UserError, match=r"bad_json \(1\)"):
+        refuse_too_many({"bad_json": 1}, 1000, 0.0)
 
 
 def test_nothing_read_is_not_too_many():

@@ -229,3 +229,15 @@ print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 102
     rows, megabytes = map(int, done.stdout.split())
     assert rows == 150_000  # 170 MB of text
     assert megabytes < 140
+
+
+def test_ids_stay_apart_however_files_are_called(tmp_path):
+    for name in ("a/t.jsonl", "a/validation/t.jsonl", "b/t.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(tmp_path / name, [json.dumps({"text": name}).encode()])
+    made = plan(str(tmp_path / "a"), validation_source=str(tmp_path / "b"))
+    assert read_all(made) == {
+        "t.jsonl#0": b"a/t.jsonl",
+        "validation/t.jsonl#0": b"a/validation/t.jsonl",
+        "validation/validation/t.jsonl#0": b"b/t.jsonl",
+    }

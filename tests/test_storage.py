@@ -54,6 +54,20 @@ def test_files_and_folders_are_removed_and_absent_ones_are_no_fault(root):
     assert listed(root) == {"d": b"3"}
 
 
+def test_a_link_is_removed_and_what_it_points_to_is_not(tmp_path):
+    write(tmp_path, elsewhere__a=b"1", new__b=b"2")
+    (tmp_path / "train").symlink_to(tmp_path / "elsewhere")
+    storage.put(tmp_path / "new", tmp_path / "train")
+    assert listed(tmp_path / "train") == {"b": b"2"}
+    assert listed(tmp_path / "elsewhere") == {"a": b"1"}
+
+
+@pytest.mark.parametrize("address", ["", "~nosuchuser/data"])
+def test_no_path_at_all_is_one_line(address):
+    with pytest.raises(UserError):
+        storage.place(address)
+
+
 def test_a_relative_path_is_taken_from_here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert storage.place("data/x") == tmp_path / "data/x"

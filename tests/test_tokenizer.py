@@ -178,3 +178,10 @@ def test_a_tokenizer_that_loses_text_is_refused(tokenizer, tmp_path, change, why
     with pytest.raises(UserError, match=rf"lossy.json loses text: {why}.*leave out --tokenizer") as caught:
         Tokenizer.load(path, must_keep_text=True)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_encodes_a_text_anew_each_time_is_refused(tokenizer):
+    config = json.loads(tokenizer.to_json())
+    config["model"]["dropout"] = 0.3
+    with pytest.raises(UserError, match=r"x\.json has BPE dropout"):
+        Tokenizer.from_json(json.dumps(config), "x.json", must_keep_text=True)
