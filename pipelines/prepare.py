@@ -36,7 +36,7 @@ from pipelines.transforms import (
     TrainTokenizer,
     WriteShards,
 )
-from slm_ray import finished, inputs, shards, sources, staging, stories, summary
+from slm_ray import finished, inputs, shards, sources, staging, stories, summary, summary_files
 from slm_ray.errors import UserError, command, ending_on_interrupt
 from slm_ray.finished import Done
 from slm_ray.rejections import refuse_too_many
@@ -131,7 +131,7 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
             if len(done.written) < len(plan.ranges) or not (staged / shards.TOKENIZER).exists():
                 with runners.make_pipeline(beam_options, staged) as pipeline:
                     build(pipeline, plan, settings, staged, done)
-        found = summary.merge(summary.load_summaries(staged))
+        found = summary.merge(summary_files.load_summaries(staged))
         summary.check(found, plan.n_rows)
         _refuse_nothing(found)
         refuse_too_many(found.reasons, found.read, settings.max_rejected, str(staged / shards.REJECTED))

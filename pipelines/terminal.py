@@ -16,7 +16,7 @@ from slm_ray.finished import Done
 from slm_ray.shards import SPLITS, Manifest
 from slm_ray.storage import Place
 from slm_ray.stories import CLEANED
-from slm_ray.summary import SUMMARIES
+from slm_ray.summary_files import SUMMARIES
 
 POLL_S = 0.2
 PLANNING_LINE_S = 10.0

@@ -11,7 +11,8 @@ from slm_ray.errors import UserError
 from slm_ray.sources import InputRange, Plan
 from slm_ray.storage import Place
 from slm_ray.stories import CLEANED
-from slm_ray.summary import RangeSummary, load_summaries
+from slm_ray.summary import RangeSummary
+from slm_ray.summary_files import load_summaries
 
 
 @dataclass(frozen=True)

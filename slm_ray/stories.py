@@ -20,7 +20,8 @@ from slm_ray.errors import UserError
 from slm_ray.shards import REJECTED, REJECTED_SCHEMA, SPLITS, Shard, shard_path, shard_schema
 from slm_ray.sources import InputRange, read_ranges
 from slm_ray.storage import Place
-from slm_ray.summary import save_summary, summarize
+from slm_ray.summary import summarize
+from slm_ray.summary_files import save_summary
 from slm_ray.text import HASH_BYTES, CleaningRules, is_sampled
 from slm_ray.tokenizer import cached_tokenizer
 from slm_ray.word_encoding import cut_words

@@ -5,14 +5,10 @@ the manifest, the terminal and the report share. Everything is a counter or a fe
 at a time, so neither the corpus nor all summaries are ever held in memory.
 """
 
-import base64
-import dataclasses
 import heapq
-import json
 import unicodedata
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,13 +19,11 @@ import pyarrow.compute as pc
 
 from slm_ray.rejections import NOT_REJECTED
 from slm_ray.shards import REJECTED, SPLITS, Shard, Split
-from slm_ray.storage import Place, make_folder, replace_file
 from slm_ray.tokenizer import Tokenizer
 
 Key = TypeVar("Key")
 Counts = npt.NDArray[np.int64]
 
-SUMMARIES = "ranges"  # folder of the summaries, beside the staged shards
 N_EXAMPLES = 3  # story ids shown per reason
 EVIDENCE_CHARS = 120  # of the text of an example
 N_SAMPLES = 5  # stories shown in the report
@@ -37,7 +31,6 @@ SAMPLE_TOKENS = 400  # shown of each
 MAX_WORDS = 1_000_000
 """Distinct words counted at once while ranges are merged; beyond, the rarest half is forgotten (about 100 MB)."""
 
-_FORMAT = "slm-ray range summary 2"
 _MARKS = "".join(chr(code) for code in range(0x3040) if unicodedata.category(chr(code))[0] in "PS")
 """Punctuation and symbols, which are not part of a word that they surround."""
 
@@ -124,31 +117,6 @@ def summarize(number: int, table: pa.Table, written: Mapping[str, Shard], tokeni
         token_counts=np.bincount(pc.list_flatten(tokens).to_numpy(), minlength=tokenizer.vocab_size),
         samples=_samples(table),
     )
-
-
-def save_summary(folder: Place, summary: RangeSummary) -> None:
-    """Write it as one JSON file, put in place by a rename: there it means that the range is finished."""
-    path = folder / SUMMARIES / f"{summary.number:05d}.json"
-    make_folder(path.parent)
-    replace_file(path, _to_json(summary).encode("utf-8"))
-
-
-def load_summary(path: Place) -> RangeSummary | None:
-    """One summary; None where there is none, or what is there is torn or foreign: the range is not finished."""
-    try:
-        summary = _from_json(path.read_text("utf-8"))
-        return summary if path.name == f"{summary.number:05d}.json" else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
-        return None
-
-
-def load_summaries(folder: Place) -> Iterator[RangeSummary]:
-    """All whole summaries below a staging folder, one at a time, in order of their ranges."""
-    found: Iterable[Place] = (folder / SUMMARIES).glob("[0-9]*.json")
-    for path in sorted(found, key=lambda path: (len(path.name), path.name)):
-        summary = load_summary(path)
-        if summary is not None:
-            yield summary
 
 
 def merge(summaries: Iterable[RangeSummary]) -> DataSummary:
@@ -289,30 +257,3 @@ def _add_words(total: Counter[str], counts: Mapping[str, int]) -> None:
         kept = heapq.nsmallest(MAX_WORDS // 2, total.items(), key=lambda item: (-item[1], item[0]))
         total.clear()
         total.update(dict(kept))
-
-
-def _to_json(summary: RangeSummary) -> str:
-    """Token counts are packed: as text, those of a large vocabulary would be most of the file."""
-    packed = zlib.compress(summary.token_counts.astype("<u4").tobytes(), 1)
-    fields = {
-        **vars(summary),
-        "format": _FORMAT,
-        "shards": {name: dataclasses.asdict(shard) for name, shard in summary.shards.items()},
-        "samples": [dataclasses.asdict(sample) for sample in summary.samples],
-        "token_counts": base64.b64encode(packed).decode("ascii"),
-    }
-    return json.dumps(fields, ensure_ascii=False)
-
-
-def _from_json(text: str) -> RangeSummary:
-    """JSON knows no whole numbers as keys: they come back from text."""
-    fields = json.loads(text)
-    if fields.pop("format") != _FORMAT:
-        raise ValueError(f"expected {_FORMAT}")
-    packed = zlib.decompress(base64.b64decode(fields["token_counts"], validate=True))
-    fields["token_counts"] = np.frombuffer(packed, "<u4").astype(np.int64)
-    fields["shards"] = {name: Shard(**shard) for name, shard in fields["shards"].items()}
-    fields["samples"] = [Sample(**sample) for sample in fields["samples"]]
-    for name in ("chars", "words", "tokens"):
-        fields[name] = {int(value): count for value, count in fields[name].items()}
-    return RangeSummary(**fields)

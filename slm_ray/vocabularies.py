@@ -43,7 +43,9 @@ def train(texts: Iterable[str], vocab_size: int, model: str = "bpe") -> Tokenize
     Raises:
         UserError: `vocab_size` has no room for all bytes.
     """
-    return train_unigram(texts, vocab_size) if model == "unigram" else Tokenizer.train(texts, vocab_size)
+    if model == "unigram":
+        return train_unigram(texts, vocab_size)
+    return Tokenizer.train(map(_without_endless_words, texts), vocab_size)
 
 
 def train_unigram(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -80,6 +82,13 @@ def count_words(texts: Iterable[str], pre_tokenizer: Any) -> Counter[str]:
             if len(word) <= _LONGEST_WORD:
                 words[word] += count
     return words
+
+
+def _without_endless_words(text: str) -> str:
+    """BPE's trainer takes minutes for a word of a million characters."""
+    if len(text) <= _LONGEST_WORD:
+        return text
+    return " ".join(word for word in text.split(" ") if len(word) <= _LONGEST_WORD)
 
 
 def open_tokenizer(where: str) -> Tokenizer:

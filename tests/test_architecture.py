@@ -40,6 +40,7 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
         "rejections",
         "staging",
         "summary",
+        "summary_files",
         "finished",
     },
     {"config", "command_line", "batches", "history"},

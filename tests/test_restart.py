@@ -14,7 +14,7 @@ import pytest
 
 from slm_ray import shards, storage, stories
 from slm_ray.shards import load_manifest
-from slm_ray.summary import SUMMARIES
+from slm_ray.summary_files import SUMMARIES
 
 ROOT = Path(__file__).resolve().parents[1]
 N_STORIES, ROWS_PER_RANGE = 90, 30

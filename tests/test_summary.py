@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_ray import summary
+from slm_ray import summary, summary_files
 from slm_ray.shards import Shard
 from slm_ray.text import story_hash
 from slm_ray.tokenizer import Tokenizer
@@ -134,9 +134,9 @@ def test_the_rarest_words_of_a_huge_vocabulary_are_forgotten(tiny_tokenizer, mon
 
 def test_a_summary_comes_back_as_it_was(tiny_tokenizer, tmp_path):
     made = summarize(3, tiny_tokenizer, [*TEXTS[:4], "“Ünïcode” 日本 \x1b <b>"], REASONS)
-    summary.save_summary(tmp_path, made)
-    [path] = (tmp_path / summary.SUMMARIES).iterdir()
-    read = summary.load_summary(path)
+    summary_files.save_summary(tmp_path, made)
+    [path] = (tmp_path / summary_files.SUMMARIES).iterdir()
+    read = summary_files.load_summary(path)
     assert read is not None
     assert {**vars(read), "token_counts": None} == {**vars(made), "token_counts": None}
     assert read.token_counts.tolist() == made.token_counts.tolist()
@@ -150,20 +150,20 @@ def test_a_summary_comes_back_as_it_was(tiny_tokenizer, tmp_path):
     lambda content: content.replace(b'"kept"', b'"held"'),
 ])  # fmt: skip
 def test_a_torn_or_foreign_file_is_no_summary(tiny_tokenizer, tmp_path, harm):
-    summary.save_summary(tmp_path, summarize(3, tiny_tokenizer, TEXTS, REASONS))
-    path = tmp_path / summary.SUMMARIES / "00003.json"
-    assert summary.load_summary(path) is not None
+    summary_files.save_summary(tmp_path, summarize(3, tiny_tokenizer, TEXTS, REASONS))
+    path = tmp_path / summary_files.SUMMARIES / "00003.json"
+    assert summary_files.load_summary(path) is not None
     path.write_bytes(harm(path.read_bytes()))
-    assert summary.load_summary(path) is None
-    assert list(summary.load_summaries(tmp_path)) == []
+    assert summary_files.load_summary(path) is None
+    assert list(summary_files.load_summaries(tmp_path)) == []
 
 
 def test_an_absent_file_is_no_summary(tmp_path):
-    assert summary.load_summary(tmp_path / "00000.json") is None
+    assert summary_files.load_summary(tmp_path / "00000.json") is None
 
 
 def test_summaries_come_in_order_of_their_ranges(tiny_tokenizer, tmp_path):
     for number in (100000, 2, 99999):
-        summary.save_summary(tmp_path, summarize(number, tiny_tokenizer, TEXTS, REASONS))
-    (tmp_path / summary.SUMMARIES / "notes.json").write_text("{}")
-    assert [found.number for found in summary.load_summaries(tmp_path)] == [2, 99999, 100000]
+        summary_files.save_summary(tmp_path, summarize(number, tiny_tokenizer, TEXTS, REASONS))
+    (tmp_path / summary_files.SUMMARIES / "notes.json").write_text("{}")
+    assert [found.number for found in summary_files.load_summaries(tmp_path)] == [2, 99999, 100000]

@@ -19,7 +19,7 @@ from pipelines.transforms import (
     TrainTokenizer,
     WriteShards,
 )
-from slm_ray import stories, summary
+from slm_ray import stories, summary, summary_files
 from slm_ray.errors import UserError
 from slm_ray.shards import REJECTED
 from slm_ray.sources import RAW_SCHEMA, InputRange, plan
@@ -180,7 +180,7 @@ def test_write_shards(tokenizer_json, tmp_path):
         learned = pipeline | "Tokenizer" >> Create([tokenizer_json])
         results = pipeline | Create([item]) | WriteShards(str(tmp_path), learned)
         assert_that(results, equal_to([3]))
-    [found] = summary.load_summaries(tmp_path)
+    [found] = summary_files.load_summaries(tmp_path)
     assert (found.number, found.read, found.kept) == (3, 4, 3)
     assert found.shards.keys() == {"train", REJECTED}
     assert found.reasons == {"too_short": 1}
@@ -206,7 +206,7 @@ def test_a_percentile_is_a_value_that_occurs():
 def test_a_lost_story_is_noticed(tokenizer_json, tmp_path):
     item = stories.tokenize_batch(stories.split_batch(clean_item(TEXTS), (0.0, 0.0)), tokenizer_json)
     stories.write_range(item, str(tmp_path), tokenizer_json)
-    found = summary.merge(summary.load_summaries(tmp_path))
+    found = summary.merge(summary_files.load_summaries(tmp_path))
     summary.check(found, 4)
     with pytest.raises(RuntimeError, match="stories do not add up: planned 5, read 4"):
         summary.check(found, 5)

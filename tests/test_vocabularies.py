@@ -298,3 +298,9 @@ def test_a_data_set_with_a_sentencepiece_model(tmp_path: Path) -> None:
     (tmp_path / "stories.model").write_bytes(sentencepiece_model("unigram", add_dummy_prefix=False))
     tokenizer = prepare_sample(tmp_path / "data", "--tokenizer", str(tmp_path / "stories.model"))
     assert tokenizer.sha256 == from_model("unigram", add_dummy_prefix=False).sha256
+
+
+def test_bpe_learns_nothing_from_endless_words():
+    texts = ["The cat sat on the mat. " * 60, "The dog."]
+    endless = ["The cat sat on the mat. " * 60 + "x" * 5000, "The dog."]
+    assert vocabularies.train(endless, 300).to_json() == vocabularies.train(texts, 300).to_json()

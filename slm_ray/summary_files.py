@@ -1,0 +1,72 @@
+"""Summaries of ranges as files: there, whole and named by its range, one says that the range is finished.
+
+In: a `RangeSummary`, or a staging folder. Out: one JSON file per range beside the staged shards; the summaries back.
+Written by `stories`, read by `finished` and at the end of `pipelines/prepare.py`.
+"""
+
+import base64
+import dataclasses
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from slm_ray.shards import Shard
+from slm_ray.storage import Place, make_folder, replace_file
+from slm_ray.summary import RangeSummary, Sample
+
+SUMMARIES = "ranges"  # folder of the summaries, beside the staged shards
+_FORMAT = "slm-ray range summary 2"
+
+
+def save_summary(folder: Place, summary: RangeSummary) -> None:
+    """Write it as one JSON file, put in place by a rename: there it means that the range is finished."""
+    path = folder / SUMMARIES / f"{summary.number:05d}.json"
+    make_folder(path.parent)
+    replace_file(path, _to_json(summary).encode("utf-8"))
+
+
+def load_summary(path: Place) -> RangeSummary | None:
+    """One summary; None where there is none, or what is there is torn or foreign: the range is not finished."""
+    try:
+        summary = _from_json(path.read_text("utf-8"))
+        return summary if path.name == f"{summary.number:05d}.json" else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
+        return None
+
+
+def load_summaries(folder: Place) -> Iterator[RangeSummary]:
+    """All whole summaries below a staging folder, one at a time, in order of their ranges."""
+    found: Iterable[Place] = (folder / SUMMARIES).glob("[0-9]*.json")
+    for path in sorted(found, key=lambda path: (len(path.name), path.name)):
+        summary = load_summary(path)
+        if summary is not None:
+            yield summary
+
+
+def _to_json(summary: RangeSummary) -> str:
+    """Token counts are packed: as text, those of a large vocabulary would be most of the file."""
+    packed = zlib.compress(summary.token_counts.astype("<u4").tobytes(), 1)
+    fields = {
+        **vars(summary),
+        "format": _FORMAT,
+        "shards": {name: dataclasses.asdict(shard) for name, shard in summary.shards.items()},
+        "samples": [dataclasses.asdict(sample) for sample in summary.samples],
+        "token_counts": base64.b64encode(packed).decode("ascii"),
+    }
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def _from_json(text: str) -> RangeSummary:
+    """JSON knows no whole numbers as keys: they come back from text."""
+    fields = json.loads(text)
+    if fields.pop("format") != _FORMAT:
+        raise ValueError(f"expected {_FORMAT}")
+    packed = zlib.decompress(base64.b64decode(fields["token_counts"], validate=True))
+    fields["token_counts"] = np.frombuffer(packed, "<u4").astype(np.int64)
+    fields["shards"] = {name: Shard(**shard) for name, shard in fields["shards"].items()}
+    fields["samples"] = [Sample(**sample) for sample in fields["samples"]]
+    for name in ("chars", "words", "tokens"):
+        fields[name] = {int(value): count for value, count in fields[name].items()}
+    return RangeSummary(**fields)
