@@ -6,7 +6,6 @@ field nothing tells where the next row begins.
 
 import csv
 from collections.abc import Iterable, Iterator
-from typing import Literal
 
 from slm_ray.errors import UserError
 from slm_ray.rows import Row, column_hint, lines
@@ -24,15 +23,18 @@ def read(address: str, chunks: Iterable[bytes], text_column: str, delimiter: str
     csv.field_size_limit(LONGEST_FIELD_CHARS)
     # Undecodable bytes go through unchanged, and are found when the story is cleaned.
     text_lines = (line.decode("utf-8", "surrogateescape") for line in lines(chunks))
-    # Between tabs a quote is a quote: one that is never closed would swallow the stories after it.
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(_without_bom(text_lines), delimiter=delimiter, strict=True, quoting=quoting)
+    reader = csv.reader(_without_bom(text_lines), delimiter=delimiter, strict=True)
     try:
         names = next(reader, [])
         if text_column not in names:
             raise UserError(f"{address} has no column {text_column!r}; {column_hint(names)}")
         column = names.index(text_column)
         for fields in reader:
+            if delimiter == "\t" and any("\n" in field or "\r" in field for field in fields):
+                raise UserError(
+                    f"{address} has a field over several lines that ends in line {reader.line_num}, and TSV has none: "
+                    "a quote before it begins a field and is not closed, or the file should be CSV or JSONL"
+                )
             if len(fields) == len(names):
                 yield _bytes(fields[column]), None
             elif fields:
