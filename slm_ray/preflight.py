@@ -17,9 +17,9 @@ from slm_ray.batches import TokenStream, TrainBatches
 from slm_ray.command_line import parse, take_option
 from slm_ray.config import TrainConfig, from_dict, load_config
 from slm_ray.errors import UserError
-from slm_ray.loop import Task
 from slm_ray.run_folder import RunFolder, newest_run
 from slm_ray.shards import load_manifest, read_split
+from slm_ray.task import Task
 from slm_ray.tokenizer import Tokenizer
 from slm_ray.tracking import Tracker
 

@@ -34,6 +34,7 @@ from slm_ray.preflight import load_task, parse_config, refuse_conflicts, resolve
 from slm_ray.progress import watch
 from slm_ray.run_folder import RunFolder
 from slm_ray.script import quiet_environment
+from slm_ray.task import Surroundings, Task
 from slm_ray.tracking import Tracker
 
 MAX_CPU_WORKERS = 2
@@ -112,7 +113,7 @@ def default_workers() -> int:
     return int(resources.get("GPU", 0)) or max(1, min(MAX_CPU_WORKERS, int(resources.get("CPU", 1))))
 
 
-def _tracker(config: TrainConfig, task: loop.Task, parent_run_id: str) -> Tracker:
+def _tracker(config: TrainConfig, task: Task, parent_run_id: str) -> Tracker:
     newest = task.folder.newest_whole()
     run_id = checkpoint.load_state(newest).run_id if newest is not None else ""
     if tracking.has_run(config.tracking_uri, run_id):
@@ -186,7 +187,7 @@ def _worker(given: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // context.get_local_world_size()))
     task = load_task(config, tracker)
-    around = loop.Surroundings(
+    around = Surroundings(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=device,

@@ -57,6 +57,8 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
         "progress",
     },
     {"tracking", "engine_thread"},
+    {"task"},
+    {"trainer"},
     {"loop"},
     {"preflight", "evaluate", "generate", "export"},
     {"train"},
