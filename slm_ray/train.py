@@ -25,7 +25,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from slm_ray import checkpoint, cluster, hardware, loop, tracking
+from slm_ray import checkpoint, cluster, hardware, loop, registry, tracking
 from slm_ray.config import TrainConfig, from_dict
 from slm_ray.errors import UserError, command
 from slm_ray.history import History, plot_loss
@@ -233,8 +233,8 @@ def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> Train
     tracker.set_tags({"status": str(summary["status"]), "best_step": str(int(summary["best"]["step"]))})
     version = ""
     if config.register and config.tracking_uri != tracking.OFF:
-        version = tracking.registered_version(config.tracking_uri, config.register, folder.best, tracker.run_id)
-        version = version or tracking.register(config.tracking_uri, config.register, folder.best, tracker.run_id)
+        version = registry.registered_version(config.tracking_uri, config.register, folder.best, tracker.run_id)
+        version = version or registry.register(config.tracking_uri, config.register, folder.best, tracker.run_id)
     return TrainResult(
         name=config.name,
         best=folder.best,
