@@ -3,6 +3,8 @@
 No Ray, no validation, no checkpoint, no record: what the machine can give. Arguments: see `peer_options.py`.
 """
 
+import dataclasses
+
 import torch
 from peer_options import Stopwatch, options
 
@@ -22,7 +24,7 @@ def main() -> None:
     given = options()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    config = resolve(load_config(given.preset), lambda: 1)
+    config = resolve(dataclasses.replace(load_config(given.preset), data=given.data), lambda: 1)
     data = place(given.data)
     tokens, n_bytes = read_split(data, "train", manifest=load_manifest(data))
     stream = TokenStream.of_split(tokens, n_bytes, Tokenizer.load(data / "tokenizer.json").end_id)

@@ -31,7 +31,7 @@ class Stopwatch:
         if step + 1 == self.given.warmup:
             self.started = time.perf_counter()
         if step + 1 == self.given.steps:
-            self.loss = float(loss)
+            self.loss = float(loss.detach())
 
     def report(self) -> None:
         """Print the last line, which the bench reads."""
