@@ -161,7 +161,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights, the order of the data and dropout."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the matrix products; auto is bf16 where the hardware has it, fp16 needs a GPU. Weights stay fp32."""
+    """Arithmetic of the matrix products; auto is bf16 where the hardware has it, fp16 for GPUs. Weights stay fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto uses it where a compiler is found and the run is long enough to win its time back."""
     threads: int = 0
@@ -249,13 +249,13 @@ def worker_range(workers: int | str) -> tuple[int, int]:
     Raises:
         ValueError: it is neither.
     """
-    fewest, _, most = str(workers).partition(":")
+    fewest, colon, most = str(workers).partition(":")
     message = f"workers ({workers}) must be a number or MIN:MAX, such as 1:2"
     try:
-        low, high = int(fewest), int(most or fewest)
+        low, high = int(fewest), int(most if colon else fewest)
     except ValueError as error:
         raise ValueError(message) from error
-    _require(0 <= low <= high and (low > 0 or not most), message)
+    _require(0 <= low <= high and (low > 0 or not colon), message)
     return low, high
 
 
