@@ -6,7 +6,8 @@
     complete.json   the marker, written last: sha256 of every other file
 
 In: model, optimizer and `TrainState` from the loop. Out: the same on any machine. Nothing here is a pickle that must
-be trusted. Random numbers need no saving: the loop derives them from (seed, step, rank).
+be trusted. Random numbers need no saving: the loop derives them from (seed, step, rank). `snapshot` copies what the
+next step changes, so that `write` may go on beside it.
 """
 
 import contextlib
@@ -15,21 +16,25 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from slm_ray import hf_layout
+from slm_ray.config import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model import Decoder
 from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
 
 FORMAT_VERSION = 1
 MARKER = "complete.json"
+PARTIAL = ".partial"
+"""Ends the name of what is being written or removed."""
 MODEL, STATE, OPTIMIZER = "model", "state.json", "optimizer.pt"
 
 
@@ -55,25 +60,71 @@ class TrainState:
     """Step and metrics of the best validation so far."""
     run_id: str = ""
     """Run of the tracker, empty without one."""
+    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """State of the loss scaling, empty unless in fp16."""
+    pending_losses: list[float] = dataclasses.field(default_factory=list)
+    """Of each rank, the sum of the losses of the steps since the last line of metrics."""
+    pending_steps: int = 0
+    """How many steps these are: 0 unless the run was asked to stop between two lines."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A model and its optimizer at one moment, in memory of the host that nothing else writes to."""
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+def snapshot(model: Decoder, optimizer: Mapping[str, Any]) -> Snapshot:
+    """Copy the weights and an optimizer's `state_dict`."""
+    return Snapshot(config=model.config, weights=_copied(model.state_dict()), optimizer=_copied(dict(optimizer)))
+
+
+def _copied(value: Any) -> Any:
+    """The same nest of dictionaries, lists and tuples, with every tensor copied to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(one) for one in value)
+    return value
 
 
 def save(folder: Path, model: Decoder, tokenizer: Tokenizer, state: TrainState, optimizer: Mapping[str, Any]) -> None:
+    """Take a snapshot and `write` it."""
+    write(folder, snapshot(model, optimizer), tokenizer, state)
+
+
+def write(folder: Path, content: Snapshot, tokenizer: Tokenizer, state: TrainState) -> None:
     """Write a checkpoint to `folder`, beside it first and renamed when it is whole.
 
     Raises:
         OSError: it could not be written (disk full, for one); then `folder` is as it was and nothing is left over.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / MODEL).mkdir(parents=True)
-        _write_model(partial / MODEL, model, tokenizer)
-        torch.save(dict(optimizer), partial / OPTIMIZER)
+        with _disk_errors():
+            _write_model(partial / MODEL, content, tokenizer)
+            torch.save(content.optimizer, partial / OPTIMIZER)
         _write_json(partial / STATE, dataclasses.asdict(state))
         publish(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """A full disk is an `OSError` from Python, and something else from the C++ of torch and the Rust of safetensors."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 def publish(partial: Path, folder: Path) -> None:
@@ -83,14 +134,22 @@ def publish(partial: Path, folder: Path) -> None:
         _sync(path)
     _sync(partial)
     if folder.exists():
-        shutil.rmtree(folder)
+        remove(folder)
     partial.rename(folder)
     _sync(folder.parent)
 
 
+def remove(folder: Path) -> None:
+    """Remove a checkpoint: broken off half-way, what is left of it does not look like one."""
+    doomed = folder.with_name(folder.name + f".old{PARTIAL}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def copy_for_serving(source: Path, target: Path) -> None:
     """Copy a checkpoint without its optimizer: what is registered, exported and served."""
-    partial = target.with_name(target.name + ".partial")
+    partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, ignore=shutil.ignore_patterns(OPTIMIZER, MARKER))
     publish(partial, target)
@@ -160,8 +219,8 @@ def load_optimizer(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _write_model(path: Path, model: Decoder, tokenizer: Tokenizer) -> None:
-    config = model.config
+def _write_model(path: Path, content: Snapshot, tokenizer: Tokenizer) -> None:
+    config = content.config
     _write_json(path / "config.json", hf_layout.config_json(config, tokenizer.end_id))
     ends = {"bos_token_id": tokenizer.end_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.end_id}
     _write_json(path / "generation_config.json", ends)
@@ -175,7 +234,7 @@ def _write_model(path: Path, model: Decoder, tokenizer: Tokenizer) -> None:
     }
     _write_json(path / "tokenizer_config.json", tokenizer_config)
     tokenizer.save(path / "tokenizer.json")
-    tensors = hf_layout.to_hf(model.state_dict(), config)
+    tensors = hf_layout.to_hf(content.weights, config)
     safetensors.torch.save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
 
 

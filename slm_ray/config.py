@@ -155,8 +155,11 @@ class TrainConfig:
     """Name of the run and of its folder under output; made from the preset and the time when not given."""
     resume: bool = False
     """Continue the run NAME from its latest checkpoint (without a name: the newest run under output)."""
-    workers: int = 0
-    """Workers, one process each; 0 takes every GPU of the cluster or, without one, up to two CPU workers."""
+    force: bool = False
+    """With resume: go on although the data set, the batch size or the seed is another than before."""
+    workers: int | str = 0
+    """Workers, one process each; 0 takes every GPU of the cluster or, without one, up to two CPU workers. MIN:MAX (in
+    YAML with quotes) takes as many as there is room for, fewer when a node leaves and more when one comes."""
     cpus_per_worker: float = 1.0
     """CPUs that Ray sets aside for each worker; a matter of scheduling only."""
     batch_size: int = 32
@@ -169,8 +172,8 @@ class TrainConfig:
     """Length of the run in optimizer steps; 0 goes by epochs."""
     seed: int = 0
     """Seed of the initial weights, the order of the data and dropout."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the matrix products; auto is bf16 where the hardware has it. Weights stay fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the matrix products; auto is bf16 where the hardware has it, fp16 for GPUs. Weights stay fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto uses it where a compiler is found and the run is long enough to win its time back."""
     threads: int = 0
@@ -181,8 +184,15 @@ class TrainConfig:
     """Steps between two validations, each with a checkpoint; 0 means an eighth of the run, at most 500."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, besides the best."""
+    keep_best: int = 1
+    """Checkpoints of the lowest validation loss kept, besides the newest."""
+    patience: int = 0
+    """Validations without a lower loss after which the run ends early; 0 turns that off."""
     max_failures: int = 3
     """Restarts after the loss of a worker before the run gives up."""
+    hang_timeout_s: float = 600.0
+    """Seconds without any progress after which the workers start again from the last checkpoint; the first steps wait
+    for the compiler. 0 waits for ever."""
     sample_prompt: str = "Once upon a time"
     """Beginning of the story sampled at each validation; empty turns it off."""
     tracking_uri: str = ""
@@ -195,10 +205,22 @@ class TrainConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation_steps", "log_interval_steps", "keep_checkpoints"):
+        for name in ("batch_size", "accumulation_steps", "log_interval_steps", "keep_checkpoints", "keep_best"):
             _require(getattr(self, name) >= 1, f"{name} ({getattr(self, name)}) must be at least 1")
-        for name in ("seed", "workers", "max_steps", "threads", "eval_interval_steps", "max_failures"):
+        for name in (
+            "seed",
+            "max_steps",
+            "threads",
+            "eval_interval_steps",
+            "max_failures",
+            "patience",
+            "hang_timeout_s",
+        ):
             _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
+        _require(
+            not self.is_elastic or self.max_failures > 0,
+            f"workers ({self.workers}) may change by restarts only, and max_failures is 0",
+        )
         _require(self.cpus_per_worker > 0, f"cpus_per_worker ({self.cpus_per_worker}) must be above 0")
         _require(self.epochs > 0, f"epochs ({self.epochs}) must be above 0")
         _require(
@@ -206,18 +228,47 @@ class TrainConfig:
             f"name ({self.name!r}) must be a plain folder name",
         )
 
-    def check_batch(self, workers: int) -> None:
-        """Refuse a global batch that the workers cannot share out evenly.
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers: (2, 2) of `2`, (1, 4) of `1:4`."""
+        return worker_range(self.workers)
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change while the run goes on."""
+        fewest, most = self.worker_range
+        return fewest < most
+
+    def check_batch(self, workers: int | str) -> None:
+        """Refuse a global batch that the workers, however many there may be, cannot share out evenly.
 
         Raises:
             UserError: batch_size is not divisible by workers x accumulation_steps.
         """
-        parts = workers * self.accumulation_steps
-        if self.batch_size % parts:
-            raise UserError(
-                f"batch_size ({self.batch_size}) must be divisible by workers x accumulation_steps "
-                f"({workers} x {self.accumulation_steps} = {parts})"
-            )
+        fewest, most = worker_range(workers)
+        for count in range(fewest, most + 1):
+            parts = count * self.accumulation_steps
+            if self.batch_size % parts:
+                raise UserError(
+                    f"batch_size ({self.batch_size}) must be divisible by workers x accumulation_steps "
+                    f"({count} x {self.accumulation_steps} = {parts})"
+                )
+
+
+def worker_range(workers: int | str) -> tuple[int, int]:
+    """Fewest and most workers that `2` or `1:4` stand for.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    fewest, colon, most = str(workers).partition(":")
+    message = f"workers ({workers}) must be a number or MIN:MAX, such as 1:2"
+    try:
+        low, high = int(fewest), int(most if colon else fewest)
+    except ValueError as error:
+        raise ValueError(message) from error
+    _require(0 <= low <= high and (low > 0 or not colon), message)
+    return low, high
 
 
 def _require(is_valid: bool, message: str) -> None:

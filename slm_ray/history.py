@@ -3,11 +3,17 @@
 In: metrics from rank 0. Out: lines for whoever watches (the driver shows progress from them), `loss.png` at the end.
 """
 
+import contextlib
+import errno
 import json
+import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,17 +30,24 @@ class History:
         partial.replace(self.path)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Add one line. Where the disk is full it is left out, whole, with a warning: a record is no reason to stop."""
+        content = (json.dumps(line) + "\n").encode()
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                before = file.tell()
+                if file.write(content) != len(content):
+                    file.truncate(before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            LOGGER.warning("%s misses a line: %s", self.path, error.strerror)
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """All whole lines, oldest first; a last line that is only half there is left out."""
+        """All whole lines, oldest first; one that is only half there is left out."""
         if not self.path.exists():
             return
         with self.path.open(encoding="utf-8") as file:
             for text in file:
-                if text.endswith("\n"):
+                with contextlib.suppress(json.JSONDecodeError):
                     yield json.loads(text)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:

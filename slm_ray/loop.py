@@ -14,34 +14,54 @@ import torch
 
 from slm_ray.optim import learning_rate
 from slm_ray.task import Surroundings, Task
-from slm_ray.trainer import Trainer
+from slm_ray.trainer import DivergedError, Trainer
 
+FINISHED = "finished"
 DIVERGED = "diverged"
+STOPPED = "stopped"
+UNSAVED = "unsaved"
 
 
 def fit(task: Task, around: Surroundings, *, precision: str = "fp32", is_compiled: bool = False) -> dict[str, Any]:
     """Train from the run's newest whole checkpoint, or from the start, to the last step.
 
-    Returns a summary: `status` ("finished", or "diverged" when the loss ceased to be a number: the last good
-    checkpoint is kept), the last and the best validation.
+    Returns a summary: `status`, the last and the best validation. The status is "finished" (also when `patience`
+    ended the run), "diverged" (the loss or its gradient ceased to be a number or exploded: the last good checkpoint
+    is kept), "stopped" (as asked, with a checkpoint of that step), or "unsaved" (the disk refused the last
+    checkpoint). Whichever way it ends, no checkpoint is left half-written by it.
     """
     trainer = Trainer(task, around, precision, is_compiled)
+    _agree_on_step(trainer)
     if around.is_chief:
         task.folder.path.mkdir(parents=True, exist_ok=True)
-        task.folder.sweep_leftovers()
+        task.folder.sweep_leftovers(trainer.step)
         task.history.rewind(trainer.step)
         task.history.append({"message": _opening(trainer, precision, is_compiled)})
-    _agree_on_step(trainer)
-    _complete_restored(trainer)
+        _complete_restored(trainer)
+    try:
+        return _run(trainer)
+    finally:
+        trainer.finish_saving()
+
+
+def _run(trainer: Trainer) -> dict[str, Any]:
     metrics = dict(trainer.restored.metrics) if trainer.restored else {}
-    for interval in _intervals(trainer):
-        _train_interval(trainer, interval)
-        metrics = trainer.validate()
-        if not math.isfinite(metrics["val_loss"]):
-            return _summary(trainer, DIVERGED, metrics)
-        trainer.save(metrics)
-        _report(trainer, metrics)
-    return _summary(trainer, "finished", metrics)
+    status, reason = FINISHED, ""
+    try:
+        for interval in _intervals(trainer):
+            if _train_interval(trainer, interval):
+                status = STOPPED
+                trainer.save({})
+                break
+            metrics = trainer.validate()
+            trainer.refuse_explosion(metrics["val_loss"])
+            trainer.save(metrics)
+            _report(trainer, metrics)
+    except DivergedError as error:
+        status, reason = DIVERGED, str(error)
+    if trainer.finish_saving() is not None and status != DIVERGED:
+        status = UNSAVED
+    return _summary(trainer, status, metrics, reason)
 
 
 def _agree_on_step(trainer: Trainer) -> None:
@@ -55,38 +75,55 @@ def _agree_on_step(trainer: Trainer) -> None:
 def _complete_restored(trainer: Trainer) -> None:
     """Do what a kill between writing a checkpoint and speaking of it left undone; a second time, it changes nothing."""
     task, state = trainer.task, trainer.restored
-    if state is None or not trainer.around.is_chief:
+    if state is None:
         return
-    trainer.best = task.folder.relink(state.step, trainer.best)
-    if state.step not in task.history.series("val_loss")[0]:
+    trainer.saved_best = task.folder.relink(state.step, trainer.saved_best)
+    if state.metrics and state.step not in task.history.series("val_loss")[0]:
         task.history.append({"step": state.step, **state.metrics})
         task.tracker.log_metrics(state.metrics, state.step)
 
 
 def _intervals(trainer: Trainer) -> Iterator[int]:
-    """Steps at which the run validates, after `trainer.step`, the last step included."""
-    task = trainer.task
-    while trainer.step < task.max_steps:
-        yield min((trainer.step // task.eval_interval + 1) * task.eval_interval, task.max_steps)
+    """Steps at which the run validates, the last step included, until it is out of patience.
+
+    A run that was stopped at one of them before it had validated does so first.
+    """
+    task, state = trainer.task, trainer.restored
+    validated = trainer.step if state is None or state.metrics else trainer.step - 1
+    while validated < task.max_steps and not is_out_of_patience(task, trainer.best, validated):
+        validated = min((validated // task.eval_interval + 1) * task.eval_interval, task.max_steps)
+        yield validated
 
 
-def _train_interval(trainer: Trainer, until: int) -> None:
+def is_out_of_patience(task: Task, best: Mapping[str, float], step: int) -> bool:
+    """Whether `patience` validations up to that of `step` have brought nothing better than `best`."""
+    if not task.config.patience or not best:
+        return False
+    return math.ceil(step / task.eval_interval) - math.ceil(best["step"] / task.eval_interval) >= task.config.patience
+
+
+def _train_interval(trainer: Trainer, until: int) -> bool:
+    """Train up to a step; gives whether it was broken off there, as all ranks agreed."""
     task, around = trainer.task, trainer.around
     trainer.module.train()
     started, first = time.perf_counter(), trainer.step
-    losses = torch.zeros((), device=around.device)
     while trainer.step < until:
-        loss, norm = trainer.train_step()
-        losses += loss
+        _, norm = trainer.train_step()
         if trainer.step % task.config.log_interval_steps == 0 or trainer.step == until:
-            steps = trainer.step - first
-            mean = around.all_sum(losses / steps).item() / around.world_size
-            tokens = steps * task.config.batch_size * task.config.model.seq_len
+            mean = trainer.take_mean_loss()
+            tokens = (trainer.step - first) * task.config.batch_size * task.config.model.seq_len
             speed = tokens / (time.perf_counter() - started)
             _log_step(trainer, {"train_loss": mean, "grad_norm": float(norm), "tokens_per_s": speed})
-            if not math.isfinite(mean):
-                return
-            started, first, losses = time.perf_counter(), trainer.step, torch.zeros((), device=around.device)
+            started, first = time.perf_counter(), trainer.step
+        if _is_stopped(around):
+            return True
+    return False
+
+
+def _is_stopped(around: Surroundings) -> bool:
+    """Rank 0 knows; all ranks leave after the same step."""
+    wanted = float(around.is_chief and around.is_stop_requested())
+    return around.all_sum(torch.tensor([wanted], device=around.device)).item() > 0
 
 
 def _log_step(trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -111,13 +148,14 @@ def _report(trainer: Trainer, metrics: dict[str, float]) -> None:
     trainer.around.report({"step": trainer.step, **metrics})
 
 
-def _summary(trainer: Trainer, status: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+def _summary(trainer: Trainer, status: str, metrics: Mapping[str, float], reason: str) -> dict[str, Any]:
     summary = {
         "status": status,
+        "reason": reason,
         "step": trainer.step,
         "max_steps": trainer.task.max_steps,
         "metrics": dict(metrics),
-        "best": trainer.best,
+        "best": trainer.saved_best,
         "run_id": trainer.task.tracker.run_id,
     }
     if trainer.around.is_chief:

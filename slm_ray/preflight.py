@@ -10,12 +10,11 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from slm_ray import checkpoint, storage, tracking
 from slm_ray.batches import TokenStream, TrainBatches
 from slm_ray.command_line import parse, take_option
-from slm_ray.config import TrainConfig, from_dict, load_config
+from slm_ray.config import ModelConfig, TrainConfig, from_dict, load_config
 from slm_ray.errors import UserError
 from slm_ray.run_folder import RunFolder, newest_run
 from slm_ray.shards import load_manifest, read_split
@@ -44,7 +43,7 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
     if newest is None:
         raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")
     saved = from_dict(TrainConfig, checkpoint.load_state(newest).config, str(newest))
-    here = dataclasses.replace(saved, resume=True, output=config.output, name=folder.path.name)
+    here = dataclasses.replace(saved, resume=True, force=False, output=config.output, name=folder.path.name)
     return parse(TrainConfig, rest, prog="train.py", about=about, default=here)
 
 
@@ -62,6 +61,10 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
         raise UserError(f"model.vocab_size ({config.model.vocab_size}) must be the data set's, {vocab_size}")
     workers = config.workers or default_workers()
     config.check_batch(workers)
+    if "://" in config.output:
+        raise UserError(
+            f"output ({config.output}) must be a folder that every worker sees: runs go to no object store yet"
+        )
     return dataclasses.replace(
         config,
         data=str(data),
@@ -109,12 +112,15 @@ def _steps(config: TrainConfig, stream: TokenStream) -> int:
     return max(1, round(config.epochs * batches.steps_per_epoch))
 
 
-def refuse_conflicts(config: TrainConfig, folder: RunFolder, fingerprint: str) -> None:
+def refuse_conflicts(config: TrainConfig, task: Task) -> None:
     """Refuse to write over a run, and to resume one as something else than it was.
+
+    `force` allows other stories, another batch size and another seed; never another shape or tokenizer.
 
     Raises:
         UserError: with what stands in the way.
     """
+    folder = task.folder
     existing = folder.newest_whole()
     if existing is None:
         if config.resume:
@@ -123,16 +129,28 @@ def refuse_conflicts(config: TrainConfig, folder: RunFolder, fingerprint: str) -
     if not config.resume:
         raise UserError(f"{folder.path} holds a run already: add --resume to continue it, or take another --name")
     state = checkpoint.load_state(existing)
-    if state.data_fingerprint != fingerprint:
+    was = from_dict(TrainConfig, state.config, str(existing))
+    if config.model != was.model:
+        raise UserError(f"model was {_difference(was.model, config.model)}: a resumed run keeps its shape")
+    if Tokenizer.load(existing / "model" / "tokenizer.json").sha256 != task.tokenizer.sha256:
+        raise UserError(f"{config.data} has another tokenizer than {folder.path}: its tokens mean something else")
+    if config.force:
+        return
+    if state.data_fingerprint != task.data_fingerprint:
         raise UserError(
             f"{folder.path} was trained on data set {state.data_fingerprint[:12]}, and {config.data} is "
-            f"{fingerprint[:12]}: a run can be resumed on its own data only"
+            f"{task.data_fingerprint[:12]}: a run is resumed on its own data, or with --force on other stories"
         )
-    for field, was in _order_fields(from_dict(TrainConfig, state.config, str(existing))).items():
-        if _order_fields(config)[field] != was:
-            raise UserError(f"{field} was {was} and is now {_order_fields(config)[field]}: a resumed run keeps it")
+    for field in ("batch_size", "seed"):
+        if getattr(config, field) != getattr(was, field):
+            raise UserError(
+                f"{field} was {getattr(was, field)} and is now {getattr(config, field)}: a resumed run keeps it, so "
+                "that it sees each sample once; --force changes it all the same"
+            )
 
 
-def _order_fields(config: TrainConfig) -> dict[str, Any]:
-    """What a resumed run must not change: the shape, and what decides which samples a step sees."""
-    return {"model": config.model, "batch_size": config.batch_size, "seed": config.seed}
+def _difference(was: ModelConfig, now: ModelConfig) -> str:
+    """`n_layers 4 and is now 2` for the first field that differs."""
+    before, after = dataclasses.asdict(was), dataclasses.asdict(now)
+    name = next(name for name in before if before[name] != after[name])
+    return f"{name} {before[name]} and is now {after[name]}"

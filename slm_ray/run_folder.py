@@ -8,15 +8,16 @@ In: checkpoints from the loop, rank 0 alone. Out: the newest whole one to resume
 
 import json
 import logging
+import math
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_ray import checkpoint
+from slm_ray import checkpoint, storage
 from slm_ray.errors import UserError
 
+RAY_STATE = ".ray"
 LOGGER = logging.getLogger(__name__)
 
 
@@ -44,31 +45,58 @@ class RunFolder:
         """All checkpoints, oldest first."""
         return sorted(path for path in self.path.glob("checkpoints/step-*") if not path.suffix)
 
-    def publish(self, step: int, *, is_best: bool, keep: int) -> None:
-        """Point `latest` (and `best`) to the checkpoint of `step`; drop what neither link nor `keep` holds."""
+    def publish(self, step: int, *, is_best: bool, keep: int, keep_best: int) -> None:
+        """Point `latest` (and `best`) to the checkpoint of `step`; drop what neither a link nor the counts hold.
+
+        Kept are the newest `keep` and the `keep_best` of the lowest validation loss.
+        """
         target = self.checkpoint_path(step)
         _link(self.latest, target)
         if is_best:
             _link(self.best, target)
-        kept = {path.resolve() for path in (*self.checkpoints()[-keep:], self.best, self.latest)}
+        ranked = sorted((path for path in self.checkpoints() if math.isfinite(_val_loss(path))), key=_val_loss)
+        kept = (*self.checkpoints()[-keep:], *ranked[:keep_best], self.best, self.latest)
+        names = {path.resolve() for path in kept}
         for path in self.checkpoints():
-            if path.resolve() not in kept:
-                shutil.rmtree(path)
+            if path.resolve() not in names:
+                checkpoint.remove(path)
 
     def relink(self, latest_step: int, best: dict[str, float]) -> dict[str, float]:
-        """Point `latest` to a step and `best` to the best one, or to the best of those left; gives its metrics."""
-        if not self.checkpoint_path(int(best.get("step", -1))).is_dir():
-            states = [checkpoint.load_state(path) for path in self.checkpoints()]
-            state = min((s for s in states if s.step <= latest_step), key=lambda s: s.metrics["val_loss"])
-            best = {"step": state.step, **state.metrics}
+        """Point `latest` to a step and `best` to the best one, or to the best of those left; gives its metrics.
+
+        Where no checkpoint left was validated there is no best one: then the result is empty.
+        """
         _link(self.latest, self.checkpoint_path(latest_step))
+        if not self._is_whole(self.checkpoint_path(int(best.get("step", -1)))):
+            whole = [path for path in self.checkpoints() if self._is_whole(path)]
+            states = [state for path in whole if (state := checkpoint.load_state(path)).step <= latest_step]
+            validated = [state for state in states if "val_loss" in state.metrics]
+            if not validated:
+                self.best.unlink(missing_ok=True)
+                return {}
+            state = min(validated, key=lambda state: state.metrics["val_loss"])
+            best = {"step": state.step, **state.metrics}
         _link(self.best, self.checkpoint_path(int(best["step"])))
         return best
 
-    def sweep_leftovers(self) -> None:
-        """Remove what a killed writer left half done."""
-        for path in [*self.path.glob("checkpoints/*.partial"), *self.path.glob("*.link")]:
-            path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    def _is_whole(self, path: Path) -> bool:
+        try:
+            checkpoint.verify(path)
+        except UserError:
+            return False
+        return True
+
+    def sweep_leftovers(self, step: int) -> None:
+        """Remove what a killed writer left half done, and what came after `step`, at which the run goes on.
+
+        Checkpoints after the newest whole one are damaged; the run writes them again.
+        """
+        for path in [*self.path.glob(f"**/*{checkpoint.PARTIAL}"), *self.path.glob("*.link")]:
+            storage.remove(path)
+        for path in self.checkpoints():
+            if path.name > self.checkpoint_path(step).name:
+                LOGGER.warning("removing %s: it is damaged, and the run goes on at step %d", path, step)
+                checkpoint.remove(path)
 
     def newest_whole(self) -> Path | None:
         """The newest checkpoint whose every digest is right; damaged ones are passed over with a warning."""
@@ -80,6 +108,19 @@ class RunFolder:
             else:
                 return path
         return None
+
+    def request_stop(self) -> None:
+        """Ask the run's workers to save and leave; rank 0 looks for the file after each step."""
+        (self.path / "stop").touch()
+
+    def is_stop_requested(self) -> bool:
+        """Whether they were asked."""
+        return (self.path / "stop").exists()
+
+    def clear_requests(self) -> None:
+        """Before a start: forget an earlier request, what an earlier end left, and what Ray left of a killed driver."""
+        for name in ("stop", "summary.json", "error.txt", RAY_STATE):
+            storage.remove(self.path / name)
 
     def has_summary(self) -> bool:
         """Whether the run came to an end, good or bad."""
@@ -116,6 +157,14 @@ def newest_run(output: Path) -> RunFolder:
     if not runs:
         raise UserError(f"nothing to resume: no run with a checkpoint under {output}")
     return RunFolder(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime))
+
+
+def _val_loss(path: Path) -> float:
+    """Validation loss of a checkpoint, infinite where it has none that can be read."""
+    try:
+        return checkpoint.load_state(path).metrics.get("val_loss", math.inf)
+    except UserError:
+        return math.inf
 
 
 def _link(link: Path, target: Path) -> None:

@@ -31,6 +31,10 @@ class Surroundings:
     """Sums a tensor over the ranks."""
     report: Callable[[Mapping[str, Any]], None] = lambda _metrics: None
     """Called by every rank after each validation; a barrier."""
+    is_stop_requested: Callable[[], bool] = lambda: False
+    """Whether the run is to save and leave after this step; rank 0 is asked, and tells the others."""
+    beat: Callable[[], None] = lambda: None
+    """Called whenever something was done, for whoever watches over a rank that hangs."""
 
     @property
     def is_chief(self) -> bool:

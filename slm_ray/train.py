@@ -1,9 +1,9 @@
-"""Train a model: `python slm_ray/train.py`, alone or through `ray job submit`. Ray Train lives here only.
+"""Train a model: `python slm_ray/train.py`, alone or through `ray job submit`.
 
 In: a `TrainConfig` from preset and command line, and a prepared data set. Out: `runs/NAME/` with the checkpoints `best`
 and `latest`, an MLflow run, and a summary on the terminal. `run_training` is the whole of it as a function; the sweep
 calls it for every trial. The driver checks everything a user can get wrong before any worker starts, then watches the
-run's own record for progress; the workers run `loop.fit`.
+run's own record for progress; the workers of `worker_group` run `loop.fit`.
 """
 
 if __name__ == "__main__":
@@ -11,34 +11,32 @@ if __name__ == "__main__":
 
     run("slm_ray.train")
 
+import contextlib
 import dataclasses
 import math
-import shutil
-import threading
-import uuid
-from collections.abc import Mapping, Sequence
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train import UserCallback
 
-from slm_ray import checkpoint, cluster, hardware, loop, registry, tracking
-from slm_ray.config import TrainConfig, from_dict
+from slm_ray import checkpoint, cluster, loop, registry, tracking
+from slm_ray.config import TrainConfig
 from slm_ray.errors import UserError, command
 from slm_ray.history import History, plot_loss
-from slm_ray.model import Decoder, count_parameters
 from slm_ray.preflight import load_task, parse_config, refuse_conflicts, resolve
 from slm_ray.progress import watch
 from slm_ray.run_folder import RunFolder
 from slm_ray.script import quiet_environment
-from slm_ray.task import Surroundings, Task
+from slm_ray.stopping import StoppedError
+from slm_ray.task import Task
 from slm_ray.tracking import Tracker
+from slm_ray.worker_group import run_workers
 
 MAX_CPU_WORKERS = 2
-POLL_S = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +62,12 @@ def run_training(
 
     Raises:
         UserError: the config, the data set or the run's folder does not allow it, or the loss diverged.
+        StoppedError: a signal asked for it; the run can be resumed without the loss of a step.
     """
     config = resolve(config, default_workers)
     task = load_task(config, tracking.NullTracker())
     folder = task.folder
-    refuse_conflicts(config, folder, task.data_fingerprint)
+    refuse_conflicts(config, task)
     cluster.connect()
     _check_resources(config)
     try:
@@ -78,9 +77,9 @@ def run_training(
     tracker = _tracker(config, task, parent_run_id)
     status = "FAILED"
     try:
-        if not _is_finished(folder, task.max_steps):
-            with watch(task.history, task.max_steps, is_quiet=is_quiet):
-                _run_workers(config, tracker.run_id, callbacks)
+        if not _is_finished(task):
+            with watch(task.history, task.max_steps, is_quiet=is_quiet), _saying_where_it_stopped(config, folder):
+                run_workers(config, task, tracker.run_id, callbacks)
         result = _conclude(config, folder, tracker)
         status = "FINISHED"
         return result
@@ -99,9 +98,12 @@ def _check_resources(config: TrainConfig) -> None:
     """
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    if 0 < gpus < config.workers:
+    fewest, _ = config.worker_range
+    if config.precision == "fp16" and not gpus:
+        raise UserError("precision fp16 needs a GPU, and there is none: take bf16 or fp32, or leave it to auto")
+    if 0 < gpus < fewest:
         raise UserError(f"{config.workers} workers and {gpus:g} GPU(s): give --workers {int(gpus) or 1}, one each")
-    wanted = config.workers * config.cpus_per_worker
+    wanted = fewest * config.cpus_per_worker
     if len(ray.nodes()) == 1 and wanted > cpus:
         raise UserError(f"{config.workers} workers need {wanted:g} CPUs and this machine has {cpus:g}: lower --workers")
 
@@ -131,103 +133,45 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _run_workers(config: TrainConfig, run_id: str, callbacks: Sequence[UserCallback]) -> None:
-    """Run `_worker` on every rank; Ray starts the group again, up to max_failures times, when a worker is lost."""
-    uses_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    own_state = Path(config.output) / config.name / ".ray"  # a new name each time: Ray must not restore by itself
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"config": dataclasses.asdict(config), "run_id": run_id},
-        scaling_config=ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=uses_gpu,
-            resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if uses_gpu else {}),
-        ),
-        run_config=RunConfig(
-            name=uuid.uuid4().hex,
-            storage_path=str(own_state),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-            callbacks=list(callbacks),
-        ),
-    )
+@contextlib.contextmanager
+def _saying_where_it_stopped(config: TrainConfig, folder: RunFolder) -> Iterator[None]:
+    """Give a stop its place and how to go on, unless the run came to its end at the same time."""
     try:
-        _fit_interruptibly(trainer)
-    finally:
-        shutil.rmtree(own_state, ignore_errors=True)
+        yield
+    except StoppedError as stop:
+        status = folder.read_summary()["status"] if folder.has_summary() else loop.STOPPED
+        if status != loop.STOPPED:
+            return
+        newest = folder.newest_whole()
+        if newest is None:
+            raise StoppedError(str(stop) or "stopped, without a checkpoint", stop.signal_number) from None
+        said = f"{stop}; the last checkpoint is that of" if str(stop) else "stopped, with a checkpoint of"
+        message = (
+            f"{said} step {checkpoint.load_state(newest).step:,}: `--resume --name {config.name}` goes on from there"
+        )
+        raise StoppedError(message, stop.signal_number) from None
 
 
-def _fit_interruptibly(trainer: TorchTrainer) -> None:
-    """Fit in a thread: on the main one, Ray would take Ctrl-C for itself and end the process with a code of its own."""
-    if threading.current_thread() is not threading.main_thread():
-        trainer.fit()
-        return
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # handed over to the main thread
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
-    if errors:
-        raise errors[0]
-
-
-def _worker(given: dict[str, Any]) -> None:
-    """What each worker process runs."""
-    config = from_dict(TrainConfig, given["config"], "the driver's config")
-    context = ray.train.get_context()
-    is_chief = context.get_world_rank() == 0
-    tracker = tracking.continue_run(config.tracking_uri, given["run_id"]) if is_chief else tracking.NullTracker()
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // context.get_local_world_size()))
-    task = load_task(config, tracker)
-    around = Surroundings(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        device=device,
-        wrap=ray.train.torch.prepare_model,
-        all_sum=_all_sum,
-        report=lambda metrics: ray.train.report(dict(metrics)),
-    )
-    n_parameters = parameter_count(config)
-    is_compiled = hardware.resolve_compile(config, device, n_parameters, task.max_steps)
-    loop.fit(task, around, precision=hardware.resolve_precision(config.precision, device), is_compiled=is_compiled)
-
-
-def parameter_count(config: TrainConfig) -> int:
-    """Weights of the model, counted without allocating them."""
-    with torch.device("meta"):
-        return count_parameters(Decoder(config.model))
-
-
-def _all_sum(values: torch.Tensor) -> torch.Tensor:
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
-    return values
-
-
-def _is_finished(folder: RunFolder, max_steps: int) -> bool:
+def _is_finished(task: Task) -> bool:
     """Whether a resumed run has nothing left to do."""
+    folder = task.folder
     newest = folder.newest_whole()
     if newest is None or not folder.has_summary() or not folder.best.exists():
         return False
-    summary = folder.read_summary()
-    return bool(
-        checkpoint.load_state(newest).step >= max_steps and summary["step"] == summary["max_steps"] == max_steps
-    )
+    summary, state = folder.read_summary(), checkpoint.load_state(newest)
+    if (
+        summary["status"] != loop.FINISHED
+        or not summary["step"] == state.step <= summary["max_steps"] == task.max_steps
+    ):
+        return False
+    return state.step == task.max_steps or loop.is_out_of_patience(task, state.best, state.step)
 
 
 def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> TrainResult:
-    """Plot, tags, and the registry, once the workers are done. Raises: UserError when the loss diverged."""
+    """Plot, tags, and the registry, once the workers are done. Raises: UserError when the run has no result."""
     summary = folder.read_summary()
-    if summary["status"] == loop.DIVERGED:
-        raise UserError(_diverged(summary, folder))
+    if summary["status"] != loop.FINISHED:
+        raise UserError(_unfinished(summary, folder))
     plot_loss(History(folder.path / "metrics.jsonl"), folder.path / "loss.png")
     tracker.log_file(folder.path / "loss.png")
     tracker.set_tags({"status": str(summary["status"]), "best_step": str(int(summary["best"]["step"]))})
@@ -246,16 +190,26 @@ def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> Train
     )
 
 
-def _diverged(summary: Mapping[str, Any], folder: RunFolder) -> str:
-    kept = f"the checkpoint before it is {folder.latest}" if folder.latest.exists() else "no checkpoint was written"
-    return f"the loss ceased to be a number before step {summary['step']:,}: lower --optim.lr; {kept}"
+def _unfinished(summary: Mapping[str, Any], folder: RunFolder) -> str:
+    kept = (
+        f"the last checkpoint is {folder.latest.resolve()}" if folder.latest.exists() else "no checkpoint was written"
+    )
+    if summary["status"] == loop.DIVERGED:
+        return f"{summary['reason']} after step {summary['step']:,}: lower --optim.lr; {kept}"
+    return f"step {summary['step']:,} could not be saved: make room on the disk and --resume; {kept}"
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, train, say what came out."""
     quiet_environment()
-    result = run_training(parse_config(argv))
+    try:
+        result = run_training(parse_config(argv))
+    except StoppedError as stop:
+        sys.stderr.write(f"{stop}\n")
+        if stop.signal_number == signal.SIGINT:
+            raise  # said as every command says it
+        return stop.exit_code
     print(describe(result))
     return 0
 

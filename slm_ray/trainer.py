@@ -14,12 +14,21 @@ from torch import Tensor, nn
 
 from slm_ray import checkpoint
 from slm_ray.batches import TokenStream, TrainBatches, evaluation_batches
-from slm_ray.checkpoint import TrainState
+from slm_ray.checkpoint import Snapshot, TrainState
 from slm_ray.engine import Engine
 from slm_ray.model import IGNORED_TARGET, Decoder
 from slm_ray.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
 from slm_ray.sampling import SamplingParams
+from slm_ray.saver import Saver
 from slm_ray.task import Surroundings, Task
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+EXPLODED = 3.0
+"""A loss of this many times ln(vocab_size), the loss of knowing nothing, is no learning any more."""
+
+
+class DivergedError(Exception):
+    """The loss or its gradient ceased to be a number, or grew beyond reason; the message says which."""
 
 
 def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, around: Surroundings) -> dict[str, float]:
@@ -34,6 +43,7 @@ def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, around: Sur
     model.eval()
     with torch.no_grad():
         for inputs, targets in windows:
+            around.beat()
             x, y = torch.from_numpy(inputs).to(around.device), torch.from_numpy(targets).to(around.device)
             sums += torch.stack([model(x, y).double(), (y != IGNORED_TARGET).sum().double()])
     model.train(was_training)
@@ -51,12 +61,17 @@ class Trainer:
 
     def __init__(self, task: Task, around: Surroundings, precision: str, is_compiled: bool) -> None:
         self.task, self.around, self.config = task, around, task.config
-        self.autocast = precision == "bf16"
+        self.autocast = AUTOCAST.get(precision)
+        self.scaler = torch.amp.GradScaler(around.device.type, enabled=precision == "fp16")
+        self.saver = Saver()
         torch.manual_seed(self.config.seed)
         self.model = Decoder(self.config.model).to(around.device)
         self.optimizer = make_optimizer(self.model, self.config.optim)
         self.step = 0
-        self.best: dict[str, float] = {}
+        self.best: dict[str, float] = {}  # the best validation so far: its step and metrics
+        self.saved_best: dict[str, float] = {}  # the best one on the disk; rank 0's alone
+        self.losses = torch.zeros((), device=around.device)  # of this rank, since the last line of metrics
+        self.loss_steps = 0
         self.restored: TrainState | None = None
         self._restore()
         module: nn.Module = torch.compile(self.model, dynamic=False) if is_compiled else self.model  # type: ignore[assignment]
@@ -79,9 +94,24 @@ class Trainer:
         self.model.load_state_dict(model.state_dict())
         restore_optimizer(self.optimizer, checkpoint.load_optimizer(path))
         self.step, self.best, self.restored = state.step, state.best, state
+        self.saved_best = state.best
+        self.scaler.load_state_dict(state.scaler)
+        self._restore_losses(state)
+
+    def _restore_losses(self, state: TrainState) -> None:
+        ranks = self.around.world_size
+        losses = state.pending_losses
+        if len(losses) != ranks:  # other workers than then: what counts is their mean
+            losses = [sum(losses) / max(1, len(losses))] * ranks
+        self.losses += losses[self.around.rank]
+        self.loss_steps = state.pending_steps
 
     def train_step(self) -> tuple[Tensor, Tensor]:
-        """One optimizer step. Returns the rank's mean loss (nats a token) and the global gradient norm."""
+        """One optimizer step. Returns the rank's mean loss (nats a token) and the global gradient norm.
+
+        Raises:
+            DivergedError: the gradient is no number; the weights are those of the step before.
+        """
         config, around = self.config, self.around
         torch.manual_seed(_step_seed(config.seed, self.step, around.rank))
         set_learning_rate(self.optimizer, learning_rate(self.step, self.task.max_steps, config.optim))
@@ -95,14 +125,48 @@ class Trainer:
             with self._synced_only_if(part == parts[-1]):
                 with self._precision():
                     loss = self.module(x, y) / targets.size
-                loss.backward()
+                self.scaler.scale(loss).backward()
             total += loss.detach()
-        limit = config.optim.clip_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
+        norm = self._clip()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.losses += total
+        self.loss_steps += 1
+        around.beat()
         return total, norm
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients, unscaled first, and give the norm they had; it is the same on every rank."""
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm or math.inf)
+        if not self.scaler.is_enabled():
+            if not math.isfinite(norm):
+                raise DivergedError("the gradient ceased to be a number")
+        elif self.scaler.get_scale() < 1:  # a step that overflows is left out, and the scale halved
+            raise DivergedError("the gradient stays out of the range of fp16")
+        return norm
+
+    def take_mean_loss(self) -> float:
+        """Mean loss over the ranks and the steps since it was last asked, in nats a token; asked by every rank.
+
+        Raises:
+            DivergedError: it is no number, or far above that of a model that knows nothing.
+        """
+        mean = self.around.all_sum(self.losses / self.loss_steps).item() / self.around.world_size
+        self.losses, self.loss_steps = torch.zeros((), device=self.around.device), 0
+        self.refuse_explosion(mean)
+        return mean
+
+    def refuse_explosion(self, loss: float) -> None:
+        """Raises: DivergedError when a loss is no number, or far above that of a model that knows nothing."""
+        if not math.isfinite(loss):
+            raise DivergedError("the loss ceased to be a number")
+        if loss > (limit := EXPLODED * math.log(self.config.model.vocab_size)):
+            raise DivergedError(
+                f"the loss rose to {loss:.3g} nats a token, above {EXPLODED:g} x ln(vocab_size) = {limit:.3g}"
+            )
 
     def validate(self) -> dict[str, float]:
         """Loss on the validation split."""
@@ -110,27 +174,62 @@ class Trainer:
             return evaluate(self.model, self.task.validation, seq_len=self.config.model.seq_len, around=self.around)
 
     def save(self, metrics: dict[str, float]) -> None:
-        """Write a checkpoint and move `latest`, and `best` where this is the lowest validation loss."""
-        config, folder = self.config, self.task.folder
-        is_best = metrics["val_loss"] < self.best.get("val_loss", math.inf)
-        if is_best:
+        """Write a checkpoint beside the coming steps, then move `latest`, and `best` where it is the best one.
+
+        `metrics` are those of a validation at this step; without one they are empty, and the run is being stopped.
+        """
+        if metrics and metrics["val_loss"] < self.best.get("val_loss", math.inf):
             self.best = {"step": self.step, **metrics}
+        pending = self._pending_losses()
         if not self.around.is_chief:
             return
+        self.finish_saving()
+        is_best = bool(metrics) and metrics["val_loss"] < self.saved_best.get("val_loss", math.inf)
+        best = {"step": float(self.step), **metrics} if is_best else self.saved_best
         state = TrainState(
             step=self.step,
-            samples_seen=self.step * config.batch_size,
-            seed=config.seed,
+            samples_seen=self.samples_seen,
+            seed=self.config.seed,
             world_size=self.around.world_size,
             data_fingerprint=self.task.data_fingerprint,
-            config=dataclasses.asdict(config),
+            config=dataclasses.asdict(self.config),
             metrics=metrics,
-            best=self.best,
+            best=best,
             run_id=self.task.tracker.run_id,
+            scaler=self.scaler.state_dict(),
+            pending_losses=pending,
+            pending_steps=self.loss_steps,
         )
-        path = folder.checkpoint_path(self.step)
-        checkpoint.save(path, self.model, self.task.tokenizer, state, self.optimizer.state_dict())
-        folder.publish(self.step, is_best=is_best, keep=config.keep_checkpoints)
+        content = checkpoint.snapshot(self.model, self.optimizer.state_dict())
+        self.saver.start(lambda: self._write(content, state, is_best=is_best))
+
+    def _write(self, content: Snapshot, state: TrainState, *, is_best: bool) -> None:
+        """In the saver's thread: nothing of the trainer is read here that a step changes."""
+        config, folder = self.config, self.task.folder
+        checkpoint.write(folder.checkpoint_path(state.step), content, self.task.tokenizer, state)
+        folder.publish(state.step, is_best=is_best, keep=config.keep_checkpoints, keep_best=config.keep_best)
+        self.saved_best = state.best
+
+    def finish_saving(self) -> OSError | None:
+        """Wait for the checkpoint in flight. One that the disk refused is said in one line; the last good one stays."""
+        error = self.saver.wait()
+        if error is not None:
+            message = f"a checkpoint could not be written ({error.strerror or error}): the one before it is kept"
+            self.task.history.append({"message": message})
+        return error
+
+    @property
+    def samples_seen(self) -> int:
+        """Training samples up to now, at whatever batch size they were seen."""
+        if self.restored is None:
+            return self.step * self.config.batch_size
+        return self.restored.samples_seen + (self.step - self.restored.step) * self.config.batch_size
+
+    def _pending_losses(self) -> list[float]:
+        """Every rank's sum of losses since the last line of metrics; asked by every rank."""
+        sums = torch.zeros(self.around.world_size, dtype=torch.float64, device=self.around.device)
+        sums[self.around.rank] = self.losses.double()
+        return self.around.all_sum(sums).tolist()
 
     def sample(self) -> str:
         """A story by the model as it is now; the same seed each time, so that one sees what changed."""
@@ -138,7 +237,7 @@ class Trainer:
         return Engine(self.model, self.task.tokenizer).generate([self.config.sample_prompt], [params])[0].text
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.around.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+        return torch.autocast(self.around.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def _synced_only_if(self, is_last_part: bool) -> contextlib.AbstractContextManager[Any]:
         no_sync = getattr(self.module, "no_sync", None)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over(task: Task) -> None:
 
 def test_a_kill_between_a_checkpoint_and_its_links_is_made_good(task: Task) -> None:
     class KilledRunFolder(RunFolder):
-        def publish(self, step: int, *, is_best: bool, keep: int) -> None:
+        def publish(self, step: int, *, is_best: bool, keep: int, keep_best: int) -> None:
             if step == 8:
                 raise KilledError
-            super().publish(step, is_best=is_best, keep=keep)
+            super().publish(step, is_best=is_best, keep=keep, keep_best=keep_best)
 
     broken = dataclasses.replace(task, folder=KilledRunFolder(task.folder.path))
     with pytest.raises(KilledError):
@@ -144,6 +145,121 @@ def test_optimizer_settings_of_a_resumed_run_are_those_it_was_given(task: Task) 
 
 def test_a_large_seed_is_a_seed(task: Task) -> None:
     fit(elsewhere(task, "large", seed=2**40, max_steps=1), Surroundings())
+
+
+def stop_at(step: int, task: Task) -> Surroundings:
+    """Asks for a stop once that step is in the record (the test's task logs every second step) or after it."""
+    asked = iter(range(1, 1000))
+    first = checkpoint.load_state(task.folder.latest).step if task.folder.latest.exists() else 0
+    return Surroundings(is_stop_requested=lambda: first + next(asked) >= step)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 8], ids=["first", "between two lines", "before a validation", "last"])
+def test_a_run_that_is_asked_to_stop_loses_no_step_and_no_bit(task: Task, step: int) -> None:
+    fit(task, Surroundings())
+    stopped = elsewhere(task, "stopped")
+    summary = fit(stopped, stop_at(step, stopped))
+    assert (summary["status"], summary["step"]) == (loop.STOPPED, step)
+    assert checkpoint.load_state(stopped.folder.latest).step == step
+    assert fit(stopped, Surroundings())["status"] == loop.FINISHED
+    assert losses(stopped) == losses(task)
+    assert stopped.history.series("val_loss") == task.history.series("val_loss")
+    expected = weights(task)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(stopped).items())
+    assert stopped.folder.best.resolve().name == task.folder.best.resolve().name
+
+
+def test_a_run_stopped_again_and_again_is_still_the_same_run(task: Task) -> None:
+    fit(task, Surroundings())
+    often = elsewhere(task, "often")
+    for step in range(1, 8):
+        fit(often, stop_at(step, often))
+        assert checkpoint.load_state(often.folder.latest).step == step
+    fit(often, Surroundings())
+    assert losses(often) == losses(task)
+
+
+def test_patience_ends_a_run_that_no_longer_learns_and_a_resume_leaves_it_so(task: Task) -> None:
+    optim = dataclasses.replace(task.config.optim, lr=1e-30, warmup_steps=0)  # the validation loss stands still
+    short = elsewhere(task, "short", optim=optim, eval_interval_steps=1, patience=3)
+    summary = fit(short, Surroundings())
+    assert (summary["status"], summary["step"], summary["best"]["step"]) == (loop.FINISHED, 4, 1)
+    assert fit(short, Surroundings())["step"] == 4
+    longer = dataclasses.replace(short, config=dataclasses.replace(short.config, patience=5))
+    assert fit(longer, Surroundings())["step"] == 6
+
+
+def test_the_next_steps_do_not_wait_for_a_checkpoint_nor_change_it(task: Task) -> None:
+    """The disk is held up until the last step is done."""
+    is_done = threading.Event()
+    write = checkpoint.write
+
+    def slow(*arguments: Any) -> None:
+        assert is_done.wait(60), "the steps waited for the disk"
+        write(*arguments)
+
+    reported: list[int] = []
+    train_step = Trainer.train_step
+
+    def step(self: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
+        done = train_step(self)
+        if self.step == 8:
+            is_done.set()
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write", slow)
+        patch.setattr(Trainer, "train_step", step)
+        fit(task, Surroundings(report=lambda metrics: reported.append(metrics["step"])))
+    assert reported == [4, 8]
+    at_four, _ = checkpoint.load_model(task.folder.checkpoint_path(4))
+    shutil.rmtree(task.folder.checkpoint_path(8))
+    plain = elsewhere(task, "plain")
+    with pytest.raises(KilledError):
+        fit(plain, kill_at(4))
+    expected = weights(plain)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in at_four.state_dict().items())
+
+
+def test_the_best_few_are_kept(task: Task) -> None:
+    many = elsewhere(task, "many", eval_interval_steps=1, keep_checkpoints=1, keep_best=3)
+    fit(many, Surroundings())
+    steps, values = many.history.series("val_loss")
+    expected = {8} | {step for _, step in sorted(zip(values, steps, strict=True))[:3]}
+    assert {int(path.name.split("-")[1]) for path in many.folder.checkpoints()} == expected
+
+
+@pytest.mark.parametrize("spoiled", ["gradient", "loss"])
+def test_a_run_that_explodes_stops_before_its_weights_are_spoiled(task: Task, spoiled: str) -> None:
+    forward = Decoder.forward
+    factor = {"gradient": math.inf, "loss": 100.0}[spoiled]
+
+    def forward_wrongly(self: Decoder, *arguments: Any) -> torch.Tensor:
+        loss = forward(self, *arguments)
+        return loss * factor if self.training and trainers[-1].step == 5 else loss
+
+    trainers: list[Trainer] = []
+    init = Trainer.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "__init__", lambda self, *rest: (trainers.append(self), init(self, *rest))[1])
+        patch.setattr(Decoder, "forward", forward_wrongly)
+        summary = fit(task, Surroundings())
+    assert summary["status"] == loop.DIVERGED
+    assert spoiled in summary["reason"]
+    assert checkpoint.load_state(task.folder.latest).step == 4
+    assert all(torch.isfinite(tensor).all() for tensor in trainers[0].model.state_dict().values())
+
+
+def test_fp16_clips_unscaled_gradients_and_its_scale_is_saved(task: Task) -> None:
+    plain = Trainer(elsewhere(task, "plain"), Surroundings(), "fp32", is_compiled=False)
+    half = elsewhere(task, "half")
+    trainer = Trainer(half, Surroundings(), "fp16", is_compiled=False)
+    expected, got = plain.train_step()[1], trainer.train_step()[1]
+    assert float(got) == pytest.approx(float(expected), rel=0.02)  # not 65,536 times as much
+    trainer.scaler.update(512.0)
+    trainer.save({})
+    trainer.finish_saving()
+    assert Trainer(half, Surroundings(), "fp16", is_compiled=False).scaler.get_scale() == 512.0
 
 
 def test_leftovers_of_a_killed_writer_are_removed(task: Task) -> None:

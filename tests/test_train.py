@@ -116,8 +116,10 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
 
     with pytest.raises(UserError, match="batch_size was 8 and is now 4"):
         run_training(dataclasses.replace(longer, batch_size=4), is_quiet=True)
+    other = dataclasses.replace(load_task(resolve(longer, lambda: 1), tracking.NullTracker()), data_fingerprint="other")
     with pytest.raises(UserError, match="was trained on data set"):
-        refuse_conflicts(longer, folder, "another fingerprint")
+        refuse_conflicts(longer, other)
+    refuse_conflicts(dataclasses.replace(longer, force=True), other)
 
 
 @pytest.mark.slow

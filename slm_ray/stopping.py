@@ -1,0 +1,54 @@
+"""How a run is asked to stop: a signal to the driver becomes a file in the run's folder, which its workers see.
+
+In: SIGTERM or Ctrl-C. Out: `StoppedError`, once the workers have saved and left; at once where the signal comes again.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+EXIT_BY_SIGNAL = 128
+
+
+class StoppedError(KeyboardInterrupt):
+    """The run was asked to stop by a signal, and has done so. Whoever knows no better takes it for Ctrl-C."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell says of a process that the signal ended: 130 after Ctrl-C, 143 after SIGTERM."""
+        return EXIT_BY_SIGNAL + self.signal_number
+
+
+class Signals:
+    """What came in while `catching` was open."""
+
+    def __init__(self, on_first: Callable[[], None]) -> None:
+        self.received = 0  # number of the first signal, 0 for none
+        self._on_first = on_first
+
+    @contextlib.contextmanager
+    def catching(self) -> Iterator["Signals"]:
+        """Take SIGINT and SIGTERM; on another thread than the main one, which alone gets signals, this does nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        if self.received:
+            raise StoppedError("left at once: steps since the last checkpoint are lost", number)
+        self.received = number
+        os.write(2, b"\nstopping after this step, with a checkpoint (once more: at once)\n")
+        self._on_first()

@@ -1,0 +1,45 @@
+"""Notices that nothing goes on any more.
+
+In: beats, from whoever gets something done. Out: one call, when there was none for too long. A worker that waits for
+another one that was stopped, for a disk that does not answer or for a deadlock is alive and says nothing: it is ended
+so that its group starts again from the last checkpoint.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+POLLS = 20
+MAX_POLL_S = 1.0
+
+
+class Watchdog:
+    """Counts the time since the last beat. Only time in which it ran itself counts: sleep is no hang."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._idle_s = 0.0
+        self._is_over = threading.Event()
+
+    def beat(self) -> None:
+        """Something was done."""
+        self._idle_s = 0.0
+
+    @contextlib.contextmanager
+    def watching(self, on_hang: Callable[[], None]) -> Iterator[None]:
+        """While the body runs, call `on_hang` from a thread once nothing was done for the time; with 0, never."""
+        thread = threading.Thread(target=self._watch, args=(on_hang,), name="watchdog", daemon=True)
+        if self._timeout_s > 0:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+
+    def _watch(self, on_hang: Callable[[], None]) -> None:
+        poll_s = min(MAX_POLL_S, self._timeout_s / POLLS)
+        while not self._is_over.wait(poll_s):
+            self._idle_s += poll_s
+            if self._idle_s >= self._timeout_s:
+                on_hang()
+                return

@@ -1,0 +1,188 @@
+"""The workers of a run: started, started again after a loss, watched, and asked to leave. Ray Train lives here only.
+
+In: a resolved config, from the driver. Out: `runs/NAME/`, written by rank 0. Every worker runs `loop.fit` and continues
+from the newest whole checkpoint; so a group that lost a worker, hangs, or changes its size is just started again.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import sys
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train.torch import TorchTrainer
+
+from slm_ray import hardware, loop, tracking
+from slm_ray.config import TrainConfig, from_dict
+from slm_ray.errors import UserError
+from slm_ray.model import Decoder, count_parameters
+from slm_ray.preflight import load_task
+from slm_ray.run_folder import RAY_STATE, RunFolder
+from slm_ray.stopping import Signals, StoppedError
+from slm_ray.task import Surroundings, Task
+from slm_ray.watchdog import Watchdog
+
+POLL_S = 0.2
+RESIZE_CHECK_S = 30.0
+"""Between two looks for room for more elastic workers."""
+EXIT_HUNG = 75
+HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+
+
+def run_workers(config: TrainConfig, task: Task, run_id: str, callbacks: Sequence[UserCallback]) -> None:
+    """Run the loop on every rank; Ray starts the group again, up to max_failures times, when a worker is lost.
+
+    SIGTERM and Ctrl-C ask the workers to save and leave.
+
+    Raises:
+        StoppedError: a signal came before the workers had begun, or a second one.
+        UserError: the workers were lost too often, or what they said of the user's mistake.
+    """
+    folder = task.folder
+    folder.clear_requests()
+    trainer = _trainer(config, folder, run_id, callbacks)
+    try:
+        with _health_timeout(config.hang_timeout_s):
+            _fit_interruptibly(trainer.fit, folder, _begun(task))
+    except TrainingFailedError as error:
+        raise UserError(_failure(error, folder)) from error
+    finally:
+        shutil.rmtree(folder.path / RAY_STATE, ignore_errors=True)
+
+
+def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
+    uses_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"config": dataclasses.asdict(config), "run_id": run_id},
+        scaling_config=ScalingConfig(
+            num_workers=config.worker_range if config.is_elastic else config.worker_range[0],
+            use_gpu=uses_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if uses_gpu else {}),
+            elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,  # a new one each time: Ray must not restore by itself
+            storage_path=str(folder.path / RAY_STATE),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            callbacks=list(callbacks),
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _health_timeout(timeout_s: float) -> Iterator[None]:
+    """Let Ray take a worker for dead that does not answer for so long: one that was stopped cannot end itself."""
+    if timeout_s == 0 or HEALTH_TIMEOUT in os.environ:
+        yield
+        return
+    os.environ[HEALTH_TIMEOUT] = str(timeout_s)  # read when the controller starts
+    try:
+        yield
+    finally:
+        del os.environ[HEALTH_TIMEOUT]
+
+
+def _begun(task: Task) -> Callable[[], bool]:
+    """Tells whether the workers have written to the run's record since this was made."""
+
+    def changed_ns() -> int:
+        path = task.history.path
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    before = changed_ns()
+    return lambda: changed_ns() != before
+
+
+def _fit_interruptibly(fit: Callable[[], Any], folder: RunFolder, has_begun: Callable[[], bool]) -> None:
+    """Fit in a thread: on the main one, Ray would take Ctrl-C for itself and end the process with a code of its own."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            fit()
+        except BaseException as error:  # handed over to this thread
+            errors.append(error)
+
+    with Signals(folder.request_stop).catching() as signals:
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_S)
+            if signals.received and not has_begun():
+                raise StoppedError("stopped before the first step", signals.received)
+        if signals.received:
+            raise StoppedError("", signals.received)
+    if errors:
+        raise errors[0]
+
+
+def _failure(error: TrainingFailedError, folder: RunFolder) -> str:
+    """One line on why Ray gave up; all that it said is left in the run's folder."""
+    causes = list(getattr(error, "worker_failures", {}).values())
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return str(cause)
+    path = folder.path / "error.txt"
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    last = next(
+        (line for line in reversed(str(causes[0] if causes else error).splitlines()) if line.strip()), "unknown"
+    )
+    newest = folder.newest_whole()
+    kept = f"--resume continues from {newest.name}" if newest else "no checkpoint was written"
+    return f"the workers failed too often: {last.strip()} (all of it in {path}); {kept}"
+
+
+def _worker(given: dict[str, Any]) -> None:
+    """What each worker process runs."""
+    config = from_dict(TrainConfig, given["config"], "the driver's config")
+    context = ray.train.get_context()
+    is_chief = context.get_world_rank() == 0
+    tracker = tracking.continue_run(config.tracking_uri, given["run_id"]) if is_chief else tracking.NullTracker()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // context.get_local_world_size()))
+    task = load_task(config, tracker)
+    watchdog = Watchdog(config.hang_timeout_s)
+    around = Surroundings(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=device,
+        wrap=ray.train.torch.prepare_model,
+        all_sum=_all_sum,
+        report=lambda metrics: ray.train.report(dict(metrics)),
+        is_stop_requested=task.folder.is_stop_requested,
+        beat=watchdog.beat,
+    )
+    is_compiled = hardware.resolve_compile(config, device, parameter_count(config), task.max_steps)
+    with watchdog.watching(lambda: _leave_hung(task, around)):
+        loop.fit(task, around, precision=hardware.resolve_precision(config.precision, device), is_compiled=is_compiled)
+
+
+def _leave_hung(task: Task, around: Surroundings) -> None:
+    """End this process in the middle of whatever it waits for: its group is started again."""
+    message = f"no progress for {task.config.hang_timeout_s:g} s: the workers start again from the last checkpoint"
+    if around.is_chief:
+        task.history.append({"message": message})
+    sys.stderr.write(message + "\n")
+    os._exit(EXIT_HUNG)
+
+
+def parameter_count(config: TrainConfig) -> int:
+    """Weights of the model, counted without allocating them."""
+    with torch.device("meta"):
+        return count_parameters(Decoder(config.model))
+
+
+def _all_sum(values: torch.Tensor) -> torch.Tensor:
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values
