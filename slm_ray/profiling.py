@@ -1,9 +1,9 @@
 """Where a step's time goes: `--profile`.
 
 In: a run, while it trains. Out: `profile/trace.json` in the run's folder, for chrome://tracing or ui.perfetto.dev, and
-`profile/operators.txt`, a table of the most expensive operators; both are artifacts of its MLflow run too. Rank 0 records
-a few steps between two validations, after the first ones, in which compilers and caches warm up. A profile that fails
-costs a warning; without the option nothing is recorded and nothing costs anything.
+`profile/operators.txt`, a table of the most expensive operators; both are artifacts of its MLflow run too. Rank 0
+records a few steps between two validations, after the first ones, in which compilers and caches warm up. A profile that
+fails costs a warning; without the option nothing is recorded and nothing costs anything.
 """
 
 import dataclasses
@@ -49,17 +49,21 @@ def step_profile(task: Task, around: Surroundings, first_step: int) -> StepProfi
         return NoProfile()
     for name in (TRACE, OPERATORS):  # of an earlier part of the run
         (task.folder.path / name).unlink(missing_ok=True)
-    span = window(first_step, task.max_steps, task.eval_interval)
-    return TorchProfile(task, around.device, *span)
+    start, stop = window(first_step, task.max_steps, task.eval_interval)
+    if start >= stop:
+        task.history.append({"message": "no profile: there are too few steps left"})
+        return NoProfile()
+    return TorchProfile(task, around.device, start, stop)
 
 
 def window(first_step: int, max_steps: int, eval_interval: int) -> tuple[int, int]:
     """Between which step numbers to record: (a, b) records the steps a + 1 to b.
 
-    They lie after the warm-up and between two validations, where the run is long enough; else what there is.
+    They lie after the warm-up and between two validations, where the run is long enough; else what there is. At least
+    one step is always left out before them: the first one compiles. Where none follows, a >= b.
     `window(0, 1000, 100) -> (10, 13)`; `window(95, 1000, 100) -> (105, 108)`; `window(88, 1000, 100) -> (100, 103)`.
     """
-    start = min(first_step + WARM_UP_STEPS, max(max_steps - N_STEPS, first_step))
+    start = min(first_step + WARM_UP_STEPS, max(max_steps - N_STEPS, first_step + 1))
     next_validation = (start // eval_interval + 1) * eval_interval
     if start + N_STEPS > next_validation and next_validation + min(N_STEPS, eval_interval) <= max_steps:
         start, next_validation = next_validation, next_validation + eval_interval
@@ -105,7 +109,9 @@ class TorchProfile:
         (folder / OPERATORS).write_text(table, encoding="utf-8")
         for name in (TRACE, OPERATORS):
             self._task.tracker.log_file(folder / name, "profile")
-        self._task.history.append({"message": f"profiled steps {self._start + 1:,} to {self._stop:,}: {folder / TRACE}"})
+        self._task.history.append(
+            {"message": f"profiled steps {self._start + 1:,} to {self._stop:,}: {folder / TRACE}"}
+        )
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:

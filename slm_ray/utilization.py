@@ -1,7 +1,7 @@
 """How much of what the machine can do a run uses: model FLOPs utilization (MFU).
 
-In: a model's shape, and the device and precision of a run. Out: the floating-point operations that a token costs, and the
-rate at which this machine multiplies large matrices; MFU is tokens a second x FLOPs a token / that rate.
+In: a model's shape, and the device and precision of a run. Out: the floating-point operations that a token costs, and
+the rate at which this machine multiplies large matrices; MFU is tokens a second x FLOPs a token / that rate.
 
 Source: Chowdhery et al., "PaLM" (arXiv:2204.02311), appendix B. There the rate is the maker's number; here it is
 measured, for no maker gives one for two cores of a shared processor.
@@ -48,11 +48,14 @@ def train_flops_per_token(config: ModelConfig) -> int:
 def peak_flops_per_s(precision: str, device: torch.device, all_sum: Callable[[Tensor], Tensor]) -> float:
     """Rate of large matrix products on all workers at once, in the run's precision, in operations a second.
 
-    Every worker calls it. Each of a few spans of a tenth of a second is summed over the workers; the fastest counts. The
-    measurement takes less than a second; a process makes it once.
+    Every worker calls it. Each of a few spans of a tenth of a second is summed over the workers; the fastest counts.
+    The measurement takes less than a second; a process makes it once. 0 where a worker cannot measure.
     """
     all_sum(torch.zeros(1, dtype=torch.float64, device=device))  # a barrier: all begin together
-    rates = matmul_rates(DTYPES[precision], device, torch.get_num_threads())
+    try:
+        rates = matmul_rates(DTYPES[precision], device, torch.get_num_threads())
+    except RuntimeError:  # no room on the device, or no such product: the sum below must be joined all the same
+        rates = (0.0,) * N_SPANS
     return float(all_sum(torch.tensor(rates, dtype=torch.float64, device=device)).max())
 
 

@@ -20,14 +20,16 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
 
-from slm_ray import hardware, loop, tracking
+from slm_ray import event_log, hardware, loop, system_metrics, tracking
 from slm_ray.config import TrainConfig, from_dict
 from slm_ray.errors import UserError
+from slm_ray.event_log import WithEventLog
 from slm_ray.model import Decoder, count_parameters
 from slm_ray.preflight import load_task
 from slm_ray.run_folder import RAY_STATE, RunFolder
 from slm_ray.stopping import Signals, StoppedError
 from slm_ray.task import Surroundings, Task
+from slm_ray.tracking import Tracker
 from slm_ray.watchdog import Watchdog
 
 POLL_S = 0.2
@@ -145,12 +147,12 @@ def _worker(given: dict[str, Any]) -> None:
     """What each worker process runs."""
     config = from_dict(TrainConfig, given["config"], "the driver's config")
     context = ray.train.get_context()
-    is_chief = context.get_world_rank() == 0
-    tracker = tracking.continue_run(config.tracking_uri, given["run_id"]) if is_chief else tracking.NullTracker()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // context.get_local_world_size()))
-    task = load_task(config, tracker)
+    task = load_task(config, tracking.NullTracker())
+    tracker = _tracker(config, task, given["run_id"])
+    task = dataclasses.replace(task, tracker=tracker if context.get_world_rank() == 0 else tracking.NullTracker())
     watchdog = Watchdog(config.hang_timeout_s)
     around = Surroundings(
         rank=context.get_world_rank(),
@@ -163,8 +165,34 @@ def _worker(given: dict[str, Any]) -> None:
         beat=watchdog.beat,
     )
     is_compiled = hardware.resolve_compile(config, device, parameter_count(config), task.max_steps)
-    with watchdog.watching(lambda: _leave_hung(task, around)):
-        loop.fit(task, around, precision=hardware.resolve_precision(config.precision, device), is_compiled=is_compiled)
+    precision = hardware.resolve_precision(config.precision, device)
+    node = context.get_node_rank()
+    try:
+        with (
+            watchdog.watching(lambda: _leave_hung(task, around)),
+            system_metrics.logged(tracker, node=f"node-{node}" if node else ""),
+        ):
+            loop.fit(task, around, precision=precision, is_compiled=is_compiled)
+    finally:
+        tracker.close()
+
+
+def _tracker(config: TrainConfig, task: Task, run_id: str) -> Tracker:
+    """The tracker of the first worker of each node, which says what its machine does; rank 0's takes the run's metrics.
+
+    What goes wrong with it is said in the run's record, which the driver shows.
+    """
+    context = ray.train.get_context()
+    if context.get_local_rank() != 0:
+        return tracking.NullTracker()
+
+    def warn(text: str) -> None:
+        task.history.append({"message": text})
+
+    tracker = tracking.continue_run(config.tracking_uri, run_id, warn)
+    if config.tensorboard and context.get_world_rank() == 0:
+        return WithEventLog(tracker, task.folder.path / event_log.FOLDER, warn)
+    return tracker
 
 
 def _leave_hung(task: Task, around: Surroundings) -> None:

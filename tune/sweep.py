@@ -148,7 +148,9 @@ def _open(sweep: SweepConfig, folder: Path) -> tracking.Tracker:
         if changed:
             raise UserError(f"{folder} was made with another {', '.join(changed)}: take another --name")
         if tracking.has_run(sweep.tracking_uri, known["run_id"]) or sweep.tracking_uri == tracking.OFF:
-            return tracking.continue_run(sweep.tracking_uri, known["run_id"])
+            parent = tracking.continue_run(sweep.tracking_uri, known["run_id"])
+            parent.set_running()
+            return parent
     grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
     tags = {"data_fingerprint": shared["data_fingerprint"]}
     parent = tracking.start_run(sweep.tracking_uri, sweep.experiment, sweep.name, flatten(shared) | grid, tags)
@@ -189,6 +191,7 @@ def _run_trials(sweep: SweepConfig, folder: Path, parent_run_id: str) -> list[Tr
         "max_steps": steps,
         "eval_interval_steps": sweep.eval_interval_steps or -(-steps // 3),
         "sample_prompt": "",
+        "profile": False,
         "threads": threads,
         "cpus_per_worker": 1 - DRIVER_CPUS,
         "register": "",
