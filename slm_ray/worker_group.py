@@ -151,8 +151,6 @@ def _worker(given: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // context.get_local_world_size()))
     task = load_task(config, tracking.NullTracker())
-    tracker = _tracker(config, task, given["run_id"])
-    task = dataclasses.replace(task, tracker=tracker if context.get_world_rank() == 0 else tracking.NullTracker())
     watchdog = Watchdog(config.hang_timeout_s)
     around = Surroundings(
         rank=context.get_world_rank(),
@@ -166,33 +164,32 @@ def _worker(given: dict[str, Any]) -> None:
     )
     is_compiled = hardware.resolve_compile(config, device, parameter_count(config), task.max_steps)
     precision = hardware.resolve_precision(config.precision, device)
-    node = context.get_node_rank()
-    try:
-        with (
-            watchdog.watching(lambda: _leave_hung(task, around)),
-            system_metrics.logged(tracker, node=f"node-{node}" if node else ""),
-        ):
-            loop.fit(task, around, precision=precision, is_compiled=is_compiled)
-    finally:
-        tracker.close()
+    with _tracked(task, given["run_id"]) as tracked, watchdog.watching(lambda: _leave_hung(task, around)):
+        loop.fit(tracked, around, precision=precision, is_compiled=is_compiled)
 
 
-def _tracker(config: TrainConfig, task: Task, run_id: str) -> Tracker:
-    """The tracker of the first worker of each node, which says what its machine does; rank 0's takes the run's metrics.
+@contextlib.contextmanager
+def _tracked(task: Task, run_id: str) -> Iterator[Task]:
+    """The task with rank 0's tracker, while the first worker of each node logs what its machine does.
 
-    What goes wrong with it is said in the run's record, which the driver shows.
+    What goes wrong with either is said in the run's record, which the driver shows.
     """
-    context = ray.train.get_context()
-    if context.get_local_rank() != 0:
-        return tracking.NullTracker()
+    context, config = ray.train.get_context(), task.config
 
     def warn(text: str) -> None:
         task.history.append({"message": text})
 
-    tracker = tracking.continue_run(config.tracking_uri, run_id, warn)
+    machine = tracking.continue_run(config.tracking_uri, run_id if context.get_local_rank() == 0 else "", warn)
+    tracker: Tracker = machine if context.get_world_rank() == 0 else tracking.NullTracker()
     if config.tensorboard and context.get_world_rank() == 0:
-        return WithEventLog(tracker, task.folder.path / event_log.FOLDER, warn)
-    return tracker
+        tracker = WithEventLog(machine, task.folder.path / event_log.FOLDER, warn)
+    node = f"node-{context.get_node_rank()}" if context.get_node_rank() else ""
+    try:
+        with system_metrics.logged(machine, node=node):
+            yield dataclasses.replace(task, tracker=tracker)
+    finally:
+        tracker.close()
+        machine.close()
 
 
 def _leave_hung(task: Task, around: Surroundings) -> None:
