@@ -19,7 +19,7 @@ POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 5.0
 MIN_PACE_S = 5.0
 """What was watched for a shorter time says little about the rest."""
-BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps{postfix}"
+BAR = "{desc}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 @contextlib.contextmanager
@@ -75,8 +75,8 @@ class _Bar:
         if "train_loss" not in line:
             self.bar.write(_text(line, self.max_steps), file=sys.stderr)
             return
-        self.bar.set_description("training", refresh=False)
-        figures = [f"loss {line['train_loss']:.3f}", f"lr {line['lr']:.1e}", *_speed(line), self.pace.left(line)]
+        self.bar.set_description("", refresh=False)  # all fits into 80 columns
+        figures = [self.pace.left(line), f"loss {line['train_loss']:.3f}", f"lr {line['lr']:.1e}", *_speed(line)]
         self.bar.set_postfix_str(", ".join(figures), refresh=False)
         self.bar.n = line["step"]
         self.bar.refresh()

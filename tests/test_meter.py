@@ -7,8 +7,11 @@ import torch
 
 from slm_ray import meter
 from slm_ray.config import TrainConfig
+from slm_ray.loop import fit
 from slm_ray.meter import Meter, memory
+from slm_ray.preflight import load_task, resolve
 from slm_ray.task import Surroundings
+from slm_ray.tracking import NullTracker
 
 
 @pytest.fixture
@@ -34,6 +37,18 @@ def test_the_share_of_reading_batches_is_of_each_interval(measured: Meter, monke
             pass
     assert measured.figures(1.0, 2.0)["data_share"] == 0.25
     assert measured.figures(1.0, 2.0)["data_share"] == 0.0
+
+
+def test_every_line_of_a_run_has_the_figures(tiny_config: TrainConfig) -> None:
+    task = load_task(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), NullTracker())
+    fit(task, Surroundings())
+    lines = [line for line in task.history.lines() if "train_loss" in line]
+    assert len(lines) == 4
+    for line in lines:
+        assert {"mfu", "data_share", "memory_bytes", "peak_memory_bytes"} <= set(line)
+        assert 0 < line["data_share"] < 1
+        assert line["mfu"] > 0
+    assert any("share of peak: " in line.get("message", "") for line in task.history.lines())
 
 
 def test_memory_is_resident_and_at_most_the_peak() -> None:

@@ -42,7 +42,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with watch(history, max_steps=20):
         history.append(STEP)
     assert "10/20" in terminal.getvalue()
-    assert "loss 2.500" in terminal.getvalue()
+    assert "41 s left, loss 2.500, lr 1.0e-03, 1,000 tokens/s" in terminal.getvalue()
 
 
 def test_nothing_when_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,17 @@
 """Runs: what they keep, and that no store holds a training up."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slm_ray import tracking
+from slm_ray import system_metrics, tracking
+from slm_ray.config import TrainConfig
 from slm_ray.errors import UserError
+from slm_ray.loop import fit
+from slm_ray.preflight import load_task, resolve
+from slm_ray.task import Surroundings
 
 
 def start(mlflow_uri: str, **more: Any) -> tracking.Tracker:
@@ -58,6 +63,18 @@ def test_a_store_that_cannot_be_opened_by_a_worker_does_not_end_a_run() -> None:
     said: list[str] = []
     assert isinstance(tracking.continue_run("gopher://nowhere", "r1", said.append), tracking.NullTracker)
     assert said[0].startswith("the run goes on without MLflow: ")
+
+
+def test_a_training_goes_on_when_its_server_is_gone(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    said: list[str] = []
+    tracker = tracking.continue_run("http://127.0.0.1:9", "r1", said.append)
+    task = load_task(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), tracker)
+    with system_metrics.logged(tracker):
+        assert fit(task, Surroundings())["status"] == "finished"
+    tracker.close()
+    assert len(said) == 1
+    assert said[0].startswith("MLflow does not take the records, the run goes on without: ")
 
 
 def test_a_run_that_had_ended_is_shown_as_running_again(mlflow_uri: str) -> None:
