@@ -118,8 +118,13 @@ class RunFolder:
         return (self.path / "stop").exists()
 
     def clear_requests(self) -> None:
-        """Before a start: forget an earlier request, what an earlier end left, and what Ray left of a killed driver."""
-        for name in ("stop", "summary.json", "error.txt", RAY_STATE):
+        """Forget a request to stop, and what Ray keeps while a driver lives; a killed one leaves both behind."""
+        for name in ("stop", RAY_STATE):
+            storage.remove(self.path / name)
+
+    def clear_outcome(self) -> None:
+        """Before a start: forget how it ended the last time."""
+        for name in ("summary.json", "error.txt"):
             storage.remove(self.path / name)
 
     def has_summary(self) -> bool:

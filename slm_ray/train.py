@@ -196,6 +196,8 @@ def _unfinished(summary: Mapping[str, Any], folder: RunFolder) -> str:
     )
     if summary["status"] == loop.DIVERGED:
         return f"{summary['reason']} after step {summary['step']:,}: lower --optim.lr; {kept}"
+    if summary["status"] == loop.STOPPED:
+        return f"the run was asked to stop after step {summary['step']:,}: --resume goes on from there; {kept}"
     return f"step {summary['step']:,} could not be saved: make room on the disk and --resume; {kept}"
 
 

@@ -7,7 +7,6 @@ from the newest whole checkpoint; so a group that lost a worker, hangs, or chang
 import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 import threading
 import traceback
@@ -48,6 +47,7 @@ def run_workers(config: TrainConfig, task: Task, run_id: str, callbacks: Sequenc
     """
     folder = task.folder
     folder.clear_requests()
+    folder.clear_outcome()
     trainer = _trainer(config, folder, run_id, callbacks)
     try:
         with _health_timeout(config.hang_timeout_s):
@@ -55,7 +55,8 @@ def run_workers(config: TrainConfig, task: Task, run_id: str, callbacks: Sequenc
     except TrainingFailedError as error:
         raise UserError(_failure(error, folder)) from error
     finally:
-        shutil.rmtree(folder.path / RAY_STATE, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Ray may still be writing to it
+            folder.clear_requests()
 
 
 def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:

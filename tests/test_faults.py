@@ -18,10 +18,11 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 import yaml
 
-from slm_ray import checkpoint, loop, tracking
+from slm_ray import checkpoint, loop, tracking, worker_group
 from slm_ray.config import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.history import History
@@ -439,3 +440,65 @@ def test_a_driver_that_is_terminated_killed_and_interrupted_is_resumed_as_if_not
 def run_in_process(config: TrainConfig) -> str:
     """The rest of a run, without Ray."""
     return str(fit(task_of(config), Surroundings())["status"])
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Any]:
+    """A cluster of a head without room for workers, to which nodes of one CPU may come and go."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_elastic_workers_go_on_when_a_node_leaves_and_when_it_comes_back(
+    config: TrainConfig, two_nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_group, "RESIZE_CHECK_S", 2.0)
+    config = dataclasses.replace(
+        config,
+        workers="1:2", max_steps=100_000, log_interval_steps=1, eval_interval_steps=40, max_failures=8,
+        model=dataclasses.replace(config.model, dropout=0.0),
+    )  # fmt: skip
+    folder = folder_of(config)
+    alone = task_of(config, name="alone")
+    nodes = [two_nodes.add_node(num_cpus=1) for _ in range(2)]  # by the main thread, as Ray wants it
+    ends: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            run_training(config, is_quiet=True)
+        except BaseException as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    wait_for_message(folder, "2 worker(s)", 1)
+    wait_for_step(folder, 60)
+    two_nodes.remove_node(nodes[1], allow_graceful=False)
+    wait_for_message(folder, "1 worker(s)", 1)
+    two_nodes.add_node(num_cpus=1)
+    wait_for_message(folder, "2 worker(s)", 2)
+    wait_for_step(folder, max(losses(folder)) + 5)
+    folder.request_stop()
+    thread.join(120)
+    print(messages(folder))
+    assert "was asked to stop" in str(ends)
+    last = step_of_latest(folder)
+    steps = iter(range(1, 10**9))
+    fit(alone, Surroundings(is_stop_requested=lambda: next(steps) == last))
+    assert sorted(losses(folder)) == list(range(1, last + 1))
+    assert losses(folder) == pytest.approx(losses(alone.folder), abs=1e-3)
+    assert_no_orphans(folder)
+
+
+def wait_for_message(folder: RunFolder, text: str, times: int, timeout_s: float = 240) -> None:
+    """Until the record has said something so many times."""
+    deadline = time.monotonic() + timeout_s
+    while sum(text in message for message in messages(folder)) < times:
+        assert time.monotonic() < deadline, f"{text!r} did not come; {messages(folder)}"
+        time.sleep(0.05)
