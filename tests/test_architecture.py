@@ -47,6 +47,7 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
     {
         "model",
         "optim",
+        "muon",
         "hardware",
         "hf_layout",
         "checkpoint",
