@@ -134,6 +134,8 @@ def refuse_conflicts(config: TrainConfig, task: Task) -> None:
         raise UserError(f"model was {_difference(was.model, config.model)}: a resumed run keeps its shape")
     if Tokenizer.load(existing / "model" / "tokenizer.json").sha256 != task.tokenizer.sha256:
         raise UserError(f"{config.data} has another tokenizer than {folder.path}: its tokens mean something else")
+    if config.optim.name != was.optim.name:
+        raise UserError(f"optim.name was {was.optim.name} and is now {config.optim.name}: a resumed run keeps it")
     if config.force:
         return
     if state.data_fingerprint != task.data_fingerprint:

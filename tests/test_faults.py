@@ -27,7 +27,7 @@ from slm_ray.config import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.history import History
 from slm_ray.loop import fit
-from slm_ray.preflight import load_task, refuse_conflicts, resolve
+from slm_ray.preflight import load_task, parse_config, refuse_conflicts, resolve
 from slm_ray.run_folder import RunFolder
 from slm_ray.task import Surroundings, Task
 from slm_ray.tracking import NullTracker
@@ -264,6 +264,13 @@ def test_elastic_workers_must_divide_the_batch_at_every_number(config: TrainConf
             dataclasses.replace(config, workers=wrong, max_failures=1)
 
 
+def test_the_command_line_takes_a_range_of_workers() -> None:
+    assert parse_config(["--workers", "1:2"]).worker_range == (1, 2)
+    assert parse_config(["--workers", "2"]).worker_range == (2, 2)
+    with pytest.raises(UserError, match="must be a number or MIN:MAX"):
+        parse_config(["--workers", "two"])
+
+
 def test_a_run_is_resumed_on_other_stories_only_by_force(config: TrainConfig) -> None:
     task = task_of(config)
     fit(task, Surroundings())
@@ -274,6 +281,9 @@ def test_a_run_is_resumed_on_other_stories_only_by_force(config: TrainConfig) ->
     with pytest.raises(UserError, match=r"seed was 0 and is now 1.*--force"):
         refuse_conflicts(dataclasses.replace(config, seed=1), task)
     refuse_conflicts(dataclasses.replace(config, force=True, seed=1), other)
+    optim = dataclasses.replace(config.optim, name="muon" if config.optim.name == "adamw" else "adamw")
+    with pytest.raises(UserError, match="a resumed run keeps it"):
+        refuse_conflicts(dataclasses.replace(config, force=True, optim=optim), task)
     shape = dataclasses.replace(config.model, d_ff=128)
     with pytest.raises(UserError, match="model was d_ff 64 and is now 128"):
         refuse_conflicts(dataclasses.replace(config, force=True, model=shape), task)
