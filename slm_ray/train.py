@@ -50,6 +50,7 @@ class TrainResult:
     run_id: str
     version: str  # of the registered model, empty where none was asked for
     tracking_uri: str
+    kept_at: str  # the run's folder, or its address in an object store
 
 
 def run_training(
@@ -173,6 +174,10 @@ def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> Train
     if summary["status"] != loop.FINISHED:
         raise UserError(_unfinished(summary, folder))
     plot_loss(History(folder.path / "metrics.jsonl"), folder.path / "loss.png")
+    try:
+        folder.push_record()
+    except OSError as error:
+        raise UserError(f"the run is finished and its record could not be copied: {error}") from error
     tracker.log_file(folder.path / "loss.png")
     tracker.set_tags({"status": str(summary["status"]), "best_step": str(int(summary["best"]["step"]))})
     version = ""
@@ -187,6 +192,7 @@ def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> Train
         run_id=tracker.run_id,
         version=version,
         tracking_uri=config.tracking_uri,
+        kept_at=folder.address,
     )
 
 
@@ -225,6 +231,8 @@ def describe(result: TrainResult) -> str:
         f"loss     {metrics['val_loss']:.4f} nats per token, {metrics['val_bits_per_byte']:.4f} bits per byte, "
         f"perplexity {math.exp(metrics['val_loss']):.2f} on the validation split",
     ]
+    if "://" in result.kept_at:
+        lines.insert(0, f"kept     {result.kept_at}  (best and latest below are copies of it)")
     if result.run_id:
         lines.append(f"run      {result.run_id}  (to see it: {tracking.ui_command(result.tracking_uri)})")
     if result.version:

@@ -24,7 +24,7 @@ from slm_ray.config import TrainConfig, from_dict
 from slm_ray.errors import UserError
 from slm_ray.model import Decoder, count_parameters
 from slm_ray.preflight import load_task
-from slm_ray.run_folder import RAY_STATE, RunFolder
+from slm_ray.run_folder import RunFolder
 from slm_ray.stopping import Signals, StoppedError
 from slm_ray.task import Surroundings, Task
 from slm_ray.watchdog import Watchdog
@@ -57,10 +57,12 @@ def run_workers(config: TrainConfig, task: Task, run_id: str, callbacks: Sequenc
     finally:
         with contextlib.suppress(OSError):  # Ray may still be writing to it
             folder.clear_requests()
+        folder.fetch()  # the workers may have been on other machines
 
 
 def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
     uses_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    storage_path, storage_filesystem = folder.ray_storage()
     return TorchTrainer(
         _worker,
         train_loop_config={"config": dataclasses.asdict(config), "run_id": run_id},
@@ -72,7 +74,8 @@ def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Seq
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,  # a new one each time: Ray must not restore by itself
-            storage_path=str(folder.path / RAY_STATE),
+            storage_path=storage_path,
+            storage_filesystem=storage_filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=list(callbacks),
         ),

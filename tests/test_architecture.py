@@ -53,6 +53,7 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
         "checkpoint",
         "cluster",
         "run_folder",
+        "mirrored_run",
         "saver",
         "sampling",
         "engine",

@@ -310,11 +310,6 @@ def test_a_watchdog_barks_once_nothing_was_done_for_the_time_and_not_before() ->
         assert not quiet.wait(0.05)
 
 
-def test_an_object_store_is_refused_for_runs(config: TrainConfig) -> None:
-    with pytest.raises(UserError, match=r"output \(s3://bucket/runs\) must be a folder"):
-        task_of(config, output="s3://bucket/runs")
-
-
 SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(10**6))
 
 
