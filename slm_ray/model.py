@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from slm_ray.config import ModelConfig
+from slm_ray.vocabulary_loss import vocabulary_loss
 
 IGNORED_TARGET = -1
 
@@ -198,11 +199,11 @@ class Decoder(nn.Module):
         Returns logits (B, T, vocab_size), or with targets the sum of their negative log likelihoods in nats, fp32.
         """
         steps = tokens.shape[1]
-        logits = self._logits(tokens, self._window(torch.arange(steps, device=tokens.device)[None]))
+        hidden = self._hidden(tokens, self._window(torch.arange(steps, device=tokens.device)[None]))
         if targets is None:
-            return logits
-        flat = logits.float().view(-1, logits.shape[-1])  # (B * T, vocab_size)
-        return F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED_TARGET, reduction="sum")
+            return self.lm_head(hidden)  # type: ignore[no-any-return]
+        flat = hidden.flatten(0, 1)  # (B * T, d_model)
+        return vocabulary_loss(flat, self.lm_head.weight, targets.reshape(-1), IGNORED_TARGET)
 
     def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Append tokens to every row of the cache and give the logits that follow them.
@@ -214,9 +215,9 @@ class Decoder(nn.Module):
         positions = cache.lengths[:, None] + ahead  # (B, T)
         seen = int(positions.max()) + 1
         mask = torch.arange(seen, device=tokens.device) <= positions[:, :, None]  # (B, T, S)
-        logits = self._logits(tokens, self._window(positions, cache, mask[:, None]))
+        hidden = self._hidden(tokens, self._window(positions, cache, mask[:, None]))
         cache.lengths += steps
-        return logits
+        return self.lm_head(hidden)  # type: ignore[no-any-return]
 
     def _window(self, positions: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> _Window:
         if self.config.positions == "learned":
@@ -224,14 +225,15 @@ class Decoder(nn.Module):
         cos, sin = self.rotary_cos[positions], self.rotary_sin[positions]  # (B or 1, T, d_head)
         return _Window(cos[:, None], sin[:, None], cache, positions, mask)
 
-    def _logits(self, tokens: Tensor, window: _Window) -> Tensor:
+    def _hidden(self, tokens: Tensor, window: _Window) -> Tensor:
+        """What the output layer reads: (B, T, d_model)."""
         x = self.embed_tokens(tokens)  # (B, T, d_model)
         if self.config.positions == "learned":
             x = x + self.embed_positions(window.positions)
         x = self.dropout(x)
         for block in self.layers:
             x = block(x, window)
-        return self.lm_head(self.norm(x))  # type: ignore[no-any-return]
+        return self.norm(x)  # type: ignore[no-any-return]
 
 
 def count_parameters(model: nn.Module) -> int:
