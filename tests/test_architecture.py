@@ -47,6 +47,7 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
     {
         "model",
         "vocabulary_loss",
+        "rms_norm",
         "optim",
         "hardware",
         "hf_layout",
