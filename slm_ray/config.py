@@ -91,16 +91,26 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101) with linear warmup and cosine decay."""
+    """The optimizer and its learning rate over the run."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW (arXiv:1711.05101), or Muon for the blocks' matrices with AdamW for embeddings, norms and biases."""
     lr: float = 3e-3
     """Learning rate at the end of the warmup."""
     min_lr: float | None = None
     """Learning rate at the last step, at most lr; lr / 10 when not given."""
     warmup_steps: int = 50
     """Steps of linear growth from 0 to lr; cut to a tenth of the run where that is shorter."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """The way from lr down to min_lr; `constant` stays at lr until the last `decay_share` of the run."""
+    decay_share: float = 0.2
+    """Share of the run over which the `constant` schedule decays, linearly; above 0, at most 1."""
+    embed_lr_factor: float = 1.0
+    """Learning rate of embeddings and output layer, over that of the rest."""
+    momentum: float = 0.95
+    """Muon's decay of the mean of the gradients."""
     weight_decay: float = 0.1
     """Decoupled weight decay on matrices and embeddings; none on norms and biases."""
     beta1: float = 0.9
@@ -120,7 +130,9 @@ class OptimConfig:
         )
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
-        for name in ("beta1", "beta2"):
+        _require(0 < self.decay_share <= 1, f"decay_share ({self.decay_share}) must be above 0 and at most 1")
+        _require(self.embed_lr_factor > 0, f"embed_lr_factor ({self.embed_lr_factor}) must be above 0")
+        for name in ("beta1", "beta2", "momentum"):
             _require(0 <= getattr(self, name) < 1, f"{name} ({getattr(self, name)}) must be in [0, 1)")
 
     @property

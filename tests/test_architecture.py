@@ -49,6 +49,7 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
         "vocabulary_loss",
         "rms_norm",
         "optim",
+        "muon",
         "hardware",
         "hf_layout",
         "checkpoint",

@@ -1,0 +1,91 @@
+"""Muon: momentum whose every update is made orthogonal. For the matrices inside the blocks, not for embeddings.
+
+In: matrices with gradients. Out: their next values. Source: Jordan et al., "Muon: An optimizer for hidden layers in
+neural networks" (kellerjordan.github.io/posts/muon); the scale of the update is that of Liu et al., "Muon is Scalable
+for LLM Training" (arXiv:2502.16982), section 2.2, so that AdamW's learning rates and weight decay fit.
+
+`torch.optim.Muon` does the same one matrix at a time and always in bfloat16, which a CPU without that emulates slowly.
+Here matrices of one shape go through the iteration together, in the precision of the gradients on a CPU.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+N_ITERATIONS = 5
+RMS_OF_ADAMW = 0.2
+"""Root mean square of AdamW's usual update, which the orthogonal one is scaled to."""
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Bring every singular value near one (0.7 to 1.2), by five steps of a quintic Newton-Schulz iteration.
+
+    matrices: (N, rows, columns). Returns the same shape. [[2, 0], [0, 0.1]] -> about [[1, 0], [0, 1]].
+    """
+    is_tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.mT if is_tall else matrices  # (N, r, c), r <= c: the smaller square is the cheaper one
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(N_ITERATIONS):
+        square = x @ x.mT  # (N, r, r)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, with decoupled weight decay. Parameters must be matrices."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            assert all(parameter.dim() == 2 for parameter in group["params"]), "Muon is for matrices"
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for matrices in _by_shape(group["params"]):
+                self._update(matrices, group)
+
+    def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])  # (N, rows, columns)
+        momentum = torch.stack([self._momentum(matrix) for matrix in matrices])
+        momentum.lerp_(gradients, 1 - group["momentum"])
+        for matrix, buffer in zip(matrices, momentum.unbind(), strict=True):
+            self.state[matrix]["momentum_buffer"].copy_(buffer)
+        updates = orthogonalize(_for_products(gradients.lerp(momentum, group["momentum"])))
+        scale = RMS_OF_ADAMW * math.sqrt(max(matrices[0].shape))
+        for matrix, update in zip(matrices, updates.unbind(), strict=True):
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.add_(update.to(matrix.dtype), alpha=-group["lr"] * scale)
+
+    def _momentum(self, matrix: Tensor) -> Tensor:
+        state = self.state[matrix]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        return state["momentum_buffer"]  # type: ignore[no-any-return]
+
+
+def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:
+    shapes: dict[torch.Size, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            shapes.setdefault(parameter.shape, []).append(parameter)
+    return list(shapes.values())
+
+
+def _for_products(updates: Tensor) -> Tensor:
+    """bfloat16 where the device multiplies in it; the iteration forgives the rounding."""
+    return updates.bfloat16() if updates.is_cuda else updates

@@ -1,0 +1,53 @@
+"""The bare torch loop that `train.py` compares with: our model, optimizer and batches, and nothing around them.
+
+No Ray, no validation, no checkpoint, no record: what the machine can give. Arguments: see `peer_options.py`.
+"""
+
+import dataclasses
+
+import torch
+from peer_options import Stopwatch, options
+
+from slm_ray.batches import TokenStream, TrainBatches
+from slm_ray.config import load_config
+from slm_ray.hardware import resolve_precision
+from slm_ray.model import Decoder
+from slm_ray.optim import learning_rate, make_optimizer, set_learning_rate
+from slm_ray.preflight import resolve
+from slm_ray.shards import load_manifest, read_split
+from slm_ray.storage import place
+from slm_ray.tokenizer import Tokenizer
+
+
+def main() -> None:
+    """Train for the given steps, and print the speed."""
+    given = options()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    config = resolve(dataclasses.replace(load_config(given.preset), data=given.data), lambda: 1)
+    data = place(given.data)
+    tokens, n_bytes = read_split(data, "train", manifest=load_manifest(data))
+    stream = TokenStream.of_split(tokens, n_bytes, Tokenizer.load(data / "tokenizer.json").end_id)
+    batches = TrainBatches.of_stream(
+        stream, seq_len=config.model.seq_len, batch_size=given.batch_size, seed=0, rank=0, world_size=1
+    )
+    model = Decoder(config.model)
+    module = torch.compile(model, dynamic=False)
+    optimizer = make_optimizer(model, config.optim)
+    is_bf16 = resolve_precision("auto", torch.device("cpu")) == "bf16"
+    watch = Stopwatch(given, config.model.seq_len)
+    for step in range(given.steps):
+        set_learning_rate(optimizer, learning_rate(step, given.steps, config.optim))
+        inputs, targets = batches.at(step)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
+            loss = module(torch.from_numpy(inputs), torch.from_numpy(targets)) / targets.size
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        watch.step(step, loss)
+    watch.report()
+
+
+if __name__ == "__main__":
+    main()

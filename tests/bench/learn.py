@@ -1,0 +1,186 @@
+"""Learning per token, one factor at a time: `make bench-learn DATA=data/tinystories`.
+
+Every try trains our model on one pass (or `--share` of one, with the whole schedule) over the training split, in one
+process without Ray, and is judged by bits per byte of the validation split; the test split is not touched. A try is
+a change to `START`, or to another try. What every try gave is kept in `learning.md` beside this file. Sequence length
+128, at most 5.3 million parameters; meant for the real sample with a vocabulary of 4,096.
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slm_ray.config import TrainConfig, from_dict
+from slm_ray.hardware import resolve_compile, resolve_precision
+from slm_ray.model import count_parameters
+from slm_ray.muon import Muon, orthogonalize
+from slm_ray.optim import CombinedOptimizer
+from slm_ray.preflight import load_task, resolve
+from slm_ray.task import Surroundings
+from slm_ray.tracking import NullTracker
+from slm_ray.trainer import Trainer
+
+MAX_PARAMETERS = 5.3e6
+START = {
+    "batch_size": 32,
+    "model": {"seq_len": 128, "n_layers": 4, "d_model": 256, "n_heads": 8, "d_ff": 704},
+    "optim": {"name": "adamw", "lr": 3e-3, "warmup_steps": 50, "weight_decay": 0.1},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Try:
+    """A change of config, and what no field can say as a function of the trainer."""
+
+    changes: Mapping[str, Any]
+    parent: str = ""
+    alter: Callable[[Trainer], None] | None = None
+
+
+def zero_outputs(trainer: Trainer) -> None:
+    """Let every block begin as the identity: its output projections are zero."""
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+
+
+class NormalizedMuon(Muon):
+    """Rows of the orthogonal update brought to one size over time (Li et al., "NorMuon", arXiv:2510.05491)."""
+
+    BETA = 0.95
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                momentum = self._momentum(matrix).lerp_(matrix.grad, 1 - group["momentum"])
+                update = self._evened(matrix, orthogonalize(matrix.grad.lerp(momentum, group["momentum"])[None])[0])
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
+
+    def _evened(self, matrix: Tensor, update: Tensor) -> Tensor:
+        state = self.state[matrix]
+        squares = state.setdefault("squares", torch.zeros_like(update[:, :1]))  # (rows, 1)
+        squares.lerp_(update.square().mean(-1, keepdim=True), 1 - self.BETA)
+        even = update / (squares.sqrt() + 1e-10)
+        return even * (update.norm() / even.norm())
+
+
+def normalized_muon(trainer: Trainer) -> None:
+    """Exchange Muon for NorMuon."""
+    optimizer = trainer.optimizer
+    assert isinstance(optimizer, CombinedOptimizer)
+    (group,) = optimizer.parts[0].param_groups
+    new = NormalizedMuon(
+        group["params"], lr=group["lr"], momentum=group["momentum"], weight_decay=group["weight_decay"]
+    )
+    new.param_groups[0]["lr_factor"] = group["lr_factor"]
+    optimizer.parts[0] = new
+
+
+MUON = {"optim": {"name": "muon"}}
+TRIES = {
+    "adamw": Try({}),
+    "adamw, lr 1e-3": Try({"optim": {"lr": 1e-3}}),
+    "muon": Try(MUON),
+}
+
+
+def main() -> int:
+    """Run the tries that were asked for, one after another."""
+    parser = argparse.ArgumentParser(prog="bench/learn.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default="data/tinystories", help="data set (default: data/tinystories)")
+    parser.add_argument("--share", type=float, default=1.0, help="share of one epoch (default: 1)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--validations", type=int, default=2, help="validations over the run (default: 2)")
+    parser.add_argument("--list", action="store_true", help="name the tries and leave")
+    parser.add_argument("tries", nargs="*", help="names (default: all)")
+    given = parser.parse_args()
+    if given.list:
+        print("\n".join(TRIES))
+        return 0
+    print(
+        "| try | parameters | steps | share of an epoch: bits per byte | nats | tokens/s |\n|---|---|---|---|---|---|"
+    )
+    for name in given.tries or TRIES:
+        print(row(name, given), flush=True)
+    return 0
+
+
+def config_of(name: str, given: argparse.Namespace) -> TrainConfig:
+    """The config of a try: its parents' changes first."""
+    chain = [TRIES[name]]
+    while chain[0].parent:
+        chain.insert(0, TRIES[chain[0].parent])
+    values: dict[str, Any] = START
+    for one in chain:
+        values = merged(values, one.changes)
+    own = {"data": given.data, "seed": given.seed, "epochs": given.share, "tracking_uri": "none", "name": "try"}
+    return from_dict(TrainConfig, values | own, name)
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with changes over them."""
+    new = dict(values)
+    for key, value in changes.items():
+        new[key] = merged(new.get(key, {}), value) if isinstance(value, Mapping) else value
+    return new
+
+
+def row(name: str, given: argparse.Namespace) -> str:
+    """Train one try, and give its line of the table."""
+    torch.set_num_threads(given.threads or os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as output:
+        config = resolve(dataclasses.replace(config_of(name, given), output=output), lambda: 1)
+        task = load_task(config, NullTracker())
+        device = torch.device("cpu")
+        precision = resolve_precision("auto", device)
+        trainer = Trainer(task, Surroundings(), precision, is_compiled=False)
+        n_parameters = count_parameters(trainer.model)
+        if n_parameters > MAX_PARAMETERS:
+            raise SystemExit(f"{name}: {n_parameters:,} parameters, and at most {MAX_PARAMETERS:,.0f} are allowed")
+        if resolve_compile(config, device, n_parameters, task.max_steps):
+            trainer = Trainer(task, Surroundings(), precision, is_compiled=True)
+        alter = TRIES[name].alter
+        if alter:
+            alter(trainer)
+        return line(name, trainer, n_parameters, given)
+
+
+def line(name: str, trainer: Trainer, n_parameters: int, given: argparse.Namespace) -> str:
+    """Train to the end, validating on the way."""
+    max_steps, figures, seconds = trainer.task.max_steps, [], 0.0
+    metrics: dict[str, float] = {}
+    for part in range(1, given.validations + 1):
+        until = round(max_steps * part / given.validations)
+        started = time.perf_counter()
+        while trainer.step < until:
+            trainer.train_step()
+        seconds += time.perf_counter() - started
+        metrics = trainer.validate()
+        figures.append(f"{given.share * part / given.validations:.3g}: {metrics['val_bits_per_byte']:.4f}")
+    speed = max_steps * trainer.config.batch_size * trainer.config.model.seq_len / seconds
+    cells = [
+        name,
+        f"{n_parameters:,}",
+        f"{max_steps:,}",
+        ", ".join(figures),
+        f"{metrics['val_loss']:.4f}",
+        f"{speed:,.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
