@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_plan(settings: Settings) -> Plan:
     """Find the inputs and cut them into ranges."""
+    words = [word for word in (*settings.source, *(settings.validation_source or ())) if not inputs.is_special(word)]
+    if words:
+        staging.refuse_own_files(inputs.paths_of(words), settings.output)
     with terminal.planning() as on_bytes:
         return sources.plan(
             settings.source,

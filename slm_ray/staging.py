@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,19 @@ def begin(output: Place, key: str) -> Place:
     except Exception as error:  # of the many object stores each has its own
         raise _unwritable(output, error) from error
     return folder
+
+
+def refuse_own_files(paths: Iterable[str], output: Place) -> None:
+    """What a glob found must not be what an earlier job wrote: `publish` replaces it.
+
+    Raises:
+        UserError: one of the paths is a file of the data set in the output folder.
+    """
+    own = [output / name for name in (*CONTENTS, STAGING)]
+    for path in paths:
+        where = storage.place(path)
+        if storage.is_below(where, output) and any(storage.is_below(where, folder) for folder in own):
+            raise UserError(f"the source holds {path}, a file of the data set in {output}: choose another --output")
 
 
 def publish(output: Place, staged: Place, manifest: Manifest) -> None:

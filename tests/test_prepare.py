@@ -241,6 +241,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, words, message)
     assert not (tmp_path / "data" / shards.MANIFEST).exists()
 
 
+@pytest.mark.parametrize("output", ["stories", "stories/out"])
+def test_an_output_inside_the_source_folder_is_refused_at_once(tmp_path, capsys, output):
+    (tmp_path / "stories").mkdir()
+    write_stories(tmp_path / "stories" / "a.jsonl", [story(number) for number in range(20)])
+    assert run(tmp_path / output, "--source", str(tmp_path / "stories")) == 2
+    assert "lies in the source folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "stories").iterdir()] == ["a.jsonl"]
+
+
+def test_a_glob_that_finds_the_data_set_itself_is_refused(sample, capsys):
+    before = digests(sample)
+    assert run(sample, "--source", str(sample / "*" / "*.parquet"), "--force") == 2
+    assert "a file of the data set in" in capsys.readouterr().err
+    assert digests(sample) == before
+
+
 def test_a_job_that_lost_its_tokenizer_learns_it_again(tmp_path, capsys):
     source = write_stories(tmp_path / "a.jsonl", [story(number) for number in range(30)] + ["short"])
     words = ("--source", str(source))
