@@ -46,6 +46,8 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
     {"config", "command_line", "batches", "history"},
     {
         "model",
+        "vocabulary_loss",
+        "rms_norm",
         "optim",
         "muon",
         "hardware",
