@@ -123,10 +123,10 @@ def _fit_interruptibly(fit: Callable[[], Any], folder: RunFolder, has_begun: Cal
             thread.join(POLL_S)
             if signals.received and not has_begun():
                 raise StoppedError("stopped before the first step", signals.received)
-        if signals.received:
-            raise StoppedError("", signals.received)
     if errors:
         raise errors[0]
+    if signals.received:
+        raise StoppedError("", signals.received)
 
 
 def _failure(error: TrainingFailedError, folder: RunFolder) -> str:

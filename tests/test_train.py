@@ -88,6 +88,8 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
     assert run.data.metrics["val_loss"] == pytest.approx(checkpoint.load_state(folder.latest).metrics["val_loss"])
     assert "bits per byte" in describe(result)
 
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        run_training(dataclasses.replace(config, name="other", precision="fp16"), is_quiet=True)
     with pytest.raises(UserError, match="8 workers need 8 CPUs and this machine has 2"):
         run_training(dataclasses.replace(config, name="other", workers=8), is_quiet=True)
     with pytest.raises(UserError, match="holds a run already"):
