@@ -62,7 +62,11 @@ def _source(manifest: Manifest, story_id: str) -> tuple[Mapping[str, Any], int]:
         if int(digits) < files[name]["rows"]:
             return files[name], int(digits)
         rows = files[name]["rows"]
-        raise UserError(f"no story {visible(story_id)}: {visible(name)} has {rows:,} rows, up to {name}#{rows - 1}")
+        if not rows:
+            raise UserError(f"no story {visible(story_id)}: {visible(name)} has no rows")
+        raise UserError(
+            f"no story {visible(story_id)}: {visible(name)} has {rows:,} rows, up to {visible(name)}#{rows - 1}"
+        )
     near = difflib.get_close_matches(name or story_id, files, n=1, cutoff=0.0)
     example = f"{near[0]}#0" if near else "train.parquet#0"
     raise UserError(

@@ -18,6 +18,7 @@ from slm_ray.text import CleaningRules
 from slm_ray.vocabularies import TOKENIZER_MODELS, open_tokenizer
 
 DESCRIPTION = "Prepare a data set: read stories, clean, split, tokenize, and write checked Parquet shards."
+DEFAULT_VOCAB_SIZE = 4096
 EPILOG = """Beam's own options pass through: --runner, --direct_num_workers 2 --direct_running_mode
 multi_processing, and those of other runners; see https://beam.apache.org/documentation/runners/."""
 
@@ -70,8 +71,7 @@ class PrepareOptions(PipelineOptions):
             parser,
             "--vocab-size",
             type=int,
-            default=4096,
-            help="entries of the tokenizer that is trained, 257 or more (default: %(default)s)",
+            help=f"entries of the tokenizer that is trained, 257 or more (default: {DEFAULT_VOCAB_SIZE})",
         )
         _add(
             parser,
@@ -185,6 +185,8 @@ def parse(argv: Sequence[str] | None) -> tuple[PipelineOptions, Settings]:
 
 
 def _settings(own: argparse.Namespace) -> Settings:
+    if own.tokenizer and own.vocab_size is not None:
+        raise UserError("--vocab-size is of a tokenizer that is trained, and --tokenizer names one: leave one out")
     return Settings(
         source=tuple(own.source or ["auto"]),
         validation_source=tuple(own.validation_source) if own.validation_source else None,
@@ -203,7 +205,7 @@ def _settings(own: argparse.Namespace) -> Settings:
         max_rejected=own.max_rejected,
         validation_fraction=own.validation_fraction,
         test_fraction=own.test_fraction,
-        vocab_size=own.vocab_size,
+        vocab_size=DEFAULT_VOCAB_SIZE if own.vocab_size is None else own.vocab_size,
         tokenizer_model=own.tokenizer_model,
         tokenizer=open_tokenizer(own.tokenizer) if own.tokenizer else None,
         text_column=own.text_column,
@@ -241,6 +243,11 @@ def _check_beam_options(words: Sequence[str], own: argparse.ArgumentParser) -> N
         if options is not PrepareOptions and "_add_argparse_args" in vars(options):
             options._add_argparse_args(beam)
     _, unknown = beam.parse_known_args(list(words))
+    if unknown and not unknown[0].startswith("-"):
+        raise UserError(
+            f"{unknown[0]} belongs to no option: --option=VALUE takes one word; name several as "
+            "--source ONE TWO, and quote a path that holds spaces"
+        )
     if unknown:
         known = [*own._option_string_actions, *beam._option_string_actions]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)

@@ -39,7 +39,7 @@ from pipelines.transforms import (
 from slm_ray import finished, inputs, shards, sources, staging, stories, summary, summary_files
 from slm_ray.errors import UserError, command, ending_on_interrupt
 from slm_ray.finished import Done
-from slm_ray.rejections import refuse_too_many
+from slm_ray.rejections import WHAT_TO_DO, refuse_too_many
 from slm_ray.shards import Manifest
 from slm_ray.sources import Plan
 from slm_ray.storage import Place
@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_plan(settings: Settings) -> Plan:
     """Find the inputs and cut them into ranges."""
+    words = [word for word in (*settings.source, *(settings.validation_source or ())) if not inputs.is_special(word)]
+    if words:
+        staging.refuse_own_files(inputs.paths_of(words), settings.output)
     with terminal.planning() as on_bytes:
         return sources.plan(
             settings.source,
@@ -223,7 +226,10 @@ def _is_other_auto(manifest: Manifest, settings: Settings) -> bool:
 def _refuse_nothing(found: summary.DataSummary) -> None:
     if not found.splits["train"].rows:
         reason, count = max(found.reasons.items(), key=lambda item: item[1], default=("other split", found.read))
-        raise UserError(f"no story is left for training of {found.read} read; most frequent reason: {reason} ({count})")
+        hint = f": {WHAT_TO_DO[reason]}" if reason in WHAT_TO_DO else ""
+        raise UserError(
+            f"no story is left for training of {found.read} read; most frequent reason: {reason} ({count}){hint}"
+        )
 
 
 if __name__ == "__main__":

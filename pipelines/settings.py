@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from slm_ray import sources
+from slm_ray import inputs, sources, storage
 from slm_ray.errors import UserError
 from slm_ray.near_duplicates import band_shape
 from slm_ray.storage import Place
@@ -57,6 +57,9 @@ class Settings:
         _check_share("max_rejected", self.max_rejected)
         if self.near_duplicates is not None:
             band_shape(self.near_duplicates)
+        if self.explain is None:
+            for word in (*self.source, *(self.validation_source or ())):
+                _check_apart(word, self.output)
 
     def fractions(self, has_own_validation: bool, has_own_test: bool = False) -> tuple[float, float]:
         """Shares of validation and test, given whether the source brings such splits."""
@@ -81,6 +84,22 @@ class Settings:
             "rows_per_range": sources.ROWS_PER_RANGE,
             "tokenizer": {"sha256": self.tokenizer.sha256} if self.tokenizer else {"trained": trained},
         }
+
+
+def _check_apart(word: str, output: Place) -> None:
+    """A source folder must not hold the output: the next run would read the shards of this one as stories."""
+    if inputs.is_special(word):
+        return
+    try:
+        source = storage.place(word)
+    except UserError:  # the search for the inputs says it better
+        return
+    if (storage.is_local(source) and not source.is_dir()) or not storage.is_below(output, source):
+        return
+    raise UserError(
+        f"the output folder {output} lies in the source folder {word}, and a second run would read what the first "
+        "one wrote: choose an --output outside of it"
+    )
 
 
 def _check_fractions(validation: float, test: float) -> None:

@@ -32,6 +32,22 @@ def open_file(address: str) -> BinaryIO:
     return cast(BinaryIO, system.open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead"))
 
 
+def stamp(address: str) -> str:
+    """What changes when a file is altered, without reading it: its size, and its time here, its ETag in a store.
+
+    Errors are those of the place; ask inside `reading`.
+    """
+    if not is_remote(address):
+        status = Path(address.removeprefix("file://")).stat()
+        return f"{status.st_size} bytes of {status.st_mtime_ns}"
+    import fsspec
+
+    system, path = fsspec.url_to_fs(address)
+    system.invalidate_cache()  # what was listed while planning says nothing about now
+    info = system.info(path)
+    return f"{info['size']} bytes {info.get('ETag') or info.get('etag') or ''}"
+
+
 @contextlib.contextmanager
 def reading(address: str) -> Iterator[None]:
     """Whatever goes wrong with an address inside the block is one line.

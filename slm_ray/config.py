@@ -111,6 +111,8 @@ class OptimConfig:
     """Learning rate of embeddings and output layer, over that of the rest."""
     momentum: float = 0.95
     """Muon's decay of the mean of the gradients."""
+    normalize_rows: bool = False
+    """Muon brings the rows of each update to one size (NorMuon)."""
     weight_decay: float = 0.1
     """Decoupled weight decay on matrices and embeddings; none on norms and biases."""
     beta1: float = 0.9

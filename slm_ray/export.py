@@ -10,12 +10,14 @@ if __name__ == "__main__":
     run("slm_ray.export")
 
 import dataclasses
+import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from slm_ray import checkpoint
+from slm_ray import checkpoint, hf_layout
 from slm_ray.command_line import parse
 from slm_ray.errors import UserError, command
 from slm_ray.registry import resolve_model
@@ -66,5 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, copy, say where."""
     quiet_environment()
     about = (ExportConfig.__doc__ or "").splitlines()[0]
-    print(export_model(parse(ExportConfig, argv, prog="export.py", about=about, default=ExportConfig())))
+    config = parse(ExportConfig, argv, prog="export.py", about=about, default=ExportConfig())
+    output = export_model(config)
+    print(output)
+    if config.format == "hf" and (reason := _why_not_transformers(output)):
+        print(f"note: {reason}; this project opens it with --format checkpoint", file=sys.stderr)
     return 0
+
+
+def _why_not_transformers(output: Path) -> str:
+    path = output / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return hf_layout.why_not_transformers(hf_layout.model_config(content, str(path)))

@@ -2,7 +2,8 @@
 
 In: a `ModelConfig` and a `Decoder`'s state dict. Out: the content of `config.json` and the tensors of
 `model.safetensors`. A Llama shape is written as `LlamaForCausalLM`, a GPT-2 shape as `GPT2LMHeadModel`, so that
-`AutoModelForCausalLM.from_pretrained` opens it; any other shape keeps Llama's names under a model type of our own.
+`AutoModelForCausalLM.from_pretrained` opens it; any other shape keeps Llama's names under a model type of our own, and
+`why_not_transformers` says what is in the way.
 """
 
 import dataclasses
@@ -33,12 +34,44 @@ _GPT2_TOP = {
 
 def family(config: ModelConfig) -> str:
     """Which model type of transformers this shape is: `llama`, `gpt2`, or `slm_ray` for neither."""
-    if config.norm == "rms" and config.mlp == "swiglu" and config.positions == "rotary" and not config.dropout:
-        return "llama"
-    is_square = config.kv_heads == config.n_heads and config.head_width * config.n_heads == config.d_model
-    if (config.norm, config.mlp, config.positions, config.bias) == ("layer", "gelu", "learned", True) and is_square:
-        return "gpt2"
+    for kind, misfits in (("llama", _llama_misfits(config)), ("gpt2", _gpt2_misfits(config))):
+        if not misfits:
+            return kind
     return OWN_FIELD
+
+
+def why_not_transformers(config: ModelConfig) -> str:
+    """Why transformers cannot open this shape, in one sentence; empty where it can."""
+    if family(config) != OWN_FIELD:
+        return ""
+    llama, gpt2 = ", ".join(_llama_misfits(config)), ", ".join(_gpt2_misfits(config))
+    return f"transformers has no model of this shape: not Llama ({llama}), not GPT-2 ({gpt2})"
+
+
+def _llama_misfits(config: ModelConfig) -> list[str]:
+    """What keeps the shape from being Llama's. Dropout does not: it is a matter of training, not of the logits."""
+    wrong = _departures(config, {"norm": "rms", "mlp": "swiglu", "positions": "rotary"})
+    if config.d_model % config.n_heads:  # refused by LlamaConfig, although head_dim is given
+        wrong.append(f"d_model {config.d_model} is no multiple of n_heads {config.n_heads}")
+    return wrong
+
+
+def _gpt2_misfits(config: ModelConfig) -> list[str]:
+    """What keeps the shape from being GPT-2's. Missing biases do not: they are written as zeros."""
+    wrong = _departures(config, {"norm": "layer", "mlp": "gelu", "positions": "learned"})
+    if config.kv_heads != config.n_heads:
+        wrong.append(f"n_kv_heads {config.kv_heads} is not n_heads {config.n_heads}")
+    if config.n_heads * config.head_width != config.d_model:
+        wrong.append(f"n_heads {config.n_heads} x d_head {config.head_width} is not d_model {config.d_model}")
+    return wrong
+
+
+def _departures(config: ModelConfig, expected: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name} is {getattr(config, name)}, not {value}"
+        for name, value in expected.items()
+        if getattr(config, name) != value
+    ]
 
 
 def config_json(config: ModelConfig, end_id: int) -> dict[str, Any]:
@@ -72,6 +105,7 @@ def _llama(config: ModelConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,  # read by transformers 4
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},  # read by transformers 5
+        "attention_dropout": config.dropout,  # transformers drops there only; in eval mode nothing differs
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
     }
@@ -113,7 +147,7 @@ def to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]
 
 def from_hf(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """A `Decoder`'s state dict from the tensors of `model.safetensors`."""
-    if family(config) == "gpt2":
+    if _GPT2_TOP["embed_tokens.weight"] in tensors:
         state = _from_gpt2(tensors, config)
     else:
         state = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
@@ -140,8 +174,18 @@ def _is_conv1d(name: str) -> bool:
     return name.endswith(("attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"))
 
 
+def _with_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Zeros for the biases that GPT-2 has in every layer and norm, where the model has none."""
+    zeros = {
+        name.removesuffix("weight") + "bias": tensor.new_zeros(len(tensor))
+        for name, tensor in state.items()
+        if name.startswith(("layers.", "norm.")) and name.endswith(".weight")
+    }
+    return zeros | dict(state)
+
+
 def _to_gpt2(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    names = _gpt2_names(config)
+    names, state = _gpt2_names(config), _with_biases(state)
     tensors = {names[name]: tensor for name, tensor in state.items() if name in names}
     tensors = {name: (t.t() if _is_conv1d(name) else t).contiguous() for name, t in tensors.items()}
     for layer in range(config.n_layers):
@@ -159,4 +203,4 @@ def _from_gpt2(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, 
             thirds = tensors[f"transformer.h.{layer}.attn.c_attn.{part}"].t().chunk(3)
             for letter, third in zip("qkv", thirds, strict=True):
                 state[f"layers.{layer}.self_attn.{letter}_proj.{part}"] = third
-    return state
+    return {name: tensor for name, tensor in state.items() if config.bias or not name.endswith(".bias")}

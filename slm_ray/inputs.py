@@ -27,6 +27,7 @@ class InputFile:
     path: str  # or address
     sha256: str  # of what determines the rows
     n_rows: int
+    stamp: str = ""  # of addresses.stamp, before it was looked through; not in the manifest, as it depends on the place
     borders: tuple[int, ...] = ()
     units: tuple[int, ...] = ()
     separator: str = ""
@@ -61,7 +62,7 @@ class Scanner:
         return found
 
     def _find(self, words: Sequence[str], max_stories: int | None) -> Found:
-        special = [word for word in words if _is_special(word)]
+        special = [word for word in words if is_special(word)]
         if special and len(words) > 1:
             raise UserError(f"{special[0]} is a source by itself: name it alone, or files, folders and globs only")
         if not special:
@@ -120,13 +121,15 @@ class Scanner:
 
     def from_paths(self, words: Sequence[str]) -> Found:
         """Files, folders and globs, here or in an object store."""
-        paths = addresses.expand(words, formats.is_known, formats.KNOWN_ENDS)
+        paths = paths_of(words)
         files = [self.file(path, name) for path, name in zip(paths, addresses.names(paths), strict=True)]
         return Found(files=files, used="files")
 
     def file(self, path: str, name: str) -> InputFile:
         """One file, read once."""
         kind, compression = formats.kind_of(path) or ("", "")
+        with addresses.reading(path):
+            stamp = addresses.stamp(path)
         scanned = formats.scan(path, self.scanning)
         piece_chars = f" of {self.scanning.cut.piece_chars} characters" if scanned.separator == "pieces" else ""
         return InputFile(
@@ -135,6 +138,7 @@ class Scanner:
             path=path,
             sha256=scanned.sha256,
             n_rows=scanned.n_rows,
+            stamp=stamp,
             borders=scanned.borders,
             units=scanned.units,
             separator=scanned.separator,
@@ -143,5 +147,11 @@ class Scanner:
         )
 
 
-def _is_special(word: str) -> bool:
+def paths_of(words: Sequence[str]) -> list[str]:
+    """The files that files, folders and globs stand for, each once. Raises UserError where a word has none."""
+    return addresses.expand(words, formats.is_known, formats.KNOWN_ENDS)
+
+
+def is_special(word: str) -> bool:
+    """Whether a word of a source is no file, folder or glob."""
     return word in ("auto", "sample") or word.startswith(hub.PREFIX)

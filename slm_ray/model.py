@@ -14,6 +14,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from slm_ray.config import ModelConfig
+from slm_ray.rms_norm import RMSNorm
+from slm_ray.vocabulary_loss import vocabulary_loss
 
 IGNORED_TARGET = -1
 
@@ -38,7 +40,7 @@ class KVCache:
 class _Window:
     """What the layers of one pass share: where the new tokens stand, and what they may see."""
 
-    cos: Tensor | None  # (B or 1, 1, T, d_head), None with learned positions
+    cos: Tensor | None  # (B or 1, T, 1, d_head), None with learned positions
     sin: Tensor | None
     cache: KVCache | None = None
     positions: Tensor | None = None  # (B, T), with a cache
@@ -48,18 +50,22 @@ class _Window:
 def rotary_tables(seq_len: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles, each (seq_len, d_head), in the half-split layout of Llama.
 
+    The first half of the sines is negative: so `rotate` needs no copy of x with half its signs turned.
+
     Source: Su et al., "RoFormer" (arXiv:2104.09864), section 3.4.2.
     """
     frequencies = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)  # (d_head / 2,)
     angles = torch.outer(torch.arange(seq_len, dtype=torch.float64), frequencies)  # (seq_len, d_head / 2)
-    angles = torch.cat((angles, angles), dim=-1)  # (seq_len, d_head)
-    return angles.cos().float(), angles.sin().float()
+    cos, sin = angles.cos().float(), angles.sin().float()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (seq_len, d_head)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + d_head / 2]) by its position's angle. x: (B, H, T, d_head)."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    """Turn each pair (x[i], x[i + d_head / 2]) by its position's angle.
+
+    x: (B, T, H, d_head); cos and sin, of `rotary_tables`, broadcast to it.
+    """
+    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -69,7 +75,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.d_head = config.head_width
-        self.groups = config.n_heads // config.kv_heads
+        self.is_grouped = config.n_heads != config.kv_heads
         self.dropout = config.dropout
         self.q_proj = nn.Linear(config.d_model, config.n_heads * self.d_head, bias=config.bias)
         self.k_proj = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=config.bias)
@@ -79,18 +85,22 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, window: _Window) -> Tensor:
         """x: (B, T, d_model) -> the same shape."""
         rows, steps, _ = x.shape
-        q = self.q_proj(x).view(rows, steps, -1, self.d_head).transpose(1, 2)  # (B, H, T, d_head)
-        k = self.k_proj(x).view(rows, steps, -1, self.d_head).transpose(1, 2)  # (B, Hkv, T, d_head)
-        v = self.v_proj(x).view(rows, steps, -1, self.d_head).transpose(1, 2)  # (B, Hkv, T, d_head)
-        if window.cos is not None and window.sin is not None:
+        q = self.q_proj(x).view(rows, steps, -1, self.d_head)  # (B, T, H, d_head)
+        k = self.k_proj(x).view(rows, steps, -1, self.d_head)  # (B, T, Hkv, d_head)
+        v = self.v_proj(x).view(rows, steps, -1, self.d_head)  # (B, T, Hkv, d_head)
+        if window.cos is not None and window.sin is not None:  # before the transpose, while they lie in one piece
             q, k = rotate(q, window.cos, window.sin), rotate(k, window.cos, window.sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or Hkv, T, d_head)
         if window.cache is not None:
             k, v = self._through_cache(k, v, window)  # (B, Hkv, S, d_head)
-        if self.groups > 1:
-            k, v = k.repeat_interleave(self.groups, dim=1), v.repeat_interleave(self.groups, dim=1)
-        dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=window.mask, dropout_p=dropout, is_causal=window.mask is None
+            q,
+            k,
+            v,
+            attn_mask=window.mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=window.mask is None,
+            enable_gqa=self.is_grouped,
         )
         y = y.transpose(1, 2).reshape(rows, steps, -1)  # (B, T, H * d_head)
         return self.o_proj(y)  # type: ignore[no-any-return]
@@ -134,7 +144,7 @@ class Gelu(nn.Module):
 
 def _norm(config: ModelConfig) -> nn.Module:
     if config.norm == "rms":
-        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        return RMSNorm(config.d_model, eps=config.norm_eps)
     return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
 
 
@@ -198,11 +208,11 @@ class Decoder(nn.Module):
         Returns logits (B, T, vocab_size), or with targets the sum of their negative log likelihoods in nats, fp32.
         """
         steps = tokens.shape[1]
-        logits = self._logits(tokens, self._window(torch.arange(steps, device=tokens.device)[None]))
+        hidden = self._hidden(tokens, self._window(torch.arange(steps, device=tokens.device)[None]))
         if targets is None:
-            return logits
-        flat = logits.float().view(-1, logits.shape[-1])  # (B * T, vocab_size)
-        return F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED_TARGET, reduction="sum")
+            return self.lm_head(hidden)  # type: ignore[no-any-return]
+        flat = hidden.flatten(0, 1)  # (B * T, d_model)
+        return vocabulary_loss(flat, self.lm_head.weight, targets.reshape(-1), IGNORED_TARGET)
 
     def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Append tokens to every row of the cache and give the logits that follow them.
@@ -214,24 +224,25 @@ class Decoder(nn.Module):
         positions = cache.lengths[:, None] + ahead  # (B, T)
         seen = int(positions.max()) + 1
         mask = torch.arange(seen, device=tokens.device) <= positions[:, :, None]  # (B, T, S)
-        logits = self._logits(tokens, self._window(positions, cache, mask[:, None]))
+        hidden = self._hidden(tokens, self._window(positions, cache, mask[:, None]))
         cache.lengths += steps
-        return logits
+        return self.lm_head(hidden)  # type: ignore[no-any-return]
 
     def _window(self, positions: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> _Window:
         if self.config.positions == "learned":
             return _Window(None, None, cache, positions, mask)
         cos, sin = self.rotary_cos[positions], self.rotary_sin[positions]  # (B or 1, T, d_head)
-        return _Window(cos[:, None], sin[:, None], cache, positions, mask)
+        return _Window(cos[:, :, None], sin[:, :, None], cache, positions, mask)
 
-    def _logits(self, tokens: Tensor, window: _Window) -> Tensor:
+    def _hidden(self, tokens: Tensor, window: _Window) -> Tensor:
+        """What the output layer reads: (B, T, d_model)."""
         x = self.embed_tokens(tokens)  # (B, T, d_model)
         if self.config.positions == "learned":
             x = x + self.embed_positions(window.positions)
         x = self.dropout(x)
         for block in self.layers:
             x = block(x, window)
-        return self.lm_head(self.norm(x))  # type: ignore[no-any-return]
+        return self.norm(x)  # type: ignore[no-any-return]
 
 
 def count_parameters(model: nn.Module) -> int:

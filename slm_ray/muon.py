@@ -4,7 +4,10 @@ In: matrices with gradients. Out: their next values. Source: Jordan et al., "Muo
 neural networks" (kellerjordan.github.io/posts/muon); the scale of the update is that of Liu et al., "Muon is Scalable
 for LLM Training" (arXiv:2502.16982), section 2.2, so that AdamW's learning rates and weight decay fit.
 
-`torch.optim.Muon` does the same one matrix at a time and always in bfloat16, which a CPU without that emulates slowly.
+With `normalize_rows` the rows of the update are brought to one size (Li et al., "NorMuon", arXiv:2510.05491), for
+orthogonal updates still have rows, one a neuron, that move much more than others.
+
+`torch.optim.Muon` does the rest one matrix at a time and always in bfloat16, which a CPU without that emulates slowly.
 Here matrices of one shape go through the iteration together, in the precision of the gradients on a CPU.
 """
 
@@ -19,6 +22,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 N_ITERATIONS = 5
 RMS_OF_ADAMW = 0.2
 """Root mean square of AdamW's usual update, which the orthogonal one is scaled to."""
+ROW_BETA = 0.95
+"""Decay of the mean of a row's squares."""
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -46,8 +51,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.1,
+        normalize_rows: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "normalize_rows": normalize_rows}
+        super().__init__(params, defaults)
         for group in self.param_groups:
             assert all(parameter.dim() == 2 for parameter in group["params"]), "Muon is for matrices"
 
@@ -61,21 +68,42 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         gradients = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])  # (N, rows, columns)
-        momentum = torch.stack([self._momentum(matrix) for matrix in matrices])
+        momentum = self._stacked(matrices, "momentum_buffer", gradients)
         momentum.lerp_(gradients, 1 - group["momentum"])
-        for matrix, buffer in zip(matrices, momentum.unbind(), strict=True):
-            self.state[matrix]["momentum_buffer"].copy_(buffer)
-        updates = orthogonalize(_for_products(gradients.lerp(momentum, group["momentum"])))
+        self._keep(matrices, "momentum_buffer", momentum)
+        updates = orthogonalize(_for_products(gradients.lerp(momentum, group["momentum"]))).to(gradients.dtype)
+        if group["normalize_rows"]:
+            squares = self._stacked(matrices, "row_squares", updates[..., :1])  # (N, rows, 1)
+            squares.lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - ROW_BETA)
+            self._keep(matrices, "row_squares", squares)
+            updates = with_even_rows(updates, squares)
         scale = RMS_OF_ADAMW * math.sqrt(max(matrices[0].shape))
         for matrix, update in zip(matrices, updates.unbind(), strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
             matrix.add_(update.to(matrix.dtype), alpha=-group["lr"] * scale)
 
-    def _momentum(self, matrix: Tensor) -> Tensor:
-        state = self.state[matrix]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(matrix)
-        return state["momentum_buffer"]  # type: ignore[no-any-return]
+    def _stacked(self, matrices: list[Tensor], name: str, like: Tensor) -> Tensor:
+        """One part of the state of all matrices, each of the shape of `like`'s; zeros at first."""
+        return torch.stack(
+            [
+                self.state[matrix].setdefault(name, torch.zeros_like(one))
+                for matrix, one in zip(matrices, like, strict=True)
+            ]
+        )
+
+    def _keep(self, matrices: list[Tensor], name: str, values: Tensor) -> None:
+        for matrix, value in zip(matrices, values.unbind(), strict=True):
+            self.state[matrix][name].copy_(value)
+
+
+def with_even_rows(updates: Tensor, squares: Tensor) -> Tensor:
+    """Divide each row by the root of its mean square over time; each matrix keeps its norm.
+
+    updates: (N, rows, columns). squares: (N, rows, 1). The norm is kept, so the mean needs no correction at the start.
+    """
+    even = updates / (squares.sqrt() + 1e-10)
+    lost: Tensor = updates.norm(dim=(-2, -1), keepdim=True) / (even.norm(dim=(-2, -1), keepdim=True) + 1e-10)
+    return even * lost
 
 
 def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:

@@ -15,7 +15,7 @@ from slm_ray.config import OptimConfig
 from slm_ray.errors import UserError
 from slm_ray.muon import Muon
 
-OF_CONFIG = ("weight_decay", "betas", "eps", "momentum", "lr_factor")
+OF_CONFIG = ("weight_decay", "betas", "eps", "momentum", "normalize_rows", "lr_factor")
 """What a group takes from the config, not from a checkpoint."""
 
 
@@ -80,7 +80,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> AnyOptimizer:
     )
     if not matrices:
         return adamw
-    return CombinedOptimizer([Muon(matrices, lr=config.lr, momentum=config.momentum), adamw])
+    muon = Muon(matrices, lr=config.lr, momentum=config.momentum, normalize_rows=config.normalize_rows)
+    return CombinedOptimizer([muon, adamw])
 
 
 def restore_optimizer(optimizer: AnyOptimizer, state: dict[str, Any]) -> None:

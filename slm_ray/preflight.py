@@ -16,7 +16,8 @@ from slm_ray.batches import TokenStream, TrainBatches
 from slm_ray.command_line import parse, take_option
 from slm_ray.config import ModelConfig, TrainConfig, from_dict, load_config
 from slm_ray.errors import UserError
-from slm_ray.run_folder import RunFolder, newest_run
+from slm_ray.mirrored_run import open_run
+from slm_ray.run_folder import newest_run
 from slm_ray.shards import load_manifest, read_split
 from slm_ray.task import Task
 from slm_ray.tokenizer import Tokenizer
@@ -38,7 +39,10 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
         return config
     if origin:
         raise UserError("--resume continues a run with its own config: leave out --config")
-    folder = RunFolder(Path(config.output) / config.name) if config.name else newest_run(Path(config.output))
+    if not config.name and not storage.is_local(storage.place(config.output)):
+        raise UserError(f"--resume needs the --name of a run in {config.output}")
+    folder = open_run(config.output, config.name) if config.name else newest_run(Path(config.output))
+    folder.fetch()
     newest = folder.newest_whole()
     if newest is None:
         raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")
@@ -61,14 +65,10 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
         raise UserError(f"model.vocab_size ({config.model.vocab_size}) must be the data set's, {vocab_size}")
     workers = config.workers or default_workers()
     config.check_batch(workers)
-    if "://" in config.output:
-        raise UserError(
-            f"output ({config.output}) must be a folder that every worker sees: runs go to no object store yet"
-        )
     return dataclasses.replace(
         config,
         data=str(data),
-        output=str(Path(config.output).absolute()),
+        output=str(storage.place(config.output)),
         name=config.name or f"run-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
         workers=workers,
         tracking_uri=tracking.resolve_uri(config.tracking_uri),
@@ -93,6 +93,8 @@ def load_task(config: TrainConfig, tracker: Tracker) -> Task:
     }
     if not streams["validation"].n_targets:
         raise UserError(f"{data} has no validation stories: prepare it with a larger --validation-fraction")
+    folder = open_run(config.output, config.name)
+    folder.fetch()
     return Task(
         config=config,
         max_steps=config.max_steps or _steps(config, streams["train"]),
@@ -100,7 +102,7 @@ def load_task(config: TrainConfig, tracker: Tracker) -> Task:
         train=streams["train"],
         validation=streams["validation"],
         tokenizer=tokenizer,
-        folder=RunFolder(Path(config.output) / config.name),
+        folder=folder,
         tracker=tracker,
     )
 
@@ -134,6 +136,8 @@ def refuse_conflicts(config: TrainConfig, task: Task) -> None:
         raise UserError(f"model was {_difference(was.model, config.model)}: a resumed run keeps its shape")
     if Tokenizer.load(existing / "model" / "tokenizer.json").sha256 != task.tokenizer.sha256:
         raise UserError(f"{config.data} has another tokenizer than {folder.path}: its tokens mean something else")
+    if config.optim.name != was.optim.name:
+        raise UserError(f"optim.name was {was.optim.name} and is now {config.optim.name}: a resumed run keeps it")
     if config.force:
         return
     if state.data_fingerprint != task.data_fingerprint:

@@ -25,7 +25,7 @@ WHAT_TO_DO = {
     "empty": "look at the column (--text-column)",
     "control_characters": "look whether the source is text",
     "too_short": "lower --min-chars",
-    "too_long": "raise --max-chars",
+    "too_long": "cut text files with --cut-text pieces, or raise --max-chars",
     "too_few_words": "lower --min-words",
     "other_characters": "raise --max-other-characters",
 }

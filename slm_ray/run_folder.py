@@ -51,9 +51,9 @@ class RunFolder:
         Kept are the newest `keep` and the `keep_best` of the lowest validation loss.
         """
         target = self.checkpoint_path(step)
-        _link(self.latest, target)
+        link(self.latest, target)
         if is_best:
-            _link(self.best, target)
+            link(self.best, target)
         ranked = sorted((path for path in self.checkpoints() if math.isfinite(_val_loss(path))), key=_val_loss)
         kept = (*self.checkpoints()[-keep:], *ranked[:keep_best], self.best, self.latest)
         names = {path.resolve() for path in kept}
@@ -66,7 +66,7 @@ class RunFolder:
 
         Where no checkpoint left was validated there is no best one: then the result is empty.
         """
-        _link(self.latest, self.checkpoint_path(latest_step))
+        link(self.latest, self.checkpoint_path(latest_step))
         if not self._is_whole(self.checkpoint_path(int(best.get("step", -1)))):
             whole = [path for path in self.checkpoints() if self._is_whole(path)]
             states = [state for path in whole if (state := checkpoint.load_state(path)).step <= latest_step]
@@ -76,7 +76,7 @@ class RunFolder:
                 return {}
             state = min(validated, key=lambda state: state.metrics["val_loss"])
             best = {"step": state.step, **state.metrics}
-        _link(self.best, self.checkpoint_path(int(best["step"])))
+        link(self.best, self.checkpoint_path(int(best["step"])))
         return best
 
     def _is_whole(self, path: Path) -> bool:
@@ -118,9 +118,29 @@ class RunFolder:
         return (self.path / "stop").exists()
 
     def clear_requests(self) -> None:
-        """Before a start: forget an earlier request, what an earlier end left, and what Ray left of a killed driver."""
-        for name in ("stop", "summary.json", "error.txt", RAY_STATE):
+        """Forget a request to stop, and what Ray keeps while a driver lives; a killed one leaves both behind."""
+        for name in ("stop", RAY_STATE):
             storage.remove(self.path / name)
+
+    def clear_outcome(self) -> None:
+        """Before a start: forget how it ended the last time."""
+        for name in ("summary.json", "error.txt"):
+            storage.remove(self.path / name)
+
+    @property
+    def address(self) -> str:
+        """Where the run is kept."""
+        return str(self.path)
+
+    def ray_storage(self) -> tuple[str, object | None]:
+        """Path, and file system where it is not the disk's, for Ray's own state."""
+        return str(self.path / RAY_STATE), None
+
+    def fetch(self) -> None:
+        """Bring here what is kept elsewhere: nothing, where the folder itself is the place."""
+
+    def push_record(self) -> None:
+        """Copy the record, the summary and the plot to where the run is kept: here, nothing is to do."""
 
     def has_summary(self) -> bool:
         """Whether the run came to an end, good or bad."""
@@ -167,8 +187,9 @@ def _val_loss(path: Path) -> float:
         return math.inf
 
 
-def _link(link: Path, target: Path) -> None:
-    fresh = link.with_name(link.name + ".link")
+def link(link: Path, target: Path) -> None:
+    """Let `link` point to `target`, by one atomic rename."""
+    fresh = link.with_name(f"{link.name}.{os.getpid()}.link")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(os.path.relpath(target, link.parent))
     fresh.replace(link)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from slm_ray import formats, hub, prose
+from slm_ray import addresses, formats, hub, prose
 from slm_ray.errors import UserError
 from slm_ray.formats import Scanning, Texts
 from slm_ray.inputs import Found, InputFile, Scanner
@@ -51,6 +51,7 @@ class InputRange:
     split: str | None
     piece_chars: int = prose.PIECE_CHARS  # of text cut into pieces
     compression: str = ""  # gzip or zstd
+    stamp: str = ""  # of the file when it was planned, from addresses.stamp; "": nothing can change it
     unit: int = 0  # ranges of one input that have the same are read together
 
 
@@ -130,16 +131,19 @@ def read_ranges(task: Sequence[InputRange]) -> Iterator[tuple[InputRange, pa.Rec
     at most that the bytes before the next one are read.
 
     Raises:
-        UserError: the input cannot be read, or changed since it was planned.
+        UserError: the input cannot be read, or changed since it was planned: by its size, its time or ETag, which are
+            looked at before the first range and after each, or by its number of rows.
     """
     if not task:
         return
+    _refuse_altered(task[0])
     for part, (texts, problems) in zip(task, _READERS[task[0].kind](task), strict=True):
         if len(texts) != part.n_rows:
             raise UserError(
                 f"{part.path} changed while it was prepared: expected {part.n_rows} stories from number "
                 f"{part.first_row} on, found {len(texts)}"
             )
+        _refuse_altered(part)
         ids = [f"{part.source_name}#{row}" for row in _rows(part)]
         yield part, pa.RecordBatch.from_arrays([pa.array(ids, pa.string()), texts, problems], schema=RAW_SCHEMA)
 
@@ -148,6 +152,18 @@ def read_range(part: InputRange) -> pa.RecordBatch:
     """One range alone; see `read_ranges`."""
     [(_, batch)] = read_ranges((part,))
     return batch
+
+
+def _refuse_altered(part: InputRange) -> None:
+    if not part.stamp:
+        return
+    with addresses.reading(part.path):
+        found = addresses.stamp(part.path)
+    if found != part.stamp:
+        raise UserError(
+            f"{part.path} changed while it was prepared (was {part.stamp}, is {found}): "
+            "run again when nobody writes to it"
+        )
 
 
 def _words(source: str | Sequence[str]) -> tuple[str, ...]:
@@ -200,6 +216,7 @@ def _cut(file: InputFile, scanning: Scanning, seed: int) -> list[InputRange]:
             split=file.split,
             piece_chars=scanning.cut.piece_chars,
             compression=file.compression,
+            stamp=file.stamp,
             unit=units[first // step],
         )
         for first in range(0, file.n_rows, step)

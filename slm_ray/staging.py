@@ -9,8 +9,10 @@ killed, at whatever moment, leaves its staging folder; the same job finds there 
 import contextlib
 import fcntl
 import importlib.metadata
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ STAGING = ".staging"
 REPORT = "report"
 CONTENTS = (*SPLITS, REJECTED, REPORT, TOKENIZER)
 """Everything a data set holds besides its manifest."""
+
+_SHARD_NAME = re.compile(r"[0-9]{5,}\.parquet")
 
 DECIDING_PACKAGES = ("pyarrow", "tokenizers", "ftfy", "sentencepiece")
 """Another version of these may write other bytes, so it does not continue what one began."""
@@ -85,6 +89,19 @@ def begin(output: Place, key: str) -> Place:
     except Exception as error:  # of the many object stores each has its own
         raise _unwritable(output, error) from error
     return folder
+
+
+def refuse_own_files(paths: Iterable[str], output: Place) -> None:
+    """What a glob found must not be what an earlier job wrote: `publish` replaces it.
+
+    Raises:
+        UserError: one of the paths is a file of the data set in the output folder.
+    """
+    own = [output / name for name in (*CONTENTS, STAGING)]
+    for path in paths:
+        where = storage.place(path)
+        if storage.is_below(where, output) and any(storage.is_below(where, folder) for folder in own):
+            raise UserError(f"the source holds {path}, a file of the data set in {output}: choose another --output")
 
 
 def publish(output: Place, staged: Place, manifest: Manifest) -> None:
@@ -157,7 +174,8 @@ def _refuse_foreign(output: Place) -> None:
     """Publishing replaces folders called `train`, `test` or `report`: never somebody else's."""
     manifest = output / MANIFEST
     if manifest.exists():
-        is_ours = '"fingerprint"' in manifest.read_text(encoding="utf-8", errors="replace")
+        text = manifest.read_text(encoding="utf-8", errors="replace")
+        is_ours = '"fingerprint"' in text or (_is_torn(text) and _holds_only_shards(output))
     else:  # a job that was stopped while it published leaves its staging folder
         is_ours = (output / STAGING).exists()
     foreign = [name for name in (*CONTENTS, MANIFEST) if (output / name).exists()]
@@ -165,6 +183,20 @@ def _refuse_foreign(output: Place) -> None:
         raise UserError(
             f"{output} holds {', '.join(foreign)}, which is no data set of this program: choose another --output"
         )
+
+
+def _is_torn(manifest: str) -> bool:
+    """Whether it is no whole JSON, as after a full disk, so that nobody else's program can use it either."""
+    try:
+        json.loads(manifest)
+    except ValueError:
+        return True
+    return False
+
+
+def _holds_only_shards(output: Place) -> bool:
+    files = (file for name in (*SPLITS, REJECTED) for file in storage.files_below(output / name))
+    return all(_SHARD_NAME.fullmatch(file.name) for file in files)
 
 
 def _version(package: str) -> str | None:

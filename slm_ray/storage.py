@@ -52,6 +52,14 @@ def is_local(where: Place) -> TypeGuard[Path]:
     return isinstance(where, Path)
 
 
+def is_below(where: Place, folder: Place) -> bool:
+    """Whether it is that folder or lies in it; links on this machine are followed."""
+    if isinstance(where, Path) and isinstance(folder, Path):
+        return where.resolve().is_relative_to(folder.resolve())
+    ours, other = where.as_posix().rstrip("/"), folder.as_posix().rstrip("/")
+    return f"{ours}/".startswith(f"{other}/")
+
+
 def make_folder(folder: Place) -> None:
     """Make it, with those above it. An object store has no folders, and a bucket is not made by the way."""
     if isinstance(folder, Path):

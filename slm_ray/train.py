@@ -55,6 +55,7 @@ class TrainResult:
     run_id: str
     version: str  # of the registered model, empty where none was asked for
     tracking_uri: str
+    kept_at: str  # the run's folder, or its address in an object store
     operators: str = ""  # the profile's table, where one was asked for
 
 
@@ -185,6 +186,10 @@ def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> Train
     if summary["status"] != loop.FINISHED:
         raise UserError(_unfinished(summary, folder))
     _keep_plot(folder, tracker)
+    try:
+        folder.push_record()
+    except OSError as error:
+        raise UserError(f"the run is finished and its record could not be copied: {error}") from error
     tracker.set_tags({"status": str(summary["status"]), "best_step": str(int(summary["best"]["step"]))})
     version = ""
     if config.register and config.tracking_uri != tracking.OFF:
@@ -198,6 +203,7 @@ def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> Train
         run_id=tracker.run_id,
         version=version,
         tracking_uri=config.tracking_uri,
+        kept_at=folder.address,
         operators=read_operators(folder.path) if config.profile else "",
     )
 
@@ -218,6 +224,8 @@ def _unfinished(summary: Mapping[str, Any], folder: RunFolder) -> str:
     )
     if summary["status"] == loop.DIVERGED:
         return f"{summary['reason']} after step {summary['step']:,}: lower --optim.lr; {kept}"
+    if summary["status"] == loop.STOPPED:
+        return f"the run was asked to stop after step {summary['step']:,}: --resume goes on from there; {kept}"
     return f"step {summary['step']:,} could not be saved: make room on the disk and --resume; {kept}"
 
 
@@ -245,6 +253,8 @@ def describe(result: TrainResult) -> str:
         f"loss     {metrics['val_loss']:.4f} nats per token, {metrics['val_bits_per_byte']:.4f} bits per byte, "
         f"perplexity {math.exp(metrics['val_loss']):.2f} on the validation split",
     ]
+    if "://" in result.kept_at:
+        lines.insert(0, f"kept     {result.kept_at}  (best and latest below are copies of it)")
     if result.run_id:
         lines.append(f"run      {result.run_id}  (to see it: {tracking.ui_command(result.tracking_uri)})")
     if result.version:

@@ -133,7 +133,7 @@ class Trainer:
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         norm = self._clip()
-        self.scaler.step(self.optimizer)
+        self.scaler.step(self.optimizer)  # type: ignore[arg-type]  # it asks for step() and param_groups alone
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -145,7 +145,7 @@ class Trainer:
 
     def _clip(self) -> Tensor:
         """Clip the gradients, unscaled first, and give the norm they had; it is the same on every rank."""
-        self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm or math.inf)
         if not self.scaler.is_enabled():
             if not math.isfinite(norm):

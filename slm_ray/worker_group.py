@@ -7,7 +7,6 @@ from the newest whole checkpoint; so a group that lost a worker, hangs, or chang
 import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 import threading
 import traceback
@@ -26,7 +25,7 @@ from slm_ray.errors import UserError
 from slm_ray.event_log import WithEventLog
 from slm_ray.model import Decoder, count_parameters
 from slm_ray.preflight import load_task
-from slm_ray.run_folder import RAY_STATE, RunFolder
+from slm_ray.run_folder import RunFolder
 from slm_ray.stopping import Signals, StoppedError
 from slm_ray.task import Surroundings, Task
 from slm_ray.tracking import Tracker
@@ -50,6 +49,7 @@ def run_workers(config: TrainConfig, task: Task, run_id: str, callbacks: Sequenc
     """
     folder = task.folder
     folder.clear_requests()
+    folder.clear_outcome()
     trainer = _trainer(config, folder, run_id, callbacks)
     try:
         with _health_timeout(config.hang_timeout_s):
@@ -57,11 +57,14 @@ def run_workers(config: TrainConfig, task: Task, run_id: str, callbacks: Sequenc
     except TrainingFailedError as error:
         raise UserError(_failure(error, folder)) from error
     finally:
-        shutil.rmtree(folder.path / RAY_STATE, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Ray may still be writing to it
+            folder.clear_requests()
+        folder.fetch()  # the workers may have been on other machines
 
 
 def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
     uses_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    storage_path, storage_filesystem = folder.ray_storage()
     return TorchTrainer(
         _worker,
         train_loop_config={"config": dataclasses.asdict(config), "run_id": run_id},
@@ -73,7 +76,8 @@ def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Seq
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,  # a new one each time: Ray must not restore by itself
-            storage_path=str(folder.path / RAY_STATE),
+            storage_path=storage_path,
+            storage_filesystem=storage_filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=list(callbacks),
         ),
@@ -121,10 +125,10 @@ def _fit_interruptibly(fit: Callable[[], Any], folder: RunFolder, has_begun: Cal
             thread.join(POLL_S)
             if signals.received and not has_begun():
                 raise StoppedError("stopped before the first step", signals.received)
-        if signals.received:
-            raise StoppedError("", signals.received)
     if errors:
         raise errors[0]
+    if signals.received:
+        raise StoppedError("", signals.received)
 
 
 def _failure(error: TrainingFailedError, folder: RunFolder) -> str:

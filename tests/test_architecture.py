@@ -47,6 +47,8 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
     {"config", "command_line", "batches", "history"},
     {
         "model",
+        "vocabulary_loss",
+        "rms_norm",
         "optim",
         "muon",
         "hardware",
@@ -54,6 +56,7 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
         "checkpoint",
         "cluster",
         "run_folder",
+        "mirrored_run",
         "saver",
         "utilization",
         "sampling",

@@ -149,6 +149,9 @@ def test_ctrl_c_ends_a_training_plainly_and_nothing_listened_beyond_loopback(tin
     assert {ip.removeprefix("::ffff:") for ip in open_to} <= {"127.0.0.1", "::1"}
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in errors
+    assert "stopped, with a checkpoint of step" in errors
+    assert checkpoint.load_state(tmp_path / "runs" / "long" / "latest").step > 0
     assert not left
     (run,) = _runs(tmp_path / "mlflow.db")
     assert run.info.status == "KILLED"

@@ -140,3 +140,11 @@ def test_a_row_names_its_range():
     manifest = SimpleNamespace(source={"files": files}, parameters={"rows_per_range": 4000})
     rows = [(0, 0), (0, 3999), (0, 4000), (2, 0), (2, 3999), (3, 0), (3, 8000)]
     assert [explain.range_number(manifest, files[file], row) for file, row in rows] == [0, 0, 1, 2, 2, 3, 5]
+
+
+def test_a_file_without_rows_is_said_to_have_none(data, tmp_path):
+    manifest = json.loads((data / shards.MANIFEST).read_text())
+    manifest["source"]["files"].append({"name": "empty.csv", "rows": 0, "sha256": "", "split": None})
+    (tmp_path / shards.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"no story empty.csv#0: empty.csv has no rows$"):
+        explain.explain(tmp_path, "empty.csv#0")

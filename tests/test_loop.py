@@ -83,7 +83,9 @@ def test_a_seed_gives_one_loss_curve(task: Task) -> None:
     assert losses(task) == losses(again) != losses(other)
 
 
-def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(task: Task) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(task: Task, optimizer: str) -> None:
+    task = elsewhere(task, optimizer, optim=dataclasses.replace(task.config.optim, name=optimizer))
     fit(task, Surroundings())
     broken = elsewhere(task, "broken")
     with pytest.raises(KilledError):
@@ -250,7 +252,9 @@ def test_a_run_that_explodes_stops_before_its_weights_are_spoiled(task: Task, sp
     assert all(torch.isfinite(tensor).all() for tensor in trainers[0].model.state_dict().values())
 
 
-def test_fp16_clips_unscaled_gradients_and_its_scale_is_saved(task: Task) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fp16_clips_unscaled_gradients_and_its_scale_is_saved(task: Task, optimizer: str) -> None:
+    task = elsewhere(task, optimizer, optim=dataclasses.replace(task.config.optim, name=optimizer))
     plain = Trainer(elsewhere(task, "plain"), Surroundings(), "fp32", is_compiled=False)
     half = elsewhere(task, "half")
     trainer = Trainer(half, Surroundings(), "fp16", is_compiled=False)

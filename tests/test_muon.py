@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slm_ray.muon import Muon, orthogonalize
+from slm_ray.muon import Muon, orthogonalize, with_even_rows
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 20), (1, 20, 6)])
@@ -48,3 +48,25 @@ def test_a_matrix_without_a_gradient_is_left_alone() -> None:
     Muon([still, moving], lr=0.1).step()
     assert torch.equal(still, torch.ones(4, 4))
     assert not torch.equal(moving, torch.ones(4, 4))
+
+
+def test_even_rows_have_one_size_and_the_matrix_keeps_its_norm() -> None:
+    updates = torch.tensor([[[3.0, 4.0], [0.3, 0.4]]])
+    even = with_even_rows(updates, updates.square().mean(dim=-1, keepdim=True))
+    assert torch.allclose(even.norm(dim=-1), torch.full((1, 2), updates.norm().item() / 2**0.5))
+    assert torch.allclose(even.norm(), updates.norm())
+
+
+def test_a_row_that_always_moves_more_is_held_back() -> None:
+    generator = torch.Generator().manual_seed(2)
+    plain, even = (torch.nn.Parameter(torch.zeros(8, 32)) for _ in range(2))
+    optimizers = (Muon([plain], lr=0.1, weight_decay=0.0), Muon([even], lr=0.1, weight_decay=0.0, normalize_rows=True))
+    basis = torch.randn(8, 32, generator=generator)
+    basis[1:] = 0.1 * basis[1:] + basis[:1]  # nearly one direction: the iteration leaves rows of unlike size
+    for _ in range(20):
+        gradient = basis + 0.05 * torch.randn(8, 32, generator=generator)
+        for parameter, optimizer in zip((plain, even), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    sizes = [parameter.detach().norm(dim=-1) for parameter in (plain, even)]
+    assert sizes[1].std() / sizes[1].mean() < 0.5 * sizes[0].std() / sizes[0].mean()

@@ -107,9 +107,16 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
     assert sum(len(group["params"]) for group in adamw.param_groups) == len(list(model().parameters())) - n_matrices
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_restored_it_goes_on_bit_for_bit(name: str) -> None:
-    config = OptimConfig(name=name, lr=1e-2)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "config",
+    [
+        OptimConfig(name="adamw", lr=1e-2),
+        OptimConfig(name="muon", lr=1e-2),
+        OptimConfig(name="muon", lr=1e-2, normalize_rows=True),
+    ],
+    ids=["adamw", "muon", "normuon"],
+)
+def test_restored_it_goes_on_bit_for_bit(config: OptimConfig) -> None:
     whole, first = model(), model()
     losses = train(whole, make_optimizer(whole, config), range(6))
     optimizer = make_optimizer(first, config)

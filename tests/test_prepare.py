@@ -28,7 +28,8 @@ def small_ranges(monkeypatch):
 
 
 def run(output: Path, *words: str) -> int:
-    return prepare.main(["--output", str(output), "--vocab-size", "512", *words])
+    trained = () if "--tokenizer" in words else ("--vocab-size", "512")
+    return prepare.main(["--output", str(output), *trained, *words])
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -212,7 +213,7 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
         (["--max-storys", "3"], "unknown option --max-storys: did you mean --max-stories?"),
         (["--max-stories", "many"], "argument --max-stories: invalid int value: 'many' (see --help)"),
         (["--max-stories", "0"], "max_stories (0) must be at least 1"),
-        (["stray"], "unknown option stray, see --help"),
+        (["stray"], "stray belongs to no option"),
         (["--test-fraction", "1.5"], "must be 0 or more, and leave a share for train"),
         (["--min-chars", "9", "--max-chars", "3"], "min_chars (9) must be from 0 to max_chars (3)"),
         (["--vocab-size", "100"], "vocab_size (100) must be at least 257"),
@@ -229,16 +230,35 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
         (["--source", "absent/"], "no such file, folder or glob: absent/"),
         (["--tokenizer", "absent.json"], "cannot read the tokenizer absent.json: No such file or directory"),
         (["--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
+        (["--tokenizer", "gpt2", "--vocab-size", "300"], "--vocab-size is of a tokenizer that is trained"),
+        (["--source=a", "b"], "b belongs to no option: --option=VALUE takes one word"),
+        (["--min-chars", "9999"], "most frequent reason: too_short (5): lower --min-chars"),
         (["--min-chars", "9999"], "no story is left for training of 5 read; most frequent reason: too_short (5)"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, words, message):
-    source = () if "--source" in words else ("--source", "sample")
+    source = () if any(word.startswith("--source") for word in words) else ("--source", "sample")
     assert run(tmp_path / "data", *source, "--max-stories", "5", *words) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("prepare: ")]
     assert line.startswith("error: ")
     assert message in line
     assert not (tmp_path / "data" / shards.MANIFEST).exists()
+
+
+@pytest.mark.parametrize("output", ["stories", "stories/out"])
+def test_an_output_inside_the_source_folder_is_refused_at_once(tmp_path, capsys, output):
+    (tmp_path / "stories").mkdir()
+    write_stories(tmp_path / "stories" / "a.jsonl", [story(number) for number in range(20)])
+    assert run(tmp_path / output, "--source", str(tmp_path / "stories")) == 2
+    assert "lies in the source folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "stories").iterdir()] == ["a.jsonl"]
+
+
+def test_a_glob_that_finds_the_data_set_itself_is_refused(sample, capsys):
+    before = digests(sample)
+    assert run(sample, "--source", str(sample / "*" / "*.parquet"), "--force") == 2
+    assert "a file of the data set in" in capsys.readouterr().err
+    assert digests(sample) == before
 
 
 def test_a_job_that_lost_its_tokenizer_learns_it_again(tmp_path, capsys):
@@ -271,6 +291,20 @@ def test_a_manifest_of_another_version_is_replaced_with_force(tmp_path, capsys):
     assert run(tmp_path / "data", "--source", str(source)) == 2
     assert "prepare the data again, with --force" in capsys.readouterr().err
     assert run(tmp_path / "data", "--source", str(source), "--force") == 0
+
+
+def test_a_torn_manifest_is_named_and_replaced_with_force(tmp_path, capsys):
+    words = ("--source", str(write_stories(tmp_path / "a.jsonl", [story(number) for number in range(30)])))
+    assert run(tmp_path / "data", *words) == 0
+    whole = digests(tmp_path / "data")
+    (tmp_path / "data" / shards.MANIFEST).write_text("{")
+    assert run(tmp_path / "data", *words) == 2
+    assert "manifest.json is no manifest this version reads (Expecting" in capsys.readouterr().err
+    (tmp_path / "data" / "train" / "cat.png").write_bytes(b"somebody's")
+    assert run(tmp_path / "data", *words, "--force") == 2
+    (tmp_path / "data" / "train" / "cat.png").unlink()
+    assert run(tmp_path / "data", *words, "--force") == 0
+    assert digests(tmp_path / "data") == whole
 
 
 def test_both_spellings_of_an_option_are_one(sample, capsys):

@@ -43,3 +43,10 @@ def test_nothing_read_is_not_too_many():
 
 def test_every_reason_has_its_remedy():
     assert WHAT_TO_DO.keys() | set(NOT_REJECTED) == set(REASONS)
+
+
+def test_long_articles_may_be_cut_instead():
+    with pytest.raises(
+        UserError, match=r"too_long \(30\): cut text files with --cut-text pieces, or raise --max-chars"
+    ):
+        refuse_too_many({"too_long": 30}, 100, 0.05)

@@ -115,6 +115,8 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
 
 def _resolve(sweep: SweepConfig) -> SweepConfig:
     load_manifest(sweep.data)  # says what is missing before anything starts
+    if "://" in sweep.output:
+        raise UserError(f"output ({sweep.output}) must be a folder: a sweep does not go to an object store yet")
     if sweep.resume and not sweep.name:
         raise UserError("--resume needs the sweep's --name")
     cluster.connect()

@@ -8,7 +8,6 @@ a change to `START`, or to another try. What every try gave is kept in `learning
 
 import argparse
 import dataclasses
-import math
 import os
 import tempfile
 import time
@@ -16,13 +15,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from slm_ray.config import TrainConfig, from_dict
+from slm_ray.config import TrainConfig, from_dict, load_config
 from slm_ray.hardware import resolve_compile, resolve_precision
 from slm_ray.model import count_parameters
-from slm_ray.muon import Muon, orthogonalize
-from slm_ray.optim import CombinedOptimizer
 from slm_ray.preflight import load_task, resolve
 from slm_ray.task import Surroundings
 from slm_ray.tracking import NullTracker
@@ -53,39 +49,10 @@ def zero_outputs(trainer: Trainer) -> None:
                 parameter.zero_()
 
 
-class NormalizedMuon(Muon):
-    """Rows of the orthogonal update brought to one size over time (Li et al., "NorMuon", arXiv:2510.05491)."""
-
-    BETA = 0.95
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every matrix."""
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                momentum = self._momentum(matrix).lerp_(matrix.grad, 1 - group["momentum"])
-                update = self._evened(matrix, orthogonalize(matrix.grad.lerp(momentum, group["momentum"])[None])[0])
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
-
-    def _evened(self, matrix: Tensor, update: Tensor) -> Tensor:
-        state = self.state[matrix]
-        squares = state.setdefault("squares", torch.zeros_like(update[:, :1]))  # (rows, 1)
-        squares.lerp_(update.square().mean(-1, keepdim=True), 1 - self.BETA)
-        even = update / (squares.sqrt() + 1e-10)
-        return even * (update.norm() / even.norm())
-
-
-def normalized_muon(trainer: Trainer) -> None:
-    """Exchange Muon for NorMuon."""
-    optimizer = trainer.optimizer
-    assert isinstance(optimizer, CombinedOptimizer)
-    (group,) = optimizer.parts[0].param_groups
-    new = NormalizedMuon(
-        group["params"], lr=group["lr"], momentum=group["momentum"], weight_decay=group["weight_decay"]
-    )
-    new.param_groups[0]["lr_factor"] = group["lr_factor"]
-    optimizer.parts[0] = new
+def of_preset(name: str) -> dict[str, Any]:
+    """What of a preset decides how much is learned."""
+    values = dataclasses.asdict(load_config(name))
+    return {key: values[key] for key in ("batch_size", "model", "optim")}
 
 
 MUON = {"optim": {"name": "muon"}}
@@ -93,6 +60,9 @@ TRIES = {
     "adamw": Try({}),
     "adamw, lr 1e-3": Try({"optim": {"lr": 1e-3}}),
     "muon": Try(MUON),
+    "story-5m": Try(of_preset("story-5m")),
+    "muon, lr 1e-2, embed 0.6": Try({"optim": {"name": "muon", "lr": 1e-2, "embed_lr_factor": 0.6}}),
+    "muon, lr 1e-2, embed 2": Try({"optim": {"name": "muon", "lr": 1e-2, "embed_lr_factor": 2.0}}),
 }
 
 

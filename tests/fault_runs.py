@@ -1,0 +1,63 @@
+"""What the tests of faults share: a small run, the same run without a fault, and what must be equal in the end."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slm_ray import checkpoint, tracking
+from slm_ray.config import TrainConfig
+from slm_ray.history import History
+from slm_ray.loop import fit
+from slm_ray.preflight import load_task, resolve
+from slm_ray.run_folder import RunFolder
+from slm_ray.task import Surroundings, Task
+from slm_ray.tracking import NullTracker
+
+
+def with_dropout(config: TrainConfig) -> TrainConfig:
+    """The run with dropout on, and without tracker and stories on the way."""
+    model = dataclasses.replace(config.model, dropout=0.1)
+    return dataclasses.replace(config, model=model, tracking_uri=tracking.OFF, sample_prompt="")
+
+
+def task_of(config: TrainConfig, **changes: Any) -> Task:
+    return load_task(resolve(dataclasses.replace(config, **changes), lambda: 1), NullTracker())
+
+
+def folder_of(config: TrainConfig) -> RunFolder:
+    return RunFolder(Path(config.output) / config.name)
+
+
+def losses(folder: RunFolder, name: str = "train_loss") -> dict[int, float]:
+    return dict(zip(*History(folder.path / "metrics.jsonl").series(name), strict=True))
+
+
+def assert_same_run(folder: RunFolder, expected: RunFolder) -> None:
+    """The same losses and the same weights, to the last bit."""
+    assert losses(folder) == losses(expected)
+    assert losses(folder, "val_loss") == losses(expected, "val_loss")
+    ours, theirs = (checkpoint.load_model(one.latest)[0].state_dict() for one in (folder, expected))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def assert_no_orphans(folder: RunFolder) -> None:
+    """Nothing but the run: its record, its links, and whole checkpoints, no more than it is to keep."""
+    allowed = {"best", "latest", "checkpoints", "metrics.jsonl", "summary.json", "loss.png"}
+    assert {path.name for path in folder.path.iterdir()} <= allowed
+    assert len(folder.checkpoints()) <= 3
+    assert folder.checkpoints() == sorted((folder.path / "checkpoints").iterdir())
+    for path in folder.checkpoints():
+        checkpoint.verify(path)
+
+
+def messages(folder: RunFolder) -> list[str]:
+    return [line["message"] for line in History(folder.path / "metrics.jsonl").lines() if "message" in line]
+
+
+def run_without_faults(config: TrainConfig) -> RunFolder:
+    """The same run with one worker in this process, uninterrupted, under another name."""
+    task = task_of(config, name=f"{config.name}-without-faults")
+    fit(task, Surroundings())
+    return task.folder

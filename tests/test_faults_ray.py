@@ -1,0 +1,231 @@
+"""Workers and drivers that are killed, hang, are stopped, leave and come back: the run ends as if they had not."""
+
+import contextlib
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import yaml
+
+from slm_ray import checkpoint, loop, worker_group
+from slm_ray.config import TrainConfig
+from slm_ray.loop import fit
+from slm_ray.run_folder import RunFolder
+from slm_ray.task import Surroundings
+from slm_ray.train import run_training
+from tests.fault_runs import (
+    assert_no_orphans,
+    assert_same_run,
+    folder_of,
+    losses,
+    messages,
+    run_without_faults,
+    task_of,
+    with_dropout,
+)
+from tests.ranks import fit_in_ranks
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def config(tiny_config: TrainConfig) -> TrainConfig:
+    """The tiny run, with dropout on."""
+    return with_dropout(tiny_config)
+
+
+SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(10**6))
+
+
+def worker_processes(of: int) -> list[psutil.Process]:
+    """Ray Train's workers below a process, in the order in which they were started."""
+    found = []
+    for process in psutil.Process(of).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def wait_for_step(folder: RunFolder, step: int, timeout_s: float = 240) -> None:
+    """Until the record has reached a step, in whichever attempt."""
+    deadline = time.monotonic() + timeout_s
+    while max(losses(folder), default=0) < step:
+        assert time.monotonic() < deadline, f"step {step} was not reached; {messages(folder)}"
+        time.sleep(0.01)
+
+
+def strike(folder: RunFolder, plan: list[tuple[int, signal.Signals]], chance: random.Random) -> None:
+    """Send each signal to one of the workers when the run has come to its step."""
+    for step, sent in plan:
+        wait_for_step(folder, step)
+        if workers := worker_processes(os.getpid()):
+            chance.choice(workers).send_signal(sent)
+
+
+@pytest.mark.slow
+def test_two_workers_killed_and_hung_at_random_steps_end_as_if_nothing_had_happened(
+    config: TrainConfig, local_ray: Any
+) -> None:
+    chance = random.Random(SEED)
+    steps = sorted(chance.sample(range(6, 90), 2))
+    plan = list(zip(steps, chance.sample([signal.SIGKILL, signal.SIGSTOP], 2), strict=True))
+    print(f"FAULT_SEED={SEED}: {plan}")
+    config = dataclasses.replace(
+        config, workers=2, max_steps=120, log_interval_steps=1, eval_interval_steps=6, max_failures=8, hang_timeout_s=12
+    )
+    fit_in_ranks(dataclasses.replace(config, name="whole"), 2)
+    whole = folder_of(dataclasses.replace(config, name="whole"))
+    for path in whole.path.glob("samples-*"):
+        path.unlink()
+    striker = threading.Thread(target=strike, args=(folder_of(config), plan, chance))
+    striker.start()
+    run_training(config, is_quiet=True)
+    striker.join()
+    said = messages(folder_of(config))
+    print(said)
+    assert sum("resumed at step" in message or "from the start" in message for message in said) >= 1 + len(plan)
+    assert_same_run(folder_of(config), whole)
+    assert_no_orphans(folder_of(config))
+
+
+class Command:
+    """`python slm_ray/train.py` as a user runs it."""
+
+    def __init__(self, config: TrainConfig, *more: str) -> None:
+        options = ["--output", config.output, "--name", config.name, *more]
+        environment = dict(os.environ) | {"RAY_ADDRESS": "local", "PYTHONWARNINGS": "default", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "slm_ray" / "train.py"), *options],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def strike(self, number: signal.Signals) -> tuple[int, str]:
+        """Send a signal to the driver alone; gives its exit code and what it said, once its processes are gone.
+
+        After a kill Ray's own two agents take a minute and more to notice; they are not waited for.
+        """
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        if number == signal.SIGKILL:
+            family = [process for process in family if "Agent" not in " ".join(process.cmdline()[:1])]
+        self.process.send_signal(number)
+        said = self.process.communicate(timeout=120)[1]
+        _, left = psutil.wait_procs(family, timeout=60)
+        assert not left, f"processes left behind: {left}"
+        return self.process.returncode, said
+
+
+def step_of_latest(folder: RunFolder) -> int:
+    newest = folder.newest_whole()
+    return checkpoint.load_state(newest).step if newest else 0
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_terminated_and_one_that_is_killed_are_resumed_as_if_nothing_had_happened(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    chance = random.Random(SEED)
+    print(f"FAULT_SEED={SEED}")
+    config = dataclasses.replace(config, max_steps=600, log_interval_steps=1, eval_interval_steps=50)
+    folder = folder_of(config)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(dataclasses.asdict(config)), encoding="utf-8")
+
+    with Command(config, "--config", str(file)) as command:
+        wait_for_step(folder, chance.randrange(2, 100))
+        code, said = command.strike(signal.SIGTERM)
+    assert code == 143, said
+    assert f"stopped, with a checkpoint of step {step_of_latest(folder)}: `--resume --name tiny` goes on" in said
+    assert "Traceback" not in said
+    assert step_of_latest(folder) == max(losses(folder))
+
+    before = step_of_latest(folder)
+    with Command(config, "--resume") as command:
+        wait_for_step(folder, before + chance.randrange(20, 100))
+        code, said = command.strike(signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert max(losses(folder)) - step_of_latest(folder) <= 50
+
+    assert fit(task_of(config), Surroundings())["status"] == loop.FINISHED  # the rest of it without Ray
+    assert_same_run(folder, run_without_faults(config))
+    assert_no_orphans(folder)
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Any]:
+    """A cluster of a head without room for workers, to which nodes of one CPU may come and go."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_elastic_workers_go_on_when_a_node_leaves_and_when_it_comes_back(
+    config: TrainConfig, two_nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_group, "RESIZE_CHECK_S", 2.0)
+    config = dataclasses.replace(
+        config,
+        workers="1:2", max_steps=100_000, log_interval_steps=1, eval_interval_steps=40, max_failures=8,
+        model=dataclasses.replace(config.model, dropout=0.0),
+    )  # fmt: skip
+    folder = folder_of(config)
+    alone = task_of(config, name="alone")
+    nodes = [two_nodes.add_node(num_cpus=1) for _ in range(2)]  # by the main thread, as Ray wants it
+    ends: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            run_training(config, is_quiet=True)
+        except BaseException as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    wait_for_message(folder, "2 worker(s)", 1)
+    wait_for_step(folder, 60)
+    two_nodes.remove_node(nodes[1], allow_graceful=False)
+    wait_for_message(folder, "1 worker(s)", 1)
+    two_nodes.add_node(num_cpus=1)
+    wait_for_message(folder, "2 worker(s)", 2)
+    wait_for_step(folder, max(losses(folder)) + 5)
+    folder.request_stop()
+    thread.join(120)
+    print(messages(folder))
+    assert "was asked to stop" in str(ends)
+    last = step_of_latest(folder)
+    steps = iter(range(1, 10**9))
+    fit(alone, Surroundings(is_stop_requested=lambda: next(steps) == last))
+    assert sorted(losses(folder)) == list(range(1, last + 1))
+    assert losses(folder) == pytest.approx(losses(alone.folder), abs=1e-3)
+    assert_no_orphans(folder)
+
+
+def wait_for_message(folder: RunFolder, text: str, times: int, timeout_s: float = 240) -> None:
+    """Until the record has said something so many times."""
+    deadline = time.monotonic() + timeout_s
+    while sum(text in message for message in messages(folder)) < times:
+        assert time.monotonic() < deadline, f"{text!r} did not come; {messages(folder)}"
+        time.sleep(0.05)

@@ -1,0 +1,175 @@
+"""A run in an object store: what lies there, and how it goes on from there on another machine."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slm_ray import checkpoint, loop, storage, tracking
+from slm_ray.config import TrainConfig
+from slm_ray.errors import UserError
+from slm_ray.loop import fit
+from slm_ray.mirrored_run import MirroredRun, open_run
+from slm_ray.preflight import load_task, parse_config, resolve
+from slm_ray.run_folder import RunFolder
+from slm_ray.storage import Place, files_below, place
+from slm_ray.task import Surroundings, Task
+from slm_ray.train import describe, run_training
+
+CHECKPOINT = {
+    "complete.json",
+    "optimizer.pt",
+    "state.json",
+    *(f"model/{name}" for name in ("config.json", "generation_config.json", "model.safetensors")),
+    *(f"model/{name}" for name in ("tokenizer.json", "tokenizer_config.json")),
+}
+
+
+@pytest.fixture
+def config(
+    tiny_config: TrainConfig, s3: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> TrainConfig:
+    """The tiny run, kept in a place of its own in the store."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    output = f"s3://stories/{tmp_path.name}"
+    return dataclasses.replace(tiny_config, output=output, tracking_uri=tracking.OFF, sample_prompt="")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine_of_the_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ray's workers have another work folder than the driver, as if they were on another machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("workers")))
+        yield
+
+
+def task_of(config: TrainConfig, **changes: Any) -> Task:
+    return load_task(resolve(dataclasses.replace(config, **changes), lambda: 1), tracking.NullTracker())
+
+
+def remote(config: TrainConfig) -> Place:
+    return place(config.output) / config.name
+
+
+def contents(config: TrainConfig) -> set[str]:
+    return {file.as_posix().removeprefix(remote(config).as_posix()).lstrip("/") for file in files_below(remote(config))}
+
+
+def another_machine(task: Task) -> None:
+    """One that has never seen the run."""
+    shutil.rmtree(task.folder.path)
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return checkpoint.load_model(folder.latest)[0].state_dict()
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_run_lies_in_the_store_and_goes_on_from_there_on_another_machine(config: TrainConfig, tmp_path: Path) -> None:
+    local = task_of(config, output=str(tmp_path / "runs"), max_steps=12)
+    fit(local, Surroundings())
+    steps = iter(range(1, 100))
+    task = task_of(config, max_steps=12)
+    assert fit(task, Surroundings(is_stop_requested=lambda: next(steps) == 6))["status"] == loop.STOPPED
+    expected = {f"checkpoints/step-{step:08d}/{name}" for step in (4, 6) for name in CHECKPOINT}
+    assert contents(config) == expected | {"latest.txt", "best.txt", "metrics.jsonl", "summary.json"}
+
+    another_machine(task)
+    again = task_of(config, max_steps=12)
+    assert again.folder.best.resolve().name == "step-00000004"
+    assert fit(again, Surroundings())["status"] == loop.FINISHED
+    assert_equal(weights(again.folder), weights(local.folder))
+    assert again.history.series("train_loss") == local.history.series("train_loss")
+    assert {name.split("/")[1] for name in contents(config) if name.startswith("checkpoints")} == {
+        "step-00000008",
+        "step-00000012",
+    }
+
+    another_machine(again)
+    resumed = parse_config(["--resume", "--output", config.output, "--name", config.name])
+    assert (resumed.max_steps, resumed.model.d_ff) == (12, 64)
+
+
+def test_an_upload_that_breaks_off_leaves_the_checkpoint_before(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(config)
+    upload = MirroredRun._upload
+
+    def broken(self: MirroredRun, path: Path) -> None:
+        if path.name == "step-00000008":
+            (self.remote / "checkpoints" / path.name / "state.json").write_bytes(b"half")
+            raise RuntimeError("the bucket is gone")
+        upload(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MirroredRun, "_upload", broken)
+        assert fit(task, Surroundings())["status"] == loop.UNSAVED
+    assert "the bucket is gone" in str(list(task.history.lines())[-1])
+    again = task_of(config)
+    assert [path.name for path in again.folder.checkpoints()] == ["step-00000004"]
+    assert fit(again, Surroundings())["status"] == loop.FINISHED
+    assert "checkpoints/step-00000008/complete.json" in contents(config)
+
+
+def test_a_damaged_object_leads_to_the_checkpoint_before(config: TrainConfig) -> None:
+    task = task_of(config)
+    fit(task, Surroundings())
+    expected = weights(task.folder)
+    another_machine(task)
+    (remote(config) / "checkpoints" / "step-00000008" / "optimizer.pt").write_bytes(b"torn")
+    again = task_of(config)
+    assert [path.name for path in again.folder.checkpoints()] == ["step-00000004"]
+    fit(again, Surroundings())
+    assert_equal(weights(again.folder), expected)
+    assert not list(again.folder.path.rglob("*.partial"))
+
+
+def test_a_request_to_stop_reaches_a_worker_on_another_machine(config: TrainConfig, tmp_path: Path) -> None:
+    task = task_of(config)
+    task.folder.path.mkdir(parents=True)
+    elsewhere = MirroredRun(tmp_path / "elsewhere", remote(config))
+    assert not task.folder.is_stop_requested()
+    task.folder.request_stop()
+    assert elsewhere.is_stop_requested()
+    task.folder.clear_requests()
+    assert contents(config) == set()
+
+
+def test_ray_writes_its_own_state_to_the_store(config: TrainConfig) -> None:
+    path, system = task_of(config).folder.ray_storage()
+    with system.open_output_stream(f"{path}/mark") as stream:  # type: ignore[attr-defined]
+        stream.write(b"here")
+    assert contents(config) == {".ray/mark"}
+    storage.remove(remote(config) / ".ray")
+
+
+def test_a_store_that_cannot_be_read_is_one_clear_line(config: TrainConfig) -> None:
+    with pytest.raises(UserError, match="cannot read s3://no-such-bucket/runs/tiny"):
+        task_of(config, output="s3://no-such-bucket/runs")
+    with pytest.raises(UserError, match="needs the --name of a run"):
+        parse_config(["--resume", "--output", config.output])
+
+
+def test_a_folder_of_this_machine_is_no_store(tmp_path: Path) -> None:
+    assert open_run(str(tmp_path), "one") == RunFolder(tmp_path / "one")
+    assert open_run(f"file://{tmp_path}", "one") == RunFolder(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_ray_train_keeps_a_run_in_the_store(s3: Callable[..., Any], local_ray: Any, config: TrainConfig) -> None:
+    result = run_training(config, is_quiet=True)
+    assert result.kept_at == remote(config).as_posix()
+    assert f"kept     {config.output}/tiny" in describe(result)
+    files = {name for name in contents(config) if not name.startswith("checkpoints/")}
+    assert files == {"latest.txt", "best.txt", "metrics.jsonl", "summary.json", "loss.png"}
+    shutil.rmtree(result.best.parent)
+    longer = parse_config(["--resume", "--output", config.output, "--name", "tiny", "--max-steps", "12"])
+    assert run_training(longer, is_quiet=True).metrics["step"] == 12

@@ -1,0 +1,171 @@
+"""The loss in chunks against the plain form: value and gradients, in every arithmetic, compiled, tied, under DDP."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from slm_ray import vocabulary_loss as module
+from slm_ray.config import ModelConfig
+from slm_ray.model import Decoder
+from slm_ray.vocabulary_loss import chunk_rows, vocabulary_loss
+
+ROWS, D_MODEL, VOCAB = 300, 16, 97
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 rows at a time: four whole chunks and a part."""
+    monkeypatch.setattr(module, "MIN_CHUNK_ROWS", 64)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 0)
+
+
+def some(dtype: torch.dtype, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, weights and targets, every seventh of them ignored."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(ROWS, D_MODEL, generator=generator, dtype=dtype) * scale
+    weight = torch.randn(VOCAB, D_MODEL, generator=generator, dtype=dtype)
+    targets = torch.randint(0, VOCAB, (ROWS,), generator=generator)
+    targets[::7] = -1
+    return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    logits = F.linear(hidden, weight)
+    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    return F.cross_entropy(logits, targets, ignore_index=ignored, reduction="sum")
+
+
+def loss_and_gradients(function: object, inputs: tuple[Tensor, Tensor, Tensor], scale: float = 1.0) -> list[Tensor]:
+    hidden, weight, targets = inputs
+    loss = function(hidden, weight, targets, -1)  # type: ignore[operator]
+    return [loss, *torch.autograd.grad(loss * scale, (hidden, weight))]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"), [(torch.float64, 1e-12, 1e-12), (torch.float32, 2e-5, 1e-5)], ids=["fp64", "fp32"]
+)
+def test_loss_and_gradients_are_those_of_the_plain_form(dtype: torch.dtype, rtol: float, atol: float) -> None:
+    inputs = some(dtype)
+    for ours, theirs in zip(
+        loss_and_gradients(vocabulary_loss, inputs), loss_and_gradients(plain, inputs), strict=True
+    ):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
+
+
+def test_gradients_follow_finite_differences() -> None:
+    hidden, weight, targets = some(torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda h, w: vocabulary_loss(h, w, targets[:70], -1), (hidden[:70].detach().requires_grad_(), weight)
+    )
+
+
+def test_under_autocast_it_is_as_near_to_fp32_as_the_plain_form() -> None:
+    inputs = some(torch.float32)
+    exact = loss_and_gradients(plain, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = loss_and_gradients(vocabulary_loss, inputs), loss_and_gradients(plain, inputs)
+    for mine, other, true in zip(ours, theirs, exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - true).norm() <= 1.1 * (other - true).norm() + 1e-3 * true.norm()
+        assert (mine - true).norm() <= 0.01 * true.norm()
+
+
+def test_a_target_whose_softmax_vanishes_has_its_full_loss() -> None:
+    weight = torch.tensor([[0.0], [200.0]])
+    loss = vocabulary_loss(torch.ones(1, 1), weight, torch.tensor([0]), -1)
+    assert loss.item() == pytest.approx(200.0)
+
+
+def test_the_factor_behind_the_loss_reaches_the_gradients() -> None:
+    inputs = some(torch.float64)
+    once, thrice = loss_and_gradients(vocabulary_loss, inputs), loss_and_gradients(vocabulary_loss, inputs, 3.0)
+    torch.testing.assert_close(thrice[1:], [3 * gradient for gradient in once[1:]])
+
+
+def test_ignored_rows_get_no_gradient_and_give_none() -> None:
+    hidden, weight, targets = some(torch.float64)
+    _, to_hidden, to_weight = loss_and_gradients(vocabulary_loss, (hidden, weight, targets))
+    kept = targets != -1
+    assert not to_hidden[~kept].any()
+    fewer = hidden[kept].detach().requires_grad_()
+    torch.testing.assert_close(
+        loss_and_gradients(vocabulary_loss, (fewer, weight, targets[kept]))[2], to_weight, rtol=1e-12, atol=1e-12
+    )
+
+
+def test_without_gradients_it_is_the_same_loss_and_makes_none() -> None:
+    hidden, weight, targets = some(torch.float32)
+    with torch.no_grad():
+        loss = vocabulary_loss(hidden, weight, targets, -1)
+    assert not loss.requires_grad
+    assert loss.item() == vocabulary_loss(hidden, weight, targets, -1).item()
+
+
+def test_a_loss_that_is_no_number_stays_one() -> None:
+    hidden, weight, targets = some(torch.float32)
+    with torch.no_grad():
+        hidden[3] = math.nan
+    assert math.isnan(vocabulary_loss(hidden, weight, targets, -1).item())
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_model_has_the_gradients_of_logits_and_cross_entropy(is_tied: bool) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCAB, "seq_len": 24, "n_layers": 1, "d_model": 16, "n_heads": 2, "d_ff": 24}
+    model = Decoder(ModelConfig(**shape, tie_embeddings=is_tied)).double()
+    tokens = torch.randint(0, VOCAB, (8, 25))
+    model(tokens[:, :-1], tokens[:, 1:]).backward()
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    logits = model(tokens[:, :-1])
+    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].reshape(-1), reduction="sum").backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_ddp_sees_the_gradient_of_a_tied_matrix_once_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCAB, "seq_len": 24, "n_layers": 1, "d_model": 16, "n_heads": 2, "d_ff": 24}
+    model = Decoder(ModelConfig(**shape))
+    tokens = torch.randint(0, VOCAB, (8, 25))
+    model(tokens[:, :-1], tokens[:, 1:]).backward()
+    alone = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):  # a gradient that was not reduced in the first round stops the second
+            model.zero_grad()
+            wrapped(tokens[:, :-1], tokens[:, 1:]).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close([parameter.grad for parameter in model.parameters()], alone)
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_compiled_it_is_one_graph_with_the_same_result(is_autocast: bool) -> None:
+    inputs = some(torch.float32)
+    compiled = torch.compile(vocabulary_loss, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
+        for ours, eager in zip(
+            loss_and_gradients(compiled, inputs), loss_and_gradients(vocabulary_loss, inputs), strict=True
+        ):
+            torch.testing.assert_close(ours, eager)
+
+
+def test_the_operator_keeps_the_rules_of_torch_for_operators() -> None:
+    hidden, weight, targets = some(torch.float32)
+    operator = torch.ops.slm_ray.vocabulary_loss
+    for with_gradients in (True, False):
+        arguments = (hidden.detach(), weight.detach(), targets, -1, torch.float32, with_gradients)
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_chunks_hold_at_most_two_million_logits_but_128_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert [chunk_rows(size) for size in (512, 4096, 50_257)] == [4096, 512, 128]
