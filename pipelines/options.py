@@ -166,7 +166,7 @@ def _add_cleaning_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SHARE",
         default=MAX_REJECTED,
-        help="fail if a larger share of the stories is rejected, 0 to 1; ten or fewer never fail, but for 0 "
+        help="fail if a larger share of the stories is rejected, 0 to 1; ten or fewer fail as more than half, or for 0 "
         "(default: %(default)s)",
     )
 

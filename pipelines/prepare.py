@@ -136,8 +136,8 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
                     build(pipeline, plan, settings, staged, done)
         found = summary.merge(summary_files.load_summaries(staged))
         summary.check(found, plan.n_rows)
-        _refuse_nothing(found)
         refuse_too_many(found.reasons, found.read, settings.max_rejected, str(staged / shards.REJECTED))
+        _refuse_nothing(found)
         tokenizer = Tokenizer.load(staged / shards.TOKENIZER)
         manifest = make_manifest(plan, parameters, tokenizer, found)
         report.write(staged / staging.REPORT, manifest, found, tokenizer)
@@ -176,7 +176,7 @@ def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Place
     )
     if settings.near_duplicates is not None:
         near = cleaned | "DropFirst" >> DropDuplicates(duplicates) | FindNearDuplicates(settings.near_duplicates)
-        distinct |= "DropNear" >> DropDuplicates(near, "near_duplicate")
+        distinct = distinct | "DropNear" >> DropDuplicates(near, "near_duplicate")
     return distinct | SplitStories(fractions) | TokenizeStories(tokenizer) | WriteShards(folder, tokenizer)
 
 
@@ -218,7 +218,10 @@ def _is_other_auto(manifest: Manifest, settings: Settings) -> bool:
         return False
     files = manifest.source["files"]
     rows = sum(file["rows"] for file in files if file["split"] is None)
-    default = inputs.SAMPLE_STORIES if manifest.source["used"] == "sample" else inputs.AUTO_STORIES
+    is_sample = manifest.source["used"] == "sample"
+    if is_sample and files[0]["sha256"] != inputs.sample_digest(settings.seed):
+        return False
+    default = inputs.SAMPLE_STORIES if is_sample else inputs.AUTO_STORIES
     wanted = settings.parameters(*(any(file["split"] == split for file in files) for split in ("validation", "test")))
     return rows == (settings.max_stories or default) and manifest.parameters == wanted
 

@@ -61,6 +61,18 @@ class Scanner:
             raise UserError(f"no stories in {', '.join(words)}")
         return found
 
+    def find_validation(self, words: Sequence[str]) -> Found:
+        """The inputs of a validation source: of a hub data set its validation split, unless another one is named.
+
+        Raises:
+            UserError: as `find`, and for `auto`, which may turn out to be this or that.
+        """
+        if tuple(words) == ("auto",):
+            raise UserError("auto cannot be the validation source: name files, sample or hub:OWNER/NAME")
+        if len(words) == 1 and words[0].startswith(hub.PREFIX) and hub.parse(words[0]).split is None:
+            words = (f"{words[0]}:validation",)
+        return self.find(words, None)
+
     def _find(self, words: Sequence[str], max_stories: int | None) -> Found:
         special = [word for word in words if is_special(word)]
         if special and len(words) > 1:
@@ -84,7 +96,7 @@ class Scanner:
     def from_sample(self, max_stories: int | None) -> Found:
         from slm_ray.corpus import SAMPLE_REVISION
 
-        digest = json_sha256({"corpus": SAMPLE_REVISION, "seed": self.seed})
+        digest = sample_digest(self.seed)
         n_rows = max_stories or SAMPLE_STORIES
         units = tuple(range(-(-n_rows // self.scanning.step)))
         file = InputFile(kind="sample", name="sample", path="sample", sha256=digest, n_rows=n_rows, units=units)
@@ -145,6 +157,13 @@ class Scanner:
             compression=compression,
             cut=f"{scanned.separator}{piece_chars}",
         )
+
+
+def sample_digest(seed: int) -> str:
+    """Which sample corpus it is."""
+    from slm_ray.corpus import SAMPLE_REVISION
+
+    return json_sha256({"corpus": SAMPLE_REVISION, "seed": seed})
 
 
 def paths_of(words: Sequence[str]) -> list[str]:

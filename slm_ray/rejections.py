@@ -12,7 +12,8 @@ MAX_REJECTED = 0.05
 """The default limit, as a share of the stories read."""
 
 HANDFUL = 10
-"""So many rejected stories are too many only for a limit of 0: of twenty stories tried by hand, two may be bad."""
+"""So many rejected stories are too many only as more than half of all, or for a limit of 0: of twenty stories tried by
+hand, two may be bad."""
 
 NOT_REJECTED = ("duplicate", "near_duplicate")
 """Reasons of stories that are fit, but there already."""
@@ -33,7 +34,7 @@ WHAT_TO_DO = {
 
 
 def refuse_too_many(reasons: Mapping[str, int], read: int, limit: float, evidence: str = "rejected/") -> None:
-    """Pass if at most the share `limit` of the stories read was rejected, or no more than a handful.
+    """Pass if at most the share `limit` of the stories read was rejected, or no more than a handful and half.
 
     `reasons` counts stories by their reason of `text.REASONS`; duplicates and near duplicates do not count here.
     `evidence` is the folder that shows them.
@@ -43,7 +44,7 @@ def refuse_too_many(reasons: Mapping[str, int], read: int, limit: float, evidenc
     """
     rejected = {reason: n for reason, n in reasons.items() if reason not in NOT_REJECTED}
     total = sum(rejected.values())
-    if not total or total / read <= limit or (limit > 0 and total <= HANDFUL):
+    if not total or total / read <= limit or (limit > 0 and total <= HANDFUL and 2 * total <= read):
         return
     most = min(rejected, key=lambda reason: (-rejected[reason], reason))
     raise UserError(

@@ -115,13 +115,13 @@ def plan(
     scanner = Scanner(scanning=scanning, seed=seed, folder=download_folder)
     found = scanner.find(_words(source), max_stories)
     files = _first(found.files, max_stories)
-    if validation_source is not None:
-        validation = [replace(file, split="validation") for file in scanner.find(_words(validation_source), None).files]
+    own = None if validation_source is None else scanner.find_validation(_words(validation_source))
+    if own is not None:
         files = [file for file in files if file.split != "validation"]
-        files += _renamed(validation, files)
+        files += _renamed([replace(file, split="validation") for file in own.files], files)
     ranges = itertools.chain.from_iterable(_cut(file, scanning, seed) for file in files)
     numbered = tuple(replace(part, number=number) for number, part in enumerate(ranges))
-    return Plan(ranges=numbered, source=_describe(_words(source), found, files))
+    return Plan(ranges=numbered, source=_describe(_words(source), found, own, files))
 
 
 def read_ranges(task: Sequence[InputRange]) -> Iterator[tuple[InputRange, pa.RecordBatch]]:
@@ -223,18 +223,26 @@ def _cut(file: InputFile, scanning: Scanning, seed: int) -> list[InputRange]:
     ]
 
 
-def _describe(words: Sequence[str], found: Found, files: Sequence[InputFile]) -> dict[str, Any]:
+def _describe(
+    words: Sequence[str], found: Found, validation: Found | None, files: Sequence[InputFile]
+) -> dict[str, Any]:
     """What the manifest says; of files only names and digests, so it is equal wherever they lie."""
     listed = [_describe_file(file) for file in files]
     is_path = found.used == "files"
+    own = {} if validation is None or validation.revision is None else _revision(validation)
     return {
         "requested": "files" if is_path else words[0],
         "used": found.used,
         "why": found.why,
         "revision": found.revision,
+        **own,
         "digest": json_sha256(listed),
         "files": listed,
     }
+
+
+def _revision(validation: Found) -> dict[str, Any]:
+    return {"validation": {"used": validation.used, "revision": validation.revision}}
 
 
 def _describe_file(file: InputFile) -> dict[str, Any]:

@@ -144,6 +144,23 @@ def test_one_split_can_be_named_and_is_stories_to_split(ask):
     assert found["own"] == [False, False]
 
 
+def test_as_a_validation_source_it_gives_its_validation_split(ask, tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"text": "Mine."}\n', encoding="utf-8")
+    found = ask(str(file), validation_source="hub:mouse/tales")
+    assert {split: len(rows) for split, rows in found["rows"].items()} == {"None": 1, "validation": 20}
+    assert found["source"]["validation"] == {
+        "used": "hub:mouse/tales:validation",
+        "revision": hub_stand_in.commit_of("mouse/tales", "main"),
+    }
+    assert len(ask(str(file), validation_source="hub:mouse/tales:test")["rows"]["validation"]) == 10
+    assert "has no split 'validation'" in ask(str(file), validation_source="hub:mouse/tales@v1")["error"]
+
+
+def test_auto_is_no_validation_source(ask):
+    assert "auto cannot be the validation source" in ask("sample", validation_source="auto")["error"]
+
+
 def test_a_revision_can_be_named(ask):
     found = ask("hub:mouse/tales@v1")
     assert found["rows"] == {"None": [["mouse/tales/train#0", "Old."]]}

@@ -206,6 +206,9 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
     assert "already holds this data set" in capsys.readouterr().out
     assert load_manifest(data) == manifest
 
+    assert run(data, "--max-stories", "40", "--seed", "5") == 2
+    assert "holds a data set from another source or other parameters" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize(
     ("words", "message"),
@@ -233,7 +236,11 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
         (["--tokenizer", "gpt2", "--vocab-size", "300"], "--vocab-size is of a tokenizer that is trained"),
         (["--source=a", "b"], "b belongs to no option: --option=VALUE takes one word"),
         (["--min-chars", "9999"], "most frequent reason: too_short (5): lower --min-chars"),
-        (["--min-chars", "9999"], "no story is left for training of 5 read; most frequent reason: too_short (5)"),
+        (["--min-chars", "9999"], "5 of 5 stories (100.0%) were rejected, more than 5.0%"),
+        (
+            ["--min-chars", "9999", "--max-rejected", "1"],
+            "no story is left for training of 5 read; most frequent reason: too_short (5)",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, words, message):

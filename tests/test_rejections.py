@@ -26,10 +26,11 @@ def test_duplicates_are_not_rejected():
     refuse_too_many({"duplicate": 600, "near_duplicate": 300}, 1000, 0.0)
 
 
-def test_a_handful_is_never_too_many():
-    refuse_too_many({"bad_json": HANDFUL}, HANDFUL + 1, 0.01)
-    with pytest.raises(UserError, match=r"bad_json \(11\)"):
-        refuse_too_many({"bad_json": HANDFUL + 1}, 12, 0.05)
+def test_a_handful_is_not_too_many_unless_it_is_more_than_half():
+    refuse_too_many({"bad_json": HANDFUL}, 2 * HANDFUL, 0.01)
+    for n_rejected, n_read in ((HANDFUL + 1, 30), (HANDFUL, 2 * HANDFUL - 1), (1, 1)):
+        with pytest.raises(UserError, match=rf"bad_json \({n_rejected}\)"):
+            refuse_too_many({"bad_json": n_rejected}, n_read, 0.05)
 
 
 def test_a_limit_of_nothing_is_meant():
