@@ -12,7 +12,9 @@ import importlib.metadata
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ CONTENTS = (*SPLITS, REJECTED, REPORT, TOKENIZER)
 
 _SHARD_NAME = re.compile(r"[0-9]{5,}\.parquet")
 
-DECIDING_PACKAGES = ("pyarrow", "tokenizers", "ftfy", "sentencepiece")
+DECIDING_PACKAGES = ("pyarrow", "tokenizers", "ftfy", "sentencepiece", "numpy")
 """Another version of these may write other bytes, so it does not continue what one began."""
 
 
@@ -68,9 +70,20 @@ def only_writer(output: Place) -> Iterator[None]:
 
 
 def job_key(source_digest: str, parameters: dict[str, Any]) -> str:
-    """A name for all that decides about a job's bytes: the same job, and no other, goes on in its staging folder."""
+    """A name for all that decides about a job's bytes: the same job, and no other, goes on in its staging folder.
+
+    That includes this package's own code, whole, and Python's tables of characters: half a data set cleaned by one
+    version and half by the next would be neither's.
+    """
     versions = {name: _version(name) for name in DECIDING_PACKAGES}
+    versions |= {"slm_ray": _code_digest(), "unicode": unicodedata.unidata_version}
     return json_sha256([FORMAT_VERSION, source_digest, parameters, versions])[:16]
+
+
+def _code_digest() -> str:
+    files = sorted(resources.files("slm_ray").iterdir(), key=lambda file: file.name)
+    contents = {file.name: file.read_text(encoding="utf-8") for file in files if file.name.endswith(".py")}
+    return json_sha256(contents)
 
 
 def begin(output: Place, key: str) -> Place:
