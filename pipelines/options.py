@@ -158,7 +158,8 @@ def _add_cleaning_options(parser: argparse.ArgumentParser) -> None:
         "--near-duplicates",
         type=float,
         metavar="SIMILARITY",
-        help="leave out stories that share so much of their word 5-grams with another, such as 0.8 (default: keep)",
+        help="leave out stories that have so much of their word 5-grams in common with one that stays, "
+        "such as 0.8 (default: keep)",
     )
     _add(
         parser,

@@ -11,7 +11,8 @@ In: cleaned ranges. Out: the rows to leave out, by range. Called by `pipelines/n
    be joined in one place anyhow. It takes 8 s for 2.1 million stories; the limit is that place's memory.
 3. Stories that agree in all rows of a band are candidates (locality-sensitive hashing: Leskovec et al., "Mining of
    Massive Datasets", section 3.4). Only those whose whole signatures are similar enough become one group.
-4. Of each group, joined over all bands, the story with the lowest position stays.
+4. Of each group, joined over all bands, the story with the lowest position stays, and then of those that are not
+   similar to it, and so on: what is left out is similar to a story that stays, not only to one that is left out.
 
 Own code, because `datasketch` takes one story at a time from Python: 30 times the time of `signatures`.
 """
@@ -142,6 +143,24 @@ def lowest_of_group(found: Signatures, threshold: float) -> _Ints:
     return group
 
 
+def similar_kept(found: Signatures, group: _Ints, threshold: float) -> _Ints:
+    """For each story the one that stays in its place (stories,); itself where it stays.
+
+    `group` is that of `lowest_of_group`. In each the first story stays and those similar to it leave; of the rest the
+    first stays, and so on. A chain of 300 stories, each a little other than the one before, is not one story.
+    """
+    kept = np.arange(len(found))
+    sizes = np.bincount(group, minlength=len(found))
+    left = np.flatnonzero(sizes[group] > 1)
+    while len(left):
+        _, firsts, of_group = np.unique(group[left], return_index=True, return_inverse=True)
+        leaders = left[firsts][of_group]  # for each story left the first one left of its group
+        leaving, their_leaders = _similar(found, left, leaders, threshold)
+        kept[leaving] = their_leaders
+        left = left[(kept[left] == left) & (left != leaders)]
+    return kept
+
+
 def sign_rows(item: Item) -> Iterator[tuple[int, tuple[Positions, Signatures]]]:
     """`(0, (positions, signatures))` of the kept rows of a range: all that is shuffled, to the one key."""
     part, batch = item
@@ -159,8 +178,9 @@ def find_near_duplicates(
     """
     parts = sorted(group[1], key=lambda part: int(part[0][0]))  # ranges hold their rows in order, and do not overlap
     positions = np.concatenate([positions for positions, _ in parts])
-    first = lowest_of_group(np.concatenate([found for _, found in parts]), threshold)
-    yield from rows_by_range(positions[first != np.arange(len(first))])
+    found = np.concatenate([found for _, found in parts])
+    kept = similar_kept(found, lowest_of_group(found, threshold), threshold)
+    yield from rows_by_range(positions[kept != np.arange(len(kept))])
 
 
 def _bytes_and_borders(texts: pa.StringArray | pa.LargeStringArray) -> tuple[npt.NDArray[np.uint8], _Ints]:

@@ -22,6 +22,7 @@ from slm_ray.near_duplicates import (
     lowest_of_group,
     sign_rows,
     signatures,
+    similar_kept,
     similarity,
 )
 from slm_ray.sources import InputRange
@@ -81,6 +82,35 @@ def make_item(texts: list[str | None], number: int = 0, split: str | None = None
 def dropped(items: list[Item], threshold: float = THRESHOLD) -> dict[int, list[int]]:
     signed = [signed for item in items for _, signed in sign_rows(item)]
     return {number: rows.tolist() for number, rows in find_near_duplicates((0, signed), threshold)}
+
+
+def test_of_a_chain_only_those_leave_that_are_similar_to_one_that_stays() -> None:
+    words = [f"word{number}" for number in range(1_500)]
+    texts = [
+        " ".join(words[start : start + 200]) for start in range(0, 1_200, 4)
+    ]  # each 4 words on from the one before
+    found = signatures(pa.array(texts, pa.string()))
+    group = lowest_of_group(found, THRESHOLD)
+    kept = similar_kept(found, group, THRESHOLD)
+    everyone = np.arange(len(texts))
+    assert (group == 0).all()
+    assert 20 < len(np.unique(kept)) < 80
+    assert (kept[kept] == kept).all()
+    assert (kept <= everyone).all()
+    assert (similarity(found, found[kept]) >= THRESHOLD).all()
+    stay = np.flatnonzero(kept == everyone)
+    for one in stay:  # no two that stay are similar
+        others = stay[stay != one]
+        assert (similarity(found[others], np.repeat(found[one : one + 1], len(others), axis=0)) < THRESHOLD).all()
+
+
+def test_of_several_groups_each_has_its_own_that_stay() -> None:
+    rng = random.Random(5)
+    originals = [story(rng) for _ in range(6)]
+    texts = originals + [changed(rng, text, 2) for text in originals] + [story(rng)]
+    found = signatures(pa.array(texts, pa.string()))
+    kept = similar_kept(found, lowest_of_group(found, THRESHOLD), THRESHOLD)
+    assert kept.tolist() == [*range(6), *range(6), 12]
 
 
 def test_the_estimate_is_near_the_exact_similarity():
