@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
+from pipelines.page import visible
 from slm_ray import storage
 from slm_ray.finished import Done
 from slm_ray.shards import SPLITS, Manifest
@@ -95,9 +97,15 @@ def fallback_notice(why: str, n_stories: int) -> str:
 def _source_line(manifest: Manifest) -> str:
     source = manifest.source
     asked = f" (asked for {source['requested']}: {source['why']})" if source["why"] else ""
-    names = ", ".join(file["name"] for file in source["files"][:4])
+    names = ", ".join(_named(file) for file in source["files"][:4])
     more = f" and {len(source['files']) - 4} more" if len(source["files"]) > 4 else ""
     return f"source   {source['used']}: {names}{more}{asked}"
+
+
+def _named(file: Mapping[str, Any]) -> str:
+    """A file, and how a text file was cut into stories."""
+    name = visible(file["name"])
+    return f"{name} (cut: {file['cut']})" if file.get("cut") else name
 
 
 def _tokenizer_line(manifest: Manifest) -> str:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from slm_ray import addresses, csv_format, jsonl_format, parquet_format, prose
 from slm_ray.compression import COMPRESSIONS, Watch, chunks_between, read_chunks
 from slm_ray.errors import UserError
-from slm_ray.prose import Cut
+from slm_ray.prose import Cut, UnclearCutError
 from slm_ray.rows import Row, TooLongError
 
 KINDS = {
@@ -90,6 +90,8 @@ def scan(address: str, scanning: Scanning) -> Scan:
         except TooLongError as error:
             hint = "see --cut-text" if kind == "text" else f"is it {kind.upper()}?"
             raise UserError(f"{address}: {error}; {hint}") from error
+        except UnclearCutError as error:
+            raise UserError(f"{address}: {error}: give --cut-text end-mark or --cut-text blank-lines") from error
     if not compression and borders is not None:
         ends = (*borders, watch.n_bytes)
         return Scan(

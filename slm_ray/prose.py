@@ -15,20 +15,25 @@ from slm_ray.rows import LONGEST_BYTES, RowCount, TooLongError
 from slm_ray.tokenizer import END_OF_TEXT
 
 CUTS = ("auto", "end-mark", "blank-lines", "articles", "pieces")
-"""What `--cut-text` may say. auto: end marks where there is one, else articles where two begin, else blank lines."""
+"""What `--cut-text` may say. auto: end marks where there is one, else articles where two begin, else blank lines; a few
+end marks among many blank lines are refused, for they may be part of a story."""
 
 PIECE_CHARS = 2000
 MIN_PIECE_CHARS, MAX_PIECE_CHARS = 50, 1_000_000
 
 BOM = b"\xef\xbb\xbf"
 _ARTICLES_AT_LEAST = 2
+_SURE_END_MARKS = 10  # so many are no slip of a story's writer
+_BLANK_LINES_AN_END_MARK = 10  # more than a story's paragraphs
 
 Span = tuple[int, int]
 """First byte of a story, and the byte after its last."""
 
 _END_MARK = re.compile(re.escape(END_OF_TEXT).encode())
-_BLANK_LINES = re.compile(rb"\n[ \t]*\r?\n\s*")  # after an optional \r, with which the search would be 15 times slower
-_HEADING = rb" ?= (?!=)[^\n]{1,300}?(?<!=) = *\r?\n"  # ` = Title = ` alone on its line, not ` = = Section = = `
+_BLANK_LINES = re.compile(
+    rb"\n[ \t]{0,400}\r?\n\s*"
+)  # after an optional \r, with which the search would be 15 times slower
+_HEADING = rb" ?= (?!=)[^\n]{1,300}?(?<!=) = {0,100}\r?\n"  # ` = Title = ` alone on its line, not ` = = Section = = `
 _BEFORE_ARTICLE = re.compile(rb"\n(?=" + _HEADING + rb")")
 _STARTS_ARTICLE = re.compile(rb"(?:" + BOM + rb")?" + _HEADING)
 
@@ -72,8 +77,18 @@ def make_finder(mode: str, piece_chars: int, *, at_start: bool) -> Finder:
     return _Separated(_PATTERNS[mode], at_start=at_start, skips_blank=mode == "articles")
 
 
+class UnclearCutError(Exception):
+    """A few end marks, which may be part of a story, among many blank lines, which may be within one."""
+
+    def __init__(self, n_end_marks: int, n_blank_lines: int) -> None:
+        super().__init__(
+            f"it has {n_end_marks} times {END_OF_TEXT} and {n_blank_lines:,} blank lines, and it is not clear which of "
+            "them end a story"
+        )
+
+
 def scan(chunks: Iterable[bytes], cut: Cut, step: int) -> tuple[str, RowCount]:
-    """The mode that fits the text, and its stories counted, in one pass. Raises TooLongError."""
+    """The mode that fits the text, and its stories counted, in one pass. Raises TooLongError, UnclearCutError."""
     modes = ("end-mark", "articles", "blank-lines") if cut.mode == "auto" else (cut.mode,)
     finders = {mode: make_finder(mode, cut.piece_chars, at_start=True) for mode in modes}
     counts = {mode: RowCount(step=step) for mode in modes}
@@ -84,7 +99,7 @@ def scan(chunks: Iterable[bytes], cut: Cut, step: int) -> tuple[str, RowCount]:
             beginning += chunk
         for mode, finder in finders.items():
             longest[mode] = max(longest[mode], _count(counts[mode], finder.feed(chunk)))
-        if "end-mark" in finders and finders["end-mark"].n_cuts:  # then nothing else matters
+        if "end-mark" in finders and finders["end-mark"].n_cuts >= _SURE_END_MARKS:  # then nothing else matters
             finders = {"end-mark": finders["end-mark"]}
     for mode, finder in finders.items():
         longest[mode] = max(longest[mode], _count(counts[mode], finder.finish()))
@@ -105,6 +120,8 @@ def _fitting(n_cuts: dict[str, int], n_articles: int) -> str:
     """The mode to take, given how often each would cut, and whether an article begins with the file."""
     if len(n_cuts) == 1:
         return next(iter(n_cuts))
+    if 0 < n_cuts["end-mark"] * _BLANK_LINES_AN_END_MARK < n_cuts["blank-lines"]:
+        raise UnclearCutError(n_cuts["end-mark"], n_cuts["blank-lines"])
     if n_cuts["end-mark"]:
         return "end-mark"
     return "articles" if n_cuts["articles"] + n_articles >= _ARTICLES_AT_LEAST else "blank-lines"
@@ -125,7 +142,7 @@ def read_stories(chunks: Iterable[bytes], finder: Finder) -> Iterator[bytes]:
 class _Separated:
     """Stories with something between them that a pattern finds."""
 
-    lookahead_bytes = 512  # no separator needs more, but for white space that goes on
+    lookahead_bytes = 512  # no separator needs more, but for the white space at its end
 
     def __init__(self, pattern: re.Pattern[bytes], *, at_start: bool, skips_blank: bool) -> None:
         self.n_cuts = 0
@@ -136,10 +153,21 @@ class _Separated:
         self._base = 0
         self._start = 0  # of the current story
         self._has_text = False  # between there and the buffer
+        self._in_separator = False  # which the white space that comes next belongs to
 
     def feed(self, chunk: bytes) -> list[Span]:
         self._buffer += chunk
+        self._leave_separator()
         return self._search(is_end=False)
+
+    def _leave_separator(self) -> None:
+        if not self._in_separator:
+            return
+        n_bytes = len(self._buffer) - len(self._buffer.lstrip())
+        self._in_separator = n_bytes == len(self._buffer)
+        del self._buffer[:n_bytes]
+        self._base += n_bytes
+        self._start = self._base
 
     def finish(self) -> list[Span]:
         """After the last separator there is a story only where there is text."""
@@ -155,17 +183,14 @@ class _Separated:
             first, end = match.span()
             if first > position and buffer[first - 1 : first + 1] == b"\r\n":
                 first -= 1
-            if end == len(buffer) and not is_end:  # it may go on
-                keep = first
-                break
             if not self._is_nothing(buffer, position, first):
                 spans.append((self._start, self._base + first))
             self.n_cuts += 1
             self._start, self._has_text, self._is_first = self._base + end, False, False
             position = end
-        else:
-            if not is_end:
-                keep = max(position, len(buffer.rstrip()) - self.lookahead_bytes)
+            self._in_separator = self._pattern is _BLANK_LINES and end == len(buffer)
+        if not is_end:
+            keep = max(position, len(buffer) - self.lookahead_bytes)
         self._has_text = self._has_text or bool(buffer[position:keep].strip())
         del buffer[:keep]
         self._base += keep

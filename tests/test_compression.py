@@ -106,9 +106,7 @@ def test_a_file_that_shrinks_after_planning_is_found(tmp_path):
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(CONTENTS["a.jsonl"]))
     [task] = plan(str(path), rows_per_range=20).tasks
     write(path, gzip.compress(CONTENTS["a.jsonl"][:1500]))
-    with pytest.raises(
-        UserError, match=r"changed while it was prepared: expected 20 stories from number 20 on, found "
-    ):
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz changed while it was prepared"):
         list(read_ranges(task))
 
 

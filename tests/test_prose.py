@@ -153,3 +153,32 @@ def test_wikitext_is_cut_into_its_articles():
     assert b"".join(story.encode() for story in found).split() == b"".join(chunks).split()
     lengths = Counter(len(piece.decode()) // 500 for piece in stories(chunks, "pieces", 2000))
     assert lengths.keys() <= {1, 2, 3, 4, 5}
+
+
+BLANKS = b"\n\n".join(b"Story %d has an end." % number for number in range(50))
+
+
+@pytest.mark.parametrize("n_marks", [1, 4])
+def test_a_few_end_marks_among_many_blank_lines_are_refused_as_they_may_be_part_of_a_story(n_marks):
+    text = BLANKS.replace(b"an end", b"<|endoftext|>", n_marks)
+    with pytest.raises(prose.UnclearCutError, match=rf"{n_marks} times <\|endoftext\|> and 49 blank lines"):
+        scan([text], Cut(), 1)
+    assert scan([text], Cut(mode="blank-lines"), 1)[1].n_rows == 50
+    assert scan([text], Cut(mode="end-mark"), 1)[1].n_rows == n_marks + 1
+
+
+def test_end_marks_that_are_many_or_stand_between_a_few_paragraphs_are_end_marks():
+    assert scan([BLANKS.replace(b"\n\n", b"\n\n<|endoftext|>", 10)], Cut(), 1)[0] == "end-mark"
+    assert scan([BLANKS.replace(b"an end", b"<|endoftext|>", 5)], Cut(), 1)[0] == "end-mark"
+
+
+@pytest.mark.parametrize("run", [b"\n", b" ", b"\t", b"\r\n", b"\n "])
+@pytest.mark.parametrize("mode", ["end-mark", "blank-lines", "articles"])
+def test_white_space_without_end_is_not_held_in_memory(mode, run):
+    finder = make_finder(mode, 50, at_start=True)
+    spans = finder.feed(b"One.")
+    for _ in range(50):
+        spans += finder.feed(run * 1_000)
+        assert len(finder._buffer) <= finder.lookahead_bytes
+    spans += [*finder.feed(b"\n\nTwo."), *finder.finish()]
+    assert len(spans) == (2 if mode == "blank-lines" else 1)

@@ -128,6 +128,14 @@ def test_null_and_undecodable_parquet_rows_are_rows(tmp_path):
     assert batch["problem"].to_pylist() == [None, "not_text", None]
 
 
+def test_text_that_may_be_cut_in_two_ways_is_one_clear_line(tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(["One."] * 30 + ["A literal <|endoftext|> in a story."]))
+    with pytest.raises(
+        UserError, match=r"a\.txt: it has 1 times .* give --cut-text end-mark or --cut-text blank-lines"
+    ):
+        plan(str(tmp_path / "a.txt"))
+
+
 def test_an_empty_story_between_two_end_marks_is_a_row(tmp_path):
     (tmp_path / "a.txt").write_text("<|endoftext|>One.<|endoftext|>\n<|endoftext|>Two.<|endoftext|>\n")
     assert [text.strip() for text in texts_of(plan(str(tmp_path / "a.txt")))] == ["One.", "", "Two."]
