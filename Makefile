@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 PORT ?= 8000
 
-.PHONY: setup demo test lint format bench bench-prepare clean help
+.PHONY: setup demo test lint format bench bench-prepare bench-train bench-learn clean help
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,7 +42,14 @@ bench-prepare: $(READY)  ## preparation against datasets.map and datatrove, on S
 	$(BIN)/python tests/bench/prepare.py $(if $(SOURCE),--source $(SOURCE))
 	$(BIN)/python tests/bench/prepare_memory.py $(if $(SOURCE),--source $(SOURCE))
 
-bench: bench-prepare     ## measure against named peers (see tests/bench)
+bench-train: $(READY)    ## training speed against a bare loop, nanoGPT's recipe and transformers, on DATA=FOLDER
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python tests/bench/train.py $(if $(DATA),--data $(DATA))
+
+bench-learn: $(READY)    ## learning per token, one factor at a time, on DATA=FOLDER (hours)
+	$(BIN)/python tests/bench/learn.py $(if $(DATA),--data $(DATA))
+
+bench: bench-prepare bench-train  ## measure against named peers (see tests/bench)
 
 clean:           ## remove what was made here: environment, caches; not data, runs and models
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

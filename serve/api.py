@@ -32,7 +32,7 @@ from slm_ray.engine import Completion, Engine, PromptError
 from slm_ray.engine_thread import EngineBusyError, EngineClosedError, EngineThread
 from slm_ray.hardware import cpu_count
 from slm_ray.model import count_parameters
-from slm_ray.tracking import ResolvedModel, resolve_model
+from slm_ray.registry import ResolvedModel, resolve_model
 
 MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 2

@@ -39,8 +39,9 @@ from serve.api import RETRY_AFTER_S, create_api, load_storyteller
 from slm_ray import checkpoint, cluster
 from slm_ray.command_line import parse
 from slm_ray.errors import UserError, command, end_now
+from slm_ray.registry import resolve_model
 from slm_ray.script import quiet_environment
-from slm_ray.tracking import resolve_model, resolve_uri
+from slm_ray.tracking import resolve_uri
 
 APP_NAME = "slm-ray"
 DEFAULT_MODEL = "models:/tinystories@champion"

@@ -197,6 +197,10 @@ class TrainConfig:
     for the compiler. 0 waits for ever."""
     sample_prompt: str = "Once upon a time"
     """Beginning of the story sampled at each validation; empty turns it off."""
+    profile: bool = False
+    """Record a few steps: a trace and a table of the most expensive operators, in profile/ of the run's folder."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too, in tensorboard/ of the run's folder; needs the extra of this name."""
     tracking_uri: str = ""
     """MLflow store; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given; `none` turns tracking off."""
     experiment: str = "slm-ray"

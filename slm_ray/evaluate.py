@@ -17,10 +17,10 @@ from slm_ray.batches import TokenStream
 from slm_ray.checkpoint import load_model
 from slm_ray.command_line import parse
 from slm_ray.errors import UserError, command
+from slm_ray.registry import resolve_model
 from slm_ray.script import quiet_environment
 from slm_ray.shards import load_manifest, read_split
 from slm_ray.task import Surroundings
-from slm_ray.tracking import resolve_model
 from slm_ray.trainer import evaluate
 
 

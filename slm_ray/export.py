@@ -20,8 +20,8 @@ from typing import Literal
 from slm_ray import checkpoint, hf_layout
 from slm_ray.command_line import parse
 from slm_ray.errors import UserError, command
+from slm_ray.registry import resolve_model
 from slm_ray.script import quiet_environment
-from slm_ray.tracking import resolve_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

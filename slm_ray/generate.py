@@ -17,9 +17,9 @@ from slm_ray.checkpoint import load_model
 from slm_ray.command_line import parse
 from slm_ray.engine import Engine
 from slm_ray.errors import UserError, command
+from slm_ray.registry import resolve_model
 from slm_ray.sampling import SamplingParams
 from slm_ray.script import quiet_environment
-from slm_ray.tracking import resolve_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from slm_ray.optim import learning_rate
+from slm_ray.profiling import step_profile
 from slm_ray.task import Surroundings, Task
 from slm_ray.trainer import DivergedError, Trainer
 
@@ -38,9 +39,14 @@ def fit(task: Task, around: Surroundings, *, precision: str = "fp32", is_compile
         task.history.rewind(trainer.step)
         task.history.append({"message": _opening(trainer, precision, is_compiled)})
         _complete_restored(trainer)
+    what_mfu_is = trainer.meter.measure_peak()
+    if around.is_chief:
+        task.history.append({"message": what_mfu_is})
+    trainer.profile = step_profile(task, around, trainer.step)
     try:
         return _run(trainer)
     finally:
+        trainer.profile.close()
         trainer.finish_saving()
 
 
@@ -112,8 +118,9 @@ def _train_interval(trainer: Trainer, until: int) -> bool:
         if trainer.step % task.config.log_interval_steps == 0 or trainer.step == until:
             mean = trainer.take_mean_loss()
             tokens = (trainer.step - first) * task.config.batch_size * task.config.model.seq_len
-            speed = tokens / (time.perf_counter() - started)
-            _log_step(trainer, {"train_loss": mean, "grad_norm": float(norm), "tokens_per_s": speed})
+            elapsed = time.perf_counter() - started
+            figures = {"train_loss": mean, "grad_norm": float(norm), "tokens_per_s": tokens / elapsed}
+            _log_step(trainer, figures | trainer.meter.figures(tokens / elapsed, elapsed))
             started, first = time.perf_counter(), trainer.step
         if _is_stopped(around):
             return True

@@ -1,26 +1,21 @@
-"""Where runs are recorded and models registered. MLflow lives here only.
+"""Where runs are recorded: MLflow, which lives here, in `registry` and in `system_metrics` only.
 
-In: metrics, parameters and files of a run; a checkpoint to register; `models:/tinystories@champion` or the like.
-Out: MLflow runs, versions that carry their lineage, and for a reference the folder of its checkpoint.
-The driver starts a run; worker rank 0 continues it by its id; the trials of a sweep are its children.
+In: metrics, parameters and files of a run. Out: MLflow runs. The driver starts a run; worker rank 0 continues it by its
+id; the trials of a sweep are its children. A store that fails or is gone while a run goes on costs a warning.
 """
 
-import contextlib
+import functools
 import logging
 import os
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlparse
 
-from slm_ray import checkpoint
 from slm_ray.errors import UserError
+from slm_ray.outbox import Outbox, first_line
 
 LOGGER = logging.getLogger(__name__)
-CHAMPION = "champion"
 OFF = "none"
 _SQLITE = "sqlite:///"
 
@@ -44,8 +39,14 @@ class Tracker(Protocol):
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Attach names with values to the run."""
 
+    def set_running(self) -> None:
+        """Show a run that had ended as running again."""
+
     def finish(self, status: str = "FINISHED") -> None:
-        """End the run with MLflow's status word: FINISHED, FAILED or KILLED."""
+        """End the run with MLflow's status word: FINISHED, FAILED or KILLED; then `close`."""
+
+    def close(self) -> None:
+        """Wait until what was recorded is delivered; the run may go on."""
 
 
 class NullTracker:
@@ -65,16 +66,26 @@ class NullTracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Nothing."""
 
+    def set_running(self) -> None:
+        """Nothing."""
+
     def finish(self, status: str = "FINISHED") -> None:
+        """Nothing."""
+
+    def close(self) -> None:
         """Nothing."""
 
 
 class MlflowTracker:
-    """One MLflow run, started here or elsewhere, addressed by its id alone; no global state of MLflow is used."""
+    """One MLflow run, started here or elsewhere, addressed by its id alone; no global state of MLflow is used.
 
-    def __init__(self, uri: str, run_id: str) -> None:
+    Every method returns at once: a thread delivers, and a store that fails or is gone costs a warning.
+    """
+
+    def __init__(self, uri: str, run_id: str, warn: Callable[[str], None] = LOGGER.warning) -> None:
         self.run_id = run_id
         self._client = client(uri)
+        self._outbox = Outbox("MLflow", warn)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record values at a step."""
@@ -82,40 +93,33 @@ class MlflowTracker:
 
         now = int(time.time() * 1000)
         values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        with _survived("metrics"):
-            self._client.log_batch(self.run_id, metrics=values)
+        self._outbox.put(lambda: self._client.log_batch(self.run_id, metrics=values))
 
     def log_text(self, text: str, name: str) -> None:
         """Keep a text as an artifact called `name`."""
-        with _survived(name):
-            self._client.log_text(self.run_id, text, name)
+        self._outbox.put(lambda: self._client.log_text(self.run_id, text, name))
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Keep a file as an artifact."""
-        with _survived(path.name):
-            self._client.log_artifact(self.run_id, str(path), folder or None)
+        """Keep a file as an artifact; it must stay as it is until `close`."""
+        self._outbox.put(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Attach names with values to the run."""
-        with _survived("tags"):
-            for name, value in tags.items():
-                self._client.set_tag(self.run_id, name, value)
+        for name, value in tags.items():
+            self._outbox.put(functools.partial(self._client.set_tag, self.run_id, name, value))
+
+    def set_running(self) -> None:
+        """Show a run that had ended as running again."""
+        self._outbox.put(lambda: self._client.update_run(self.run_id, status="RUNNING"))
 
     def finish(self, status: str = "FINISHED") -> None:
-        """End the run."""
-        with _survived("status"):
-            self._client.set_terminated(self.run_id, status)
+        """End the run, and `close`."""
+        self._outbox.put(lambda: self._client.set_terminated(self.run_id, status))
+        self.close()
 
-
-@contextlib.contextmanager
-def _survived(what: str) -> Iterator[None]:
-    """A store that hiccups must not end a training: its own record, `metrics.jsonl`, has all of it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        LOGGER.warning("MLflow did not take the %s, the run goes on: %s", what, _first_line(error))
+    def close(self) -> None:
+        """Wait until all is delivered, but not for ever."""
+        self._outbox.flush()
 
 
 def resolve_uri(uri: str) -> str:
@@ -126,6 +130,11 @@ def resolve_uri(uri: str) -> str:
     return uri
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of a resolved store, or None where the store is a server."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
 def client(uri: str) -> Any:
     """An MLflow client of the store `uri` (resolved).
 
@@ -133,6 +142,7 @@ def client(uri: str) -> Any:
         UserError: the store does not answer or is none.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 wait for minutes on a dead server
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow import MlflowClient
@@ -141,7 +151,7 @@ def client(uri: str) -> Any:
     try:
         return MlflowClient(uri, registry_uri=uri)
     except (MlflowException, OSError) as error:
-        raise UserError(f"the MLflow store {uri} cannot be used: {_first_line(error)}") from error
+        raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
 
 
 def start_run(
@@ -168,13 +178,19 @@ def start_run(
         run = store.create_run(_experiment_id(store, uri, experiment), run_name=name, tags=all_tags)
         store.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
     except (MlflowException, OSError) as error:
-        raise UserError(f"the MLflow store {uri} cannot be used: {_first_line(error)}") from error
+        raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
     return MlflowTracker(uri, run.info.run_id)
 
 
-def continue_run(uri: str, run_id: str) -> Tracker:
-    """The tracker of a run that was started elsewhere; without a run, one that records nothing."""
-    return MlflowTracker(uri, run_id) if run_id and uri != OFF else NullTracker()
+def continue_run(uri: str, run_id: str, warn: Callable[[str], None] = LOGGER.warning) -> Tracker:
+    """The tracker of a run that was started elsewhere; without a run or its store, one that records nothing."""
+    if not run_id or uri == OFF:
+        return NullTracker()
+    try:
+        return MlflowTracker(uri, run_id, warn)
+    except UserError as error:
+        warn(f"the run goes on without MLflow: {error}")
+        return NullTracker()
 
 
 def has_run(uri: str, run_id: str) -> bool:
@@ -203,132 +219,7 @@ def _experiment_id(store: Any, uri: str, name: str) -> str:
     if known is not None:
         return str(known.experiment_id)
     location = None
-    if uri.startswith(_SQLITE):  # MLflow's own default is ./mlruns of whoever asks first
-        location = (Path(uri.removeprefix(_SQLITE)).parent / "mlruns").as_uri()
+    database = sqlite_file(uri)
+    if database is not None:  # MLflow's own default is ./mlruns of whoever asks first
+        location = (database.parent / "mlruns").as_uri()
     return str(store.create_experiment(name, artifact_location=location))
-
-
-def register(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPION) -> str:
-    """Register a checkpoint as a new version of `name`, move the alias to it, and give the version.
-
-    The version holds the checkpoint without its optimizer and carries, as tags, the data fingerprint, the step, the
-    tokenizer's digest and every metric of its evaluation.
-
-    Raises:
-        UserError: the checkpoint is damaged, or the store cannot be used.
-    """
-    from mlflow.exceptions import MlflowException
-
-    checkpoint.verify(folder)
-    store = client(uri)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            copy = Path(scratch) / "checkpoint"
-            checkpoint.copy_for_serving(folder, copy)
-            store.log_artifacts(run_id, str(copy), "checkpoint")
-        if not store.search_registered_models(f"name = '{name}'"):
-            store.create_registered_model(name)
-        source = f"{store.get_run(run_id).info.artifact_uri}/checkpoint"
-        version = store.create_model_version(name, source=source, run_id=run_id, tags=lineage(folder))
-        store.set_registered_model_alias(name, alias, version.version)
-    except MlflowException as error:
-        raise UserError(f"cannot register {name} at {uri}: {_first_line(error)}") from error
-    return str(version.version)
-
-
-def registered_version(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPION) -> str:
-    """The version behind the alias if it is this very checkpoint of this run, else empty."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        version = client(uri).get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return ""
-    is_same = version.run_id == run_id and lineage(folder).items() <= version.tags.items()
-    return str(version.version) if is_same else ""
-
-
-def lineage(folder: Path) -> dict[str, str]:
-    """What a registered version says about itself, out of its checkpoint."""
-    state = checkpoint.load_state(folder)
-    tokenizer = checkpoint.file_digest(folder, f"{checkpoint.MODEL}/tokenizer.json")
-    evaluation = {name: f"{value:.6g}" for name, value in state.metrics.items()}
-    return {
-        "data_fingerprint": state.data_fingerprint,
-        "step": str(state.step),
-        "tokenizer_sha256": tokenizer,
-        **evaluation,
-    }
-
-
-@dataclass(frozen=True)
-class ResolvedModel:
-    """A model reference, resolved to a checkpoint folder on this machine."""
-
-    path: Path
-    name: str
-    version: str
-    run_id: str
-    data_fingerprint: str
-    step: int
-
-
-def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
-    """Find the checkpoint behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a folder; fetch it where needed.
-
-    Raises:
-        UserError: there is no such model or folder.
-    """
-    if reference.startswith("models:/"):
-        return _resolve_registered(reference, resolve_uri(tracking_uri))
-    path = Path(reference)
-    if not path.is_dir():
-        raise UserError(f"no model {reference!r}: expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
-    path = path.resolve()
-    state = checkpoint.load_state(path)
-    name = str(state.config.get("name") or path.name)
-    return ResolvedModel(path, name, f"step-{state.step}", state.run_id, state.data_fingerprint, state.step)
-
-
-def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
-    from mlflow.exceptions import MlflowException
-
-    if uri == OFF:
-        raise UserError(f"{reference} needs a tracking store, and tracking is off")
-    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists():
-        raise UserError(
-            f"no model registry at {uri}: train a model first (`python tune/sweep.py`), or give a checkpoint folder"
-        )
-    store = client(uri)
-    try:
-        version = _version(store, reference)
-        folder = _fetch(store.get_model_version_download_uri(version.name, version.version), uri)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"{reference} is not to be had from {uri}: {_first_line(error)}") from error
-    state = checkpoint.load_state(folder)
-    return ResolvedModel(
-        folder, version.name, str(version.version), version.run_id or "", state.data_fingerprint, state.step
-    )
-
-
-def _version(store: Any, reference: str) -> Any:
-    spec = reference.removeprefix("models:/")
-    if "@" in spec:
-        return store.get_model_version_by_alias(*spec.split("@", 1))
-    name, _, version = spec.partition("/")
-    if not version:
-        raise UserError(f"{reference!r} names no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
-    return store.get_model_version(name, version)
-
-
-def _fetch(source: str, uri: str) -> Path:
-    parsed = urlparse(source)
-    if parsed.scheme in ("", "file"):
-        return Path(unquote(parsed.path))
-    import mlflow.artifacts
-
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=uri))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import logging
 import math
 import signal
 import sys
@@ -21,13 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 from ray.train import UserCallback
 
-from slm_ray import checkpoint, cluster, loop, tracking
+from slm_ray import checkpoint, cluster, loop, registry, tracking
 from slm_ray.config import TrainConfig
 from slm_ray.errors import UserError, command
+from slm_ray.event_log import require_tensorboard
 from slm_ray.history import History, plot_loss
 from slm_ray.preflight import load_task, parse_config, refuse_conflicts, resolve
+from slm_ray.profiling import read_operators
 from slm_ray.progress import watch
 from slm_ray.run_folder import RunFolder
 from slm_ray.script import quiet_environment
@@ -36,6 +40,7 @@ from slm_ray.task import Task
 from slm_ray.tracking import Tracker
 from slm_ray.worker_group import run_workers
 
+LOGGER = logging.getLogger(__name__)
 MAX_CPU_WORKERS = 2
 
 
@@ -51,6 +56,7 @@ class TrainResult:
     version: str  # of the registered model, empty where none was asked for
     tracking_uri: str
     kept_at: str  # the run's folder, or its address in an object store
+    operators: str = ""  # the profile's table, where one was asked for
 
 
 def run_training(
@@ -65,6 +71,8 @@ def run_training(
         UserError: the config, the data set or the run's folder does not allow it, or the loss diverged.
         StoppedError: a signal asked for it; the run can be resumed without the loss of a step.
     """
+    if config.tensorboard:
+        require_tensorboard()
     config = resolve(config, default_workers)
     task = load_task(config, tracking.NullTracker())
     folder = task.folder
@@ -120,10 +128,14 @@ def _tracker(config: TrainConfig, task: Task, parent_run_id: str) -> Tracker:
     newest = task.folder.newest_whole()
     run_id = checkpoint.load_state(newest).run_id if newest is not None else ""
     if tracking.has_run(config.tracking_uri, run_id):
-        return tracking.continue_run(config.tracking_uri, run_id)
+        tracker = tracking.continue_run(config.tracking_uri, run_id)
+        tracker.set_running()
+        return tracker
     tags = {"data_fingerprint": task.data_fingerprint, "slm_ray.folder": str(task.folder.path)}
     params = flatten(dataclasses.asdict(config)) | {"resolved_max_steps": task.max_steps}
-    return tracking.start_run(config.tracking_uri, config.experiment, config.name, params, tags, parent_run_id)
+    tracker = tracking.start_run(config.tracking_uri, config.experiment, config.name, params, tags, parent_run_id)
+    tracker.log_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), "config.yaml")  # for --config
+    return tracker
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -173,17 +185,16 @@ def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> Train
     summary = folder.read_summary()
     if summary["status"] != loop.FINISHED:
         raise UserError(_unfinished(summary, folder))
-    plot_loss(History(folder.path / "metrics.jsonl"), folder.path / "loss.png")
+    _keep_plot(folder, tracker)
     try:
         folder.push_record()
     except OSError as error:
         raise UserError(f"the run is finished and its record could not be copied: {error}") from error
-    tracker.log_file(folder.path / "loss.png")
     tracker.set_tags({"status": str(summary["status"]), "best_step": str(int(summary["best"]["step"]))})
     version = ""
     if config.register and config.tracking_uri != tracking.OFF:
-        version = tracking.registered_version(config.tracking_uri, config.register, folder.best, tracker.run_id)
-        version = version or tracking.register(config.tracking_uri, config.register, folder.best, tracker.run_id)
+        version = registry.registered_version(config.tracking_uri, config.register, folder.best, tracker.run_id)
+        version = version or registry.register(config.tracking_uri, config.register, folder.best, tracker.run_id)
     return TrainResult(
         name=config.name,
         best=folder.best,
@@ -193,7 +204,18 @@ def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> Train
         version=version,
         tracking_uri=config.tracking_uri,
         kept_at=folder.address,
+        operators=read_operators(folder.path) if config.profile else "",
     )
+
+
+def _keep_plot(folder: RunFolder, tracker: Tracker) -> None:
+    path = folder.path / "loss.png"
+    try:
+        plot_loss(History(folder.path / "metrics.jsonl"), path)
+    except Exception as error:  # whatever a plotting library raises, the model is trained
+        LOGGER.warning("no %s: %s", path, error)
+    else:
+        tracker.log_file(path)
 
 
 def _unfinished(summary: Mapping[str, Any], folder: RunFolder) -> str:
@@ -237,4 +259,9 @@ def describe(result: TrainResult) -> str:
         lines.append(f"run      {result.run_id}  (to see it: {tracking.ui_command(result.tracking_uri)})")
     if result.version:
         lines.append(f"model    version {result.version} is the champion now")
+    if result.operators:
+        lines += [
+            "profile  time of a step by operator, without the operators that it calls:",
+            result.operators.rstrip(),
+        ]
     return "\n".join(lines)

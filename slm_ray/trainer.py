@@ -16,8 +16,10 @@ from slm_ray import checkpoint
 from slm_ray.batches import TokenStream, TrainBatches, evaluation_batches
 from slm_ray.checkpoint import Snapshot, TrainState
 from slm_ray.engine import Engine
+from slm_ray.meter import Meter
 from slm_ray.model import IGNORED_TARGET, Decoder
 from slm_ray.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
+from slm_ray.profiling import NoProfile, StepProfile
 from slm_ray.sampling import SamplingParams
 from slm_ray.saver import Saver
 from slm_ray.task import Surroundings, Task
@@ -76,6 +78,8 @@ class Trainer:
         self._restore()
         module: nn.Module = torch.compile(self.model, dynamic=False) if is_compiled else self.model  # type: ignore[assignment]
         self.module = around.wrap(module)
+        self.meter = Meter(self.config, around, precision)
+        self.profile: StepProfile = NoProfile()
         self.batches = TrainBatches.of_stream(
             task.train,
             seq_len=self.config.model.seq_len,
@@ -115,7 +119,8 @@ class Trainer:
         config, around = self.config, self.around
         torch.manual_seed(_step_seed(config.seed, self.step, around.rank))
         set_learning_rate(self.optimizer, learning_rate(self.step, self.task.max_steps, config.optim))
-        inputs, targets = self.batches.at(self.step)
+        with self.meter.reading():
+            inputs, targets = self.batches.at(self.step)
         parts = range(config.accumulation_steps)
         rows = len(inputs) // len(parts)
         total = torch.zeros((), device=around.device)
@@ -134,6 +139,7 @@ class Trainer:
         self.step += 1
         self.losses += total
         self.loss_steps += 1
+        self.profile.after_step(self.step)
         around.beat()
         return total, norm
 

@@ -19,14 +19,16 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
 
-from slm_ray import hardware, loop, tracking
+from slm_ray import event_log, hardware, loop, system_metrics, tracking
 from slm_ray.config import TrainConfig, from_dict
 from slm_ray.errors import UserError
+from slm_ray.event_log import WithEventLog
 from slm_ray.model import Decoder, count_parameters
 from slm_ray.preflight import load_task
 from slm_ray.run_folder import RunFolder
 from slm_ray.stopping import Signals, StoppedError
 from slm_ray.task import Surroundings, Task
+from slm_ray.tracking import Tracker
 from slm_ray.watchdog import Watchdog
 
 POLL_S = 0.2
@@ -149,12 +151,10 @@ def _worker(given: dict[str, Any]) -> None:
     """What each worker process runs."""
     config = from_dict(TrainConfig, given["config"], "the driver's config")
     context = ray.train.get_context()
-    is_chief = context.get_world_rank() == 0
-    tracker = tracking.continue_run(config.tracking_uri, given["run_id"]) if is_chief else tracking.NullTracker()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // context.get_local_world_size()))
-    task = load_task(config, tracker)
+    task = load_task(config, tracking.NullTracker())
     watchdog = Watchdog(config.hang_timeout_s)
     around = Surroundings(
         rank=context.get_world_rank(),
@@ -167,8 +167,33 @@ def _worker(given: dict[str, Any]) -> None:
         beat=watchdog.beat,
     )
     is_compiled = hardware.resolve_compile(config, device, parameter_count(config), task.max_steps)
-    with watchdog.watching(lambda: _leave_hung(task, around)):
-        loop.fit(task, around, precision=hardware.resolve_precision(config.precision, device), is_compiled=is_compiled)
+    precision = hardware.resolve_precision(config.precision, device)
+    with _tracked(task, given["run_id"]) as tracked, watchdog.watching(lambda: _leave_hung(task, around)):
+        loop.fit(tracked, around, precision=precision, is_compiled=is_compiled)
+
+
+@contextlib.contextmanager
+def _tracked(task: Task, run_id: str) -> Iterator[Task]:
+    """The task with rank 0's tracker, while the first worker of each node logs what its machine does.
+
+    What goes wrong with either is said in the run's record, which the driver shows.
+    """
+    context, config = ray.train.get_context(), task.config
+
+    def warn(text: str) -> None:
+        task.history.append({"message": text})
+
+    machine = tracking.continue_run(config.tracking_uri, run_id if context.get_local_rank() == 0 else "", warn)
+    tracker: Tracker = machine if context.get_world_rank() == 0 else tracking.NullTracker()
+    if config.tensorboard and context.get_world_rank() == 0:
+        tracker = WithEventLog(machine, task.folder.path / event_log.FOLDER, warn)
+    node = f"node-{context.get_node_rank()}" if context.get_node_rank() else ""
+    try:
+        with system_metrics.logged(machine, node=node):
+            yield dataclasses.replace(task, tracker=tracker)
+    finally:
+        tracker.close()
+        machine.close()
 
 
 def _leave_hung(task: Task, around: Surroundings) -> None:

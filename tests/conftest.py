@@ -100,6 +100,12 @@ def tiny_config(tiny_data: Path, tmp_path: Path) -> TrainConfig:
     )
 
 
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow store for the tests of single functions: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+
+
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[Any]:
     """A Ray of this test module's own, of two CPUs, gone when the module is done."""

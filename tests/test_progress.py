@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from slm_ray import progress
 from slm_ray.history import History
-from slm_ray.progress import watch
+from slm_ray.progress import duration, watch
 
 STEP = {"step": 10, "train_loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "tokens_per_s": 1000.0, "tokens": 40960.0}
 
@@ -41,7 +42,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with watch(history, max_steps=20):
         history.append(STEP)
     assert "10/20" in terminal.getvalue()
-    assert "loss 2.500" in terminal.getvalue()
+    assert "41 s left, loss 2.500, lr 1.0e-03, 1,000 tokens/s" in terminal.getvalue()
 
 
 def test_nothing_when_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,3 +50,33 @@ def test_nothing_when_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with watch(history, max_steps=20, is_quiet=True):
         history.append(STEP)
     assert capsys.readouterr().err == ""
+
+
+def test_the_share_of_the_machines_peak_and_the_time_left_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    with watch(history, max_steps=20):
+        history.append(STEP | {"mfu": 0.412})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "step 10/20  loss 2.5000  lr 1.00e-03  gradient 0.50  1,000 tokens/s  41% of peak  41 s left"
+
+
+def test_the_time_left_is_what_was_seen_validations_included(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 102.0, 140.0, 150.0, 190.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    pace = progress._Pace(max_steps=100)
+    lines = [STEP | {"step": step, "tokens": 1000.0 * step, "tokens_per_s": 500.0} for step in (10, 20, 50, 20, 30)]
+    assert pace.left(lines[0]) == "3 min left"  # 90 steps of 2 s by the workers' own figure
+    assert pace.left(lines[1]) == "3 min left"  # too soon to say otherwise
+    assert pace.left(lines[2]) == "50 s left"  # 40 steps in 40 s
+    assert pace.left(lines[3]) == "3 min left"  # 40 steps in 50 s after a restart: still seen
+    assert pace.left(lines[4]) == "5 min left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (89, "89 s"), (90, "2 min"), (89 * 60, "89 min"), (11_100, "3 h 05 min"), (1e6, "277 h 47 min")],
+)
+def test_times_are_said_as_one_would(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

@@ -23,8 +23,8 @@ from fastapi import FastAPI
 from serve.api import MAX_BODY_BYTES, Storyteller, create_api
 from slm_ray.checkpoint import load_model
 from slm_ray.engine import Engine
+from slm_ray.registry import resolve_model
 from slm_ray.sampling import SamplingParams
-from slm_ray.tracking import resolve_model
 from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]

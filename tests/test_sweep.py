@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slm_ray import tracking
+from slm_ray import registry, tracking
 from slm_ray.config import OptimConfig, TrainConfig
 from slm_ray.errors import UserError
 from tune.results import Trial, draw_heat_map, format_table
@@ -90,6 +90,6 @@ def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(tiny_config:
     parent = store.get_run(child.data.tags["mlflow.parentRunId"])
     assert {artifact.path for artifact in store.list_artifacts(parent.info.run_id)} == {"heatmap.png", "results.csv"}
     assert parent.info.status == "FINISHED"
-    best = tracking.resolve_model("models:/tiny@champion", first.tracking_uri)
+    best = registry.resolve_model("models:/tiny@champion", first.tracking_uri)
     assert best.run_id == final.run_id
     assert not (folder / ".tune").exists()

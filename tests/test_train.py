@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slm_ray import checkpoint, tracking
+from slm_ray import checkpoint, registry, tracking
 from slm_ray.config import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.history import History
@@ -80,7 +80,7 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
         "best", "checkpoints", "latest", "loss.png", "metrics.jsonl", "summary.json",
     ]  # fmt: skip
     assert result.version == "1"
-    found = tracking.resolve_model("models:/tiny-stories@champion", config.tracking_uri)
+    found = registry.resolve_model("models:/tiny-stories@champion", config.tracking_uri)
     assert found.run_id == result.run_id
     run = tracking.client(config.tracking_uri).get_run(result.run_id)
     assert run.info.status == "FINISHED"

@@ -1,4 +1,4 @@
-"""Sweep learning rate and FF width: `python tune/sweep.py`. Ray Tune lives here only.
+"""Sweep learning rate and FF width: `python tune/sweep.py`.
 
 In: a prepared data set, a base configuration and a grid. Every point of the grid is a real Ray Train run with a
 shortened budget, a child of one MLflow run. Out: a table and a heat map of the results, and, unless `--no-final`, the
@@ -11,10 +11,9 @@ import datetime
 import itertools
 import json
 import logging
-import shutil
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,11 @@ if __name__ == "__main__":  # run as a script, Python puts this folder first on 
     run("tune.sweep")
 
 import ray
-from ray import cloudpickle, tune
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from slm_ray import cluster, hardware, tracking
 from slm_ray.command_line import parse, take_option
-from slm_ray.config import TrainConfig, from_dict, load_config
+from slm_ray.config import TrainConfig, load_config
 from slm_ray.errors import UserError, command
-from slm_ray.loop import DIVERGED
 from slm_ray.preflight import DEFAULT_PRESET
 from slm_ray.run_folder import RunFolder
 from slm_ray.script import quiet_environment
@@ -40,9 +36,9 @@ from slm_ray.shards import load_manifest
 from slm_ray.storage import replace_file
 from slm_ray.train import TrainResult, default_workers, describe, flatten, run_training
 from tune.results import METRIC, Trial, format_table, keep_results
+from tune.trials import DRIVER_CPUS, finished_trial, has_ended, run_trials
 
 MODEL_NAME = "tinystories"
-DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CPU would leave none for the workers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +146,9 @@ def _open(sweep: SweepConfig, folder: Path) -> tracking.Tracker:
         if changed:
             raise UserError(f"{folder} was made with another {', '.join(changed)}: take another --name")
         if tracking.has_run(sweep.tracking_uri, known["run_id"]) or sweep.tracking_uri == tracking.OFF:
-            return tracking.continue_run(sweep.tracking_uri, known["run_id"])
+            parent = tracking.continue_run(sweep.tracking_uri, known["run_id"])
+            parent.set_running()
+            return parent
     grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
     tags = {"data_fingerprint": shared["data_fingerprint"]}
     parent = tracking.start_run(sweep.tracking_uri, sweep.experiment, sweep.name, flatten(shared) | grid, tags)
@@ -191,6 +189,7 @@ def _run_trials(sweep: SweepConfig, folder: Path, parent_run_id: str) -> list[Tr
         "max_steps": steps,
         "eval_interval_steps": sweep.eval_interval_steps or -(-steps // 3),
         "sample_prompt": "",
+        "profile": False,
         "threads": threads,
         "cpus_per_worker": 1 - DRIVER_CPUS,
         "register": "",
@@ -201,9 +200,9 @@ def _run_trials(sweep: SweepConfig, folder: Path, parent_run_id: str) -> list[Tr
     waiting = [name for name, config in configs.items() if finished_trial(config) is None]
     print(f"sweep {sweep.name}: {len(configs)} trials, {len(configs) - len(waiting)} finished before", flush=True)
     if waiting:
-        _tune({name: configs[name] for name in waiting}, at_once, folder, parent_run_id)
+        run_trials({name: configs[name] for name in waiting}, at_once, folder, parent_run_id)
     done = [trial for config in configs.values() if (trial := finished_trial(config))]
-    broken = sum(not _has_ended(config) for config in configs.values())
+    broken = sum(not has_ended(config) for config in configs.values())
     if broken:
         hint = f"`--resume --name {sweep.name}` tries them again"
         raise UserError(f"{broken} of {len(configs)} trials did not come to their end, see above: {hint}")
@@ -224,83 +223,6 @@ def _concurrent_trials(sweep: SweepConfig) -> int:
     resources = ray.cluster_resources()
     room = resources.get("GPU", 0) or resources.get("CPU", 1)
     return max(1, int(room) // sweep.trial_workers)
-
-
-def finished_trial(config: TrainConfig) -> Trial | None:
-    """What a trial's folder holds, once it has run to its last step; `_open` has seen to it that the rest is equal."""
-    folder = RunFolder(Path(config.output) / config.name)
-    if not (folder.path / "summary.json").exists() or folder.newest_whole() is None:
-        return None
-    summary = folder.read_summary()
-    if summary["status"] != "finished" or summary["max_steps"] != config.max_steps:
-        return None
-    return Trial(config.optim.lr, config.model.d_ff, dict(summary["best"]), str(summary["run_id"]))
-
-
-def _has_ended(config: TrainConfig) -> bool:
-    """Whether a trial ran to its last step, or diverged on the way, which is a result too."""
-    folder = RunFolder(Path(config.output) / config.name)
-    return finished_trial(config) is not None or (folder.has_summary() and folder.read_summary()["status"] == DIVERGED)
-
-
-def _tune(configs: Mapping[str, TrainConfig], at_once: int, folder: Path, parent_run_id: str) -> None:
-    """Run the given trials. A trial that fails is said and left out; the others go on."""
-    plain = {name: dataclasses.asdict(config) for name, config in configs.items()}
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this folder is not installed on the workers
-
-    def train_point(point: dict[str, Any]) -> None:
-        train_trial(plain[point["trial"]], parent_run_id)
-
-    state = folder / ".tune"  # a new name each time: Tune must not restore by itself
-    tuner = tune.Tuner(
-        tune.with_resources(train_point, {"CPU": DRIVER_CPUS}),  # its workers ask for their own
-        param_space={"trial": tune.grid_search(list(configs))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
-        run_config=tune.RunConfig(
-            name=uuid.uuid4().hex, storage_path=str(state), verbose=0, callbacks=[TrialLines(len(configs))]
-        ),
-    )
-    try:
-        tuner.fit()
-    finally:
-        shutil.rmtree(state, ignore_errors=True)
-
-
-def train_trial(plain: Mapping[str, Any], parent_run_id: str) -> None:
-    """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped."""
-    config = from_dict(TrainConfig, plain, "the sweep's config")
-    folder = RunFolder(Path(config.output) / config.name)
-    resumed = dataclasses.replace(config, resume=folder.newest_whole() is not None)
-    run_training(resumed, parent_run_id=parent_run_id, is_quiet=True, callbacks=[TuneReportCallback()])
-
-
-class TrialLines(tune.Callback):
-    """One line on the terminal for each validation and end of a trial."""
-
-    def __init__(self, n_trials: int) -> None:
-        self.n_trials = n_trials
-        self.n_ended = 0
-
-    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """A validation of a trial."""
-        if METRIC in result:
-            _say(f"  {trial.config['trial']}  step {int(result['step']):,}  {result[METRIC]:.4f} bits per byte")
-
-    def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
-        """A trial that ended well."""
-        self.n_ended += 1
-        _say(f"  {trial.config['trial']}  finished ({self.n_ended} of {self.n_trials})")
-
-    def on_trial_error(self, *, trial: Any, **_: Any) -> None:
-        """A trial that failed."""
-        self.n_ended += 1
-        reason = str(trial.get_error()).strip().splitlines() or ["no reason given"]
-        _say(f"  {trial.config['trial']}  FAILED ({self.n_ended} of {self.n_trials}): {reason[-1]}")
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 def _train_final(sweep: SweepConfig, best: Trial, parent_run_id: str) -> TrainResult:

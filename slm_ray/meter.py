@@ -1,0 +1,72 @@
+"""What a run measures about itself beside the loss: utilization, time spent on reading batches, memory.
+
+In: the run's shape, and how long its steps took. Out: figures for the progress line and the tracker. A figure that
+cannot be had is left out: a training does not end for it.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+
+from slm_ray.config import TrainConfig
+from slm_ray.task import Surroundings
+from slm_ray.utilization import peak_flops_per_s, train_flops_per_token
+
+
+class Meter:
+    """The measures of one rank."""
+
+    def __init__(self, config: TrainConfig, around: Surroundings, precision: str) -> None:
+        self.flops_per_token = train_flops_per_token(config.model)
+        self.peak = 0.0
+        self._around, self._precision = around, precision
+        self._reading_s = 0.0
+
+    def measure_peak(self) -> str:
+        """Measure the machine, on all ranks at once. Returns the sentence that says what `mfu` is a share of."""
+        around = self._around
+        self.peak = peak_flops_per_s(self._precision, around.device, around.all_sum)
+        return (
+            f"share of peak: {self.flops_per_token / 1e6:,.1f} MFLOP a token (6 N + 12 layers x heads x head width x "
+            f"context) x tokens/s, over {self.peak / 1e9:,.0f} GFLOP/s, the rate of large {self._precision} matrix "
+            f"products measured now on {around.world_size} worker(s) at once"
+        )
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Count the time that the body takes as time spent on reading a batch."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._reading_s += time.perf_counter() - began
+
+    def figures(self, tokens_per_s: float, elapsed_s: float) -> dict[str, float]:
+        """Figures of the interval of `elapsed_s` that ends now; the next one begins.
+
+        `mfu` and `data_share` (time of this rank spent on reading batches) from 0 to 1, memory of this rank in bytes.
+        """
+        figures = {"data_share": self._reading_s / elapsed_s}
+        self._reading_s = 0.0
+        if self.peak > 0:
+            figures["mfu"] = tokens_per_s * self.flops_per_token / self.peak
+        return figures | memory(self._around.device)
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Bytes that this process holds: resident now and at most so far, and the same of its GPU's memory."""
+    figures: dict[str, float] = {}
+    with contextlib.suppress(Exception):  # neither psutil nor `resource` is everywhere
+        import resource
+
+        import psutil
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        figures |= {"memory_bytes": float(psutil.Process().memory_info().rss), "peak_memory_bytes": float(peak)}
+    if device.type == "cuda":
+        figures["gpu_memory_bytes"] = float(torch.cuda.memory_allocated(device))
+        figures["gpu_peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(device))
+    return figures

@@ -1,0 +1,80 @@
+"""Deliveries that must not hold up the work: calls made in order, by a thread of their own.
+
+In: calls that send something somewhere. Out: the calls made, one after another. A call that fails, or one too many
+waiting, is dropped and costs a warning: the work goes on. `tracking` sends metrics through it, so that a training
+neither waits for a store nor ends with it.
+"""
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+
+CAPACITY = 10_000
+FLUSH_S = 30.0
+
+
+class Outbox:
+    """A queue of calls, and the thread that makes them. `warn` is told once when deliveries begin to fail."""
+
+    def __init__(self, receiver: str, warn: Callable[[str], None]) -> None:
+        self._receiver, self._warn = receiver, warn
+        self._calls: deque[Callable[[], object]] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._n_lost = 0
+
+    def put(self, call: Callable[[], object]) -> None:
+        """Make a call soon; returns at once."""
+        with self._changed:
+            if len(self._calls) >= CAPACITY:
+                self._lose(f"{CAPACITY:,} records are waiting")
+                return
+            self._calls.append(call)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._deliver, daemon=True, name=f"outbox to {self._receiver}")
+                self._thread.start()
+            self._changed.notify_all()
+
+    def flush(self, timeout_s: float = FLUSH_S) -> bool:
+        """Wait until all calls have been made; gives up with a warning after `timeout_s`. Returns whether all were."""
+        with self._changed:
+            is_empty = self._changed.wait_for(lambda: not self._calls, timeout_s)
+            n_left = len(self._calls)
+        if not is_empty:
+            self._say(f"{self._receiver} did not take the last {n_left:,} records within {timeout_s:g} s")
+        return is_empty
+
+    def _deliver(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._calls))
+                call = self._calls[0]  # stays in the queue until it is done: `flush` waits for it
+            try:
+                call()
+            except Exception as error:  # whatever a store's client raises, the work goes on
+                self._lose(first_line(error))
+            else:
+                self._recover()
+            with self._changed:
+                self._calls.popleft()
+                self._changed.notify_all()
+
+    def _lose(self, reason: str) -> None:
+        self._n_lost += 1
+        if self._n_lost == 1:
+            self._say(f"{self._receiver} does not take the records, the run goes on without: {reason}")
+
+    def _recover(self) -> None:
+        if self._n_lost:
+            self._say(f"{self._receiver} takes records again; {self._n_lost:,} were lost")
+        self._n_lost = 0
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk, where the warning is written to a file
+            self._warn(text)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,62 @@
+"""The figures beside the loss."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from slm_ray import meter
+from slm_ray.config import TrainConfig
+from slm_ray.loop import fit
+from slm_ray.meter import Meter, memory
+from slm_ray.preflight import load_task, resolve
+from slm_ray.task import Surroundings
+from slm_ray.tracking import NullTracker
+
+
+@pytest.fixture
+def measured(tiny_config: TrainConfig) -> Meter:
+    model = dataclasses.replace(tiny_config.model, vocab_size=512)
+    return Meter(dataclasses.replace(tiny_config, model=model), Surroundings(), "fp32")
+
+
+def test_mfu_is_the_models_operations_over_the_machines(measured: Meter) -> None:
+    assert "mfu" not in measured.figures(1000.0, 1.0)
+    sentence = measured.measure_peak()
+    assert measured.peak > 0
+    assert "large fp32 matrix products measured now on 1 worker(s) at once" in sentence
+    half = measured.peak / measured.flops_per_token / 2
+    assert measured.figures(half, 1.0)["mfu"] == pytest.approx(0.5)
+
+
+def test_the_share_of_reading_batches_is_of_each_interval(measured: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.25, 1.0, 1.25])
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
+    for _ in range(2):
+        with measured.reading():
+            pass
+    assert measured.figures(1.0, 2.0)["data_share"] == 0.25
+    assert measured.figures(1.0, 2.0)["data_share"] == 0.0
+
+
+def test_every_line_of_a_run_has_the_figures(tiny_config: TrainConfig) -> None:
+    task = load_task(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), NullTracker())
+    fit(task, Surroundings())
+    lines = [line for line in task.history.lines() if "train_loss" in line]
+    assert len(lines) == 4
+    for line in lines:
+        assert {"mfu", "data_share", "memory_bytes", "peak_memory_bytes"} <= set(line)
+        assert 0 < line["data_share"] < 1
+        assert line["mfu"] > 0
+    assert any("share of peak: " in line.get("message", "") for line in task.history.lines())
+
+
+def test_memory_is_resident_and_at_most_the_peak() -> None:
+    figures = memory(torch.device("cpu"))
+    assert 10e6 < figures["memory_bytes"] <= figures["peak_memory_bytes"] * 1.05  # the two counters lag a little
+    assert set(figures) == {"memory_bytes", "peak_memory_bytes"}
+
+
+def test_memory_that_cannot_be_read_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(meter.sys.modules, "psutil", None)
+    assert memory(torch.device("cpu")) == {}

@@ -1,0 +1,67 @@
+"""Deliveries by a thread: in order, lost with a warning, never in the way."""
+
+import threading
+
+from slm_ray import outbox
+from slm_ray.outbox import Outbox
+
+
+def fail() -> None:
+    raise RuntimeError("no answer\nand a long story")
+
+
+def test_calls_are_made_in_order_and_flush_waits_for_them() -> None:
+    made: list[int] = []
+    box = Outbox("the store", print)
+    for number in range(100):
+        box.put(lambda number=number: made.append(number))
+    assert box.flush()
+    assert made == list(range(100))
+
+
+def test_failures_are_said_once_and_their_end_too() -> None:
+    said: list[str] = []
+    box = Outbox("the store", said.append)
+    for call in (fail, fail, lambda: None):
+        box.put(call)
+    assert box.flush()
+    assert said == [
+        "the store does not take the records, the run goes on without: no answer",
+        "the store takes records again; 2 were lost",
+    ]
+
+
+def test_a_receiver_that_hangs_holds_nothing_up() -> None:
+    said: list[str] = []
+    box, is_over = Outbox("the store", said.append), threading.Event()
+    box.put(is_over.wait)
+    box.put(lambda: None)
+    assert not box.flush(timeout_s=0.05)
+    assert said == ["the store did not take the last 2 records within 0.05 s"]
+    is_over.set()
+    assert box.flush()
+
+
+def test_no_more_than_so_many_wait() -> None:
+    said: list[str] = []
+    box, is_over = Outbox("the store", said.append), threading.Event()
+    box.put(is_over.wait)
+    made: list[int] = []
+    for _ in range(outbox.CAPACITY + 5):
+        box.put(lambda: made.append(1))
+    is_over.set()
+    assert box.flush()
+    assert len(made) == outbox.CAPACITY - 1
+    assert "10,000 records are waiting" in said[0]
+
+
+def test_a_warning_that_cannot_be_written_is_no_matter() -> None:
+    def warn(text: str) -> None:
+        raise OSError("disk full")
+
+    box = Outbox("the store", warn)
+    made: list[int] = []
+    box.put(fail)
+    box.put(lambda: made.append(1))
+    assert box.flush()
+    assert made == [1]

@@ -1,0 +1,93 @@
+"""The profile of a few steps."""
+
+import dataclasses
+import json
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+from slm_ray import profiling
+from slm_ray.config import TrainConfig
+from slm_ray.loop import fit
+from slm_ray.preflight import load_task, resolve
+from slm_ray.profiling import OperatorTime, operator_table, read_operators, window
+from slm_ray.task import Surroundings, Task
+from slm_ray.tracking import NullTracker
+
+
+class Kept(NullTracker):
+    """Remembers which files it was given."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[str, str]] = []
+
+    def log_file(self, path, folder="") -> None:  # type: ignore[no-untyped-def]
+        self.files.append((folder, path.name))
+
+
+@pytest.fixture
+def task(tiny_config: TrainConfig) -> Task:
+    config = dataclasses.replace(tiny_config, profile=True, max_steps=8, sample_prompt="", workers=1)
+    return load_task(resolve(config, lambda: 1), Kept())
+
+
+def messages(task: Task) -> list[str]:
+    return [line["message"] for line in task.history.lines() if "message" in line]
+
+
+def test_a_run_leaves_a_trace_and_a_table_of_its_steps(task: Task) -> None:
+    fit(task, Surroundings())
+    trace = json.loads((task.folder.path / profiling.TRACE).read_text(encoding="utf-8"))
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert sum(name.startswith("Optimizer.step#") for name in names) == profiling.N_STEPS
+    table = read_operators(task.folder.path)
+    assert table.splitlines()[0].split() == ["operator", "calls/step", "ms/step", "share"]
+    assert "aten::mm" in table or "aten::addmm" in table
+    assert task.tracker.files == [("profile", "trace.json"), ("profile", "operators.txt")]
+    assert any(message.startswith("profiled steps 6 to 8: ") for message in messages(task))
+
+
+def test_a_run_without_the_option_records_nothing(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.profiler, "profile", lambda **_: pytest.fail("recorded"))
+    plain = dataclasses.replace(task, config=dataclasses.replace(task.config, profile=False))
+    fit(plain, Surroundings())
+    assert read_operators(task.folder.path) == ""
+
+
+def test_a_profile_that_fails_does_not_end_the_training(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("no profiler here")
+
+    monkeypatch.setattr(torch.profiler, "profile", fail)
+    assert fit(task, Surroundings())["status"] == "finished"
+    assert "no profile, the run goes on without: RuntimeError('no profiler here')" in messages(task)
+
+
+def test_a_run_of_one_step_says_that_it_is_too_short(task: Task) -> None:
+    fit(dataclasses.replace(task, max_steps=1), Surroundings())
+    assert "no profile: there are too few steps left" in messages(task)
+
+
+@given(st.integers(0, 300), st.integers(1, 300), st.integers(1, 60))
+def test_the_window_lies_ahead_and_between_two_validations(first: int, left: int, interval: int) -> None:
+    start, stop = window(first, first + left, interval)
+    assert start > first
+    if left >= 2:
+        assert start < stop <= min(first + left, start + profiling.N_STEPS)
+        assert stop <= (start // interval + 1) * interval
+    else:
+        assert start >= stop
+    if interval >= profiling.N_STEPS and left >= 2 * (profiling.WARM_UP_STEPS + interval):
+        assert stop - start == profiling.N_STEPS
+        assert start >= first + profiling.WARM_UP_STEPS
+
+
+def test_the_table_ranks_by_time_and_sums_up_the_rest() -> None:
+    rows = [OperatorTime("cheap", 3, 0.001), OperatorTime("dear", 6, 0.009)]
+    rows += [OperatorTime(f"other {number}", 3, 0.0) for number in range(profiling.N_ROWS - 2)]
+    lines = operator_table([*rows, OperatorTime("last", 1, 0.0), OperatorTime("x" * 100, 1, 0.002)], 3).splitlines()
+    assert lines[1].split() == ["dear", "2.0", "3.00", "75.0%"]
+    assert lines[2].startswith("x" * (profiling.NAME_WIDTH - 1) + "…")
+    assert len(lines) == 1 + profiling.N_ROWS

@@ -1,0 +1,54 @@
+"""Operations a token, and the machine's own rate."""
+
+import time
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from slm_ray.config import ModelConfig
+from slm_ray.model import Decoder
+from slm_ray.utilization import matmul_rates, matmul_weights, peak_flops_per_s, train_flops_per_token
+
+SHAPES = [
+    ModelConfig(vocab_size=96, seq_len=16, n_layers=2, d_model=32, n_heads=4, d_ff=48),
+    ModelConfig(vocab_size=96, seq_len=16, n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, d_head=6, d_ff=48),
+    ModelConfig(
+        vocab_size=96, seq_len=16, n_layers=1, d_model=32, n_heads=2, d_ff=64,
+        mlp="gelu", norm="layer", positions="learned", bias=True, tie_embeddings=False,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", SHAPES)
+def test_the_formula_agrees_with_counting_every_product(config: ModelConfig) -> None:
+    tokens = torch.zeros(2, config.seq_len, dtype=torch.long)
+    # the fused kernel of the CPU is one that the counter does not know
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        Decoder(config)(tokens)
+    forward = counter.get_total_flops() / tokens.numel()
+    assert forward == train_flops_per_token(config) / 3  # the backward pass costs twice as much
+    d_attn = config.n_heads * config.head_width
+    assert forward == 2 * matmul_weights(config) + 4 * config.n_layers * d_attn * config.seq_len
+
+
+def test_the_peak_is_summed_over_workers_and_measured_once_in_less_than_a_second() -> None:
+    cpu = torch.device("cpu")
+    matmul_rates.cache_clear()
+    began = time.process_time()
+    alone = peak_flops_per_s("fp32", cpu, lambda values: values)
+    assert time.process_time() - began < 2.0  # one thread here; the clock on the wall runs on busy machines
+    assert alone > 1e8
+    assert peak_flops_per_s("fp32", cpu, lambda values: values) == alone
+    assert peak_flops_per_s("fp32", cpu, lambda values: values * 2) == 2 * alone
+    assert matmul_rates.cache_info().misses == 1
+
+
+def test_the_peak_leaves_the_random_numbers_alone() -> None:
+    matmul_rates.cache_clear()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    peak_flops_per_s("fp32", torch.device("cpu"), lambda values: values)
+    assert torch.equal(torch.rand(1), expected)

@@ -1,0 +1,101 @@
+"""The trials of a sweep through Ray Tune: each a Ray Train run of its own. Ray Tune lives here only.
+
+In: the training config of each point, by the trial's name. Out: `SWEEP/trials/NAME/`, a run's folder each, and a line
+on the terminal for what happens. A trial that was interrupted continues from its last checkpoint.
+"""
+
+import dataclasses
+import shutil
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle, tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from slm_ray.config import TrainConfig, from_dict
+from slm_ray.loop import DIVERGED
+from slm_ray.run_folder import RunFolder
+from slm_ray.train import run_training
+from tune.results import METRIC, Trial
+
+DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CPU would leave none for the workers
+
+
+def finished_trial(config: TrainConfig) -> Trial | None:
+    """What a trial's folder holds, once it has run to its last step; that the rest is equal is seen to before."""
+    folder = RunFolder(Path(config.output) / config.name)
+    if not (folder.path / "summary.json").exists() or folder.newest_whole() is None:
+        return None
+    summary = folder.read_summary()
+    if summary["status"] != "finished" or summary["max_steps"] != config.max_steps:
+        return None
+    return Trial(config.optim.lr, config.model.d_ff, dict(summary["best"]), str(summary["run_id"]))
+
+
+def has_ended(config: TrainConfig) -> bool:
+    """Whether a trial ran to its last step, or diverged on the way, which is a result too."""
+    folder = RunFolder(Path(config.output) / config.name)
+    return finished_trial(config) is not None or (folder.has_summary() and folder.read_summary()["status"] == DIVERGED)
+
+
+def run_trials(configs: Mapping[str, TrainConfig], at_once: int, folder: Path, parent_run_id: str) -> None:
+    """Run the given trials. A trial that fails is said and left out; the others go on."""
+    plain = {name: dataclasses.asdict(config) for name, config in configs.items()}
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this folder is not installed on the workers
+
+    def train_point(point: dict[str, Any]) -> None:
+        train_trial(plain[point["trial"]], parent_run_id)
+
+    state = folder / ".tune"  # a new name each time: Tune must not restore by itself
+    tuner = tune.Tuner(
+        tune.with_resources(train_point, {"CPU": DRIVER_CPUS}),  # its workers ask for their own
+        param_space={"trial": tune.grid_search(list(configs))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
+        run_config=tune.RunConfig(
+            name=uuid.uuid4().hex, storage_path=str(state), verbose=0, callbacks=[TrialLines(len(configs))]
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def train_trial(plain: Mapping[str, Any], parent_run_id: str) -> None:
+    """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped."""
+    config = from_dict(TrainConfig, plain, "the sweep's config")
+    folder = RunFolder(Path(config.output) / config.name)
+    resumed = dataclasses.replace(config, resume=folder.newest_whole() is not None)
+    run_training(resumed, parent_run_id=parent_run_id, is_quiet=True, callbacks=[TuneReportCallback()])
+
+
+class TrialLines(tune.Callback):
+    """One line on the terminal for each validation and end of a trial."""
+
+    def __init__(self, n_trials: int) -> None:
+        self.n_trials = n_trials
+        self.n_ended = 0
+
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """A validation of a trial."""
+        if METRIC in result:
+            _say(f"  {trial.config['trial']}  step {int(result['step']):,}  {result[METRIC]:.4f} bits per byte")
+
+    def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
+        """A trial that ended well."""
+        self.n_ended += 1
+        _say(f"  {trial.config['trial']}  finished ({self.n_ended} of {self.n_trials})")
+
+    def on_trial_error(self, *, trial: Any, **_: Any) -> None:
+        """A trial that failed."""
+        self.n_ended += 1
+        reason = str(trial.get_error()).strip().splitlines() or ["no reason given"]
+        _say(f"  {trial.config['trial']}  FAILED ({self.n_ended} of {self.n_trials}): {reason[-1]}")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
