@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from tests.fault_runs import (
 )
 from tests.ranks import fit_in_ranks
 
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's Cluster leaves a socket open
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -43,6 +46,24 @@ ROOT = Path(__file__).resolve().parents[1]
 def config(tiny_config: TrainConfig) -> TrainConfig:
     """The tiny run, with dropout on."""
     return with_dropout(tiny_config)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without room for workers, and two nodes of one CPU each, which may go and come."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    del cluster
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(10**6))
@@ -67,16 +88,21 @@ def wait_for_step(folder: RunFolder, step: int, timeout_s: float = 240) -> None:
 
 
 def strike(folder: RunFolder, plan: list[tuple[int, signal.Signals]], chance: random.Random) -> None:
-    """Send each signal to one of the workers when the run has come to its step."""
-    for step, sent in plan:
+    """Send each signal to one of the workers, or to all, when the run has come to its step.
+
+    Where all of them hang there is none left to notice it, but Ray's own watch over them.
+    """
+    for number, (step, sent) in enumerate(plan):
+        wait_for_message(folder, " worker(s), ", number + 1)  # the group has started again, and its record been cut
         wait_for_step(folder, step)
-        if workers := worker_processes(os.getpid()):
-            chance.choice(workers).send_signal(sent)
+        workers = worker_processes(os.getpid())
+        for worker in chance.sample(workers, chance.randint(1, len(workers))):
+            worker.send_signal(sent)
 
 
 @pytest.mark.slow
 def test_two_workers_killed_and_hung_at_random_steps_end_as_if_nothing_had_happened(
-    config: TrainConfig, local_ray: Any
+    config: TrainConfig, cluster: Any
 ) -> None:
     chance = random.Random(SEED)
     steps = sorted(chance.sample(range(6, 90), 2))
@@ -164,26 +190,15 @@ def test_a_driver_that_is_terminated_and_one_that_is_killed_are_resumed_as_if_no
     assert code == -signal.SIGKILL
     assert max(losses(folder)) - step_of_latest(folder) <= 50
 
-    assert fit(task_of(config), Surroundings())["status"] == loop.FINISHED  # the rest of it without Ray
+    folder.clear_requests()  # as every driver does first; the rest is run without Ray
+    assert fit(task_of(config), Surroundings())["status"] == loop.FINISHED
     assert_same_run(folder, run_without_faults(config))
     assert_no_orphans(folder)
 
 
-@pytest.fixture
-def two_nodes() -> Iterator[Any]:
-    """A cluster of a head without room for workers, to which nodes of one CPU may come and go."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
 @pytest.mark.slow
 def test_elastic_workers_go_on_when_a_node_leaves_and_when_it_comes_back(
-    config: TrainConfig, two_nodes: Any, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_group, "RESIZE_CHECK_S", 2.0)
     config = dataclasses.replace(
@@ -193,7 +208,6 @@ def test_elastic_workers_go_on_when_a_node_leaves_and_when_it_comes_back(
     )  # fmt: skip
     folder = folder_of(config)
     alone = task_of(config, name="alone")
-    nodes = [two_nodes.add_node(num_cpus=1) for _ in range(2)]  # by the main thread, as Ray wants it
     ends: list[BaseException] = []
 
     def train() -> None:
@@ -206,9 +220,9 @@ def test_elastic_workers_go_on_when_a_node_leaves_and_when_it_comes_back(
     thread.start()
     wait_for_message(folder, "2 worker(s)", 1)
     wait_for_step(folder, 60)
-    two_nodes.remove_node(nodes[1], allow_graceful=False)
+    cluster.remove_node(sorted(cluster.worker_nodes, key=lambda node: node.node_id)[0], allow_graceful=False)
     wait_for_message(folder, "1 worker(s)", 1)
-    two_nodes.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)  # by the main thread, as Ray wants it
     wait_for_message(folder, "2 worker(s)", 2)
     wait_for_step(folder, max(losses(folder)) + 5)
     folder.request_stop()
