@@ -12,7 +12,8 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: let this folder be found as `pipelines`, as the tests have it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     # Beam warns of absent cloud packages while it is imported, and logs each error that it raises as well.
-    logging.basicConfig(level=logging.CRITICAL)
+    logging.basicConfig(level=logging.CRITICAL, format="prepare: %(message)s")
+    logging.getLogger("slm_ray").setLevel(logging.WARNING)  # what this project warns of is for the user
     from slm_ray.errors import end_on_interrupt
 
     end_on_interrupt()

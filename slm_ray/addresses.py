@@ -6,12 +6,16 @@ bytes. Called by `inputs` while planning and by the format modules while reading
 
 import contextlib
 import glob
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from slm_ray.errors import UserError
+
+LOGGER = logging.getLogger(__name__)
+_SHOWN = 5  # names in a message
 
 BLOCK_BYTES = 4 << 20
 """Read ahead of a remote file: large enough that its answering time is small, small beside a worker's memory."""
@@ -84,7 +88,10 @@ def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) ->
         with reading(word):
             files, is_folder = _remote_files(word) if is_remote(word) else _local_files(word)
         if is_folder:
+            others = sorted(file for file in files if not is_known(file))
             files = [file for file in files if is_known(file)]
+            if files and others:
+                _say_skipped(word, others, f"end in none of {known}")
             if not files:
                 raise UserError(f"no file in the folder {word} ends in {known}")
         if not files:
@@ -94,6 +101,12 @@ def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) ->
                 raise UserError(f"{file}: expected a file that ends in {known}")
         found.update(files)
     return sorted(found)
+
+
+def _say_skipped(word: str, skipped: Sequence[str], why: str) -> None:
+    shown = ", ".join(PurePosixPath(_bare(name)).name for name in skipped[:_SHOWN])
+    more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+    LOGGER.warning("%s: skipped %d that %s: %s%s", word, len(skipped), why, ascii(shown)[1:-1], more)
 
 
 def names(addresses: Sequence[str]) -> list[str]:
@@ -123,12 +136,20 @@ def one_line(error: Exception) -> str:
 def _local_files(word: str) -> tuple[list[str], bool]:
     path = Path(word.removeprefix("file://")).expanduser()
     if path.is_dir():
-        inside = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
+        visible = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
+        inside = [file for file in visible if file.is_file()]
+        links = sorted(str(file) for file in visible if file.is_symlink() and not file.is_file())
+        if inside and links:
+            _say_skipped(word, links, "are links to a folder or to nothing")
         return [_absolute(file) for file in inside], True
     if path.is_file():
         return [_absolute(path)], False
     found = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    return [_absolute(name) for name in found if Path(name).is_file()], False
+    files = [name for name in found if Path(name).is_file()]
+    others = sorted(set(found) - set(files))
+    if files and others and "**" not in word:  # which finds folders too, and all that is in them
+        _say_skipped(word, others, "are no files (name a folder itself to read what is in it)")
+    return [_absolute(name) for name in files], False
 
 
 def _absolute(path: str | Path) -> str:

@@ -49,6 +49,25 @@ def test_names_tell_files_apart_and_not_where_they_lie(paths, expected):
     assert addresses.names(paths) == expected
 
 
+def test_what_a_folder_or_glob_holds_besides_is_said(tmp_path, caplog):
+    folder = tmp_path / "gl"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.jsonl", "b.json", "c\x1b[31m.bz2", ".hidden", "sub/d.jsonl"):
+        (folder / name).write_text("x")
+    (folder / "dangling.jsonl").symlink_to(folder / "nothing")
+    (folder / "linked").symlink_to(folder / "sub")
+    is_known = lambda name: name.endswith(".jsonl")  # noqa: E731
+    assert len(addresses.expand([str(folder)], is_known, ".jsonl")) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder}: skipped 2 that are links to a folder or to nothing: dangling.jsonl, linked",
+        f"{folder}: skipped 2 that end in none of .jsonl: b.json, c\\x1b[31m.bz2",
+    ]
+    caplog.clear()
+    assert len(addresses.expand([str(folder / "[as]*")], is_known, ".jsonl")) == 1
+    [record] = caplog.records
+    assert "skipped 1 that are no files (name a folder itself to read what is in it): sub" in record.getMessage()
+
+
 def test_a_file_address_is_a_path(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(JSONL)
     assert read(f"file://{tmp_path}/a.jsonl") == read(f"file://{tmp_path}") == ten("a.jsonl")
