@@ -125,7 +125,7 @@ def shrunk(preset: TrainConfig, tiny: TrainConfig) -> TrainConfig:
         log_interval_steps=1,
         sample_prompt="",
         model=dataclasses.replace(preset.model, seq_len=min(preset.model.seq_len, 64)),
-        optim=preset.optim,
+        optim=dataclasses.replace(preset.optim, lr=preset.optim.lr / 4, min_lr=None),  # as within the warmup
     )
 
 
