@@ -55,14 +55,28 @@ def of_preset(name: str) -> dict[str, Any]:
     return {key: values[key] for key in ("batch_size", "model", "optim")}
 
 
-MUON = {"optim": {"name": "muon"}}
+def muon(**changes: Any) -> dict[str, Any]:
+    """Muon at the rate that the tries were made from."""
+    return {"optim": {"name": "muon", "lr": 1e-2, "embed_lr_factor": 0.6} | changes}
+
+
+BASE = "muon, lr 1e-2, embeddings 0.6"
+SMALL = "batch 16"
 TRIES = {
     "adamw": Try({}),
     "adamw, lr 1e-3": Try({"optim": {"lr": 1e-3}}),
-    "muon": Try(MUON),
+    "muon": Try({"optim": {"name": "muon"}}),
+    BASE: Try(muon()),
+    "lr 2e-2, embeddings 0.5": Try(muon(lr=2e-2, embed_lr_factor=0.5)),
+    "linear to 0": Try(muon(schedule="linear", min_lr=0.0)),
+    "zero output projections": Try({}, BASE, zero_outputs),
+    "even rows": Try(muon(normalize_rows=True)),
+    "embeddings 2": Try(muon(embed_lr_factor=2.0)),
+    SMALL: Try({"batch_size": 16}, BASE),
+    "batch 16, even rows, embeddings 5": Try({"optim": {"normalize_rows": True, "embed_lr_factor": 5.0}}, SMALL),
+    "batch 16, even rows, embeddings 10": Try({"optim": {"normalize_rows": True, "embed_lr_factor": 10.0}}, SMALL),
+    "batch 16, even rows, embeddings 20": Try({"optim": {"normalize_rows": True, "embed_lr_factor": 20.0}}, SMALL),
     "story-5m": Try(of_preset("story-5m")),
-    "muon, lr 1e-2, embed 0.6": Try({"optim": {"name": "muon", "lr": 1e-2, "embed_lr_factor": 0.6}}),
-    "muon, lr 1e-2, embed 2": Try({"optim": {"name": "muon", "lr": 1e-2, "embed_lr_factor": 2.0}}),
 }
 
 
