@@ -208,7 +208,7 @@ def _settings(own: argparse.Namespace) -> Settings:
         test_fraction=own.test_fraction,
         vocab_size=DEFAULT_VOCAB_SIZE if own.vocab_size is None else own.vocab_size,
         tokenizer_model=own.tokenizer_model,
-        tokenizer=open_tokenizer(own.tokenizer) if own.tokenizer else None,
+        tokenizer=None if own.tokenizer is None else open_tokenizer(own.tokenizer),
         text_column=own.text_column,
         cut_text=own.cut_text,
         piece_chars=own.piece_chars,

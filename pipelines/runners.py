@@ -14,15 +14,17 @@ from typing import Any
 
 import apache_beam as beam
 import grpc
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability import local_job_service
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 
 from pipelines.forked_workers import ForkedEnvironment, ForkedWorkerHandler, prepare_forks
 from slm_ray import storage
+from slm_ray.addresses import one_line
 from slm_ray.errors import UserError
 from slm_ray.storage import Place
 
+ANSWER_TIMEOUT_S = 5.0
 _STEP_NAME = re.compile(r" \[while running .*", flags=re.S)
 
 
@@ -51,10 +53,26 @@ def make_pipeline(beam_options: PipelineOptions, staged: Place) -> beam.Pipeline
     if is_direct(beam_options):
         log = str(staged / "workers.log") if storage.is_local(staged) else os.devnull
         runner = _direct_runner(beam_options.view_as(DirectOptions), log)
+    elif str(runner).lower() == "portablerunner":
+        _refuse_absent(beam_options.view_as(PortableOptions).job_endpoint)
     try:
         return beam.Pipeline(runner=runner, options=beam_options)
     except (ValueError, ImportError) as error:  # no such runner, or what it needs is not installed
         raise UserError(f"cannot use the runner {runner}: {error}") from error
+
+
+def _refuse_absent(endpoint: str | None) -> None:
+    """Where no job service answers, Beam waits without a word."""
+    how = "start one with `python -m apache_beam.runners.portability.local_job_service_main -p 8099`"
+    if not endpoint:
+        raise UserError(f"PortableRunner needs --job_endpoint HOST:PORT of a job service: {how}")
+    if endpoint == "embed":
+        return
+    with grpc.insecure_channel(endpoint) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_TIMEOUT_S)
+        except grpc.FutureTimeoutError as error:
+            raise UserError(f"no job service answers at --job_endpoint {endpoint}: {how}") from error
 
 
 @contextmanager
@@ -73,6 +91,11 @@ def user_errors(output: Place) -> Iterator[None]:
             raise UserError(
                 "a worker process ended before its work was done (killed, or out of memory?): "
                 "run the same command again, it goes on with the ranges that are left"
+            ) from error
+        if re.search("Unable to (fetch remote|install)", str(error)):
+            raise UserError(
+                f"the runner needs a program that is not here and could not be fetched ({one_line(error)}): "
+                "see infra/README.md for what each runner needs"
             ) from error
         if told := re.search(r"UserError: (.+)", str(error)):
             raise UserError(_STEP_NAME.sub("", told[1])) from error

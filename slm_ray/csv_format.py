@@ -28,6 +28,8 @@ def read(address: str, chunks: Iterable[bytes], text_column: str, delimiter: str
         names = next(reader, [])
         if text_column not in names:
             raise UserError(f"{address} has no column {text_column!r}; {column_hint(names)}")
+        if names.count(text_column) > 1:
+            raise UserError(f"{address} has {names.count(text_column)} columns {text_column!r}: rename all but one")
         column = names.index(text_column)
         for fields in reader:
             if delimiter == "\t" and any("\n" in field or "\r" in field for field in fields):
@@ -40,9 +42,10 @@ def read(address: str, chunks: Iterable[bytes], text_column: str, delimiter: str
             elif fields:
                 yield _bytes(delimiter.join(fields)), "bad_csv"
     except csv.Error as error:
+        kind = "TSV" if delimiter == "\t" else "CSV"
         raise UserError(
-            f"{address} is not CSV as it should be, near line {reader.line_num}: {error} "
-            '(a quote inside a quoted field must be doubled: "")'
+            f"{address} is not {kind} as it should be, near line {reader.line_num}: {error} "
+            '(a field that begins with a quote ends with one, and quotes inside it are doubled: ""; or write JSONL)'
         ) from error
 
 

@@ -155,7 +155,8 @@ def damage(output: Place, manifest: Manifest) -> str | None:
             checked_content(output / file, sha256)
     except UserError as error:
         return str(error)
-    return None
+    page = output / REPORT / "report.html"
+    return None if page.exists() else f"{page} is missing"
 
 
 def _move_into_place(output: Place, staged: Place) -> None:

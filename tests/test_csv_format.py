@@ -46,7 +46,7 @@ def test_tabs_part_tsv():
     [
         (b"id,body\n1,b\n", "a.csv has no column 'text'; it has 'id', 'body': name the right one with --text-column"),
         (b'text\n"One.\nTwo.\n', "a.csv is not CSV as it should be, near line 3: unexpected end of data"),
-        (b'text\n"He said "no" to me."\n', "near line 2: ',' expected after '\"' (a quote inside a quoted field must"),
+        (b'text\n"He said "no" to me."\n', "near line 2: ',' expected after '\"' (a field that begins with a quote"),
     ],
 )
 def test_a_file_whose_rows_cannot_be_told_apart_is_refused(content, message):
@@ -83,3 +83,13 @@ def test_between_tabs_a_quote_swallows_nothing():
     content = b'text\tn\n"Hello, said Tom.\t1\nHe left."\t2\n'
     with pytest.raises(UserError, match=r"a\.csv has a field over several lines that ends in line 3, and TSV has none"):
         rows(content, delimiter="\t")
+
+
+def test_a_quote_that_ends_inside_a_field_is_one_clear_line_that_names_the_format():
+    with pytest.raises(UserError, match=r"is not TSV as it should be, near line 2: .* or write JSONL"):
+        rows(b'text\tn\n"Hello," said Tom.\t1\n', delimiter="\t")
+
+
+def test_two_columns_of_the_name_are_refused():
+    with pytest.raises(UserError, match="has 2 columns 'text': rename all but one"):
+        rows(b"text,text\na,b\n")

@@ -161,6 +161,9 @@ def test_force_replaces_and_damage_is_repaired(tmp_path, capsys):
     (data / "train/00000.parquet").write_bytes(b"x")
     assert run(data, "--source", str(source)) == 0
     assert "preparing again" in capsys.readouterr().err
+    (data / "report/report.html").unlink()
+    assert run(data, "--source", str(source)) == 0
+    assert "report.html is missing" in capsys.readouterr().err
     assert digests(data) == whole
     assert run(data, "--source", str(source), "--max-stories", "20", "--force") == 0
     assert load_manifest(data).counts["read"] == 20
@@ -220,6 +223,7 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
         (["--test-fraction", "1.5"], "must be 0 or more, and leave a share for train"),
         (["--min-chars", "9", "--max-chars", "3"], "min_chars (9) must be from 0 to max_chars (3)"),
         (["--vocab-size", "100"], "vocab_size (100) must be at least 257"),
+        (["--tokenizer", ""], "cannot read the tokenizer"),
         (["--source", ""], "a source is an empty word: name auto, sample, hub:NAME, or files"),
         (["--output", ""], "a path is an empty word"),
         (["--source", "~nosuchuser/a.jsonl"], "cannot read ~nosuchuser/a.jsonl"),

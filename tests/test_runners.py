@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import prepare
+from pipelines import prepare, runners
 from slm_ray import sources
+from slm_ray.errors import UserError
 from slm_ray.finished import Done
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,3 +109,26 @@ def test_a_portable_runner_gives_the_same_bytes(in_memory, job_service, tmp_path
     portable = ("--runner", "PortableRunner", "--job_endpoint", job_service, "--environment_type", "LOOPBACK")
     assert prepare.main(["--output", str(tmp_path / "data"), *SOURCE, *portable]) == 0
     assert digests(tmp_path / "data") == in_memory
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "PortableRunner needs --job_endpoint HOST:PORT of a job service: start one with `python -m"),
+        (["--job_endpoint", "localhost:1"], "no job service answers at --job_endpoint localhost:1: start one with"),
+    ],
+)
+def test_a_job_service_that_is_not_there_is_one_clear_line(tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.setattr(runners, "ANSWER_TIMEOUT_S", 0.5)
+    assert prepare.main(["--output", str(tmp_path), *SOURCE, "--runner", "PortableRunner", *words]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_program_that_cannot_be_fetched_is_one_clear_line(tmp_path):
+    with (
+        pytest.raises(
+            UserError, match=r"could not be fetched \(Unable to fetch remote job server jar at .* infra/README"
+        ),
+        runners.user_errors(tmp_path),
+    ):
+        raise RuntimeError("Unable to fetch remote job server jar at https://place/flink.jar: no network")
