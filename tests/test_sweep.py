@@ -20,7 +20,7 @@ def sweep_of(config: TrainConfig, **changes: Any) -> SweepConfig:
 
 
 def test_the_default_grid_is_two_by_two() -> None:
-    assert parse_config([]).points == [(3e-3, 512), (3e-3, 1024), (1e-2, 512), (1e-2, 1024)]
+    assert parse_config([]).points == [(1e-3, 512), (1e-3, 1024), (3e-3, 512), (3e-3, 1024)]
 
 
 def test_the_grid_is_set_by_options_and_each_point_stands_once() -> None:
