@@ -37,7 +37,7 @@ from pipelines.transforms import (
     TrainTokenizer,
     WriteShards,
 )
-from slm_ray import addresses, finished, inputs, shards, sources, staging, stories, summary, summary_files
+from slm_ray import finished, inputs, shards, sources, staging, stories, summary, summary_files
 from slm_ray.errors import UserError, command, ending_on_interrupt
 from slm_ray.finished import Done
 from slm_ray.rejections import WHAT_TO_DO, refuse_too_many
@@ -77,7 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_plan(settings: Settings) -> Plan:
     """Find the inputs and cut them into ranges."""
-    _refuse_own_files(settings)
     with terminal.planning() as on_bytes:
         return sources.plan(
             settings.source,
@@ -88,14 +87,8 @@ def make_plan(settings: Settings) -> Plan:
             piece_chars=settings.piece_chars,
             seed=settings.seed,
             on_bytes=on_bytes,
+            on_paths=lambda paths: staging.refuse_own_files(paths, settings.output),
         )
-
-
-def _refuse_own_files(settings: Settings) -> None:
-    words = [word for word in (*settings.source, *(settings.validation_source or ())) if not inputs.is_special(word)]
-    with addresses.unsaid():  # planning will say it
-        paths = inputs.paths_of(words) if words else []
-    staging.refuse_own_files(paths, settings.output)
 
 
 def job_key(settings: Settings, plan: Plan) -> str:

@@ -109,16 +109,6 @@ def _say_skipped(word: str, skipped: Sequence[str], why: str) -> None:
     LOGGER.warning("%s: skipped %d that %s: %s%s", word, len(skipped), why, ascii(shown)[1:-1], more)
 
 
-@contextlib.contextmanager
-def unsaid() -> Iterator[None]:
-    """Say nothing of what is skipped."""
-    LOGGER.disabled = True
-    try:
-        yield
-    finally:
-        LOGGER.disabled = False
-
-
 def names(addresses: Sequence[str]) -> list[str]:
     """A name for each file that does not depend on where the whole lies: its path below the common folder.
 

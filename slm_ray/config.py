@@ -1,21 +1,16 @@
 """What a run is: frozen dataclasses, checked once when they are made.
 
-In: a preset's name, a YAML file, or a dictionary out of a checkpoint. Out: a `TrainConfig`. Everything that a run does
-follows from it, so it is saved with every checkpoint and logged to the tracker.
+In: fields, from `config_files` or the command line. Out: a `TrainConfig`. Everything that a run does follows from it,
+so it is saved with every checkpoint and logged to the tracker.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
 from slm_ray.errors import UserError
-
-Config = TypeVar("Config")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,47 +275,3 @@ def worker_range(workers: int | str) -> tuple[int, int]:
 def _require(is_valid: bool, message: str) -> None:
     if not is_valid:
         raise ValueError(message)
-
-
-def from_dict(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
-    """Build a config dataclass from nested plain values, checking names and types.
-
-    Raises:
-        UserError: an unknown field, a wrong type or a refused value; the message names `origin` and the field.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        reason = "unknown field" if first["type"] == "unexpected_keyword_argument" else first["msg"]
-        raise UserError(f"{origin}: {field + ': ' if field else ''}{reason}") from error
-
-
-def presets() -> list[str]:
-    """Names of the presets that come with the package, sorted."""
-    folder = resources.files("slm_ray") / "presets"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_config(name_or_file: str) -> TrainConfig:
-    """Read a preset by its name, or a YAML file by its path.
-
-    Raises:
-        UserError: no such preset or file, or its content is refused.
-    """
-    if name_or_file in presets():
-        text = (resources.files("slm_ray") / "presets" / f"{name_or_file}.yaml").read_text(encoding="utf-8")
-    elif Path(name_or_file).is_file():
-        text = Path(name_or_file).read_text(encoding="utf-8", errors="replace")
-    else:
-        raise UserError(
-            f"no preset and no file {name_or_file!r}: presets are {', '.join(presets())}, a file ends in .yaml"
-        )
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{name_or_file} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{name_or_file}: expected fields with values, got a {type(values).__name__}")
-    return from_dict(TrainConfig, values, name_or_file)

@@ -4,7 +4,7 @@ In: `auto`, `sample`, `hub:NAME`, or files, folders and globs. Out: `Found`, the
 `sources`, which cuts them into ranges.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class Scanner:
     scanning: formats.Scanning
     seed: int  # of the sample corpus
     folder: Path | None  # receives what the hub sends; None: in the cache of the hub's client
+    on_paths: Callable[[list[str]], None] = lambda _paths: None  # hears of files before one of them is read
 
     def find(self, words: Sequence[str], max_stories: int | None) -> Found:
         """The inputs of a source. Raises UserError where it has none, or none with a story."""
@@ -133,7 +134,8 @@ class Scanner:
 
     def from_paths(self, words: Sequence[str]) -> Found:
         """Files, folders and globs, here or in an object store."""
-        paths = paths_of(words)
+        paths = addresses.expand(words, formats.is_known, formats.KNOWN_ENDS)
+        self.on_paths(paths)
         files = [self.file(path, name) for path, name in zip(paths, addresses.names(paths), strict=True)]
         return Found(files=files, used="files")
 
@@ -164,11 +166,6 @@ def sample_digest(seed: int) -> str:
     from slm_ray.corpus import SAMPLE_REVISION
 
     return json_sha256({"corpus": SAMPLE_REVISION, "seed": seed})
-
-
-def paths_of(words: Sequence[str]) -> list[str]:
-    """The files that files, folders and globs stand for, each once. Raises UserError where a word has none."""
-    return addresses.expand(words, formats.is_known, formats.KNOWN_ENDS)
 
 
 def is_special(word: str) -> bool:

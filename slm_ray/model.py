@@ -245,6 +245,12 @@ class Decoder(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
 
+def parameter_count(config: ModelConfig) -> int:
+    """Weights of a model of this shape, counted without allocating them."""
+    with torch.device("meta"):
+        return count_parameters(Decoder(config))
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of distinct trainable weights; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

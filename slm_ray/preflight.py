@@ -14,7 +14,8 @@ from pathlib import Path
 from slm_ray import checkpoint, storage, tracking
 from slm_ray.batches import TokenStream, TrainBatches
 from slm_ray.command_line import parse, take_option
-from slm_ray.config import ModelConfig, TrainConfig, from_dict, load_config
+from slm_ray.config import ModelConfig, TrainConfig
+from slm_ray.config_files import from_dict, load_config
 from slm_ray.errors import UserError
 from slm_ray.mirrored_run import open_run
 from slm_ray.run_folder import newest_run

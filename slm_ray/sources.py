@@ -97,13 +97,14 @@ def plan(
     rows_per_range: int = ROWS_PER_RANGE,
     download_folder: Path | None = None,
     on_bytes: Callable[[int], None] | None = None,
+    on_paths: Callable[[list[str]], None] = lambda _paths: None,
 ) -> Plan:
     """Find the inputs, read each file once, and cut them into ranges.
 
     `max_stories` takes the first stories of `source` (None: 20,000 of `auto`'s hub data set, 6,000 of the
     sample corpus, all of anything else). `cut_text`, one of `prose.CUTS`, says where a story of a text file ends;
     `piece_chars` is the usual length of its pieces. `download_folder` receives what the hub sends. `on_bytes` hears
-    how many bytes were read since it was called last.
+    how many bytes were read since it was called last, `on_paths` which files a source has, before they are read.
 
     Raises:
         UserError: the source does not exist, is empty, or cannot be read; says which and what to do.
@@ -112,7 +113,7 @@ def plan(
         raise UserError(f"max_stories ({max_stories}) must be at least 1")
     cut = Cut(mode=cut_text, piece_chars=piece_chars)
     scanning = Scanning(text_column=text_column, step=rows_per_range, cut=cut, on_bytes=on_bytes)
-    scanner = Scanner(scanning=scanning, seed=seed, folder=download_folder)
+    scanner = Scanner(scanning=scanning, seed=seed, folder=download_folder, on_paths=on_paths)
     found = scanner.find(_words(source), max_stories)
     files = _first(found.files, max_stories)
     own = None if validation_source is None else scanner.find_validation(_words(validation_source))

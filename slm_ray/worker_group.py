@@ -20,10 +20,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 
 from slm_ray import event_log, hardware, loop, system_metrics, tracking
-from slm_ray.config import TrainConfig, from_dict
+from slm_ray.config import TrainConfig
+from slm_ray.config_files import from_dict
 from slm_ray.errors import UserError
 from slm_ray.event_log import WithEventLog
-from slm_ray.model import Decoder, count_parameters
+from slm_ray.model import parameter_count
 from slm_ray.preflight import load_task
 from slm_ray.run_folder import RunFolder
 from slm_ray.stopping import Signals, StoppedError
@@ -166,7 +167,7 @@ def _worker(given: dict[str, Any]) -> None:
         is_stop_requested=task.folder.is_stop_requested,
         beat=watchdog.beat,
     )
-    is_compiled = hardware.resolve_compile(config, device, parameter_count(config), task.max_steps)
+    is_compiled = hardware.resolve_compile(config, device, parameter_count(config.model), task.max_steps)
     precision = hardware.resolve_precision(config.precision, device)
     with _tracked(task, given["run_id"]) as tracked, watchdog.watching(lambda: _leave_hung(task, around)):
         loop.fit(tracked, around, precision=precision, is_compiled=is_compiled)
@@ -203,12 +204,6 @@ def _leave_hung(task: Task, around: Surroundings) -> None:
         task.history.append({"message": message})
     sys.stderr.write(message + "\n")
     os._exit(EXIT_HUNG)
-
-
-def parameter_count(config: TrainConfig) -> int:
-    """Weights of the model, counted without allocating them."""
-    with torch.device("meta"):
-        return count_parameters(Decoder(config.model))
 
 
 def _all_sum(values: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
         "summary_files",
         "finished",
     },
-    {"config", "command_line", "batches", "history"},
+    {"config", "config_files", "command_line", "batches", "history"},
     {
         "model",
         "vocabulary_loss",

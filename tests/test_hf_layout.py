@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from slm_ray import checkpoint, export, hf_layout
 from slm_ray.config import ModelConfig
-from slm_ray.model import Decoder
 from slm_ray.tokenizer import Tokenizer
-from tests.tiny_model import SENTENCES
+from tests.tiny_model import SENTENCES, random_model, some_tokens
 
 SHAPE = {"vocab_size": 97, "seq_len": 24, "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 48}
 GPT2_SHAPE = {**SHAPE, "positions": "learned", "norm": "layer", "mlp": "gelu"}
@@ -44,38 +42,27 @@ KNOWN = LLAMAS | {f"gpt2-{name}": config for name, config in GPT2S.items()}
 ALL = KNOWN | OTHERS
 
 
-def make(config: ModelConfig, seed: int = 0) -> Decoder:
-    torch.manual_seed(seed)
-    model = Decoder(config).eval()
-    for parameter in model.parameters():  # norms and biases away from one and zero, so that a mix-up shows
-        torch.nn.init.normal_(parameter, mean=0.1, std=0.2)
-    return model
-
-
-def some_tokens() -> Tensor:
-    return torch.randint(0, SHAPE["vocab_size"], (3, 20), generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize("config", ALL.values(), ids=ALL.keys())
 @torch.no_grad()
 def test_names_of_hugging_face_lead_back_to_the_same_model(config: ModelConfig) -> None:
-    model, copy = make(config), make(config, seed=1)
+    model, copy = random_model(config), random_model(config, seed=1)
     copy.load_state_dict(hf_layout.from_hf(hf_layout.to_hf(model.state_dict(), config), config))
-    assert torch.equal(copy(some_tokens()), model(some_tokens()))
+    assert torch.equal(copy(some_tokens(SHAPE["vocab_size"])), model(some_tokens(SHAPE["vocab_size"])))
 
 
 @pytest.mark.parametrize("config", KNOWN.values(), ids=KNOWN.keys())
 @torch.no_grad()
 def test_transformers_opens_it_with_equal_logits(config: ModelConfig, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    model = make(config)
+    model = random_model(config)
     (tmp_path / "config.json").write_text(json.dumps(hf_layout.config_json(config, end_id=0)), encoding="utf-8")
     tensors = hf_layout.to_hf(model.state_dict(), config)
     safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading.values()), "a missing, unexpected or mismatched tensor"
     assert theirs.config.model_type == hf_layout.family(config)
-    torch.testing.assert_close(theirs(some_tokens()).logits, model(some_tokens()), atol=1e-5, rtol=1e-5)
+    tokens = some_tokens(SHAPE["vocab_size"])
+    torch.testing.assert_close(theirs(tokens).logits, model(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_each_known_shape_has_its_family_and_nothing_in_its_way() -> None:
@@ -101,7 +88,7 @@ def test_a_shape_that_transformers_does_not_know_says_what_is_in_the_way(name: s
 
 def test_weights_of_a_bias_free_gpt2_under_llama_names_are_still_read() -> None:
     config = GPT2S["without-biases"]
-    state = make(config).state_dict()
+    state = random_model(config).state_dict()
     older = {name if name.startswith("lm_head") else f"model.{name}": tensor for name, tensor in state.items()}
     assert hf_layout.from_hf(older, config).keys() == state.keys()
 
@@ -115,7 +102,7 @@ def test_export_says_when_transformers_will_not_open_it(
     state = checkpoint.TrainState(
         step=1, samples_seen=1, seed=0, world_size=1, data_fingerprint="", config={}, metrics={}
     )
-    checkpoint.save(tmp_path / "model", make(config), tokenizer, state, {})
+    checkpoint.save(tmp_path / "model", random_model(config), tokenizer, state, {})
     assert export.main(["--model", str(tmp_path / "model"), "--output", str(tmp_path / "away")]) == 0
     said = capsys.readouterr()
     assert said.out.strip() == str(tmp_path / "away")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from slm_ray.config import ModelConfig
 from slm_ray.model import IGNORED_TARGET, Attention, Decoder, KVCache, _Window, count_parameters, rotary_tables, rotate
+from tests.tiny_model import random_model, some_tokens
 
 SHAPE = {"vocab_size": 97, "seq_len": 24, "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 48}
 LLAMA = ModelConfig(**SHAPE)
@@ -23,26 +24,14 @@ VARIANTS = {
 }
 
 
-def make(config: ModelConfig, seed: int = 0) -> Decoder:
-    torch.manual_seed(seed)
-    model = Decoder(config).eval()
-    for parameter in model.parameters():  # norms and biases away from one and zero, so that a mix-up shows
-        torch.nn.init.normal_(parameter, mean=0.1, std=0.2)
-    return model
-
-
-def some_tokens(rows: int = 3, steps: int = 20) -> Tensor:
-    return torch.randint(0, SHAPE["vocab_size"], (rows, steps), generator=torch.Generator().manual_seed(1))
-
-
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
 def model(request: pytest.FixtureRequest) -> Decoder:
-    return make(request.param)
+    return random_model(request.param)
 
 
 @torch.no_grad()
 def test_a_token_does_not_change_what_stands_before_it(model: Decoder) -> None:
-    tokens = some_tokens()
+    tokens = some_tokens(SHAPE["vocab_size"])
     changed = tokens.clone()
     changed[:, 12] = (changed[:, 12] + 1) % SHAPE["vocab_size"]
     before, after = model(tokens), model(changed)
@@ -52,7 +41,7 @@ def test_a_token_does_not_change_what_stands_before_it(model: Decoder) -> None:
 
 @torch.no_grad()
 def test_the_cache_changes_nothing(model: Decoder) -> None:
-    tokens = some_tokens()
+    tokens = some_tokens(SHAPE["vocab_size"])
     cache = KVCache.empty(model.config, rows=3)
     parts = [model.decode(tokens[:, :7], cache), *(model.decode(tokens[:, i : i + 1], cache) for i in range(7, 20))]
     torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
@@ -61,7 +50,7 @@ def test_the_cache_changes_nothing(model: Decoder) -> None:
 
 @torch.no_grad()
 def test_rows_of_different_length_share_a_cache() -> None:
-    model, tokens = make(LLAMA), some_tokens()
+    model, tokens = random_model(LLAMA), some_tokens(SHAPE["vocab_size"])
     cache = KVCache.empty(LLAMA, rows=2)
     for row, length in ((0, 5), (1, 11)):
         alone = KVCache(cache.keys[:, row : row + 1], cache.values[:, row : row + 1], cache.lengths[row : row + 1])
@@ -131,13 +120,13 @@ def test_parameter_count_follows_the_formula() -> None:
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 def test_the_first_loss_is_that_of_a_guess(config: ModelConfig) -> None:
     torch.manual_seed(0)
-    tokens = some_tokens(8, 24)
+    tokens = some_tokens(SHAPE["vocab_size"], 8, 24)
     loss = Decoder(config)(tokens, torch.roll(tokens, 5)).item() / tokens.numel()
     assert loss == pytest.approx(math.log(97), rel=0.02)
 
 
 def test_ignored_targets_do_not_count() -> None:
-    model, tokens = make(LLAMA), some_tokens(1)
+    model, tokens = random_model(LLAMA), some_tokens(SHAPE["vocab_size"], 1)
     targets = tokens.clone()
     targets[:, 10:] = IGNORED_TARGET
     assert model(tokens, targets).item() == pytest.approx(model(tokens[:, :10], tokens[:, :10]).item(), rel=1e-5)
@@ -145,7 +134,7 @@ def test_ignored_targets_do_not_count() -> None:
 
 def test_a_two_layer_model_overfits_one_batch() -> None:
     torch.manual_seed(0)
-    model, tokens = Decoder(LLAMA), some_tokens(4, 17)
+    model, tokens = Decoder(LLAMA), some_tokens(SHAPE["vocab_size"], 4, 17)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(150):
         loss = model(tokens[:, :-1], tokens[:, 1:]) / 64

@@ -1,8 +1,9 @@
-"""A tiny random model in a checkpoint folder, for the tests that only need one that answers."""
+"""Tiny random models, for the tests that need one that answers, or two that must agree."""
 
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from slm_ray import checkpoint
 from slm_ray.config import ModelConfig
@@ -14,6 +15,20 @@ SENTENCES = [
     "The cat went to the forest and found a shiny stone.",
     "Tom and Mia played in the garden until the sun went down.",
 ]
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> Decoder:
+    """Random weights, norms and biases away from one and zero, so that a mix-up shows."""
+    torch.manual_seed(seed)
+    model = Decoder(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=0.1, std=0.2)
+    return model
+
+
+def some_tokens(vocab_size: int, rows: int = 3, steps: int = 20) -> Tensor:
+    """The same random ids each time, (rows, steps)."""
+    return torch.randint(0, vocab_size, (rows, steps), generator=torch.Generator().manual_seed(1))
 
 
 def write_tiny_model(folder: Path, seq_len: int = 64) -> Path:

@@ -27,7 +27,8 @@ import ray
 
 from slm_ray import cluster, hardware, tracking
 from slm_ray.command_line import parse, take_option
-from slm_ray.config import TrainConfig, load_config
+from slm_ray.config import TrainConfig
+from slm_ray.config_files import load_config
 from slm_ray.errors import UserError, command
 from slm_ray.preflight import DEFAULT_PRESET
 from slm_ray.run_folder import RunFolder

@@ -9,7 +9,7 @@ import torch
 from peer_options import Stopwatch, options
 
 from slm_ray.batches import TokenStream, TrainBatches
-from slm_ray.config import load_config
+from slm_ray.config_files import load_config
 from slm_ray.hardware import resolve_precision
 from slm_ray.model import Decoder
 from slm_ray.optim import learning_rate, make_optimizer, set_learning_rate

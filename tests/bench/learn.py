@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from slm_ray.config import TrainConfig, from_dict, load_config
+from slm_ray.config import TrainConfig
+from slm_ray.config_files import from_dict, load_config
 from slm_ray.hardware import resolve_compile, resolve_precision
-from slm_ray.model import count_parameters
+from slm_ray.model import parameter_count
 from slm_ray.preflight import load_task, resolve
 from slm_ray.task import Surroundings
 from slm_ray.tracking import NullTracker
@@ -130,12 +131,11 @@ def row(name: str, given: argparse.Namespace) -> str:
         task = load_task(config, NullTracker())
         device = torch.device("cpu")
         precision = resolve_precision("auto", device)
-        trainer = Trainer(task, Surroundings(), precision, is_compiled=False)
-        n_parameters = count_parameters(trainer.model)
+        n_parameters = parameter_count(config.model)
         if n_parameters > MAX_PARAMETERS:
             raise SystemExit(f"{name}: {n_parameters:,} parameters, and at most {MAX_PARAMETERS:,.0f} are allowed")
-        if resolve_compile(config, device, n_parameters, task.max_steps):
-            trainer = Trainer(task, Surroundings(), precision, is_compiled=True)
+        is_compiled = resolve_compile(config, device, n_parameters, task.max_steps)
+        trainer = Trainer(task, Surroundings(), precision, is_compiled)
         alter = TRIES[name].alter
         if alter:
             alter(trainer)

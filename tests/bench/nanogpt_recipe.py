@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from peer_options import Stopwatch, options
 from torch import Tensor, nn
 
-from slm_ray.config import load_config
+from slm_ray.config_files import load_config
 from slm_ray.shards import load_manifest, read_split
 from slm_ray.storage import place
 

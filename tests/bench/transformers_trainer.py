@@ -11,7 +11,7 @@ import torch
 from peer_options import Stopwatch, options
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from slm_ray.config import load_config
+from slm_ray.config_files import load_config
 from slm_ray.hardware import resolve_precision
 from slm_ray.shards import load_manifest, read_split
 from slm_ray.storage import place
