@@ -27,6 +27,7 @@ from serve.schemas import (
     Usage,
     sentence,
 )
+from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
 from slm_ray.engine import Completion, Engine, PromptError
 from slm_ray.engine_thread import EngineBusyError, EngineClosedError, EngineThread
@@ -64,7 +65,7 @@ class Storyteller:
             seq_len=config.seq_len,
             vocab_size=config.vocab_size,
         )
-        self._thread = EngineThread(Engine(model, tokenizer, max_rows), max_waiting)
+        self._thread = EngineThread(Engine(TorchBackend(model, max_rows), tokenizer), max_waiting)
 
     async def write(self, request: GenerateRequest) -> Completion:
         """Continue a prompt. When the waiting task is cancelled, its row of the batch is given free.

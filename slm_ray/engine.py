@@ -1,8 +1,8 @@
 """Stories out of a model: many at once, each row of the batch at its own place.
 
-In: a `Decoder`, its `Tokenizer`, prompts with their `SamplingParams`. Out: continuations, whole or piece by piece.
-The training loop samples with it, `generate.py` prints from it, `engine_thread.py` puts it behind a server. Neither Ray
-nor MLflow is known here.
+In: a `Backend` (which holds the model and its cache), the `Tokenizer`, prompts with their `SamplingParams`. Out:
+continuations, whole or piece by piece. The training loop samples with it, `generate.py` prints from it,
+`engine_thread.py` puts it behind a server. Neither Ray nor MLflow is known here.
 
 Every story was preceded by the end mark in training, so the model is fed the end mark and then the prompt. The cache
 holds `seq_len` positions; when a row is full, its last `seq_len // 2` tokens are read again from position 0 and the
@@ -10,15 +10,12 @@ story goes on. That is no stranger to the model than a training sample: those be
 """
 
 import collections
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import torch
-
+from slm_ray.backend import Backend
 from slm_ray.errors import UserError
-from slm_ray.model import Decoder, KVCache
 from slm_ray.sampling import SamplingParams, draw
 from slm_ray.tokenizer import Tokenizer
 
@@ -138,26 +135,19 @@ class Story:
 
 
 class Engine:
-    """A running batch of up to `max_rows` stories: they join and leave it at any token.
+    """A running batch of up to `backend.max_rows` stories: they join and leave it at any token.
 
-    For one thread at a time; `EngineThread` shares it among many. Only `story` may be called from anywhere. The
-    model may be in training mode and on any device: it is found as it was after every step, and torch's own
-    random numbers are not touched.
+    For one thread at a time; `EngineThread` shares it among many. Only `story` may be called from anywhere.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, max_rows: int = 8) -> None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows ({max_rows}) must be at least 1")
-        self.model = model
+    def __init__(self, backend: Backend, tokenizer: Tokenizer) -> None:
+        self.backend = backend
         self.tokenizer = tokenizer
-        self.max_rows = max_rows
-        self._device = next(model.parameters()).device
-        self._cache = KVCache.empty(model.config, max_rows, self._device)
-        self._rows: list[Story] = []  # the first len(_rows) rows of the cache belong to these, in this order
+        self._rows: list[Story] = []  # the first len(_rows) rows of the backend belong to these, in this order
         self._waiting: collections.deque[Story] = collections.deque()
 
     def generate(self, prompts: Sequence[str], params: Sequence[SamplingParams]) -> list[Completion]:
-        """Continue every prompt; more than `max_rows` take turns.
+        """Continue every prompt; more than the backend has rows take turns.
 
         Raises:
             PromptError: a prompt is longer than the context, before anything runs.
@@ -197,7 +187,7 @@ class Engine:
         except UnicodeEncodeError as error:
             raise PromptError(f"the prompt is no Unicode text: {error.reason} at {error.start}") from error
         ids = self.tokenizer.encode(prompt)
-        limit = self.model.config.seq_len - 1
+        limit = self.backend.config.seq_len - 1
         if len(ids) > limit:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens and the context of this model holds {limit}: shorten it"
@@ -220,37 +210,32 @@ class Engine:
 
     def step(self) -> list[Story]:
         """Write one token of every running story; returns those that are over now."""
-        with torch.inference_mode(), self._evaluating():
-            over = self._drop_finished()
-            self._admit()
-            if self._rows:
-                self._decode()
-            return over + self._drop_finished()
+        over = self._drop_finished()
+        self._admit()
+        if self._rows:
+            self._decode()
+        return over + self._drop_finished()
 
     def _decode(self) -> None:
-        count, config = len(self._rows), self.model.config
-        for row, length in enumerate(self._cache.lengths[:count].tolist()):
-            if length == config.seq_len:
-                self._read(row, self._rows[row].last_tokens(max(config.seq_len // 2, 1)))
-        last = torch.tensor([story.last_tokens(1) for story in self._rows], device=self._device)  # (B, 1)
-        logits = self.model.decode(last, self._rows_of_cache(0, count))[:, -1]  # (B, vocab_size)
+        seq_len = self.backend.config.seq_len
+        for row, story in enumerate(self._rows):
+            if self.backend.length(row) == seq_len:
+                self._read(row, story.last_tokens(max(seq_len // 2, 1)))
+        logits = self.backend.decode([story.last_tokens(1)[0] for story in self._rows])  # (B, vocab_size)
         uniforms = [story.uniform() for story in self._rows]
         for story, token in zip(self._rows, draw(logits, [s.params for s in self._rows], uniforms), strict=True):
             story.accept(token)
 
     def _admit(self) -> None:
-        while self._waiting and len(self._rows) < self.max_rows:
+        while self._waiting and len(self._rows) < self.backend.max_rows:
             story = self._waiting.popleft()
             if not story.is_over:
                 self._rows.append(story)
-                self._read(len(self._rows) - 1, story.last_tokens(self.model.config.seq_len))
+                self._read(len(self._rows) - 1, story.last_tokens(self.backend.config.seq_len))
 
     def _read(self, row: int, tokens: list[int]) -> None:
         """Fill a row of the cache anew with all tokens but the last, which the next `decode` takes."""
-        self._cache.lengths[row] = 0
-        if len(tokens) > 1:
-            ids = torch.tensor([tokens[:-1]], device=self._device)  # (1, T)
-            self.model.decode(ids, self._rows_of_cache(row, row + 1))
+        self.backend.read(row, tokens[:-1])
 
     def _drop_finished(self) -> list[Story]:
         """Take stories that are over out of the batch; the last row moves into each gap."""
@@ -258,30 +243,9 @@ class Engine:
         for row in reversed(range(len(self._rows))):
             if self._rows[row].is_over:
                 over.append(self._rows[row])
-                self._move_last_to(row)
+                last = len(self._rows) - 1
+                if row != last:
+                    self.backend.move(last, row)
+                    self._rows[row] = self._rows[last]
+                self._rows.pop()
         return over
-
-    def _move_last_to(self, row: int) -> None:
-        last = len(self._rows) - 1
-        if row != last:
-            for tensor in (self._cache.keys, self._cache.values):
-                tensor[:, row] = tensor[:, last]
-            self._cache.lengths[row] = self._cache.lengths[last]
-            self._rows[row] = self._rows[last]
-        self._rows.pop()
-
-    def _rows_of_cache(self, start: int, stop: int) -> KVCache:
-        """A view: what is written to it is written to the whole cache."""
-        cache = self._cache
-        return KVCache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.lengths[start:stop])
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        was_training = self.model.training
-        if was_training:
-            self.model.eval()
-        try:
-            yield
-        finally:
-            if was_training:
-                self.model.train()

@@ -28,7 +28,7 @@ class EngineThread:
 
     def __init__(self, engine: Engine, max_waiting: int = 64) -> None:
         self._engine = engine
-        self._most = engine.max_rows + max_waiting
+        self._most = engine.backend.max_rows + max_waiting
         self._futures: dict[Story, Future[Completion]] = {}
         self._arrived: collections.deque[Story] = collections.deque()
         self._changed = threading.Condition()

@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import dataclasses
 from collections.abc import Sequence
 
+from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
 from slm_ray.command_line import parse
 from slm_ray.engine import Engine
@@ -69,7 +70,7 @@ def write_stories(config: GenerateConfig) -> list[str]:
     """
     params = config.sampling()
     model, tokenizer = load_model(resolve_model(config.model, config.tracking_uri).path)
-    completions = Engine(model, tokenizer).generate(config.prompt, [params] * len(config.prompt))
+    completions = Engine(TorchBackend(model), tokenizer).generate(config.prompt, [params] * len(config.prompt))
     return [prompt + completion.text for prompt, completion in zip(config.prompt, completions, strict=True)]
 
 

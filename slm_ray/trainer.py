@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slm_ray import checkpoint
+from slm_ray.backend import TorchBackend
 from slm_ray.batches import TokenStream, TrainBatches, evaluation_batches
 from slm_ray.checkpoint import Snapshot, TrainState
 from slm_ray.engine import Engine
@@ -240,7 +241,11 @@ class Trainer:
     def sample(self) -> str:
         """A story by the model as it is now; the same seed each time, so that one sees what changed."""
         params = SamplingParams(max_tokens=2 * self.config.model.seq_len, temperature=0.7, top_k=50, seed=0)
-        return Engine(self.model, self.task.tokenizer).generate([self.config.sample_prompt], [params])[0].text
+        return (
+            Engine(TorchBackend(self.model), self.task.tokenizer)
+            .generate([self.config.sample_prompt], [params])[0]
+            .text
+        )
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.around.device.type, dtype=self.autocast, enabled=self.autocast is not None)

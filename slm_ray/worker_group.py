@@ -81,6 +81,7 @@ def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Seq
             storage_filesystem=storage_filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=list(callbacks),
+            worker_runtime_env={"env_vars": {k: v for k, v in hardware.KEEP_MEMORY.items() if k not in os.environ}},
         ),
     )
 

@@ -60,6 +60,7 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
         "saver",
         "utilization",
         "sampling",
+        "backend",
         "engine",
         "progress",
     },

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from slm_ray.backend import TorchBackend
 from slm_ray.config import ModelConfig
 from slm_ray.engine import Completion, Engine, PromptError, TextStream
 from slm_ray.engine_thread import EngineBusyError, EngineClosedError, EngineThread
@@ -89,7 +90,7 @@ def test_greedy_with_cache_equals_naive_loop_for_rows_of_different_lengths(
 ) -> None:
     model = make_model(tokenizer, **changes)
     prompts = ["", "Once", "The cat went to the forest", "Tom and Mia played in the"]
-    completions = Engine(model, tokenizer).generate(prompts, [GREEDY] * 4)
+    completions = Engine(TorchBackend(model), tokenizer).generate(prompts, [GREEDY] * 4)
     for prompt, completion in zip(prompts, completions, strict=True):
         assert list(completion.tokens) == naive_greedy(model, tokenizer, prompt, 40)
         assert completion.prompt_tokens == len(tokenizer.encode(prompt))
@@ -98,7 +99,7 @@ def test_greedy_with_cache_equals_naive_loop_for_rows_of_different_lengths(
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 16])
 def test_story_goes_on_past_the_context(tokenizer: Tokenizer, seq_len: int) -> None:
     model = without_end(make_model(tokenizer, seq_len=seq_len), tokenizer)
-    (completion,) = Engine(model, tokenizer).generate([""], [GREEDY])
+    (completion,) = Engine(TorchBackend(model), tokenizer).generate([""], [GREEDY])
     if seq_len > 1:
         assert list(completion.tokens) == naive_greedy(model, tokenizer, "", 40)
     assert (len(completion.tokens), completion.finish_reason) == (40, "length")
@@ -106,7 +107,7 @@ def test_story_goes_on_past_the_context(tokenizer: Tokenizer, seq_len: int) -> N
 
 def test_more_stories_than_rows_take_turns(model: Decoder, tokenizer: Tokenizer) -> None:
     params = [SamplingParams(temperature=0, max_tokens=5 + 3 * index) for index in range(7)]
-    completions = Engine(model, tokenizer, max_rows=2).generate(["Once"] * 7, params)
+    completions = Engine(TorchBackend(model, max_rows=2), tokenizer).generate(["Once"] * 7, params)
     longest = naive_greedy(model, tokenizer, "Once", 23)
     assert [list(completion.tokens) for completion in completions] == [longest[: 5 + 3 * i] for i in range(7)]
 
@@ -117,7 +118,7 @@ def test_same_seed_writes_the_same_story_alone_and_in_company(
 ) -> None:
     mine = SamplingParams(seed=7, max_tokens=60, **params)
     others = [SamplingParams(seed=seed, max_tokens=9 * seed + 4, top_k=5 * seed) for seed in range(6)]
-    engine = Engine(model, tokenizer)
+    engine = Engine(TorchBackend(model), tokenizer)
     (alone,) = engine.generate(["The cat"], [mine])
     company = engine.generate([*["Once upon"] * 6, "The cat"], [*others, mine])
     assert company[-1] == alone
@@ -127,7 +128,7 @@ def test_same_seed_writes_the_same_story_alone_and_in_company(
 def test_fresh_seeds_differ_and_torchs_own_random_numbers_are_untouched(model: Decoder, tokenizer: Tokenizer) -> None:
     before = torch.random.get_rng_state()
     params = SamplingParams(max_tokens=30, temperature=1.0)
-    first, second = Engine(model, tokenizer).generate(["Once", "Once"], [params, params])
+    first, second = Engine(TorchBackend(model), tokenizer).generate(["Once", "Once"], [params, params])
     assert first.text != second.text
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -137,7 +138,7 @@ def test_stops_at_the_end_mark(tokenizer: Tokenizer) -> None:
     written = naive_greedy(without_end(make_model(tokenizer), tokenizer), tokenizer, "Once", 40)
     model.lm_head.weight.data.zero_()  # all tokens alike, so argmax takes id 0, which is the end mark
     assert tokenizer.end_id == 0 and written
-    (completion,) = Engine(model, tokenizer).generate(["Once"], [GREEDY])
+    (completion,) = Engine(TorchBackend(model), tokenizer).generate(["Once"], [GREEDY])
     assert completion == Completion(
         text="", tokens=(), finish_reason="stop", prompt_tokens=len(tokenizer.encode("Once"))
     )
@@ -145,13 +146,13 @@ def test_stops_at_the_end_mark(tokenizer: Tokenizer) -> None:
 
 def test_training_mode_is_left_as_found_and_dropout_is_off(tokenizer: Tokenizer) -> None:
     model = make_model(tokenizer, dropout=0.5).train()
-    first, second = (Engine(model, tokenizer).generate(["Once"], [GREEDY]) for _ in range(2))
+    first, second = (Engine(TorchBackend(model), tokenizer).generate(["Once"], [GREEDY]) for _ in range(2))
     assert first == second
     assert all(module.training for module in model.modules())
 
 
 def test_prompt_longer_than_the_context_is_refused_before_anything_runs(tokenizer: Tokenizer) -> None:
-    engine = Engine(make_model(tokenizer, seq_len=8), tokenizer)
+    engine = Engine(TorchBackend(make_model(tokenizer, seq_len=8)), tokenizer)
     words = "x" * 8
     with pytest.raises(PromptError, match="has 8 tokens and the context of this model holds 7"):
         engine.generate(["Once", words], [GREEDY] * 2)
@@ -162,18 +163,18 @@ def test_prompt_longer_than_the_context_is_refused_before_anything_runs(tokenize
 
 def test_lone_surrogate_in_a_prompt_is_refused(model: Decoder, tokenizer: Tokenizer) -> None:
     with pytest.raises(PromptError, match="no Unicode text"):
-        Engine(model, tokenizer).generate(["a\ud800"], [GREEDY])
+        Engine(TorchBackend(model), tokenizer).generate(["a\ud800"], [GREEDY])
 
 
 def test_literal_end_mark_in_a_prompt_is_plain_text(model: Decoder, tokenizer: Tokenizer) -> None:
-    engine = Engine(model, tokenizer)
+    engine = Engine(TorchBackend(model), tokenizer)
     (completion,) = engine.generate([f"one{END_OF_TEXT}two"], [GREEDY])
     assert completion.prompt_tokens > 10
     assert len(completion.tokens) == 40
 
 
 def test_stream_joins_to_the_completion_and_frees_its_row_when_closed(model: Decoder, tokenizer: Tokenizer) -> None:
-    engine = Engine(model, tokenizer, max_rows=1)
+    engine = Engine(TorchBackend(model, max_rows=1), tokenizer)
     params = SamplingParams(seed=3, max_tokens=200, temperature=2.0, top_k=0)
     (completion,) = engine.generate(["The"], [params])
     assert "".join(engine.stream("The", params)) == completion.text == tokenizer.decode(completion.tokens)
@@ -205,7 +206,7 @@ def test_broken_characters_decode_as_the_tokenizer_does(tokenizer: Tokenizer) ->
 
 @pytest.fixture
 def thread(model: Decoder, tokenizer: Tokenizer) -> Iterator[EngineThread]:
-    thread = EngineThread(Engine(model, tokenizer, max_rows=2), max_waiting=3)
+    thread = EngineThread(Engine(TorchBackend(model, max_rows=2), tokenizer), max_waiting=3)
     yield thread
     thread.close()
 
@@ -213,7 +214,7 @@ def thread(model: Decoder, tokenizer: Tokenizer) -> Iterator[EngineThread]:
 def test_thread_answers_many_as_each_alone(thread: EngineThread, model: Decoder, tokenizer: Tokenizer) -> None:
     params = [SamplingParams(seed=seed, max_tokens=10 + seed) for seed in range(5)]
     futures = [thread.submit("The cat", row) for row in params]
-    alone = [Engine(model, tokenizer).generate(["The cat"], [row])[0] for row in params]
+    alone = [Engine(TorchBackend(model), tokenizer).generate(["The cat"], [row])[0] for row in params]
     assert [future.result(timeout=60) for future in futures] == alone
 
 
@@ -243,7 +244,7 @@ def test_thread_survives_a_failed_step(thread: EngineThread, model: Decoder, mon
 
 
 def test_closed_thread_fails_what_is_unanswered(model: Decoder, tokenizer: Tokenizer) -> None:
-    thread = EngineThread(Engine(model, tokenizer))
+    thread = EngineThread(Engine(TorchBackend(model), tokenizer))
     future = thread.submit("Once", SamplingParams(max_tokens=10**6))
     thread.close()
     with pytest.raises(EngineClosedError):

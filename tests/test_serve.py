@@ -21,6 +21,7 @@ import torch
 from fastapi import FastAPI
 
 from serve.api import MAX_BODY_BYTES, Storyteller, create_api
+from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
 from slm_ray.engine import Engine
 from slm_ray.registry import resolve_model
@@ -67,7 +68,8 @@ def write(api: FastAPI, **body: Any) -> httpx.Response:
 def test_story_is_the_engines_with_lineage_and_usage(api: FastAPI, model: Path) -> None:
     answer = write(api, prompt="The cat", max_tokens=20, seed=5, temperature=1, top_p=0.9)
     params = SamplingParams(max_tokens=20, seed=5, temperature=1, top_p=0.9)
-    (expected,) = Engine(*load_model(model)).generate(["The cat"], [params])
+    weights, tokenizer = load_model(model)
+    (expected,) = Engine(TorchBackend(weights), tokenizer).generate(["The cat"], [params])
     content = answer.json()
     assert answer.status_code == 200
     assert content["story"] == "The cat" + expected.text
