@@ -1,4 +1,4 @@
-"""The HTTP routes, as a FastAPI application over a loaded model. Ray is not known here.
+"""The HTTP routes, as a FastAPI application over a rollout of models. Ray is not known here.
 
 In: requests. Out: stories with the version of the model and what they took, or a sentence that says what is wrong.
 `app.py` runs it in the replicas of Ray Serve; the tests call it without.
@@ -11,29 +11,23 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.rollout import Rollout
 from serve.schemas import (
     ErrorAnswer,
     GenerateAnswer,
     GenerateRequest,
     Health,
     ModelDescription,
-    ModelVersion,
     Usage,
     sentence,
 )
-from slm_ray.backend import TorchBackend
-from slm_ray.checkpoint import load_model
-from slm_ray.engine import Completion, Engine, PromptError
-from slm_ray.engine_thread import EngineBusyError, EngineClosedError, EngineThread
-from slm_ray.hardware import cpu_count
-from slm_ray.model import count_parameters
-from slm_ray.registry import ResolvedModel, resolve_model
+from slm_ray.engine import Completion, PromptError
+from slm_ray.engine_thread import EngineBusyError, EngineClosedError
 
 MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 2
@@ -46,79 +40,35 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Storyteller:
-    """A loaded model with its engine: what the routes ask."""
-
-    def __init__(self, source: ResolvedModel, max_rows: int = 8, max_waiting: int = 64) -> None:
-        model, tokenizer = load_model(source.path)
-        config = model.config
-        self.version = ModelVersion(
-            name=source.name,
-            version=source.version,
-            run_id=source.run_id,
-            data_fingerprint=source.data_fingerprint,
-        )
-        self.description = ModelDescription(
-            **self.version.model_dump(),
-            step=source.step,
-            parameters=count_parameters(model),
-            seq_len=config.seq_len,
-            vocab_size=config.vocab_size,
-        )
-        self._thread = EngineThread(Engine(TorchBackend(model, max_rows), tokenizer), max_waiting)
-
-    async def write(self, request: GenerateRequest) -> Completion:
-        """Continue a prompt. When the waiting task is cancelled, its row of the batch is given free.
-
-        Raises:
-            PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit`.
-        """
-        return await asyncio.wrap_future(self._thread.submit(request.prompt, request.sampling()))
-
-    async def close(self) -> None:
-        """Stop writing."""
-        await asyncio.to_thread(self._thread.close)
-
-
-def load_storyteller(reference: str, tracking_uri: str, replicas: int) -> Storyteller:
-    """Load a model in a process that shares its machine with the HTTP proxy and the other replicas.
-
-    Raises:
-        UserError: there is no such model, or it is damaged.
-    """
-    # One core is left to the proxy. More than four threads only wait for each other on models of this size.
-    torch.set_num_threads(max(1, min(4, cpu_count() // replicas - 1)))
-    return Storyteller(resolve_model(reference, tracking_uri))
-
-
-def create_api(teller: Storyteller) -> FastAPI:
-    """The application; the storyteller is closed when it shuts down."""
+def create_api(rollout: Rollout) -> FastAPI:
+    """The application; the rollout is closed when it shuts down."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await teller.close()
+        await rollout.close()
 
     api = FastAPI(title="SLM-Ray", description="Stories from a small language model.", lifespan=lifespan)
     api.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
     _add_error_answers(api)
-    _add_routes(api, teller)
+    _add_routes(api, rollout)
     return api
 
 
-def _add_routes(api: FastAPI, teller: Storyteller) -> None:
+def _add_routes(api: FastAPI, rollout: Rollout) -> None:
     page = PAGE.read_text(encoding="utf-8")
 
     @api.post("/generate", responses=_REFUSALS)
     async def generate(request: GenerateRequest) -> GenerateAnswer:
         """Continue a prompt."""
         start = time.perf_counter()
-        completion = await teller.write(request)
+        model, future = rollout.submit(request.prompt, request.sampling())
+        completion = await asyncio.wrap_future(future)  # when this task is cancelled, the row is given free
         usage = _usage(completion, time.perf_counter() - start)
         return GenerateAnswer(
             story=request.prompt + completion.text,
             finish_reason=completion.finish_reason,
-            model=teller.version,
+            model=model.version,
             usage=usage,
         )
 
@@ -130,7 +80,7 @@ def _add_routes(api: FastAPI, teller: Storyteller) -> None:
     @api.get("/model")
     async def model() -> ModelDescription:
         """Which model is served, and where it comes from."""
-        return teller.description
+        return rollout.current.description
 
     @api.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:

@@ -35,7 +35,8 @@ from ray.serve import Application
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
-from serve.api import RETRY_AFTER_S, create_api, load_storyteller
+from serve.api import RETRY_AFTER_S, create_api
+from serve.rollout import start_rollout
 from slm_ray import checkpoint, cluster
 from slm_ray.command_line import parse
 from slm_ray.errors import UserError, command, end_now
@@ -98,7 +99,7 @@ def app(options: AppOptions) -> Application:
     reference, uri, replicas = _absolute(options.model), resolve_uri(options.tracking_uri), options.replicas
 
     def build() -> FastAPI:
-        return create_api(load_storyteller(reference, uri, replicas))
+        return create_api(start_rollout(reference, uri, replicas))
 
     deployment = serve.deployment(
         name="stories",

@@ -20,7 +20,9 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from serve.api import MAX_BODY_BYTES, Storyteller, create_api
+from serve.api import MAX_BODY_BYTES, create_api
+from serve.loaded_model import LoadedModel
+from serve.rollout import Rollout
 from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
 from slm_ray.engine import Engine
@@ -41,9 +43,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def api(model: Path) -> Iterator[FastAPI]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    teller = Storyteller(resolve_model(str(model)), max_rows=2, max_waiting=2)
-    yield create_api(teller)
-    asyncio.run(teller.close())
+    rollout = Rollout(LoadedModel(resolve_model(str(model)), max_rows=2, max_waiting=2))
+    yield create_api(rollout)
+    asyncio.run(rollout.close())
     torch.set_num_threads(threads)
 
 
