@@ -24,8 +24,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)   ## stories to a served model, offline, in minutes
 	@$(BIN)/python infra/demo.py --port $(PORT) $(if $(ONCE),--once)
 
-test: $(READY)   ## all tests
-	$(BIN)/python -m pytest
+test: $(READY)   ## all tests, two processes at once
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(READY)   ## format, lint, types, YAML
 	$(BIN)/ruff format --check .

@@ -26,6 +26,18 @@ hypothesis.settings.load_profile("steady")
 quiet_environment()
 torch.set_num_threads(1)  # several threads on tiny tensors wait for each other, on a busy machine for seconds
 TINY_STORIES = 120
+RAY_FILES = frozenset(
+    f"test_{name}"
+    for name in ("demo", "end_to_end", "faults_ray", "mirrored_run", "serve", "serve_faults", "sweep", "train")
+)
+"""Files that start a Ray: several at once on one machine confuse each other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `-n 2 --dist loadgroup`: a file's tests stay in one process, those with Ray all in the same; these begin."""
+    items.sort(key=lambda item: item.path.stem not in RAY_FILES)  # stable
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path.stem in RAY_FILES else item.path.stem))
 
 
 @pytest.fixture(scope="session")

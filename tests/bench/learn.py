@@ -9,6 +9,7 @@ a change to `START`, or to another try. What every try gave is kept in `learning
 import argparse
 import dataclasses
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -63,6 +64,8 @@ def muon(**changes: Any) -> dict[str, Any]:
 
 BASE = "muon, lr 1e-2, embeddings 0.6"
 SMALL = "batch 16"
+TO_ZERO = "story-5m, linear to 0"
+FIVE = "story-5m, linear to 0, five layers"
 TRIES = {
     "adamw": Try({}),
     "adamw, lr 1e-3": Try({"optim": {"lr": 1e-3}}),
@@ -78,6 +81,10 @@ TRIES = {
     "batch 16, even rows, embeddings 10": Try({"optim": {"normalize_rows": True, "embed_lr_factor": 10.0}}, SMALL),
     "batch 16, even rows, embeddings 20": Try({"optim": {"normalize_rows": True, "embed_lr_factor": 20.0}}, SMALL),
     "story-5m": Try(of_preset("story-5m")),
+    TO_ZERO: Try({"optim": {"schedule": "linear", "min_lr": 0.0}}, "story-5m"),
+    FIVE: Try({"model": {"n_layers": 5}}, TO_ZERO),
+    "five layers, batch 16": Try({"batch_size": 16}, FIVE),
+    "five layers, lr 5e-3": Try({"optim": {"lr": 5e-3}}, FIVE),
 }
 
 
@@ -154,6 +161,7 @@ def line(name: str, trainer: Trainer, n_parameters: int, given: argparse.Namespa
         seconds += time.perf_counter() - started
         metrics = trainer.validate()
         figures.append(f"{given.share * part / given.validations:.3g}: {metrics['val_bits_per_byte']:.4f}")
+        print(f"{name}: step {trainer.step:,}/{max_steps:,}, {figures[-1]}", file=sys.stderr, flush=True)
     speed = max_steps * trainer.config.batch_size * trainer.config.model.seq_len / seconds
     cells = [
         name,
