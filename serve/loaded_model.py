@@ -8,11 +8,12 @@ from concurrent.futures import Future
 from serve.schemas import ModelDescription, ModelVersion
 from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
-from slm_ray.engine import Completion, Engine
+from slm_ray.engine import Engine
 from slm_ray.engine_thread import EngineThread
 from slm_ray.model import count_parameters
 from slm_ray.registry import ResolvedModel
 from slm_ray.sampling import SamplingParams
+from slm_ray.story import Completion
 
 
 class LoadedModel:

@@ -9,10 +9,10 @@ from concurrent.futures import Future
 import torch
 
 from serve.loaded_model import LoadedModel
-from slm_ray.engine import Completion
 from slm_ray.hardware import cpu_count
 from slm_ray.registry import resolve_model
 from slm_ray.sampling import SamplingParams
+from slm_ray.story import Completion
 
 
 class Rollout:
