@@ -1,12 +1,13 @@
 """The fast backend of CPUs: the decode graph on ONNX Runtime, with one cache that it reads and writes in place.
 
-In: tokens for rows. Out: logits. Fused attention takes each row's own length, so rows need no padding and no mask; the
-rows of a call are a contiguous part of the cache, bound as past and as present alike, so nothing is copied.
-`backends.py` makes it; the engine runs it as any `Backend`.
+In: tokens for rows. Out: logits. Fused attention takes each row's own length, so rows need no padding and no mask. The
+rows of a call are a contiguous part of the cache, bound as past and as present alike, so nothing is copied; the
+bindings of single steps are made once. `backends.py` makes it; the engine runs it as any `Backend`.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,50 +20,53 @@ from slm_ray.model import Decoder
 from slm_ray.onnx_graph import Weights, decode_graph, padded_width
 
 Array = NDArray[Any]
-_MANY = 64
-"""Rows of the output layer computed at a time for a prompt whose logits nobody wants: none of them is a place."""
 
 
 class OnnxBackend:
     """A `Backend` on ONNX Runtime. It copies the weights: what becomes of the model afterwards does not matter."""
 
     def __init__(self, model: Decoder, max_rows: int = 8, *, weights: Weights = "fp32", threads: int = 0) -> None:
-        """threads: of each product; 0 takes a thread a core."""
+        """threads: of each product; 0 takes one a core.
+
+        Raises:
+            ValueError: the model is too large for one graph, or max_rows is below 1.
+        """
         if max_rows < 1:
             raise ValueError(f"max_rows ({max_rows}) must be at least 1")
         self.config = config = model.config
         self.max_rows = max_rows
         self._session = _session(decode_graph(model, weights).SerializeToString(), threads)
-        shape = (2 * config.n_layers, max_rows, config.kv_heads, config.seq_len, padded_width(config))
+        self._names = {one.name for one in self._session.get_inputs()}
+        shape = (config.n_layers, 2, max_rows, config.kv_heads, config.seq_len, padded_width(config))
         self._cache = np.zeros(shape, dtype=np.float32)  # of each layer its keys, then its values
         self._lengths = np.zeros(max_rows, dtype=np.int64)
-        self._step = _Inputs.empty(max_rows, 1)
+        self._inputs = _Inputs.of(max_rows, 1)
         self._logits = np.zeros((max_rows, config.vocab_size), dtype=np.float32)
-        self._bindings: dict[int, Any] = {}  # of a step, by its number of rows
+        self._steps = [self._step(rows) for rows in range(1, max_rows + 1)]
 
-    def read(self, row: int, tokens: Sequence[int]) -> Tensor | None:
+    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Tensor | None:
         """See `Backend`."""
         count = len(tokens)
         self._lengths[row] = 0
         if not count:
             return None
-        inputs = _Inputs.empty(1, count)
-        inputs.fill([tokens], np.zeros(1, dtype=np.int64))
-        logits = np.empty((count, self.config.vocab_size), dtype=np.float32)
-        self._session.run_with_iobinding(self._binding(inputs.arrays(1, count), self._rows(row, row + 1), logits))
+        inputs = _Inputs.of(1, count)
+        inputs.fill([tokens], self._lengths[row : row + 1])
+        if not wants_logits:
+            inputs.wanted = inputs.wanted[:0]
+        logits = np.empty((len(inputs.wanted), self.config.vocab_size), dtype=np.float32)
+        self._session.run_with_iobinding(self._binding(inputs, slice(row, row + 1), logits))
         self._lengths[row] = count
-        return torch.from_numpy(logits)
+        return torch.from_numpy(logits) if wants_logits else None
 
     def decode(self, tokens: Sequence[int]) -> Tensor:
         """See `Backend`."""
-        rows = len(tokens)
-        logits = self._logits[:rows]
-        if rows not in self._bindings:
-            self._bindings[rows] = self._binding(self._step.arrays(rows, 1), self._rows(0, rows), logits)
-        self._step.fill(np.array(tokens)[:, None], self._lengths[:rows])
-        self._session.run_with_iobinding(self._bindings[rows])
-        self._lengths[:rows] += 1
-        return torch.from_numpy(logits)
+        step = self._steps[len(tokens) - 1]
+        lengths = self._lengths[: len(tokens)]
+        step.inputs.fill(np.array(tokens)[:, None], lengths)
+        self._session.run_with_iobinding(step.binding)
+        lengths += 1
+        return step.logits
 
     def length(self, row: int) -> int:
         """See `Backend`."""
@@ -71,69 +75,79 @@ class OnnxBackend:
     def move(self, source: int, target: int) -> None:
         """See `Backend`."""
         count = self._lengths[source]
-        self._cache[:, target, :, :count] = self._cache[:, source, :, :count]
+        self._cache[:, :, target, :, :count] = self._cache[:, :, source, :, :count]
         self._lengths[target] = count
 
-    def _rows(self, start: int, stop: int) -> list[Array]:
-        """Part of the cache of each layer: keys_0, values_0, keys_1, ..., each (rows, n_kv_heads, seq_len, width)."""
-        return [part[start:stop] for part in self._cache]
+    def _step(self, rows: int) -> "_Step":
+        inputs, logits = self._inputs.first(rows), self._logits[:rows]
+        return _Step(inputs, torch.from_numpy(logits), self._binding(inputs, slice(rows), logits))
 
-    def _binding(self, inputs: Mapping[str, Array], cache: Sequence[Array], logits: Array) -> Any:
-        """Memory of a run's inputs and outputs; the session reads and writes there without a copy."""
+    def _binding(self, inputs: "_Inputs", rows: slice, logits: Array) -> Any:
+        """Where a run reads and writes. The memory must stay: the binding knows its addresses alone."""
         binding = self._session.io_binding()
-        known = {one.name for one in self._session.get_inputs()}
-        for name, values in inputs.items():
-            if name in known:
-                binding.bind_input(name, "cpu", 0, values.dtype.type, values.shape, values.ctypes.data)
-        names = itertools.product(range(self.config.n_layers), ("keys", "values"))
-        for (layer, kind), values in zip(names, cache, strict=True):
-            where = ("cpu", 0, np.float32, values.shape, values.ctypes.data)
-            binding.bind_input(f"{kind}_{layer}", *where)
-            binding.bind_output(f"new_{kind}_{layer}", *where)
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        for name, values in vars(inputs).items():
+            if name in self._names:
+                binding.bind_input(name, *_place(values))
+        for layer, (kind, half) in itertools.product(range(self.config.n_layers), (("keys", 0), ("values", 1))):
+            part = self._cache[layer, half, rows]  # (B, n_kv_heads, seq_len, width)
+            binding.bind_input(f"{kind}_{layer}", *_place(part))
+            binding.bind_output(f"new_{kind}_{layer}", *_place(part))
+        binding.bind_output("logits", *_place(logits))
         return binding
 
 
+@dataclasses.dataclass
 class _Inputs:
-    """Memory of the small inputs of a call of `rows` rows and `steps` tokens each."""
+    """The small inputs of a call of B rows with T tokens each, under the graph's names; see `onnx_graph`."""
+
+    tokens: Array  # (B, T)
+    positions: Array  # (B, T)
+    ends: Array  # (B,)
+    longest: Array  # ()
+    wanted: Array  # (B * T, 2), or none of them
 
     @classmethod
-    def empty(cls, rows: int, steps: int):
-        self = cls()
-        self.tokens = np.zeros((rows, steps), dtype=np.int64)
-        self.positions = np.zeros((rows, steps), dtype=np.int64)
-        self.ends = np.zeros(rows, dtype=np.int32)
-        self.longest = np.zeros((), dtype=np.int32)
-        self.wanted = np.arange(rows * steps, dtype=np.int64)
-        return self
+    def of(cls, rows: int, steps: int) -> "_Inputs":
+        """Zeros, and logits wanted everywhere."""
+        places = np.indices((rows, steps)).reshape(2, -1).T  # (B * T, 2)
+        return cls(
+            tokens=np.zeros((rows, steps), dtype=np.int64),
+            positions=np.zeros((rows, steps), dtype=np.int64),
+            ends=np.zeros(rows, dtype=np.int32),
+            longest=np.zeros((), dtype=np.int32),
+            wanted=np.ascontiguousarray(places, dtype=np.int64),
+        )
 
-    def fill(self, tokens, lengths) -> None:
-        rows, steps = len(tokens), len(tokens[0])
-        self.tokens[:rows] = tokens
-        self.positions[:rows] = lengths[:, None] + np.arange(steps)
-        self.ends[:rows] = lengths + (steps - 1)
+    def first(self, rows: int) -> "_Inputs":
+        """The memory of the first rows, of one token each."""
+        return _Inputs(self.tokens[:rows], self.positions[:rows], self.ends[:rows], self.longest, self.wanted[:rows])
+
+    def fill(self, tokens: Array | Sequence[Sequence[int]], lengths: Array) -> None:
+        """Take B x T tokens that go on from rows of these lengths, (B,)."""
+        steps = self.tokens.shape[1]
+        self.tokens[...] = tokens
+        np.add(lengths[:, None], np.arange(steps), out=self.positions)
+        np.add(lengths, steps - 1, out=self.ends, casting="unsafe")
         self.longest[...] = lengths.max() + steps
 
-    def arrays(self, rows: int, steps: int) -> dict[str, Array]:
-        return {
-            "tokens": self.tokens[:rows],
-            "positions": self.positions[:rows],
-            "ends": self.ends[:rows],
-            "longest": self.longest,
-            "wanted": self.wanted[: rows * steps],
-        }
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What a step of so many rows needs, made once."""
+
+    inputs: _Inputs
+    logits: Tensor
+    binding: Any
+
+
+def _place(values: Array) -> tuple[str, int, Any, tuple[int, ...], int]:
+    """Arguments that bind an array's memory."""
+    assert values.flags.c_contiguous
+    return "cpu", 0, values.dtype.type, values.shape, values.ctypes.data
 
 
 def _session(model: bytes, threads: int) -> Any:
-    import os
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    if os.environ.get("SPIN") == "0":
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if os.environ.get("PROF"):
-        options.enable_profiling = True
-        options.profile_file_prefix = "/tmp/fastx/prof"
-    if os.environ.get("MP") == "0":
-        options.enable_mem_pattern = False
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

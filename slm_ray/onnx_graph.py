@@ -7,7 +7,7 @@ Runtime's docs/ContribOperators.md.
     tokens     (B, T) int64        positions  (B, T) int64, with learned positions only
     ends       (B,) int32          tokens of each row after this call, less one
     longest    () int32            the largest of them, plus one
-    wanted     (N,) int64          which of the B * T places get logits
+    wanted     (N, 2) int64        the places that get logits, each a row and a step
     keys_0, values_0, ...          (B, n_kv_heads, seq_len, width); given back as new_keys_0, new_values_0, ...
     logits     (N, vocab_size)
 
@@ -86,7 +86,7 @@ class _Graph:
         self._input("tokens", TensorProto.INT64, ["B", "T"])
         self._input("ends", TensorProto.INT32, ["B"])
         self._input("longest", TensorProto.INT32, [])
-        self._input("wanted", TensorProto.INT64, ["N"])
+        self._input("wanted", TensorProto.INT64, ["N", 2])
         embedding = self._array("embed_tokens", _numpy(model.embed_tokens.weight))
         x = self._node("Gather", [embedding, "tokens"])  # (B, T, d_model)
         if config.positions == "learned":
@@ -151,8 +151,7 @@ class _Graph:
         return self._linear(inner, _numpy(mlp.down_proj.weight), mlp.down_proj.bias, f"down_{layer}")
 
     def _head(self, x: str, model: Decoder, tied: str) -> None:
-        flat = self._node("Reshape", [x, self._array("flat", np.array([-1, model.config.d_model]))])
-        rows = self._node("Gather", [flat, "wanted"])  # (N, d_model)
+        rows = self._node("GatherND", [x, "wanted"])  # (N, d_model)
         head = model.lm_head
         if self._weights == "int8":
             self._rename(self._linear(rows, _numpy(head.weight), head.bias, "head"), "logits")
@@ -217,9 +216,7 @@ class _Graph:
         levels, scales = quantize(weight)
         inputs = [x, self._array(name, levels), self._array(f"{name}_scale", scales)]
         out, into = weight.shape
-        return self._node(
-            "MatMulNBits", inputs, CONTRIB, K=into, N=out, bits=8, block_size=BLOCK, accuracy_level=4
-        )
+        return self._node("MatMulNBits", inputs, CONTRIB, K=into, N=out, bits=8, block_size=BLOCK, accuracy_level=4)
 
     def _node(self, kind: str, inputs: Iterable[str], domain: str = "", **attributes: Any) -> str:
         name = f"{kind}_{len(self.nodes)}"
