@@ -7,7 +7,7 @@ bindings of single steps are made once. `backends.py` makes it; the engine runs 
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,15 @@ class OnnxBackend:
         self.config = config = model.config
         self.max_rows = max_rows
         self._session = _session(decode_graph(model, weights).SerializeToString(), threads)
-        self._names = {one.name for one in self._session.get_inputs()}
+        known = {one.name for one in self._session.get_inputs()}
+        self._small_inputs = known & {"tokens", "positions", "ends", "longest", "wanted"}  # no positions where rotary
         shape = (config.n_layers, 2, max_rows, config.kv_heads, config.seq_len, padded_width(config))
         self._cache = np.zeros(shape, dtype=np.float32)  # of each layer its keys, then its values
-        self._lengths = np.zeros(max_rows, dtype=np.int64)
-        self._inputs = _Inputs.of(max_rows, 1)
+        self._lengths = [0] * max_rows
+        self._tokens = np.zeros((max_rows, 1), dtype=np.int64)
+        self._ends = np.zeros(max_rows, dtype=np.int32)
+        self._longest = np.zeros((), dtype=np.int32)
+        self._places = np.array([(row, 0) for row in range(max_rows)], dtype=np.int64)
         self._logits = np.zeros((max_rows, config.vocab_size), dtype=np.float32)
         self._steps = [self._step(rows) for rows in range(1, max_rows + 1)]
 
@@ -50,27 +54,33 @@ class OnnxBackend:
         self._lengths[row] = 0
         if not count:
             return None
-        inputs = _Inputs.of(1, count)
-        inputs.fill([tokens], self._lengths[row : row + 1])
-        if not wants_logits:
-            inputs.wanted = inputs.wanted[:0]
-        logits = np.empty((len(inputs.wanted), self.config.vocab_size), dtype=np.float32)
+        places = [(0, step) for step in range(count) if wants_logits]
+        inputs: dict[str, Array] = {
+            "tokens": np.array([tokens], dtype=np.int64),
+            "positions": np.arange(count, dtype=np.int32)[None],
+            "ends": np.array([count - 1], dtype=np.int32),
+            "longest": np.array(count, dtype=np.int32),
+            "wanted": np.array(places, dtype=np.int64).reshape(-1, 2),
+        }
+        logits = np.empty((len(places), self.config.vocab_size), dtype=np.float32)
         self._session.run_with_iobinding(self._binding(inputs, slice(row, row + 1), logits))
         self._lengths[row] = count
         return torch.from_numpy(logits) if wants_logits else None
 
     def decode(self, tokens: Sequence[int]) -> Tensor:
         """See `Backend`."""
-        step = self._steps[len(tokens) - 1]
-        lengths = self._lengths[: len(tokens)]
-        step.inputs.fill(np.array(tokens)[:, None], lengths)
+        rows = len(tokens)
+        step, lengths = self._steps[rows - 1], self._lengths[:rows]
+        step.tokens[:] = tokens
+        step.ends[:] = lengths
+        self._longest[()] = max(lengths) + 1
         self._session.run_with_iobinding(step.binding)
-        lengths += 1
+        self._lengths[:rows] = [length + 1 for length in lengths]
         return step.logits
 
     def length(self, row: int) -> int:
         """See `Backend`."""
-        return int(self._lengths[row])
+        return self._lengths[row]
 
     def move(self, source: int, target: int) -> None:
         """See `Backend`."""
@@ -79,15 +89,22 @@ class OnnxBackend:
         self._lengths[target] = count
 
     def _step(self, rows: int) -> "_Step":
-        inputs, logits = self._inputs.first(rows), self._logits[:rows]
-        return _Step(inputs, torch.from_numpy(logits), self._binding(inputs, slice(rows), logits))
+        tokens, ends, logits = self._tokens[:rows], self._ends[:rows], self._logits[:rows]
+        inputs: dict[str, Array] = {
+            "tokens": tokens,
+            "positions": ends[:, None],  # the lengths before the step are both
+            "ends": ends,
+            "longest": self._longest,
+            "wanted": self._places[:rows],
+        }
+        binding = self._binding(inputs, slice(rows), logits)
+        return _Step(binding=binding, tokens=tokens[:, 0], ends=ends, logits=torch.from_numpy(logits))
 
-    def _binding(self, inputs: "_Inputs", rows: slice, logits: Array) -> Any:
-        """Where a run reads and writes. The memory must stay: the binding knows its addresses alone."""
+    def _binding(self, inputs: Mapping[str, Array], rows: slice, logits: Array) -> Any:
+        """Where a run reads and writes. The memory must stay: a binding knows addresses alone."""
         binding = self._session.io_binding()
-        for name, values in vars(inputs).items():
-            if name in self._names:
-                binding.bind_input(name, *_place(values))
+        for name in self._small_inputs:
+            binding.bind_input(name, *_place(inputs[name]))
         for layer, (kind, half) in itertools.product(range(self.config.n_layers), (("keys", 0), ("values", 1))):
             part = self._cache[layer, half, rows]  # (B, n_kv_heads, seq_len, width)
             binding.bind_input(f"{kind}_{layer}", *_place(part))
@@ -96,48 +113,17 @@ class OnnxBackend:
         return binding
 
 
-@dataclasses.dataclass
-class _Inputs:
-    """The small inputs of a call of B rows with T tokens each, under the graph's names; see `onnx_graph`."""
-
-    tokens: Array  # (B, T)
-    positions: Array  # (B, T)
-    ends: Array  # (B,)
-    longest: Array  # ()
-    wanted: Array  # (B * T, 2), or none of them
-
-    @classmethod
-    def of(cls, rows: int, steps: int) -> "_Inputs":
-        """Zeros, and logits wanted everywhere."""
-        places = np.indices((rows, steps)).reshape(2, -1).T  # (B * T, 2)
-        return cls(
-            tokens=np.zeros((rows, steps), dtype=np.int64),
-            positions=np.zeros((rows, steps), dtype=np.int64),
-            ends=np.zeros(rows, dtype=np.int32),
-            longest=np.zeros((), dtype=np.int32),
-            wanted=np.ascontiguousarray(places, dtype=np.int64),
-        )
-
-    def first(self, rows: int) -> "_Inputs":
-        """The memory of the first rows, of one token each."""
-        return _Inputs(self.tokens[:rows], self.positions[:rows], self.ends[:rows], self.longest, self.wanted[:rows])
-
-    def fill(self, tokens: Array | Sequence[Sequence[int]], lengths: Array) -> None:
-        """Take B x T tokens that go on from rows of these lengths, (B,)."""
-        steps = self.tokens.shape[1]
-        self.tokens[...] = tokens
-        np.add(lengths[:, None], np.arange(steps), out=self.positions)
-        np.add(lengths, steps - 1, out=self.ends, casting="unsafe")
-        self.longest[...] = lengths.max() + steps
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Step:
-    """What a step of so many rows needs, made once."""
+    """What a step of so many rows reads and writes beside the cache, bound once.
 
-    inputs: _Inputs
-    logits: Tensor
+    After a run everything else has left the processor's caches: so as little as can be is done between two.
+    """
+
     binding: Any
+    tokens: Array  # (B,)
+    ends: Array  # (B,)
+    logits: Tensor  # (B, vocab_size)
 
 
 def _place(values: Array) -> tuple[str, int, Any, tuple[int, ...], int]:
@@ -150,4 +136,7 @@ def _session(model: bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Idle threads wait longer and longer between looks for work. With nothing else on the cores this costs nothing;
+    # beside a busy process (an HTTP proxy) a step takes half the time of plain spinning.
+    options.add_session_config_entry("session.intra_op.spin_backoff_max", "8")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

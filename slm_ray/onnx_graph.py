@@ -4,7 +4,7 @@ In: a `Decoder`. Out: a `ModelProto` whose weights are in memory. `onnx_backend.
 (T tokens of a row) and single steps (T = 1 of B rows). Operators of the domain com.microsoft are documented in ONNX
 Runtime's docs/ContribOperators.md.
 
-    tokens     (B, T) int64        positions  (B, T) int64, with learned positions only
+    tokens     (B, T) int64        positions  (B, T) int32, with learned positions only
     ends       (B,) int32          tokens of each row after this call, less one
     longest    () int32            the largest of them, plus one
     wanted     (N, 2) int64        the places that get logits, each a row and a step
@@ -90,7 +90,7 @@ class _Graph:
         embedding = self._array("embed_tokens", _numpy(model.embed_tokens.weight))
         x = self._node("Gather", [embedding, "tokens"])  # (B, T, d_model)
         if config.positions == "learned":
-            self._input("positions", TensorProto.INT64, ["B", "T"])
+            self._input("positions", TensorProto.INT32, ["B", "T"])
             table = self._array("embed_positions", _numpy(model.embed_positions.weight))
             x = self._node("Add", [x, self._node("Gather", [table, "positions"])])
         else:
