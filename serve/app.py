@@ -35,7 +35,8 @@ from ray.serve import Application
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
-from serve.api import RETRY_AFTER_S, create_api
+from serve.api import create_api
+from serve.refusals import RETRY_AFTER_S
 from serve.rollout import start_rollout
 from slm_ray import checkpoint, cluster
 from slm_ray.command_line import parse

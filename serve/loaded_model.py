@@ -3,13 +3,14 @@
 In: a resolved reference. Out: futures of continuations. `rollout.py` says which loaded model is the current one.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 from serve.schemas import ModelDescription, ModelVersion
 from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
 from slm_ray.engine import Engine
-from slm_ray.engine_thread import EngineThread
+from slm_ray.engine_thread import EngineThread, Load, OnPiece
 from slm_ray.model import count_parameters
 from slm_ray.registry import ResolvedModel
 from slm_ray.sampling import SamplingParams
@@ -22,6 +23,7 @@ class LoadedModel:
     def __init__(self, source: ResolvedModel, max_rows: int = 8, max_waiting: int = 64) -> None:
         model, tokenizer = load_model(source.path)
         config = model.config
+        self.tokenizer = tokenizer
         self.version = ModelVersion(
             name=source.name,
             version=source.version,
@@ -37,13 +39,20 @@ class LoadedModel:
         )
         self._thread = EngineThread(Engine(TorchBackend(model, max_rows), tokenizer), max_waiting)
 
-    def submit(self, prompt: str, params: SamplingParams) -> "Future[Completion]":
+    def submit(
+        self, prompt: str | Sequence[int], params: SamplingParams, on_piece: OnPiece | None = None
+    ) -> "Future[Completion]":
         """Ask for a continuation.
 
         Raises:
             PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit`.
         """
-        return self._thread.submit(prompt, params)
+        return self._thread.submit(prompt, params, on_piece)
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do."""
+        return self._thread.load
 
     def close(self) -> None:
         """Stop writing."""

@@ -4,11 +4,14 @@ In: a reference, as `models:/tinystories@champion`. Out: the loaded model behind
 """
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import torch
 
 from serve.loaded_model import LoadedModel
+from serve.schemas import RolloutStatus
+from slm_ray.engine_thread import OnPiece
 from slm_ray.hardware import cpu_count
 from slm_ray.registry import resolve_model
 from slm_ray.sampling import SamplingParams
@@ -20,15 +23,19 @@ class Rollout:
 
     def __init__(self, current: LoadedModel) -> None:
         self.current = current
+        self.status = RolloutStatus()
+        self.is_ready = True
 
-    def submit(self, prompt: str, params: SamplingParams) -> "tuple[LoadedModel, Future[Completion]]":
+    def submit(
+        self, prompt: str | Sequence[int], params: SamplingParams, on_piece: OnPiece | None = None
+    ) -> "tuple[LoadedModel, Future[Completion]]":
         """Ask the current model for a continuation; gives the model that writes it too.
 
         Raises:
             PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit`.
         """
         model = self.current
-        return model, model.submit(prompt, params)
+        return model, model.submit(prompt, params, on_piece)
 
     async def close(self) -> None:
         """Stop writing."""
