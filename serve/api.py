@@ -80,7 +80,7 @@ def _add_routes(api: FastAPI, rollout: Rollout) -> None:
     @api.get("/model")
     async def model() -> ModelDescription:
         """Which model is served, and where it comes from."""
-        return rollout.current.description
+        return rollout.description
 
     @api.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:

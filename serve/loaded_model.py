@@ -1,26 +1,65 @@
-"""A model that is ready to write: read, described, and shared by its engine's thread. Ray is not known here.
+"""A model that is ready to write: read, verified, warmed up, and shared by its engine's thread. Ray is not known here.
 
-In: a resolved reference. Out: futures of continuations. `rollout.py` says which loaded model is the current one.
+In: a resolved reference. Out: futures of continuations. `rollout.py` says which loaded model is the current one. A
+model that does not answer the fixed prompts is not loaded.
 """
 
+import dataclasses
+import shutil
+import threading
+import time
 from concurrent.futures import Future
+from typing import Any, Literal
+
+import torch
 
 from serve.schemas import ModelDescription, ModelVersion
-from slm_ray.backend import TorchBackend
-from slm_ray.checkpoint import load_model
+from slm_ray import checkpoint
+from slm_ray.backend import Backend, TorchBackend
 from slm_ray.engine import Completion, Engine
-from slm_ray.engine_thread import EngineThread
-from slm_ray.model import count_parameters
+from slm_ray.engine_thread import EngineClosedError, EngineThread
+from slm_ray.errors import UserError
+from slm_ray.model import Decoder, count_parameters
 from slm_ray.registry import ResolvedModel
 from slm_ray.sampling import SamplingParams
 
+BackendName = Literal["auto", "torch", "onnx", "onnx-int8"]
+PROMPTS = ("", "The", "Once upon a time", "One day, a little dog")
+"""What every version is asked to continue before it serves."""
+ANSWER_TOKENS = 24
+
+
+class BrokenModelError(UserError):
+    """A model that was read and cannot write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The greedy continuation of a fixed prompt."""
+
+    prompt: str
+    text: str
+    seconds: float
+
 
 class LoadedModel:
-    """One version of a model with its engine."""
+    """One version of a model with its engine.
 
-    def __init__(self, source: ResolvedModel, max_rows: int = 8, max_waiting: int = 64) -> None:
-        model, tokenizer = load_model(source.path)
-        config = model.config
+    Raises:
+        UserError: the checkpoint is damaged.
+        BrokenModelError: it gives numbers that are not finite, or no text.
+    """
+
+    def __init__(
+        self,
+        source: ResolvedModel,
+        max_rows: int = 8,
+        max_waiting: int = 64,
+        backend: BackendName = "auto",
+        threads: int = 1,
+    ) -> None:
+        model, tokenizer = checkpoint.load_model(source.path)
+        self.identity = source.identity
         self.version = ModelVersion(
             name=source.name,
             version=source.version,
@@ -31,19 +70,102 @@ class LoadedModel:
             **self.version.model_dump(),
             step=source.step,
             parameters=count_parameters(model),
-            seq_len=config.seq_len,
-            vocab_size=config.vocab_size,
+            seq_len=model.config.seq_len,
+            vocab_size=model.config.vocab_size,
+            evaluation=checkpoint.load_state(source.path).metrics,
         )
-        self._thread = EngineThread(Engine(TorchBackend(model, max_rows), tokenizer), max_waiting)
+        engine = Engine(make_backend(model, max_rows, backend, threads), tokenizer)
+        self.answers = warm_up(engine, self.title)
+        self._scratch = source.scratch
+        self._running = 0
+        self._is_closing = False
+        self._changed = threading.Condition()
+        self._thread: EngineThread | None = EngineThread(engine, max_waiting)
 
-    def submit(self, prompt: str, params: SamplingParams) -> "Future[Completion]":
-        """Ask for a continuation.
+    @property
+    def title(self) -> str:
+        """Name and version, in words."""
+        return f"{self.version.name} {self.version.version}"
+
+    @property
+    def answer_s(self) -> float:
+        """Seconds that the fixed prompts took together."""
+        return sum(answer.seconds for answer in self.answers)
+
+    def submit(self, prompt: str, params: SamplingParams, **options: Any) -> "Future[Completion]":
+        """Ask for a continuation; `options` are those of `EngineThread.submit`.
 
         Raises:
             PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit`.
         """
-        return self._thread.submit(prompt, params)
+        with self._changed:
+            if self._is_closing or self._thread is None:
+                raise EngineClosedError("the engine is closed")
+            self._running += 1
+            thread = self._thread
+        try:
+            future = thread.submit(prompt, params, **options)
+        except BaseException:
+            self._count_down()
+            raise
+        future.add_done_callback(self._count_down)
+        return future
 
-    def close(self) -> None:
-        """Stop writing."""
-        self._thread.close()
+    def _count_down(self, _: object = None) -> None:
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+
+    def close(self, drain_s: float = 0) -> None:
+        """Take no more requests, let those that run or wait finish for so long, fail the rest, free the memory.
+
+        Called twice, the later and shorter time counts too.
+        """
+        deadline = time.monotonic() + drain_s
+        with self._changed:
+            self._is_closing = True
+            self._changed.wait_for(lambda: not self._running, max(0, deadline - time.monotonic()))
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def make_backend(model: Decoder, max_rows: int, name: BackendName, threads: int) -> Backend:  # noqa: ARG001
+    """The backend by its name, for `max_rows` stories at once; `auto` is the fast one where there is one.
+
+    Raises:
+        UserError: it is not to be had.
+    """
+    if name in ("auto", "torch"):
+        return TorchBackend(model, max_rows)
+    raise UserError(f"backend {name} is not to be had here: expected auto or torch")
+
+
+def warm_up(engine: Engine, title: str) -> tuple[Answer, ...]:
+    """Let a model continue the fixed prompts greedily, alone and with every row in use.
+
+    Prompts that a small context does not hold are left out; the empty one is always there.
+
+    Raises:
+        BrokenModelError: numbers that are not finite, or no text after any of them.
+    """
+    most = engine.backend.config.seq_len // 2
+    prompts = [prompt for prompt in PROMPTS if len(engine.tokenizer.encode(prompt)) <= most]
+    params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0)
+    for prompt in prompts:
+        logits = engine.backend.read(0, [engine.tokenizer.end_id, *engine.tokenizer.encode(prompt)])
+        if logits is None or not bool(torch.isfinite(logits).all()):
+            raise BrokenModelError(f"{title} gives numbers that are not finite after {prompt!r}: it is not served")
+    engine.generate([prompts[-1]] * engine.backend.max_rows, [params] * engine.backend.max_rows)
+    answers = tuple(_answer(engine, prompt, params) for prompt in prompts)
+    if not any(answer.text.strip() for answer in answers):
+        raise BrokenModelError(f"{title} writes nothing after any of {prompts}: it is not served")
+    return answers
+
+
+def _answer(engine: Engine, prompt: str, params: SamplingParams) -> Answer:
+    start = time.perf_counter()
+    (completion,) = engine.generate([prompt], [params])
+    return Answer(prompt, completion.text, time.perf_counter() - start)

@@ -46,6 +46,15 @@ class ModelVersion(BaseModel):
     data_fingerprint: str = Field(description="Fingerprint of the data set it was trained on.")
 
 
+class RolloutStatus(BaseModel):
+    """How the last change of the version went."""
+
+    state: Literal["serving", "loading", "failed"] = Field(
+        "serving", description="Failed: the version pointed to is not served, the one before goes on."
+    )
+    detail: str = Field("", description="What happened, in words.")
+
+
 class ModelDescription(ModelVersion):
     """The model being served."""
 
@@ -53,6 +62,8 @@ class ModelDescription(ModelVersion):
     parameters: int = Field(description="Trainable weights.")
     seq_len: int = Field(description="Context in tokens.")
     vocab_size: int = Field(description="Entries of the tokenizer.")
+    evaluation: dict[str, float] = Field({}, description="Metrics of its validation.")
+    rollout: RolloutStatus = Field(RolloutStatus(), description="The last change of the version.")
 
 
 class Usage(BaseModel):
