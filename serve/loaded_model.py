@@ -5,7 +5,6 @@ model that does not answer the fixed prompts is not loaded.
 """
 
 import dataclasses
-import shutil
 import threading
 import time
 from concurrent.futures import Future
@@ -20,7 +19,7 @@ from slm_ray.engine import Completion, Engine
 from slm_ray.engine_thread import EngineClosedError, EngineThread
 from slm_ray.errors import UserError
 from slm_ray.model import Decoder, count_parameters
-from slm_ray.registry import ResolvedModel
+from slm_ray.registry import ResolvedModel, discard
 from slm_ray.sampling import SamplingParams
 
 BackendName = Literal["auto", "torch", "onnx", "onnx-int8"]
@@ -76,7 +75,7 @@ class LoadedModel:
         )
         engine = Engine(make_backend(model, max_rows, backend, threads), tokenizer)
         self.answers = warm_up(engine, self.title)
-        self._scratch = source.scratch
+        self._source = source
         self._running = 0
         self._is_closing = False
         self._changed = threading.Condition()
@@ -128,8 +127,7 @@ class LoadedModel:
             thread, self._thread = self._thread, None
         if thread is not None:
             thread.close()
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        discard(self._source)
 
 
 def make_backend(model: Decoder, max_rows: int, name: BackendName, threads: int) -> Backend:  # noqa: ARG001

@@ -50,9 +50,9 @@ class RolloutStatus(BaseModel):
     """How the last change of the version went."""
 
     state: Literal["serving", "loading", "failed"] = Field(
-        "serving", description="Failed: the version pointed to is not served, the one before goes on."
+        default="serving", description="Failed: the version pointed to is not served, the one before goes on."
     )
-    detail: str = Field("", description="What happened, in words.")
+    detail: str = Field(default="", description="What happened, in words.")
 
 
 class ModelDescription(ModelVersion):

@@ -113,6 +113,12 @@ def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
     return ResolvedModel(path, name, version, state.run_id, state.data_fingerprint, state.step, _folder_identity(path))
 
 
+def discard(model: ResolvedModel) -> None:
+    """Remove the copy that was made of a model, where one was made."""
+    if model.scratch is not None:
+        shutil.rmtree(model.scratch, ignore_errors=True)
+
+
 def locate(reference: str, tracking_uri: str = "") -> str:
     """Say what a reference points to now, without fetching it: another text when it points elsewhere.
 
