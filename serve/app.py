@@ -77,8 +77,9 @@ class Stories:
         await self._rollout.close(drain_s)
 
     async def report(self) -> tuple[str, str]:
-        """Which replica it is, and how its last change of the version went."""
-        return serve.get_replica_context().replica_id.unique_id, self._rollout.status.detail
+        """Which replica it is, and what it serves or how its last change of the version went."""
+        detail = self._rollout.status.detail or f"serves {self._rollout.current.title}"
+        return serve.get_replica_context().replica_id.unique_id, detail
 
 
 def app(args: dict[str, Any]) -> Application:
@@ -247,17 +248,18 @@ def _drain(handle: DeploymentHandle, drain_s: float) -> None:
 
 @contextlib.contextmanager
 def _reporting(handle: DeploymentHandle, interval_s: float) -> Iterator[None]:
-    """Within the block, a thread prints how changes of the version went, for every replica once."""
+    """Within the block, a thread prints what each replica serves, whenever that changes."""
     is_over = threading.Event()
 
     def report() -> None:
-        known: set[tuple[str, str]] = set()
+        known: dict[str, str] = {}
         while not is_over.wait(interval_s):
-            with contextlib.suppress(Exception):  # a replica that died just now is asked again when it is back
-                for replica, detail in handle.broadcast("report").results(timeout_s=interval_s + SPARE_S):
-                    if detail and (replica, detail) not in known:
-                        known.add((replica, detail))
+            with contextlib.suppress(Exception):  # a replica that died just now is found missing the next time
+                now = dict(handle.broadcast("report").results(timeout_s=interval_s + SPARE_S))
+                for replica, detail in (dict.fromkeys(known, "is gone") | now).items():
+                    if known.get(replica) != detail:
                         print(f"replica {replica}: {detail}", flush=True)
+                known = now
 
     threading.Thread(target=report, name="report", daemon=True).start()
     try:

@@ -178,14 +178,15 @@ def test_a_killed_replica_harms_only_its_own_clients_and_comes_back(server: Serv
         load.wait_for_more(20)
         os.kill(doomed.pid, signal.SIGKILL)  # the server's own replica, by its own id
         load.wait_for_more(100)
-        wait_for(lambda: len(server.replicas()) == 2)
+        server.line("is gone")
+        server.line("serves tiny 2")
         before = len(load.answers)
         load.wait_for_more(100)
         late = load.answers[before + 6 :]
     statuses = [a.status_code if isinstance(a, httpx.Response) else repr(a) for a in load.failures]
     assert len(statuses) <= 6  # at most what each client had under way
     assert all(status in (500, 503) for status in statuses)
-    assert other.is_running()
+    assert {process.pid for process in server.replicas()} > {other.pid}
     assert all(isinstance(answer, httpx.Response) and answer.status_code == 200 for answer in late)
     assert {a.json()["model"]["version"] for a in late if isinstance(a, httpx.Response)} == {"2"}
 
@@ -206,7 +207,6 @@ def test_on_sigterm_running_stories_finish_and_new_ones_are_refused(server: Serv
             break
     for thread in threads:
         thread.join(WITHIN_S)
-    print("statuses", refused)
     assert [story.status_code for story in stories] == [200] * 8
     assert all(len(story.json()["story"]) > 100 for story in stories)
     assert 503 in refused and set(refused) <= {200, 503}
