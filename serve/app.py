@@ -21,6 +21,7 @@ if __name__ == "__main__":  # run as a script: the root of the checkout takes th
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -50,7 +51,7 @@ from slm_ray.registry import discard, resolve_model
 from slm_ray.script import quiet_environment
 from slm_ray.tracking import resolve_uri
 
-APP_NAME = "slm-ray"
+APP_NAME, DEPLOYMENT = "slm-ray", "stories"
 MAX_QUEUED = 64
 SPARE_ONGOING = 16
 """Requests that a replica takes beyond its rows and its line: questions for its health, and what it refuses itself."""
@@ -114,7 +115,7 @@ def build_app(config: AppConfig) -> Application:
         return api
 
     deployment = serve.deployment(
-        name="stories",
+        name=DEPLOYMENT,
         **_scale(config),
         # A reservation, not a limit: with one, training on a small cluster would wait for ever for its last core.
         ray_actor_options={"num_cpus": 0},
@@ -237,7 +238,16 @@ def _deploy(config: ServeConfig) -> DeploymentHandle:
         )
         return serve.run(build_app(config), name=APP_NAME, route_prefix="/")
     except (RuntimeError, TimeoutError, RayError) as error:
-        raise UserError(f"the model could not be deployed: {' '.join(str(error).split())}") from error
+        raise UserError(f"the model could not be deployed: {_reason() or ' '.join(str(error).split())}") from error
+
+
+def _reason() -> str:
+    """What a replica ended with: the last line of the traceback that Serve keeps, without the name of the exception."""
+    with contextlib.suppress(RayServeException, RayError, KeyError):
+        message = serve.status().applications[APP_NAME].deployments[DEPLOYMENT].message
+        lines = re.findall(r"^(?:\w+\.)+\w*(?:Error|Exception): (.+)$", message, re.MULTILINE)
+        return lines[-1] if lines else ""
+    return ""
 
 
 def _drain(handle: DeploymentHandle, drain_s: float) -> None:
