@@ -26,8 +26,9 @@ from serve.schemas import (
     Usage,
     sentence,
 )
-from slm_ray.engine import Completion, PromptError
+from slm_ray.engine import PromptError
 from slm_ray.engine_thread import EngineBusyError, EngineClosedError
+from slm_ray.story import Completion
 
 MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 2

@@ -5,22 +5,23 @@ model that does not answer the fixed prompts is not loaded.
 """
 
 import dataclasses
-import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from serve.schemas import ModelDescription, ModelVersion
 from slm_ray import checkpoint
 from slm_ray.backend import Backend, TorchBackend
-from slm_ray.engine import Completion, Engine
-from slm_ray.engine_thread import EngineClosedError, EngineThread
+from slm_ray.engine import Engine
+from slm_ray.engine_thread import EngineClosedError, EngineThread, Load, OnPiece
 from slm_ray.errors import UserError
 from slm_ray.model import Decoder, count_parameters
 from slm_ray.registry import ResolvedModel, discard
 from slm_ray.sampling import SamplingParams
+from slm_ray.story import Completion
 
 BackendName = Literal["auto", "torch", "onnx", "onnx-int8"]
 PROMPTS = ("", "The", "Once upon a time", "One day, a little dog")
@@ -76,9 +77,6 @@ class LoadedModel:
         engine = Engine(make_backend(model, max_rows, backend, threads), tokenizer)
         self.answers = warm_up(engine, self.title)
         self._source = source
-        self._running = 0
-        self._is_closing = False
-        self._changed = threading.Condition()
         self._thread: EngineThread | None = EngineThread(engine, max_waiting)
 
     @property
@@ -91,42 +89,34 @@ class LoadedModel:
         """Seconds that the fixed prompts took together."""
         return sum(answer.seconds for answer in self.answers)
 
-    def submit(self, prompt: str, params: SamplingParams, **options: Any) -> "Future[Completion]":
-        """Ask for a continuation; `options` are those of `EngineThread.submit`.
+    @property
+    def load(self) -> Load:
+        """How many stories are being written and how many wait, about now."""
+        thread = self._thread
+        return Load(0, 0) if thread is None else thread.load
+
+    def submit(
+        self, prompt: str | Sequence[int], params: SamplingParams, on_piece: OnPiece | None = None
+    ) -> "Future[Completion]":
+        """Ask for a continuation.
 
         Raises:
             PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit`.
         """
-        with self._changed:
-            if self._is_closing or self._thread is None:
-                raise EngineClosedError("the engine is closed")
-            self._running += 1
-            thread = self._thread
-        try:
-            future = thread.submit(prompt, params, **options)
-        except BaseException:
-            self._count_down()
-            raise
-        future.add_done_callback(self._count_down)
-        return future
-
-    def _count_down(self, _: object = None) -> None:
-        with self._changed:
-            self._running -= 1
-            self._changed.notify_all()
+        thread = self._thread
+        if thread is None:
+            raise EngineClosedError("the engine is closed")
+        return thread.submit(prompt, params, on_piece)
 
     def close(self, drain_s: float = 0) -> None:
         """Take no more requests, let those that run or wait finish for so long, fail the rest, free the memory.
 
-        Called twice, the later and shorter time counts too.
+        May be called again meanwhile: the shorter time counts.
         """
-        deadline = time.monotonic() + drain_s
-        with self._changed:
-            self._is_closing = True
-            self._changed.wait_for(lambda: not self._running, max(0, deadline - time.monotonic()))
-            thread, self._thread = self._thread, None
+        thread = self._thread
         if thread is not None:
-            thread.close()
+            thread.close(drain_s)
+        self._thread = None
         discard(self._source)
 
 

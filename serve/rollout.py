@@ -9,20 +9,19 @@ import asyncio
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import torch
 
 from serve.loaded_model import BackendName, LoadedModel
 from serve.schemas import ModelDescription, RolloutStatus
-from slm_ray.engine import Completion
-from slm_ray.engine_thread import EngineClosedError
+from slm_ray.engine_thread import EngineClosedError, OnPiece
 from slm_ray.hardware import cpu_count
 from slm_ray.outbox import first_line
 from slm_ray.registry import RegistryError, locate, resolve_model
 from slm_ray.sampling import SamplingParams
+from slm_ray.story import Completion
 
 LOGGER = logging.getLogger(__name__)
 LONGEST_WAIT_S = 60.0
@@ -73,7 +72,9 @@ class Rollout:
         """The current model and the status."""
         return self.current.description.model_copy(update={"rollout": self.status})
 
-    def submit(self, prompt: str, params: SamplingParams, **options: Any) -> "tuple[LoadedModel, Future[Completion]]":
+    def submit(
+        self, prompt: str | Sequence[int], params: SamplingParams, on_piece: OnPiece | None = None
+    ) -> "tuple[LoadedModel, Future[Completion]]":
         """Ask the current model for a continuation; gives the model that writes it too.
 
         Raises:
@@ -82,7 +83,7 @@ class Rollout:
         while not self._stopping.is_set():
             model = self.current
             try:
-                return model, model.submit(prompt, params, **options)
+                return model, model.submit(prompt, params, on_piece)
             except EngineClosedError:
                 if model is self.current:
                     raise

@@ -60,6 +60,8 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
         "saver",
         "utilization",
         "sampling",
+        "logprobs",
+        "story",
         "backend",
         "engine",
         "progress",

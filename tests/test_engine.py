@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from slm_ray.backend import TorchBackend
-from slm_ray.config import ModelConfig
-from slm_ray.engine import Completion, Engine, PromptError, TextStream
+from slm_ray.engine import Engine, PromptError
 from slm_ray.engine_thread import EngineBusyError, EngineClosedError, EngineThread
 from slm_ray.model import Decoder
 from slm_ray.sampling import SamplingParams
+from slm_ray.story import Completion, TextStream
 from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
+from tests.tiny_model import talkative_model, without_end
 
 SENTENCES = [
     "Once upon a time there was a little cat called Mia.",
@@ -36,34 +37,9 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(SENTENCES, vocab_size=300)
 
 
-def make_model(tokenizer: Tokenizer, *, seq_len: int = 64, **changes: object) -> Decoder:
-    torch.manual_seed(1)
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        seq_len=seq_len,
-        n_layers=2,
-        d_model=32,
-        n_heads=4,
-        d_ff=64,
-        init_std=0.3,
-        **changes,
-    )
-    return Decoder(config).eval()
-
-
-def without_end(model: Decoder, tokenizer: Tokenizer) -> Decoder:
-    """Make the end mark (its output row) the least likely token, so that stories reach their length."""
-    head = torch.nn.Linear(model.config.d_model, model.config.vocab_size)
-    head.weight.data = model.lm_head.weight.data.clone()
-    head.bias.data.zero_()
-    head.bias.data[tokenizer.end_id] = -1e9
-    model.lm_head = head
-    return model
-
-
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Decoder:
-    return without_end(make_model(tokenizer), tokenizer)
+    return without_end(talkative_model(tokenizer), tokenizer)
 
 
 def naive_greedy(model: Decoder, tokenizer: Tokenizer, prompt: str, count: int) -> list[int]:
@@ -88,7 +64,7 @@ def naive_greedy(model: Decoder, tokenizer: Tokenizer, prompt: str, count: int) 
 def test_greedy_with_cache_equals_naive_loop_for_rows_of_different_lengths(
     tokenizer: Tokenizer, changes: dict[str, object]
 ) -> None:
-    model = make_model(tokenizer, **changes)
+    model = talkative_model(tokenizer, **changes)
     prompts = ["", "Once", "The cat went to the forest", "Tom and Mia played in the"]
     completions = Engine(TorchBackend(model), tokenizer).generate(prompts, [GREEDY] * 4)
     for prompt, completion in zip(prompts, completions, strict=True):
@@ -98,7 +74,7 @@ def test_greedy_with_cache_equals_naive_loop_for_rows_of_different_lengths(
 
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 16])
 def test_story_goes_on_past_the_context(tokenizer: Tokenizer, seq_len: int) -> None:
-    model = without_end(make_model(tokenizer, seq_len=seq_len), tokenizer)
+    model = without_end(talkative_model(tokenizer, seq_len=seq_len), tokenizer)
     (completion,) = Engine(TorchBackend(model), tokenizer).generate([""], [GREEDY])
     if seq_len > 1:
         assert list(completion.tokens) == naive_greedy(model, tokenizer, "", 40)
@@ -134,8 +110,8 @@ def test_fresh_seeds_differ_and_torchs_own_random_numbers_are_untouched(model: D
 
 
 def test_stops_at_the_end_mark(tokenizer: Tokenizer) -> None:
-    model = make_model(tokenizer)
-    written = naive_greedy(without_end(make_model(tokenizer), tokenizer), tokenizer, "Once", 40)
+    model = talkative_model(tokenizer)
+    written = naive_greedy(without_end(talkative_model(tokenizer), tokenizer), tokenizer, "Once", 40)
     model.lm_head.weight.data.zero_()  # all tokens alike, so argmax takes id 0, which is the end mark
     assert tokenizer.end_id == 0 and written
     (completion,) = Engine(TorchBackend(model), tokenizer).generate(["Once"], [GREEDY])
@@ -145,14 +121,14 @@ def test_stops_at_the_end_mark(tokenizer: Tokenizer) -> None:
 
 
 def test_training_mode_is_left_as_found_and_dropout_is_off(tokenizer: Tokenizer) -> None:
-    model = make_model(tokenizer, dropout=0.5).train()
+    model = talkative_model(tokenizer, dropout=0.5).train()
     first, second = (Engine(TorchBackend(model), tokenizer).generate(["Once"], [GREEDY]) for _ in range(2))
     assert first == second
     assert all(module.training for module in model.modules())
 
 
 def test_prompt_longer_than_the_context_is_refused_before_anything_runs(tokenizer: Tokenizer) -> None:
-    engine = Engine(TorchBackend(make_model(tokenizer, seq_len=8)), tokenizer)
+    engine = Engine(TorchBackend(talkative_model(tokenizer, seq_len=8)), tokenizer)
     words = "x" * 8
     with pytest.raises(PromptError, match="has 8 tokens and the context of this model holds 7"):
         engine.generate(["Once", words], [GREEDY] * 2)

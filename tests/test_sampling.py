@@ -54,7 +54,8 @@ def test_each_row_is_drawn_by_its_own_settings() -> None:
 
 def test_the_largest_uniform_number_stays_among_the_allowed() -> None:
     params = SamplingParams(top_k=3, temperature=1.0)
-    assert draw(torch.zeros(1, 4096), [params], [1 - 2**-53])[0] in torch.zeros(4096).topk(3).indices
+    uniforms = [0, 0.5, 0.9, 1 - 2**-53]
+    assert len(set(draw(torch.zeros(4, 4096), [params] * 4, uniforms))) == 3
 
 
 @pytest.mark.parametrize(
@@ -63,9 +64,20 @@ def test_the_largest_uniform_number_stays_among_the_allowed() -> None:
         {"max_tokens": 0}, {"max_tokens": True}, {"max_tokens": 2.0}, {"temperature": -0.1},
         {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": True}, {"temperature": 10**400},
         {"temperature": "1"}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.01}, {"top_p": float("nan")},
-        {"seed": -1}, {"seed": 2**63}, {"seed": 1.5},
+        {"seed": -1}, {"seed": 2**63}, {"seed": 1.5}, {"repetition_penalty": 0}, {"repetition_penalty": 11},
+        {"repetition_penalty": float("nan")}, {"logprobs": 21}, {"logprobs": -1}, {"stop": ("",)},
+        {"stop": ("x" * 257,)}, {"stop": ("x",) * 17},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         SamplingParams(**values)  # type: ignore[arg-type]
+
+
+def test_the_penalty_divides_positive_and_multiplies_negative_logits() -> None:
+    logits = torch.tensor([[2.0, -1.0, 1.5, -1.2]])
+    params = SamplingParams(temperature=0, repetition_penalty=2.0)
+    assert draw(logits, [params], [0.0], [[0]]) == [2]  # 1, -1, 1.5, -1.2
+    assert draw(logits, [params], [0.0], [[0, 2, 2]]) == [0]  # 1, -1, 0.75, -1.2
+    assert draw(-logits, [params], [0.0], [[1, 3]]) == [3]  # -2, 0.5, -1.5, 0.6
+    assert logits.tolist() == [[2.0, -1.0, 1.5, pytest.approx(-1.2)]]

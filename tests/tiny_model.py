@@ -26,6 +26,32 @@ def random_model(config: ModelConfig, seed: int = 0) -> Decoder:
     return model
 
 
+def talkative_model(tokenizer: Tokenizer, *, seq_len: int = 64, **changes: object) -> Decoder:
+    """Random weights of which the likeliest tokens differ from place to place."""
+    torch.manual_seed(1)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        seq_len=seq_len,
+        n_layers=2,
+        d_model=32,
+        n_heads=4,
+        d_ff=64,
+        init_std=0.3,
+        **changes,
+    )
+    return Decoder(config).eval()
+
+
+def without_end(model: Decoder, tokenizer: Tokenizer) -> Decoder:
+    """Make the end mark (its output row) the least likely token, so that stories reach their length."""
+    head = torch.nn.Linear(model.config.d_model, model.config.vocab_size)
+    head.weight.data = model.lm_head.weight.data.clone()
+    head.bias.data.zero_()
+    head.bias.data[tokenizer.end_id] = -1e9
+    model.lm_head = head
+    return model
+
+
 def some_tokens(vocab_size: int, rows: int = 3, steps: int = 20) -> Tensor:
     """The same random ids each time, (rows, steps)."""
     return torch.randint(0, vocab_size, (rows, steps), generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,213 @@
+"""One request on its way through the engine: its tokens, its text as it becomes certain, and where it ends.
+
+In: tokens, one after another. Out: pieces of text, and a `Completion` at the end. `engine.py` says when.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from slm_ray.logprobs import Array, TokenLogprob, token_logprobs
+from slm_ray.sampling import SamplingParams
+from slm_ray.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length"]
+_PARTIAL = "\ufffd"  # how part of a character decodes
+_TEXT_CONTEXT_TOKENS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What the model wrote after a prompt."""
+
+    text: str
+    """The continuation, without the prompt and without a stop text."""
+    tokens: tuple[int, ...]
+    """All tokens written, without the end mark."""
+    finish_reason: FinishReason
+    """`stop`: the story came to its end or to a stop text; `length`: max_tokens were written."""
+    prompt_tokens: int
+    """Tokens of the prompt, without the end mark before it."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of every written token, where asked for."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of every token of the prompt, where asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What a step made certain of a story. All texts joined are the continuation."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the tokens written since the piece before, where asked for."""
+
+
+class TextStream:
+    """Turns tokens into text as they come, whole characters only.
+
+    A byte-level token may hold part of a character: its text is held back until the rest is there. The pieces
+    join to the text of all the tokens. `context` are the tokens before the first one, so that a tokenizer that
+    treats the beginning of a text in its own way is not misled.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._given = list(context[-_TEXT_CONTEXT_TOKENS:])
+        self._held: list[int] = []
+
+    def push(self, token: int) -> str:
+        """The text that is certain now, which may be none."""
+        self._held.append(token)
+        piece = self._held_text()
+        if not piece or piece.endswith(_PARTIAL):
+            return ""
+        self._given, self._held = self._held, []
+        return piece
+
+    def flush(self) -> str:
+        """What is left at the end; part of a character becomes U+FFFD."""
+        piece = self._held_text()
+        self._held = []
+        return piece
+
+    def _held_text(self) -> str:
+        before = self._tokenizer.decode(self._given)
+        return self._tokenizer.decode(self._given + self._held)[len(before) :]
+
+
+class StopTexts:
+    """Finds the first stop text in a text that comes in pieces; what may be the beginning of one is held back."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._longest = max(map(len, stops), default=0)
+        self._held = ""
+
+    def push(self, piece: str) -> tuple[str, bool]:
+        """The text that is certain now, and whether a stop text was found: then it ends before it."""
+        if not self._stops:
+            return piece, False
+        text = self._held + piece
+        found = [at for at in map(text.find, self._stops) if at >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        sure = len(text) - self._possible(text)
+        self._held = text[sure:]
+        return text[:sure], False
+
+    def flush(self) -> str:
+        """What was held back, at the end."""
+        text, self._held = self._held, ""
+        return text
+
+    def _possible(self, text: str) -> int:
+        """Characters at the end that may begin a stop text."""
+        for length in range(min(self._longest - 1, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stops):
+                return length
+        return 0
+
+
+class Story:
+    """One request. `Engine.story` makes it."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int], params: SamplingParams) -> None:
+        self.params = params
+        self.prompt_tokens = len(prompt_ids)
+        self.finish_reason: FinishReason | None = None
+        self.is_cancelled = False
+        self._tokenizer = tokenizer
+        self._tokens = [tokenizer.end_id, *prompt_ids]
+        self._random = params.random()
+        self._text = TextStream(tokenizer, prompt_ids)
+        self._stops = StopTexts(params.stop)
+        self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: tuple[TokenLogprob, ...] = ()
+        self._taken = (0, 0)  # texts and logprobs that `take_piece` gave
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it needs no more steps."""
+        return self.finish_reason is not None or self.is_cancelled
+
+    @property
+    def written(self) -> list[int]:
+        """Tokens written so far."""
+        return self._tokens[1 + self.prompt_tokens :]
+
+    @property
+    def seen(self) -> list[int]:
+        """What a repetition penalty weighs down: the prompt and what is written; not the end mark before them."""
+        return self._tokens[1:] if self.params.repetition_penalty != 1 else []
+
+    def last_tokens(self, count: int) -> list[int]:
+        """The newest `count` tokens that the model has to see, or all there are."""
+        return self._tokens[-count:]
+
+    @property
+    def last_token(self) -> int:
+        """The newest token."""
+        return self._tokens[-1]
+
+    def uniform(self) -> float:
+        """The next of its random numbers, in [0, 1)."""
+        return self._random.random() if self.params.temperature > 0 else 0.0
+
+    def accept_prompt(self, logits: Array | None) -> None:
+        """Note what the model makes of the prompt. logits: (prompt_tokens, vocab_size), None of an empty prompt."""
+        if self.params.prompt_logprobs and logits is not None:
+            prompt = self._tokens[1 : 1 + self.prompt_tokens]
+            self._prompt_logprobs = token_logprobs(logits, prompt, self.params.logprobs or 0, self._tokenizer)
+        if self.params.max_tokens == 0:
+            self.finish_reason = "length"
+
+    def accept(self, token: int, logits: Array) -> None:
+        """Go on by one token, or end. logits: (vocab_size,), those that it was drawn from."""
+        if token == self._tokenizer.end_id:
+            self._end("stop")
+            return
+        self._tokens.append(token)
+        if self.params.logprobs is not None:
+            self._logprobs += token_logprobs(logits[None], [token], self.params.logprobs, self._tokenizer)
+        if (
+            not self._add(self._text.push(token))
+            and len(self._tokens) - 1 - self.prompt_tokens == self.params.max_tokens
+        ):
+            self._end("length")
+
+    def _add(self, text: str) -> bool:
+        """Add text; whether a stop text ended the story."""
+        sure, is_stopped = self._stops.push(text)
+        self._texts.append(sure)
+        if is_stopped:
+            self.finish_reason = "stop"
+        return is_stopped
+
+    def _end(self, reason: FinishReason) -> None:
+        if not self._add(self._text.flush()):
+            self._texts.append(self._stops.flush())
+            self.finish_reason = reason
+
+    def take_piece(self) -> Piece | None:
+        """What has come since it was last asked; None where that is nothing to show."""
+        texts, logprobs = self._taken
+        piece = Piece("".join(self._texts[texts:]), tuple(self._logprobs[logprobs:]))
+        if not piece.text and not (piece.logprobs and self.is_over):
+            return None
+        self._taken = len(self._texts), len(self._logprobs)
+        return piece
+
+    def completion(self) -> Completion:
+        """The finished story."""
+        assert self.finish_reason is not None
+        return Completion(
+            text="".join(self._texts),
+            tokens=tuple(self.written),
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=self._prompt_logprobs,
+        )

@@ -1,0 +1,178 @@
+"""What a story gives besides its tokens: stop texts, pieces, log-probabilities; prompts as tokens; penalties."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm_ray.backend import TorchBackend
+from slm_ray.engine import Engine, PromptError
+from slm_ray.engine_thread import EngineThread
+from slm_ray.model import Decoder
+from slm_ray.sampling import SamplingParams
+from slm_ray.story import Completion, Piece, StopTexts
+from slm_ray.tokenizer import Tokenizer
+from tests.tiny_model import talkative_model, without_end
+
+GREEDY = SamplingParams(temperature=0, max_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["Tom and Mia played in the garden until the sun went down."] * 3, vocab_size=290)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Decoder:
+    return without_end(talkative_model(tokenizer), tokenizer)
+
+
+@pytest.fixture
+def engine(model: Decoder, tokenizer: Tokenizer) -> Engine:
+    return Engine(TorchBackend(model), tokenizer)
+
+
+def write(engine: Engine, prompt: str | list[int] = "Tom", **params: object) -> Completion:
+    (completion,) = engine.generate([prompt], [SamplingParams(**{"max_tokens": 40, "seed": 4, "top_k": 0, **params})])  # type: ignore[arg-type]
+    return completion
+
+
+@given(st.lists(st.text("ab", max_size=4), max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_stop_texts_are_found_in_pieces_as_in_the_whole(pieces: list[str], stops: list[str]) -> None:
+    scanner = StopTexts(stops)
+    given_text, is_stopped, fed = "", False, ""
+    for piece in pieces:
+        fed += piece
+        sure, is_stopped = scanner.push(piece)
+        given_text += sure
+        if is_stopped:
+            break
+    found = [fed.find(stop) for stop in stops if stop in fed]
+    assert is_stopped == bool(found)
+    assert given_text + scanner.flush() == (fed[: min(found)] if found else fed)
+
+
+def test_text_that_cannot_begin_a_stop_text_is_given_at_once() -> None:
+    scanner = StopTexts(["end."])
+    assert [scanner.push(piece)[0] for piece in ("the e", "nd", "er", " en")] == ["the ", "", "ender", " "]
+    assert scanner.flush() == "en"
+
+
+def test_a_story_ends_before_its_stop_text(engine: Engine) -> None:
+    whole = write(engine)
+    stop = whole.text[5:9]
+    completion = write(engine, stop=(stop, "never to be found"))
+    assert completion.finish_reason == "stop"
+    assert completion.text == whole.text[: whole.text.index(stop)]
+    assert completion.tokens == whole.tokens[: len(completion.tokens)]
+    assert (
+        "".join(engine.stream("Tom", SamplingParams(max_tokens=40, seed=4, top_k=0, stop=(stop,)))) == completion.text
+    )
+
+
+def test_a_stop_text_begun_at_the_end_is_text(engine: Engine) -> None:
+    whole = write(engine)
+    assert write(engine, stop=(whole.text[-3:] + "more",)) == whole
+
+
+def test_logprobs_are_those_of_the_model(engine: Engine, model: Decoder, tokenizer: Tokenizer) -> None:
+    completion = write(engine, logprobs=3, prompt_logprobs=True, temperature=0.5, top_k=7, repetition_penalty=1.3)
+    prompt = tokenizer.encode("Tom")
+    ids = [tokenizer.end_id, *prompt, *completion.tokens]
+    with torch.no_grad():
+        expected = model(torch.tensor([ids[:-1]]))[0].double().log_softmax(-1)  # (T, vocab_size)
+    both = [*completion.prompt_logprobs, *completion.logprobs]
+    assert [one.token for one in both] == ids[1:]
+    np.testing.assert_allclose([one.logprob for one in both], expected[range(len(both)), ids[1:]], atol=1e-4)
+    for one, row in zip(both, expected, strict=True):
+        values, tokens = row.topk(3)
+        assert [token for token, _, _ in one.top] == tokens.tolist()
+        np.testing.assert_allclose([value for _, _, value in one.top], values, atol=1e-4)
+    assert "".join(one.text for one in completion.logprobs if "\ufffd" not in one.text) in completion.text or any(
+        "\ufffd" in one.text for one in completion.logprobs
+    )
+
+
+def test_no_logprobs_without_asking(engine: Engine) -> None:
+    assert (write(engine).logprobs, write(engine).prompt_logprobs) == ((), ())
+
+
+def test_a_prompt_alone_can_be_measured(engine: Engine, tokenizer: Tokenizer) -> None:
+    completion = write(engine, max_tokens=0, prompt_logprobs=True)
+    assert (completion.text, completion.tokens, completion.finish_reason) == ("", (), "length")
+    assert [one.token for one in completion.prompt_logprobs] == tokenizer.encode("Tom")
+    assert write(engine, prompt="", max_tokens=0, prompt_logprobs=True).prompt_logprobs == ()
+
+
+def test_tokens_are_a_prompt_too_and_must_be_of_the_vocabulary(engine: Engine, tokenizer: Tokenizer) -> None:
+    assert write(engine, prompt=tokenizer.encode("Tom")) == write(engine)
+    for ids in ([tokenizer.vocab_size], [-1]):
+        with pytest.raises(PromptError, match="is not one of the"):
+            write(engine, prompt=ids)
+
+
+def test_a_penalty_weighs_down_what_was_seen(engine: Engine) -> None:
+    loose, strict = write(engine, temperature=0), write(engine, temperature=0, repetition_penalty=10.0)
+    assert len(set(strict.tokens)) > len(set(loose.tokens))
+    company = engine.generate(
+        ["Mia", "Tom"], [GREEDY, SamplingParams(temperature=0, max_tokens=40, repetition_penalty=10.0)]
+    )
+    assert company[1] == strict
+
+
+def test_the_thread_hands_out_pieces_before_the_future_is_done(engine: Engine) -> None:
+    alone = write(engine, logprobs=1)
+    thread = EngineThread(engine)
+    pieces: list[Piece] = []
+    try:
+        params = SamplingParams(max_tokens=40, seed=4, top_k=0, logprobs=1)
+        assert thread.submit("Tom", params, pieces.append).result(timeout=60) == alone
+    finally:
+        thread.close()
+    assert "".join(piece.text for piece in pieces) == alone.text
+    assert tuple(one for piece in pieces for one in piece.logprobs) == alone.logprobs
+    assert len(pieces) > 5
+
+
+def test_a_reader_that_fails_loses_its_own_story_only(engine: Engine) -> None:
+    def fail(_: Piece) -> None:
+        raise ValueError("the reader is gone")
+
+    thread = EngineThread(engine)
+    try:
+        broken = thread.submit("Tom", GREEDY, fail)
+        assert len(thread.submit("Tom", GREEDY).result(timeout=60).tokens) == 40
+        with pytest.raises(ValueError, match="the reader is gone"):
+            broken.result(timeout=60)
+    finally:
+        thread.close()
+
+
+def test_closing_finishes_what_runs_when_it_is_given_time(engine: Engine) -> None:
+    thread = EngineThread(engine)
+    futures = [thread.submit("Tom", GREEDY) for _ in range(12)]
+    thread.close(drain_s=60)
+    assert all(len(future.result(timeout=0).tokens) == 40 for future in futures)
+
+
+def test_a_failed_step_leaves_those_that_wait(
+    model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = TorchBackend(model, max_rows=1)
+    thread = EngineThread(Engine(backend, tokenizer))
+    whole, calls = backend.decode, iter([True])
+
+    def fail_once(tokens: list[int]) -> torch.Tensor:
+        if next(calls, False):
+            raise RuntimeError("no memory")
+        return whole(tokens)
+
+    monkeypatch.setattr(backend, "decode", fail_once)
+    try:
+        futures = [thread.submit("Tom", GREEDY) for _ in range(2)]
+        with pytest.raises(RuntimeError, match="no memory"):
+            futures[0].result(timeout=60)
+        assert len(futures[1].result(timeout=60).tokens) == 40
+    finally:
+        thread.close()
