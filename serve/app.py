@@ -26,6 +26,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -55,6 +56,8 @@ APP_NAME, DEPLOYMENT = "slm-ray", "stories"
 MAX_QUEUED = 64
 SPARE_ONGOING = 16
 """Requests that a replica takes beyond its rows and its line: questions for its health, and what it refuses itself."""
+PASSING_ON_S = 1.0
+"""Time for the proxy to pass the last answers on: a replica does not see whether they have arrived."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 PATIENCE = {
     # A proxy that answers already, and was slow to start, is killed under its first request with Serve's 5 s.
@@ -215,9 +218,11 @@ def serving(config: ServeConfig) -> Iterator[DeploymentHandle]:
             with ending_within(config.drain_s + SPARE_S):
                 if handle is not None:
                     _drain(handle, config.drain_s)
-                # A cluster of our own needs no tidying beyond that.
-                with contextlib.suppress(RayServeException):  # interrupted before Serve ran
-                    serve.delete(APP_NAME) if is_own_cluster else serve.shutdown()
+                # A cluster of our own needs no tidying beyond that: deleting the application would answer the last
+                # requests with 404 instead of 503.
+                if not is_own_cluster:
+                    with contextlib.suppress(RayServeException):  # interrupted before Serve ran
+                        serve.shutdown()
 
 
 def _refuse_second_serve() -> None:
@@ -254,6 +259,7 @@ def _drain(handle: DeploymentHandle, drain_s: float) -> None:
     """Let every replica finish what it writes; meanwhile new requests are answered with 503."""
     with contextlib.suppress(Exception):  # a replica that died has nothing to finish
         handle.broadcast("drain", drain_s).results(timeout_s=drain_s + SPARE_S / 2)
+    time.sleep(PASSING_ON_S)
 
 
 @contextlib.contextmanager
