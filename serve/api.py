@@ -161,7 +161,7 @@ def _add_state(api: FastAPI, rollout: Rollout, metrics: Metrics) -> None:
     @api.get("/model", responses=documented(401, 429))
     async def model() -> ModelDescription:
         """Which model is served, where it comes from, and what became of the last attempt to bring in another."""
-        return rollout.current.description.model_copy(update={"rollout": rollout.status})
+        return rollout.description
 
     @api.get(
         "/metrics",

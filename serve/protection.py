@@ -46,12 +46,6 @@ class ApiSettings:
     max_choices: int = 16
     """Most stories that one request may ask for."""
 
-    def __post_init__(self) -> None:
-        if self.requests_per_minute < 0:
-            raise UserError(f"requests-per-minute ({self.requests_per_minute}) must be 0 (no limit) or more")
-        if not (math.isfinite(self.request_timeout_s) and self.request_timeout_s > 0):
-            raise UserError(f"request-timeout-s ({self.request_timeout_s}) must be a number above 0")
-
 
 def key_digests(environment: Mapping[str, str] = os.environ) -> tuple[bytes, ...]:
     """Digests of the keys that SLM_API_KEYS names: a file with one a line, or the keys themselves with commas between.

@@ -64,10 +64,12 @@ class ModelVersion(BaseModel):
 
 
 class RolloutStatus(BaseModel):
-    """What became of the last attempt to bring in a version."""
+    """How the last change of the version went."""
 
-    state: Literal["serving", "loading", "failed"] = "serving"
-    detail: str = ""
+    state: Literal["serving", "loading", "failed"] = Field(
+        default="serving", description="Failed: the version pointed to is not served, the one before goes on."
+    )
+    detail: str = Field(default="", description="What happened, in words.")
 
 
 class ModelDescription(ModelVersion):
@@ -77,8 +79,8 @@ class ModelDescription(ModelVersion):
     parameters: int = Field(description="Trainable weights.")
     seq_len: int = Field(description="Context in tokens.")
     vocab_size: int = Field(description="Entries of the tokenizer.")
-    evaluation: dict[str, float] = Field({}, description="What it reached on the validation split.")
-    rollout: RolloutStatus = RolloutStatus()
+    evaluation: dict[str, float] = Field({}, description="Metrics of its validation.")
+    rollout: RolloutStatus = Field(RolloutStatus(), description="The last change of the version.")
 
 
 class Usage(BaseModel):
