@@ -1,87 +1,176 @@
-"""The HTTP routes, as a FastAPI application over a rollout of models. Ray is not known here.
+"""The HTTP application over a rollout of models: our own routes, and everything around them. Ray is not known here.
 
 In: requests. Out: stories with the version of the model and what they took, or a sentence that says what is wrong.
-`app.py` runs it in the replicas of Ray Serve; the tests call it without.
+`openai_api.py` adds OpenAI's routes, `protection.py` what stands before all; `app.py` runs it in the replicas of Ray
+Serve; the tests call it without.
 """
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
+from serve.metrics import CONTENT_TYPE, CountAnswers, Metrics
+from serve.openai_api import add_openai_routes
+from serve.openai_schemas import CompletionRequest
+from serve.protection import MAX_BODY_BYTES, ApiSettings, BodyLimit, Keys, RateLimit, SafeHeaders
+from serve.refusals import RETRY_AFTER_S, documented, refusal
 from serve.rollout import Rollout
 from serve.schemas import (
-    ErrorAnswer,
     GenerateAnswer,
     GenerateRequest,
     Health,
     ModelDescription,
     Usage,
+    field_name,
     sentence,
+    written_tokens,
 )
+from serve.streaming import EventStream, ReaderGoneError, Reading, event, unless_gone
 from slm_ray.engine import PromptError
 from slm_ray.engine_thread import EngineBusyError, EngineClosedError
 from slm_ray.story import Completion
 
-MAX_BODY_BYTES = 64 * 1024
-RETRY_AFTER_S = 2
 PAGE = Path(__file__).with_name("page") / "index.html"
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    413: {"model": ErrorAnswer, "description": f"The body is larger than {MAX_BODY_BYTES} bytes."},
-    422: {"model": ErrorAnswer, "description": "A field is missing, unknown, of the wrong type or out of range."},
-    429: {"model": ErrorAnswer, "description": "Too many stories are being written: try again later."},
-    503: {"model": ErrorAnswer, "description": "The server is stopping."},
-}
+ROUTES = frozenset(
+    {"/", "/generate", "/health", "/ready", "/metrics", "/model", "/openapi.json", "/v1/completions", "/v1/models"}
+)
+BODIES = {"/v1/completions": CompletionRequest}
 
 
-def create_api(rollout: Rollout) -> FastAPI:
+def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI:
     """The application; the rollout is closed when it shuts down."""
+    settings = settings or ApiSettings()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await rollout.close()
 
-    api = FastAPI(title="SLM-Ray", description="Stories from a small language model.", lifespan=lifespan)
-    api.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
+    # Without docs_url: Swagger's page loads its code from elsewhere.
+    api = FastAPI(
+        title="SLM-Ray",
+        description="Stories from a small language model.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    metrics = Metrics()
+    _add_middlewares(api, settings, metrics)
     _add_error_answers(api)
-    _add_routes(api, rollout)
+    _add_stories(api, rollout, settings, metrics)
+    _add_state(api, rollout, metrics)
+    add_openai_routes(api, rollout, settings, metrics)
     return api
 
 
-def _add_routes(api: FastAPI, rollout: Rollout) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-
-    @api.post("/generate", responses=_REFUSALS)
-    async def generate(request: GenerateRequest) -> GenerateAnswer:
-        """Continue a prompt."""
-        start = time.perf_counter()
-        model, future = rollout.submit(request.prompt, request.sampling())
-        completion = await asyncio.wrap_future(future)  # when this task is cancelled, the row is given free
-        usage = _usage(completion, time.perf_counter() - start)
-        return GenerateAnswer(
-            story=request.prompt + completion.text,
-            finish_reason=completion.finish_reason,
-            model=model.version,
-            usage=usage,
+def _add_middlewares(api: FastAPI, settings: ApiSettings, metrics: Metrics) -> None:
+    """The last one added is the first that a request meets."""
+    api.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
+    if settings.requests_per_minute:
+        api.add_middleware(RateLimit, per_minute=settings.requests_per_minute)
+    if settings.key_digests:
+        api.add_middleware(Keys, digests=settings.key_digests)
+    if settings.cors_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
         )
+    api.add_middleware(SafeHeaders)
+    api.add_middleware(CountAnswers, metrics=metrics, routes=ROUTES)
+
+
+def _add_stories(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:
+    responses = documented(400, 401, 413, 422, 429, 503, 504)
+    responses[200] = {
+        "description": "The story; with `stream`, an event for each piece, and a last one with `done`.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+
+    @api.post("/generate", responses=responses, response_model=GenerateAnswer, response_model_exclude_none=True)
+    async def generate(body: GenerateRequest, request: Request) -> GenerateAnswer | Response:
+        """Continue a prompt."""
+        reading = Reading(rollout, body.prompt, body.sampling(), metrics)
+        if body.stream:
+            return EventStream(_events(reading, settings.request_timeout_s))
+        try:
+            async with asyncio.timeout(settings.request_timeout_s):
+                completion = await unless_gone(request, reading.completion())
+        finally:
+            reading.cancel()
+        return GenerateAnswer(
+            story=body.prompt + completion.text,
+            finish_reason=completion.finish_reason,
+            model=reading.model.version,
+            usage=_usage(completion, reading.seconds),
+            tokens=None if body.logprobs is None else written_tokens(completion.logprobs),
+        )
+
+
+async def _events(reading: Reading, timeout_s: float) -> AsyncIterator[bytes]:
+    """Pieces of the story, and at the end what it took or why it failed."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for piece in reading.pieces():
+                tokens = [token.model_dump() for token in written_tokens(piece.logprobs)]
+                yield event({"text": piece.text} | ({"tokens": tokens} if tokens else {}))
+            completion = await reading.completion()
+        yield event(
+            {
+                "done": True,
+                "finish_reason": completion.finish_reason,
+                "model": reading.model.version.model_dump(),
+                "usage": _usage(completion, reading.seconds).model_dump(),
+            }
+        )
+    except (EngineClosedError, TimeoutError, RuntimeError) as error:
+        yield event({"error": {"detail": _why(error, timeout_s)}})
+    finally:
+        reading.cancel()
+
+
+def _why(error: Exception, timeout_s: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"the story took longer than {timeout_s:g} s"
+    return str(error) if isinstance(error, EngineClosedError) else "the model failed"
+
+
+def _add_state(api: FastAPI, rollout: Rollout, metrics: Metrics) -> None:
+    page = PAGE.read_text(encoding="utf-8")
 
     @api.get("/health")
     async def health() -> Health:
         """Whether the server is alive."""
         return Health()
 
-    @api.get("/model")
+    @api.get("/ready", responses=documented(401, 429, 503))
+    async def ready() -> Health:
+        """Whether a model is loaded and warm."""
+        if not rollout.is_ready:
+            raise EngineClosedError("no model is ready")
+        return Health()
+
+    @api.get("/model", responses=documented(401, 429))
     async def model() -> ModelDescription:
-        """Which model is served, and where it comes from."""
-        return rollout.current.description
+        """Which model is served, where it comes from, and what became of the last attempt to bring in another."""
+        return rollout.description
+
+    @api.get(
+        "/metrics",
+        response_class=Response,
+        responses=documented(401, 429) | {200: {"description": "Metrics.", "content": {"text/plain": {}}}},
+    )
+    async def scrape() -> Response:
+        """What a Prometheus server collects, of this replica."""
+        return Response(metrics.text(rollout.current.load), headers={"Content-Type": CONTENT_TYPE})
 
     @api.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
@@ -100,54 +189,35 @@ def _usage(completion: Completion, seconds: float) -> Usage:
 
 def _add_error_answers(api: FastAPI) -> None:
     @api.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _refusal(422, sentence(error))
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        path = request.url.path
+        fields = ", ".join(BODIES.get(path, GenerateRequest).model_fields)
+        status = 400 if path.startswith("/v1/") else 422
+        return refusal(path, status, sentence(error, fields), param=field_name(error))
 
     @api.exception_handler(PromptError)
-    async def too_long(_: Request, error: PromptError) -> JSONResponse:
-        return _refusal(422, f"prompt: {error}")
+    async def bad_prompt(request: Request, error: PromptError) -> JSONResponse:
+        path = request.url.path
+        status = 400 if path.startswith("/v1/") else 422
+        return refusal(path, status, f"prompt: {error}", param="prompt")
 
     @api.exception_handler(EngineBusyError)
-    async def busy(_: Request, error: EngineBusyError) -> JSONResponse:
-        return _refusal(429, f"{error}: try again later", {"Retry-After": str(RETRY_AFTER_S)})
+    async def busy(request: Request, error: EngineBusyError) -> JSONResponse:
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        return refusal(request.url.path, 429, f"{error}: try again later", headers)
 
     @api.exception_handler(EngineClosedError)
-    async def closed(_: Request, error: EngineClosedError) -> JSONResponse:
-        return _refusal(503, str(error))
+    async def closed(request: Request, error: EngineClosedError) -> JSONResponse:
+        return refusal(request.url.path, 503, str(error), {"Retry-After": str(RETRY_AFTER_S)})
 
+    @api.exception_handler(TimeoutError)
+    async def late(request: Request, _: TimeoutError) -> JSONResponse:
+        return refusal(request.url.path, 504, "the story took longer than a request may take")
 
-def _refusal(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status, headers)
+    @api.exception_handler(ReaderGoneError)
+    async def gone(request: Request, _: ReaderGoneError) -> JSONResponse:
+        return refusal(request.url.path, 499, "the client left")  # nobody reads it; it is counted
 
-
-class BodyLimit:
-    """ASGI middleware: reads a body whole before the application sees any of it, and answers 413 to a long one."""
-
-    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
-        self._app = app
-        self._limit_bytes = limit_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        try:
-            messages = await self._read(receive)
-        except HTTPException as error:
-            return await _refusal(error.status_code, error.detail)(scope, receive, send)
-
-        async def replay() -> Message:
-            return messages.pop(0) if messages else await receive()
-
-        return await self._app(scope, replay, send)
-
-    async def _read(self, receive: Receive) -> list[Message]:
-        """All messages of the body. Raises: HTTPException when it is too long."""
-        messages: list[Message] = []
-        size = 0
-        while not messages or messages[-1].get("more_body", False):
-            messages.append(await receive())
-            size += len(messages[-1].get("body", b""))
-            if size > self._limit_bytes:
-                raise HTTPException(413, f"the body is larger than {self._limit_bytes} bytes")
-        return messages
+    @api.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> JSONResponse:
+        return refusal(request.url.path, error.status_code, str(error.detail), dict(error.headers or {}))

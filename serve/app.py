@@ -5,6 +5,8 @@ until Ctrl-C. `api.py` has the routes, `schemas.py` the fields.
 
     python serve/app.py --model models:/tinystories@champion
     serve run serve.app:app model=models:/tinystories@champion
+
+The options are in `options.py`, the change of the model's version in `rollout.py`.
 """
 
 if __name__ == "__main__":  # run as a script: the root of the checkout takes the place of serve/ on the path
@@ -17,103 +19,145 @@ if __name__ == "__main__":  # run as a script: the root of the checkout takes th
     run("serve.app")
 
 import contextlib
-import dataclasses
 import logging
 import os
+import re
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import ray
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
-from serve.api import RETRY_AFTER_S, create_api
-from serve.rollout import start_rollout
+from serve.api import create_api
+from serve.ending import SPARE_S, ending_within
+from serve.options import AppConfig, ServeConfig, app_config
+from serve.refusals import RETRY_AFTER_S
+from serve.rollout import Rollout, start_rollout
 from slm_ray import checkpoint, cluster
 from slm_ray.command_line import parse
-from slm_ray.errors import UserError, command, end_now
-from slm_ray.registry import resolve_model
+from slm_ray.errors import UserError, command
+from slm_ray.registry import discard, resolve_model
 from slm_ray.script import quiet_environment
 from slm_ray.tracking import resolve_uri
 
-APP_NAME = "slm-ray"
-DEFAULT_MODEL = "models:/tinystories@champion"
-MAX_ONGOING = 32
+APP_NAME, DEPLOYMENT = "slm-ray", "stories"
 MAX_QUEUED = 64
-REQUEST_TIMEOUT_S = 300
-TIDY_S = 20
+SPARE_ONGOING = 16
+"""Requests that a replica takes beyond its rows and its line: questions for its health, and what it refuses itself."""
+PASSING_ON_S = 1.0
+"""Time for the proxy to pass the last answers on: a replica does not see whether they have arrived."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
+PATIENCE = {
+    # A proxy that answers already, and was slow to start, is killed under its first request with Serve's 5 s.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ServeConfig:
-    """Serve stories over HTTP with Ray Serve, until Ctrl-C."""
+class Stories:
+    """What a replica can be asked by the process that started the server, beside its HTTP routes."""
 
-    model: str = DEFAULT_MODEL
-    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 opens it to the network."""
-    port: int = 8000
-    """Port to listen on, 1 to 65535."""
-    tracking_uri: str = ""
-    """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
-    replicas: int = 1
-    """Processes that each hold the model."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.port <= 65535:
-            raise UserError(f"port ({self.port}) must be between 1 and 65535")
-        if self.replicas < 1:
-            raise UserError(f"replicas ({self.replicas}) must be at least 1")
+    app: FastAPI
 
     @property
-    def url(self) -> str:
-        """Where to ask, from this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
-        return f"http://{host}:{self.port}"
+    def _rollout(self) -> Rollout:
+        rollout: Rollout = self.app.state.rollout
+        return rollout
+
+    async def drain(self, drain_s: float) -> None:
+        """Take no more stories and wait until those that run are finished, but not for longer than `drain_s`."""
+        await self._rollout.close(drain_s)
+
+    async def report(self) -> tuple[str, str]:
+        """Which replica it is, and what it serves or how its last change of the version went."""
+        detail = self._rollout.status.detail or f"serves {self._rollout.current.title}"
+        return serve.get_replica_context().replica_id.unique_id, detail
 
 
-class AppOptions(BaseModel):
-    """Arguments of `app`, as `serve run serve.app:app NAME=VALUE` or the `args` of a Serve config file give them."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: str = Field(default_factory=lambda: os.environ.get("SLM_MODEL", DEFAULT_MODEL))
-    tracking_uri: str = ""
-    replicas: int = Field(1, ge=1)
-
-
-def app(options: AppOptions) -> Application:
-    """Build the Serve application; the model is found and read where a replica starts.
+def app(args: dict[str, Any]) -> Application:
+    """Build the Serve application out of options by name; the model is found and read where a replica starts.
 
     With more waiting requests than `MAX_QUEUED` the proxy answers 429.
+
+    Raises:
+        UserError: an unknown option, or a value that is refused.
     """
-    reference, uri, replicas = _absolute(options.model), resolve_uri(options.tracking_uri), options.replicas
+    return build_app(app_config(args))
+
+
+def build_app(config: AppConfig) -> Application:
+    """The Serve application."""
+    reference, uri = _absolute(config.model), resolve_uri(config.tracking_uri)
+    settings = config.api_settings()  # here: the keys are in this process's environment
 
     def build() -> FastAPI:
-        return create_api(start_rollout(reference, uri, replicas))
+        _log_as_serve_does()
+        rollout = start_rollout(
+            reference,
+            uri,
+            config.most_replicas,
+            rows=config.rows,
+            max_waiting=config.max_waiting,
+            backend=config.backend,
+            watch_interval_s=config.watch_interval_s,
+            drain_s=config.request_timeout_s,
+        )
+        api = create_api(rollout, settings)
+        api.state.rollout = rollout
+        return api
 
     deployment = serve.deployment(
-        name="stories",
-        num_replicas=replicas,
+        name=DEPLOYMENT,
+        **_scale(config),
         # A reservation, not a limit: with one, training on a small cluster would wait for ever for its last core.
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=MAX_ONGOING,
+        max_ongoing_requests=config.rows + config.max_waiting + SPARE_ONGOING,
         max_queued_requests=MAX_QUEUED,
         backpressure_config={"status_code": 429, "retry_after_s": RETRY_AFTER_S},
-        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_timeout_s=config.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2,
         max_constructor_retry_count=1,
         logging_config=QUIET,
     )
-    return deployment(serve.ingress(build)()).bind()
+    return deployment(serve.ingress(build)(Stories)).bind()
+
+
+def _scale(config: AppConfig) -> dict[str, Any]:
+    """A replica more when the rows of those at hand are all in use, one less after minutes of quiet."""
+    if config.most_replicas == config.replicas:
+        return {"num_replicas": config.replicas}
+    autoscaling = {
+        "min_replicas": config.replicas,
+        "max_replicas": config.most_replicas,
+        "target_ongoing_requests": config.rows,
+        "look_back_period_s": 10,
+        "upscale_delay_s": 10,
+        "downscale_delay_s": 300,
+    }
+    return {"autoscaling_config": autoscaling}
+
+
+def _log_as_serve_does() -> None:
+    """What this project logs goes where Ray Serve's own lines go: a file of the replica."""
+    for name in ("serve", "slm_ray"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.handlers = list(logging.getLogger("ray.serve").handlers)
+        logger.propagate = False
 
 
 def _absolute(reference: str) -> str:
@@ -148,32 +192,39 @@ def joined_ray() -> Iterator[bool]:
     """
     root = str(Path(__file__).resolve().parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield cluster.connect(include_dashboard=False)
     finally:
-        _begin_tidying()
-        ray.shutdown()
+        with ending_within(SPARE_S):
+            ray.shutdown()
 
 
 @contextlib.contextmanager
-def serving(config: ServeConfig) -> Iterator[None]:
-    """Start Serve in a cluster, and on leaving end it.
+def serving(config: ServeConfig) -> Iterator[DeploymentHandle]:
+    """Start Serve in a cluster, and on leaving let running stories finish and end it.
 
     Raises:
         UserError: no cluster, one in which Serve runs already, or the deployment fails.
     """
     with joined_ray() as is_own_cluster:
         _refuse_second_serve()
+        handle = None
         try:
-            _deploy(config)
-            yield
+            handle = _deploy(config)
+            yield handle
         finally:
-            _begin_tidying()
-            # Stories being written are finished first. A cluster of our own needs no tidying beyond that.
-            with contextlib.suppress(RayServeException):  # interrupted before Serve ran
-                serve.delete(APP_NAME) if is_own_cluster else serve.shutdown()
+            with ending_within(config.drain_s + SPARE_S):
+                if handle is not None:
+                    _drain(handle, config.drain_s)
+                # A cluster of our own needs no tidying beyond that: deleting the application would answer the last
+                # requests with 404 instead of 503.
+                if not is_own_cluster:
+                    with contextlib.suppress(RayServeException):  # interrupted before Serve ran
+                        serve.shutdown()
 
 
 def _refuse_second_serve() -> None:
@@ -185,29 +236,54 @@ def _refuse_second_serve() -> None:
         )
 
 
-def _deploy(config: ServeConfig) -> None:
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": config.host, "port": config.port, "request_timeout_s": REQUEST_TIMEOUT_S},
-        logging_config=QUIET,
-    )
-    options = AppOptions(model=config.model, tracking_uri=config.tracking_uri, replicas=config.replicas)
+def _deploy(config: ServeConfig) -> DeploymentHandle:
     try:
-        serve.run(app(options), name=APP_NAME, route_prefix="/")
-    except RuntimeError as error:
-        raise UserError(f"the model could not be deployed: {' '.join(str(error).split())}") from error
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": config.host, "port": config.port, "request_timeout_s": config.request_timeout_s},
+            logging_config=QUIET,
+        )
+        return serve.run(build_app(config), name=APP_NAME, route_prefix="/")
+    except (RuntimeError, TimeoutError, RayError) as error:
+        raise UserError(f"the model could not be deployed: {_reason() or ' '.join(str(error).split())}") from error
 
 
-def _begin_tidying() -> None:
-    """From here on no signal interrupts, and after `TIDY_S` the process ends all the same.
+def _reason() -> str:
+    """What a replica ended with: the last line of the traceback that Serve keeps, without the name of the exception."""
+    with contextlib.suppress(RayServeException, RayError, KeyError):
+        message = serve.status().applications[APP_NAME].deployments[DEPLOYMENT].message
+        lines = re.findall(r"^(?:\w+\.)+\w*(?:Error|Exception): (.+)$", message, re.MULTILINE)
+        return lines[-1] if lines else ""
+    return ""
 
-    Ray may wait for ever for a cluster that was interrupted while it started. One of our own ends with this process.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    watch = threading.Timer(TIDY_S, end_now)
-    watch.daemon = True
-    watch.start()
+
+def _drain(handle: DeploymentHandle, drain_s: float) -> None:
+    """Let every replica finish what it writes; meanwhile new requests are answered with 503."""
+    with contextlib.suppress(Exception):  # a replica that died has nothing to finish
+        handle.broadcast("drain", drain_s).results(timeout_s=drain_s + SPARE_S / 2)
+    time.sleep(PASSING_ON_S)
+
+
+@contextlib.contextmanager
+def _reporting(handle: DeploymentHandle, interval_s: float) -> Iterator[None]:
+    """Within the block, a thread prints what each replica serves, whenever that changes."""
+    is_over = threading.Event()
+
+    def report() -> None:
+        known: dict[str, str] = {}
+        while not is_over.wait(interval_s):
+            with contextlib.suppress(Exception):  # a replica that died just now is found missing the next time
+                now = dict(handle.broadcast("report").results(timeout_s=interval_s + SPARE_S))
+                for replica, detail in (dict.fromkeys(known, "is gone") | now).items():
+                    if known.get(replica) != detail:
+                        print(f"replica {replica}: {detail}", flush=True)
+                known = now
+
+    threading.Thread(target=report, name="report", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
 
 
 def _example(url: str) -> str:
@@ -227,9 +303,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(ServeConfig, argv, prog="serve/app.py", about=about, default=ServeConfig())
     model = resolve_model(config.model, config.tracking_uri)
     checkpoint.verify(model.path)
+    discard(model)
     check_port(config.host, config.port)
     signal.signal(signal.SIGTERM, _stop)
-    with serving(config):
+    with serving(config) as handle, _reporting(handle, config.watch_interval_s):
         signal.signal(signal.SIGTERM, _stop)  # Ray has put its own in place
         print(f"serving {model.name} {model.version} at {config.url} (Ctrl-C stops it)")
         print(_example(config.url), flush=True)

@@ -1,27 +1,66 @@
-"""A model that is ready to write: read, described, and shared by its engine's thread. Ray is not known here.
+"""A model that is ready to write: read, verified, warmed up, and shared by its engine's thread. Ray is not known here.
 
-In: a resolved reference. Out: futures of continuations. `rollout.py` says which loaded model is the current one.
+In: a resolved reference. Out: futures of continuations. `rollout.py` says which loaded model is the current one. A
+model that does not answer the fixed prompts is not loaded.
 """
 
+import dataclasses
+import time
+from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Literal
+
+import torch
 
 from serve.schemas import ModelDescription, ModelVersion
-from slm_ray.backend import TorchBackend
-from slm_ray.checkpoint import load_model
+from slm_ray import checkpoint
+from slm_ray.backend import Backend, TorchBackend
 from slm_ray.engine import Engine
-from slm_ray.engine_thread import EngineThread
-from slm_ray.model import count_parameters
-from slm_ray.registry import ResolvedModel
+from slm_ray.engine_thread import EngineClosedError, EngineThread, Load, OnPiece
+from slm_ray.errors import UserError
+from slm_ray.model import Decoder, count_parameters
+from slm_ray.registry import ResolvedModel, discard
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion
 
+BackendName = Literal["auto", "torch", "onnx", "onnx-int8"]
+PROMPTS = ("", "The", "Once upon a time", "One day, a little dog")
+"""What every version is asked to continue before it serves."""
+ANSWER_TOKENS = 24
+
+
+class BrokenModelError(UserError):
+    """A model that was read and cannot write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The greedy continuation of a fixed prompt."""
+
+    prompt: str
+    text: str
+    seconds: float
+
 
 class LoadedModel:
-    """One version of a model with its engine."""
+    """One version of a model with its engine.
 
-    def __init__(self, source: ResolvedModel, max_rows: int = 8, max_waiting: int = 64) -> None:
-        model, tokenizer = load_model(source.path)
-        config = model.config
+    Raises:
+        UserError: the checkpoint is damaged.
+        BrokenModelError: it gives numbers that are not finite, or no text.
+    """
+
+    def __init__(
+        self,
+        source: ResolvedModel,
+        max_rows: int = 8,
+        max_waiting: int = 64,
+        backend: BackendName = "auto",
+        threads: int = 1,
+    ) -> None:
+        model, tokenizer = checkpoint.load_model(source.path)
+        self.tokenizer = tokenizer
+        self.identity = source.identity
         self.version = ModelVersion(
             name=source.name,
             version=source.version,
@@ -32,19 +71,90 @@ class LoadedModel:
             **self.version.model_dump(),
             step=source.step,
             parameters=count_parameters(model),
-            seq_len=config.seq_len,
-            vocab_size=config.vocab_size,
+            seq_len=model.config.seq_len,
+            vocab_size=model.config.vocab_size,
+            evaluation=checkpoint.load_state(source.path).metrics,
         )
-        self._thread = EngineThread(Engine(TorchBackend(model, max_rows), tokenizer), max_waiting)
+        engine = Engine(make_backend(model, max_rows, backend, threads), tokenizer)
+        self.answers = warm_up(engine, self.title)
+        self._source = source
+        self._thread: EngineThread | None = EngineThread(engine, max_waiting)
 
-    def submit(self, prompt: str, params: SamplingParams) -> "Future[Completion]":
+    @property
+    def title(self) -> str:
+        """Name and version, in words."""
+        return f"{self.version.name} {self.version.version}"
+
+    @property
+    def answer_s(self) -> float:
+        """Seconds that the fixed prompts took together."""
+        return sum(answer.seconds for answer in self.answers)
+
+    @property
+    def load(self) -> Load:
+        """How many stories are being written and how many wait, about now."""
+        thread = self._thread
+        return Load(0, 0) if thread is None else thread.load
+
+    def submit(
+        self, prompt: str | Sequence[int], params: SamplingParams, on_piece: OnPiece | None = None
+    ) -> "Future[Completion]":
         """Ask for a continuation.
 
         Raises:
             PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit`.
         """
-        return self._thread.submit(prompt, params)
+        thread = self._thread
+        if thread is None:
+            raise EngineClosedError("the engine is closed")
+        return thread.submit(prompt, params, on_piece)
 
-    def close(self) -> None:
-        """Stop writing."""
-        self._thread.close()
+    def close(self, drain_s: float = 0) -> None:
+        """Take no more requests, let those that run or wait finish for so long, fail the rest, free the memory.
+
+        May be called again meanwhile: the shorter time counts.
+        """
+        thread = self._thread
+        if thread is not None:
+            thread.close(drain_s)
+        self._thread = None
+        discard(self._source)
+
+
+def make_backend(model: Decoder, max_rows: int, name: BackendName, threads: int) -> Backend:  # noqa: ARG001
+    """The backend by its name, for `max_rows` stories at once; `auto` is the fast one where there is one.
+
+    Raises:
+        UserError: it is not to be had.
+    """
+    if name in ("auto", "torch"):
+        return TorchBackend(model, max_rows)
+    raise UserError(f"backend {name} is not to be had here: expected auto or torch")
+
+
+def warm_up(engine: Engine, title: str) -> tuple[Answer, ...]:
+    """Let a model continue the fixed prompts greedily, alone and with every row in use.
+
+    Prompts that a small context does not hold are left out; the empty one is always there.
+
+    Raises:
+        BrokenModelError: numbers that are not finite, or no text after any of them.
+    """
+    most = engine.backend.config.seq_len // 2
+    prompts = [prompt for prompt in PROMPTS if len(engine.tokenizer.encode(prompt)) <= most]
+    params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0)
+    for prompt in prompts:
+        logits = engine.backend.read(0, [engine.tokenizer.end_id, *engine.tokenizer.encode(prompt)])
+        if logits is None or not bool(torch.isfinite(logits).all()):
+            raise BrokenModelError(f"{title} gives numbers that are not finite after {prompt!r}: it is not served")
+    engine.generate([prompts[-1]] * engine.backend.max_rows, [params] * engine.backend.max_rows)
+    answers = tuple(_answer(engine, prompt, params) for prompt in prompts)
+    if not any(answer.text.strip() for answer in answers):
+        raise BrokenModelError(f"{title} writes nothing after any of {prompts}: it is not served")
+    return answers
+
+
+def _answer(engine: Engine, prompt: str, params: SamplingParams) -> Answer:
+    start = time.perf_counter()
+    (completion,) = engine.generate([prompt], [params])
+    return Answer(prompt, completion.text, time.perf_counter() - start)

@@ -1,46 +1,203 @@
-"""Which version of the model is served. Ray is not known here.
+"""Which version of the model is served, and how another takes its place. Ray is not known here.
 
-In: a reference, as `models:/tinystories@champion`. Out: the loaded model behind it, to which requests are given.
+In: a reference, as `models:/tinystories@champion`, that may point to another version at any time. Out: the current
+loaded model, to which requests are given. A new version is loaded beside the old one, has to answer the fixed prompts,
+and then takes all new requests; the old one finishes what it has. One that fails leaves the old one serving.
 """
 
 import asyncio
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import torch
 
-from serve.loaded_model import LoadedModel
+from serve.loaded_model import BackendName, LoadedModel
+from serve.schemas import ModelDescription, RolloutStatus
+from slm_ray.engine_thread import EngineClosedError, OnPiece
 from slm_ray.hardware import cpu_count
-from slm_ray.registry import resolve_model
+from slm_ray.outbox import first_line
+from slm_ray.registry import RegistryError, locate, resolve_model
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion
 
+LOGGER = logging.getLogger(__name__)
+LONGEST_WAIT_S = 60.0
+"""Between two looks at a store that does not answer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What to look at, and what to do when it changes."""
+
+    locate: Callable[[], str]
+    """Says what the reference points to now (`registry.locate`)."""
+    load: Callable[[], LoadedModel]
+    """Loads it."""
+    interval_s: float = 5.0
+    """Time between two looks."""
+    drain_s: float = 300.0
+    """Longest time that the old version has to finish its requests."""
+
 
 class Rollout:
-    """The current model: what the routes ask."""
+    """The current model: what the routes ask. With a watch, a thread of its own changes it."""
 
-    def __init__(self, current: LoadedModel) -> None:
+    def __init__(self, current: LoadedModel, watch: Watch | None = None) -> None:
         self.current = current
+        self._attempt = RolloutStatus()
+        self._trouble = ""
+        self._refused = ""  # what was located and failed: not tried again
+        self._retiring: LoadedModel | None = None
+        self._stopping = threading.Event()
+        if watch is not None:
+            # A daemon: a store that hangs must not keep the process from ending.
+            threading.Thread(target=self._follow, args=[watch], name="rollout", daemon=True).start()
 
-    def submit(self, prompt: str, params: SamplingParams) -> "tuple[LoadedModel, Future[Completion]]":
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return not self._stopping.is_set()
+
+    @property
+    def status(self) -> RolloutStatus:
+        """How the last attempt to change the version went, and whether the reference can be followed at all."""
+        detail = "; ".join(filter(None, (self._attempt.detail, self._trouble)))
+        return RolloutStatus(state=self._attempt.state, detail=detail)
+
+    @property
+    def description(self) -> ModelDescription:
+        """The current model and the status."""
+        return self.current.description.model_copy(update={"rollout": self.status})
+
+    def submit(
+        self, prompt: str | Sequence[int], params: SamplingParams, on_piece: OnPiece | None = None
+    ) -> "tuple[LoadedModel, Future[Completion]]":
         """Ask the current model for a continuation; gives the model that writes it too.
 
         Raises:
             PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit`.
         """
-        model = self.current
-        return model, model.submit(prompt, params)
+        while not self._stopping.is_set():
+            model = self.current
+            try:
+                return model, model.submit(prompt, params, on_piece)
+            except EngineClosedError:
+                if model is self.current:
+                    raise
+        raise EngineClosedError("the server is stopping")
 
-    async def close(self) -> None:
-        """Stop writing."""
-        await asyncio.to_thread(self.current.close)
+    async def close(self, drain_s: float = 0) -> None:
+        """Take no more requests, let those that run or wait finish for so long, fail the rest."""
+        self._stopping.set()
+        models = filter(None, (self.current, self._retiring))
+        await asyncio.gather(*(asyncio.to_thread(model.close, drain_s) for model in models))
+
+    def _follow(self, watch: Watch) -> None:
+        wait_s = watch.interval_s
+        while not self._stopping.wait(wait_s):
+            is_known = self._look(watch)
+            wait_s = watch.interval_s if is_known else max(watch.interval_s, min(2 * wait_s, LONGEST_WAIT_S))
+
+    def _look(self, watch: Watch) -> bool:
+        """Look at the reference once, and change the version if it has changed. Returns whether it could be read."""
+        try:
+            target = watch.locate()
+        except Exception as error:  # whatever goes wrong in a store, the version at hand goes on
+            self._note_trouble(error)
+            return False
+        if target == self.current.identity:
+            if self._refused:
+                self._refused, self._attempt = "", RolloutStatus(detail=f"back to {self.current.title}")
+        elif target != self._refused:
+            return self._change(watch, target)
+        self._trouble = ""
+        return True
+
+    def _note_trouble(self, error: Exception) -> None:
+        trouble = f"{first_line(error)}: {self.current.title} goes on"
+        if trouble != self._trouble:
+            LOGGER.warning("%s", trouble)
+        self._trouble = trouble
+
+    def _change(self, watch: Watch, target: str) -> bool:
+        """Returns false when the store went away in between, so that it is tried again."""
+        before = self._attempt
+        self._attempt = RolloutStatus(state="loading", detail=f"{target} beside {self.current.title}")
+        try:
+            model = watch.load()
+        except RegistryError as error:
+            self._attempt = before
+            self._note_trouble(error)
+            return False
+        except Exception as error:  # a version may fail in any way
+            self._refuse(target, error)
+        else:
+            self._switch(model, watch.drain_s)
+        self._trouble = ""
+        return True
+
+    def _refuse(self, target: str, error: Exception) -> None:
+        self._refused = target
+        detail = f"{target} is not served: {first_line(error)}; {self.current.title} goes on"
+        LOGGER.warning("%s", detail)
+        self._attempt = RolloutStatus(state="failed", detail=detail)
+
+    def _switch(self, model: LoadedModel, drain_s: float) -> None:
+        old, self._refused = self.current, ""
+        self._retiring, self.current = old, model
+        if self._stopping.is_set():  # `close` may have come before: then it knew the old one only
+            model.close()
+        detail = comparison(old, model)
+        LOGGER.info("%s", detail)
+        self._attempt = RolloutStatus(detail=detail)
+        old.close(drain_s)
+        self._retiring = None
 
 
-def start_rollout(reference: str, tracking_uri: str, replicas: int) -> Rollout:
-    """Load a model in a process that shares its machine with the HTTP proxy and the other replicas.
+def comparison(old: LoadedModel, new: LoadedModel) -> str:
+    """What both versions wrote after the fixed prompts is logged; the sentence says how it went."""
+    written = {answer.prompt: answer for answer in old.answers}
+    for answer in new.answers:
+        before = written.get(answer.prompt)
+        LOGGER.info(
+            "after %r %s wrote %r in %.3f s, %s wrote %r in %.3f s", answer.prompt,
+            old.title, before and before.text, before.seconds if before else 0, new.title, answer.text, answer.seconds,
+        )  # fmt: skip
+    alike = sum(answer.prompt in written and written[answer.prompt].text == answer.text for answer in new.answers)
+    return (
+        f"{new.title} took over from {old.title}: it answered {len(new.answers)} prompts in {new.answer_s:.3f} s "
+        f"({old.answer_s:.3f} s before), {alike} of them with the same words"
+    )
+
+
+def start_rollout(
+    reference: str,
+    tracking_uri: str,
+    replicas: int,
+    *,
+    rows: int = 8,
+    max_waiting: int = 64,
+    backend: BackendName = "auto",
+    watch_interval_s: float = 5.0,
+    drain_s: float = 300.0,
+) -> Rollout:
+    """Load a model in a process that shares its machine with the HTTP proxy and the other replicas, and watch it.
 
     Raises:
         UserError: there is no such model, or it is damaged.
     """
     # One core is left to the proxy. More than four threads only wait for each other on models of this size.
-    torch.set_num_threads(max(1, min(4, cpu_count() // replicas - 1)))
-    return Rollout(LoadedModel(resolve_model(reference, tracking_uri)))
+    threads = max(1, min(4, cpu_count() // replicas - 1))
+    torch.set_num_threads(threads)
+
+    def load() -> LoadedModel:
+        source = resolve_model(reference, tracking_uri)
+        return LoadedModel(source, rows, max_waiting, backend, threads)
+
+    watch = Watch(
+        locate=lambda: locate(reference, tracking_uri), load=load, interval_s=watch_interval_s, drain_s=drain_s
+    )
+    return Rollout(load(), watch)

@@ -1,16 +1,27 @@
-"""What goes over the wire: the fields of requests and answers, with their ranges.
+"""What goes over the wire at our own routes: the fields of requests and answers, with their ranges.
 
-In: JSON bodies. Out: checked values, or one sentence that says what is wrong. `api.py` uses them, OpenAPI shows them.
+In: JSON bodies. Out: checked values, or one sentence that says what is wrong. `api.py` uses them, OpenAPI shows them;
+`openai_schemas.py` has those of the OpenAI routes.
 """
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 
-from slm_ray.sampling import MAX_SEED, MAX_TEMPERATURE, SamplingParams
+from slm_ray.logprobs import TokenLogprob
+from slm_ray.sampling import (
+    MAX_LOGPROBS,
+    MAX_PENALTY,
+    MAX_SEED,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    MAX_TEMPERATURE,
+    SamplingParams,
+)
 
 MAX_TOKENS = 2048
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
 class GenerateRequest(BaseModel):
@@ -27,14 +38,20 @@ class GenerateRequest(BaseModel):
     top_p: float = Field(
         1.0, gt=0, le=1, allow_inf_nan=False, description="Draw among the likeliest that reach this probability."
     )
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=MAX_PENALTY, allow_inf_nan=False, description="Weighs down tokens that were there; 1 does not."
+    )
+    stop: list[StopText] = Field([], max_length=MAX_STOPS, description="Texts that end the story before them.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed writes the same story.")
+    logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Give each token's log-probability, and this many likelier ones."
+    )
+    stream: bool = Field(False, description="Answer with server-sent events, a piece of the story each.")
 
     def sampling(self) -> SamplingParams:
         """The engine's form of it."""
-        return SamplingParams(**self.model_dump(exclude={"prompt"}))
-
-
-_FIELDS = ", ".join(GenerateRequest.model_fields)
+        values = self.model_dump(exclude={"prompt", "stream", "stop"})
+        return SamplingParams(**values, stop=tuple(self.stop))
 
 
 class ModelVersion(BaseModel):
@@ -46,6 +63,15 @@ class ModelVersion(BaseModel):
     data_fingerprint: str = Field(description="Fingerprint of the data set it was trained on.")
 
 
+class RolloutStatus(BaseModel):
+    """How the last change of the version went."""
+
+    state: Literal["serving", "loading", "failed"] = Field(
+        default="serving", description="Failed: the version pointed to is not served, the one before goes on."
+    )
+    detail: str = Field(default="", description="What happened, in words.")
+
+
 class ModelDescription(ModelVersion):
     """The model being served."""
 
@@ -53,6 +79,8 @@ class ModelDescription(ModelVersion):
     parameters: int = Field(description="Trainable weights.")
     seq_len: int = Field(description="Context in tokens.")
     vocab_size: int = Field(description="Entries of the tokenizer.")
+    evaluation: dict[str, float] = Field({}, description="Metrics of its validation.")
+    rollout: RolloutStatus = Field(RolloutStatus(), description="The last change of the version.")
 
 
 class Usage(BaseModel):
@@ -64,6 +92,19 @@ class Usage(BaseModel):
     tokens_per_second: float = Field(description="Tokens written over that time.")
 
 
+class TokenChance(BaseModel):
+    """A token and the logarithm of the probability that the model gave it."""
+
+    text: str
+    logprob: float
+
+
+class WrittenToken(TokenChance):
+    """A token of the story with the likeliest ones in its place."""
+
+    top: list[TokenChance]
+
+
 class GenerateAnswer(BaseModel):
     """A story."""
 
@@ -71,6 +112,7 @@ class GenerateAnswer(BaseModel):
     finish_reason: Literal["stop", "length"] = Field(description="It ended by itself, or max_tokens were written.")
     model: ModelVersion
     usage: Usage
+    tokens: list[WrittenToken] | None = Field(None, description="The written tokens, where logprobs were asked for.")
 
 
 class Health(BaseModel):
@@ -85,17 +127,34 @@ class ErrorAnswer(BaseModel):
     detail: str
 
 
-def sentence(error: RequestValidationError) -> str:
-    """The first fault of a body, in words: what was expected of which field."""
-    first = error.errors()[0]
-    kind, field = first["type"], ".".join(str(part) for part in first["loc"][1:])
+def written_tokens(logprobs: tuple[TokenLogprob, ...]) -> list[WrittenToken]:
+    """The form in which tokens go over the wire."""
+    return [
+        WrittenToken(
+            text=one.text,
+            logprob=one.logprob,
+            top=[TokenChance(text=text, logprob=logprob) for _, text, logprob in one.top],
+        )
+        for one in logprobs
+    ]
+
+
+def sentence(error: RequestValidationError, fields: str) -> str:
+    """The first fault of a body, in words: what was expected of which of its `fields`."""
+    first: dict[str, Any] = error.errors()[0]
+    kind, field = first["type"], field_name(error)
     if kind == "json_invalid":
         return f"the body is not JSON: {first['ctx']['error']} at character {field}"
     if kind == "extra_forbidden":
-        return f"unknown field {field[:50]!r}: expected {_FIELDS}"
+        return f"unknown field {field[:50]!r}: expected {fields}"
     if not field:
-        return f"the body must be a JSON object with the fields {_FIELDS}, sent as application/json"
+        return f"the body must be a JSON object with the fields {fields}, sent as application/json"
     if kind == "missing":
         return f"{field} is required"
     message: str = first["msg"]
     return f"{field}: {message[:1].lower()}{message[1:]}"
+
+
+def field_name(error: RequestValidationError) -> str:
+    """Where the first fault of a body is, as `stop.0`."""
+    return ".".join(str(part) for part in error.errors()[0]["loc"][1:])[:100]

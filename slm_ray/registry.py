@@ -1,9 +1,12 @@
 """Models by name: registered versions, and the references that lead to them.
 
 In: a checkpoint to register; `models:/tinystories@champion`, `models:/tinystories/3` or a folder. Out: versions that
-carry their lineage, and for a reference the folder of its checkpoint. The store is that of `tracking`.
+carry their lineage, and for a reference the folder of its checkpoint. `locate` says, cheaply, what a reference points
+to now, for those who wait until it moves. The store is that of `tracking`.
 """
 
+import hashlib
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,13 @@ from slm_ray.outbox import first_line
 from slm_ray.tracking import OFF, client, resolve_uri, sqlite_file
 
 CHAMPION = "champion"
+REGISTERED = "models:/"
+PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
+"""File types that run code of whoever wrote them when they are read."""
+
+
+class RegistryError(UserError):
+    """A reference could not be followed now: the store does not answer, or nothing is there. It may be later."""
 
 
 def register(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPION) -> str:
@@ -81,61 +91,134 @@ class ResolvedModel:
     run_id: str
     data_fingerprint: str
     step: int
+    identity: str
+    """What `locate` says of it: the same as long as the reference points to this very checkpoint."""
+    scratch: Path | None = None
+    """Folder made for a copy of what lies elsewhere, to be removed when the model is needed no more."""
 
 
 def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
     """Find the checkpoint behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a folder; fetch it where needed.
 
     Raises:
-        UserError: there is no such model or folder.
+        RegistryError: there is no such model or folder, or the store does not answer.
+        UserError: what is there is no checkpoint.
     """
-    if reference.startswith("models:/"):
+    if reference.startswith(REGISTERED):
         return _resolve_registered(reference, resolve_uri(tracking_uri))
-    path = Path(reference)
-    if not path.is_dir():
-        raise UserError(f"no model {reference!r}: expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
-    path = path.resolve()
+    path = _folder(reference)
+    _refuse_pickles(path)
     state = checkpoint.load_state(path)
-    name = str(state.config.get("name") or path.name)
-    return ResolvedModel(path, name, f"step-{state.step}", state.run_id, state.data_fingerprint, state.step)
+    name, version = str(state.config.get("name") or path.name), f"step-{state.step}"
+    return ResolvedModel(path, name, version, state.run_id, state.data_fingerprint, state.step, _folder_identity(path))
+
+
+def discard(model: ResolvedModel) -> None:
+    """Remove the copy that was made of a model, where one was made."""
+    if model.scratch is not None:
+        shutil.rmtree(model.scratch, ignore_errors=True)
+
+
+def locate(reference: str, tracking_uri: str = "") -> str:
+    """Say what a reference points to now, without fetching it: another text when it points elsewhere.
+
+    Raises:
+        RegistryError: as `resolve_model`.
+    """
+    if not reference.startswith(REGISTERED):
+        return _folder_identity(_folder(reference))
+    return _version_identity(_version(_store(reference, resolve_uri(tracking_uri)), reference))
+
+
+def _folder(reference: str) -> Path:
+    """Where a folder really is: `best` and `latest` are links that move."""
+    path = Path(reference)
+    if path.is_file() and path.suffix in PICKLES:
+        raise UserError(_pickle_refusal(path))
+    if not path.is_dir():
+        raise RegistryError(f"no model {reference!r}: expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
+    return path.resolve()
+
+
+def _folder_identity(path: Path) -> str:
+    """The marker holds the digest of every file, so its own digest stands for all of them."""
+    try:
+        return f"{path} {hashlib.sha256((path / checkpoint.MARKER).read_bytes()).hexdigest()[:16]}"
+    except OSError as error:
+        raise RegistryError(f"{path} is no whole checkpoint: it has no {checkpoint.MARKER}") from error
+
+
+def _version_identity(version: Any) -> str:
+    return f"{REGISTERED}{version.name}/{version.version}"
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raises: UserError when weights are offered as a pickle; the optimizer's state is not read where one serves."""
+    for path in sorted([*folder.glob("*"), *folder.glob(f"{checkpoint.MODEL}/*")]):
+        if path.suffix in PICKLES and path != folder / checkpoint.OPTIMIZER:
+            raise UserError(_pickle_refusal(path))
+
+
+def _pickle_refusal(path: Path) -> str:
+    return f"{path} is a pickle, which can run any code when it is read: give a checkpoint with model.safetensors"
 
 
 def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
     from mlflow.exceptions import MlflowException
 
+    store = _store(reference, uri)
+    version = _version(store, reference)
+    try:
+        folder, scratch = _fetch(store.get_model_version_download_uri(version.name, version.version), uri)
+    except (MlflowException, OSError) as error:
+        raise RegistryError(f"{reference} is not to be had from {uri}: {first_line(error)}") from error
+    _refuse_pickles(folder)
+    state = checkpoint.load_state(folder)
+    run_id, identity = version.run_id or "", _version_identity(version)
+    return ResolvedModel(
+        folder, version.name, str(version.version), run_id, state.data_fingerprint, state.step, identity, scratch
+    )
+
+
+def _store(reference: str, uri: str) -> Any:
     if uri == OFF:
         raise UserError(f"{reference} needs a tracking store, and tracking is off")
     database = sqlite_file(uri)
     if database is not None and not database.exists():
-        raise UserError(
+        raise RegistryError(
             f"no model registry at {uri}: train a model first (`python tune/sweep.py`), or give a checkpoint folder"
         )
-    store = client(uri)
-    try:
-        version = _version(store, reference)
-        folder = _fetch(store.get_model_version_download_uri(version.name, version.version), uri)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"{reference} is not to be had from {uri}: {first_line(error)}") from error
-    state = checkpoint.load_state(folder)
-    return ResolvedModel(
-        folder, version.name, str(version.version), version.run_id or "", state.data_fingerprint, state.step
-    )
+    return client(uri)
 
 
 def _version(store: Any, reference: str) -> Any:
-    spec = reference.removeprefix("models:/")
-    if "@" in spec:
-        return store.get_model_version_by_alias(*spec.split("@", 1))
-    name, _, version = spec.partition("/")
-    if not version:
+    """The registered version, as the store describes it. Raises: RegistryError."""
+    from mlflow.exceptions import MlflowException
+
+    spec = reference.removeprefix(REGISTERED)
+    name, _, number = spec.partition("/")
+    if "@" not in spec and not number:
         raise UserError(f"{reference!r} names no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
-    return store.get_model_version(name, version)
+    try:
+        if "@" in spec:
+            return store.get_model_version_by_alias(*spec.split("@", 1))
+        return store.get_model_version(name, number)
+    except (MlflowException, OSError) as error:
+        uri = store.tracking_uri
+        raise RegistryError(f"{reference} is not to be had from {uri}: {first_line(error)}") from error
 
 
-def _fetch(source: str, uri: str) -> Path:
+def _fetch(source: str, uri: str) -> tuple[Path, Path | None]:
+    """The folder on this machine, and the scratch folder around it where it had to be copied."""
     parsed = urlparse(source)
     if parsed.scheme in ("", "file"):
-        return Path(unquote(parsed.path))
+        return Path(unquote(parsed.path)), None
     import mlflow.artifacts
 
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=uri))
+    scratch = Path(tempfile.mkdtemp(prefix="slm-model-"))
+    try:
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(scratch), tracking_uri=uri)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return Path(folder), scratch

@@ -20,8 +20,9 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from serve.api import MAX_BODY_BYTES, create_api
+from serve.api import create_api
 from serve.loaded_model import LoadedModel
+from serve.protection import MAX_BODY_BYTES
 from serve.rollout import Rollout
 from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
@@ -94,6 +95,7 @@ def test_defaults_are_the_documented_ones(api: FastAPI) -> None:
     defaults = {name: field.get("default") for name, field in schema["properties"].items()}
     assert defaults == {
         "prompt": None, "max_tokens": 50, "temperature": 0.7, "top_k": 50, "top_p": 1.0, "seed": None,
+        "repetition_penalty": 1.0, "stop": [], "logprobs": None, "stream": False,
     }  # fmt: skip
     assert schema["required"] == ["prompt"]
 

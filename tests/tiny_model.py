@@ -57,9 +57,9 @@ def some_tokens(vocab_size: int, rows: int = 3, steps: int = 20) -> Tensor:
     return torch.randint(0, vocab_size, (rows, steps), generator=torch.Generator().manual_seed(1))
 
 
-def write_tiny_model(folder: Path, seq_len: int = 64) -> Path:
-    """Save a checkpoint of a 2-layer model with random weights."""
-    torch.manual_seed(0)
+def write_tiny_model(folder: Path, seq_len: int = 64, seed: int = 0) -> Path:
+    """Save a checkpoint of a 2-layer model with random weights; another seed writes other stories."""
+    torch.manual_seed(seed)
     tokenizer = Tokenizer.train(SENTENCES, vocab_size=300)
     config = ModelConfig(vocab_size=tokenizer.vocab_size, seq_len=seq_len, n_layers=2, d_model=32, n_heads=4, d_ff=64)
     state = checkpoint.TrainState(

@@ -1,0 +1,81 @@
+"""What `GET /metrics` tells a Prometheus server: requests, tokens, queue and times, by version of the model.
+
+In: what happened. Out: the text form. Each replica has its own: a scrape through the proxy reaches one of them.
+"""
+
+import prometheus_client as prometheus
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from slm_ray.engine_thread import Load
+from slm_ray.story import Completion
+
+CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+TOKEN_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512)
+
+
+class Metrics:
+    """Counters of one application, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+
+        def make(kind: type, name: str, about: str, *labels: str, **options: object):
+            return kind(f"slm_{name}", about, labels, registry=self._registry, **options)
+
+        self._requests = make(Counter, "requests", "Requests by route and status", "route", "status")
+        self._prompt_tokens = make(Counter, "prompt_tokens", "Tokens of prompts read", "version")
+        self._tokens = make(Counter, "completion_tokens", "Tokens written", "version")
+        self._first = make(
+            Histogram, "time_to_first_token_seconds", "From request to first text", "version", buckets=SECONDS
+        )
+        self._each = make(
+            Histogram, "time_per_token_seconds", "Between tokens after the first", "version", buckets=TOKEN_SECONDS
+        )
+        self._seconds = make(Histogram, "story_seconds", "From request to last token", "version", buckets=SECONDS)
+        self._running = make(Gauge, "running_stories", "Stories being written")
+        self._waiting = make(Gauge, "waiting_stories", "Stories that wait for a row")
+
+    def wrote(self, version: str, completion: Completion, *, first_s: float, all_s: float) -> None:
+        """Count a finished story."""
+        written = len(completion.tokens)
+        self._prompt_tokens.labels(version).inc(completion.prompt_tokens)
+        self._tokens.labels(version).inc(written)
+        self._first.labels(version).observe(first_s)
+        self._seconds.labels(version).observe(all_s)
+        if written > 1:
+            self._each.labels(version).observe((all_s - first_s) / (written - 1))
+
+    def answered(self, route: str, status: int) -> None:
+        """Count an answer."""
+        self._requests.labels(route, str(status)).inc()
+
+    def text(self, load: Load) -> bytes:
+        """Everything, in Prometheus' text form, with the load of now."""
+        self._running.set(load.running)
+        self._waiting.set(load.waiting)
+        content: bytes = prometheus.generate_latest(self._registry)
+        return content
+
+
+class CountAnswers:
+    """ASGI middleware: counts every answer by its route, one of `routes`, and its status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        route = scope["path"] if scope["path"] in self._routes else "other"
+
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.answered(route, message["status"])
+            await send(message)
+
+        return await self._app(scope, receive, count)

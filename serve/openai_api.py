@@ -1,0 +1,250 @@
+"""OpenAI's routes: `POST /v1/completions`, whole and streamed, and `GET /v1/models`. The official clients speak them.
+
+In: requests for one or several prompts, each with n stories. Out: choices in OpenAI's shape. `api.py` adds them.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from serve.metrics import Metrics
+from serve.openai_schemas import (
+    MAX_PROMPTS,
+    Choice,
+    CompletionAnswer,
+    CompletionRequest,
+    CompletionUsage,
+    Logprobs,
+    ModelCard,
+    ModelList,
+    chunk,
+)
+from serve.protection import ApiSettings
+from serve.refusals import documented, openai_error, refusal
+from serve.rollout import Rollout
+from serve.streaming import EventStream, Reading, event, unless_gone
+from slm_ray.logprobs import TokenLogprob
+from slm_ray.story import Completion
+
+PATH = "/v1/completions"
+
+
+class _Job:
+    """One request with the stories that are being written for it."""
+
+    def __init__(self, body: CompletionRequest, rollout: Rollout, metrics: Metrics) -> None:
+        self.body = body
+        self.readings: list[Reading] = []
+        prompts = body.prompts()
+        try:
+            for prompt in prompts:
+                for number in range(body.count):
+                    self.readings.append(Reading(rollout, prompt, body.sampling(number), metrics))
+        except BaseException:  # one is refused: so are all
+            self.cancel()
+            raise
+        model = self.readings[0].model
+        self._prompts = [_text(prompt, model.tokenizer) for prompt in prompts]
+        self._frame = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": f"{model.version.version}-{model.version.data_fingerprint}",
+        }
+
+    def cancel(self) -> None:
+        """Give every row free."""
+        for reading in self.readings:
+            reading.cancel()
+
+    def answer(self, choices: list[Choice], usage: CompletionUsage | None = None) -> CompletionAnswer:
+        """An answer or a piece of it."""
+        return CompletionAnswer(**self._frame, choices=choices, usage=usage)
+
+    def prompt(self, index: int) -> str:
+        """What choice `index` begins with: its prompt where `echo` asks for it."""
+        return self._prompts[index // self.body.count] if self.body.echo else ""
+
+    def choice(self, index: int, completion: Completion) -> Choice:
+        """A whole story."""
+        text = self.prompt(index) + completion.text
+        logprobs = None
+        if self.body.logprobs is not None:
+            echoed = completion.prompt_logprobs if self.body.echo else ()
+            logprobs = _logprobs([*echoed, *completion.logprobs], 0, len(text))
+        return Choice(text=text, index=index, logprobs=logprobs, finish_reason=completion.finish_reason)
+
+    def usage(self, completions: Sequence[Completion]) -> CompletionUsage:
+        """Tokens of each prompt once, and of all stories."""
+        read = sum(completion.prompt_tokens for completion in completions[:: self.body.count])
+        written = sum(len(completion.tokens) for completion in completions)
+        return CompletionUsage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+def add_openai_routes(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:
+    """Add them to the application."""
+    started = int(time.time())
+    responses = documented(400, 401, 404, 413, 429, 503, 504, is_openai=True)
+    responses[200] = {
+        "description": "The stories; with `stream`, a chunk for each piece, and `[DONE]` at the end.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+
+    @api.post(PATH, responses=responses, response_model=CompletionAnswer)
+    async def completions(body: CompletionRequest, request: Request) -> CompletionAnswer | Response:
+        """Continue one prompt or several, in OpenAI's form."""
+        refused = _refused(body, rollout, settings)
+        if refused is not None:
+            return refused
+        job = _Job(body, rollout, metrics)
+        if body.stream:
+            return EventStream(_events(job, settings.request_timeout_s))
+        try:
+            async with asyncio.timeout(settings.request_timeout_s):
+                work = asyncio.gather(*(reading.completion() for reading in job.readings))
+                done: list[Completion] = await unless_gone(request, work)
+        finally:
+            job.cancel()
+        choices = [job.choice(index, completion) for index, completion in enumerate(done)]
+        return job.answer(choices, job.usage(done))
+
+    @api.get("/v1/models", responses=documented(401, 429, is_openai=True))
+    async def models() -> ModelList:
+        """The models that can be asked: one."""
+        return ModelList(data=[_card(rollout, started)])
+
+    @api.get("/v1/models/{name}", responses=documented(401, 404, 429, is_openai=True), response_model=ModelCard)
+    async def model(name: str, request: Request) -> ModelCard | JSONResponse:
+        """One of them."""
+        return _card(rollout, started) if name == _card(rollout, started).id else _no_model(request.url.path, name)
+
+
+def _card(rollout: Rollout, started: int) -> ModelCard:
+    return ModelCard(id=rollout.current.version.name, created=started)
+
+
+def _no_model(path: str, name: str) -> JSONResponse:
+    detail = f"no model {name[:100]!r}: GET /v1/models lists what there is"
+    return refusal(path, 404, detail, param="model", code="model_not_found")
+
+
+def _refused(body: CompletionRequest, rollout: Rollout, settings: ApiSettings) -> JSONResponse | None:
+    """What the fields say together and cannot be had."""
+    if body.model != rollout.current.version.name:
+        return _no_model(PATH, body.model)
+    prompts = body.prompts()
+    faults = [
+        (not prompts or len(prompts) > MAX_PROMPTS, "prompt", f"prompt must hold 1 to {MAX_PROMPTS} prompts"),
+        (
+            len(prompts) * body.count > settings.max_choices,
+            "n",
+            f"{len(prompts)} x {body.count} stories are more than the {settings.max_choices} of one request",
+        ),
+        (body.best_of not in (None, body.count), "best_of", "best_of is not supported: leave it out, or give n"),
+        (len(body.stops()) > 4, "stop", "stop may hold at most 4 texts"),
+        (
+            body.stream_options is not None and not body.stream,
+            "stream_options",
+            "stream_options is for streams: set stream to true",
+        ),
+    ]
+    for is_fault, param, detail in faults:
+        if is_fault:
+            return refusal(PATH, 400, detail, param=param)
+    return None
+
+
+def _text(prompt: str | list[int], tokenizer: Any) -> str:
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+
+
+def _logprobs(tokens: Sequence[TokenLogprob], start: int, stop: int) -> Logprobs:
+    """Those of the tokens that begin in a text between two offsets: what a stop text cut off has none."""
+    offsets, at = [], start
+    for token in tokens:
+        if at >= stop:
+            break
+        offsets.append(at)
+        at += len(token.text)
+    kept = tokens[: len(offsets)]
+    return Logprobs(
+        tokens=[token.text for token in kept],
+        token_logprobs=[token.logprob for token in kept],
+        top_logprobs=[{text: logprob for _, text, logprob in reversed(token.top)} for token in kept],
+        text_offset=offsets,
+    )
+
+
+async def _events(job: _Job, timeout_s: float) -> AsyncIterator[bytes]:
+    """Pieces of all choices as they come, then perhaps the usage, then the end."""
+    body = job.body
+    with_usage = bool(body.stream_options and body.stream_options.include_usage)
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for choice in _merged([_choices(job, index) for index in range(len(job.readings))]):
+                yield event(chunk(job.answer([choice]), with_usage=with_usage))
+            if with_usage:
+                done = [await reading.completion() for reading in job.readings]
+                yield event(chunk(job.answer([], job.usage(done)), with_usage=True))
+        yield b"data: [DONE]\n\n"
+    except TimeoutError:
+        yield event(openai_error(504, f"the stories took longer than {timeout_s:g} s").model_dump())
+    except RuntimeError:
+        yield event(openai_error(503, "the model stopped in the middle of the story").model_dump())
+    finally:
+        job.cancel()
+
+
+async def _choices(job: _Job, index: int) -> AsyncIterator[Choice]:
+    """The pieces of one choice; the last one has its finish_reason."""
+    reading, prompt, wants_logprobs = job.readings[index], job.prompt(index), job.body.logprobs is not None
+    at = len(prompt)
+    if prompt and not wants_logprobs:  # with them, the prompt's have to come first
+        yield Choice(text=prompt, index=index)
+    is_begun = not (prompt and wants_logprobs)
+    held: list[TokenLogprob] = []
+    async for piece in reading.pieces():
+        if is_begun:
+            held += piece.logprobs
+            offsets = _logprobs(held, at, at + len(piece.text)) if wants_logprobs else None
+            held = held[len(offsets.tokens) :] if offsets else []
+            at += len(piece.text)
+            yield Choice(text=piece.text, index=index, logprobs=offsets)
+    completion = await reading.completion()
+    if is_begun:
+        yield Choice(text="", index=index, finish_reason=completion.finish_reason)
+    else:
+        yield job.choice(index, completion)
+
+
+async def _merged(sources: Sequence[AsyncIterator[Choice]]) -> AsyncIterator[Choice]:
+    """What any of them gives, as it comes. Raises: what any of them raises."""
+    queue: asyncio.Queue[Choice | BaseException | None] = asyncio.Queue()
+
+    async def drain(source: AsyncIterator[Choice]) -> None:
+        try:
+            async for choice in source:
+                queue.put_nowait(choice)
+            queue.put_nowait(None)
+        except Exception as error:  # handed over to the reader
+            queue.put_nowait(error)
+
+    tasks = [asyncio.ensure_future(drain(source)) for source in sources]
+    try:
+        left = len(tasks)
+        while left:
+            choice = await queue.get()
+            if isinstance(choice, BaseException):
+                raise choice
+            if choice is None:
+                left -= 1
+            else:
+                yield choice
+    finally:
+        for task in tasks:
+            task.cancel()

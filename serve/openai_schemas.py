@@ -1,0 +1,162 @@
+"""What goes over the wire at the OpenAI routes: `POST /v1/completions` and `GET /v1/models`.
+
+In: JSON bodies. Out: checked values. The names and shapes are OpenAI's (platform.openai.com/docs/api-reference,
+completions); `top_k` and `repetition_penalty` are extensions, as vLLM has them.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.schemas import MAX_TOKENS, StopText
+from slm_ray.sampling import MAX_PENALTY, MAX_SEED, SamplingParams
+
+MAX_PROMPTS = 64
+DEFAULT_MAX_TOKENS = 16
+TokenId = Annotated[int, Field(ge=0, le=2**31)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream holds besides the text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool | None = Field(None, description="End with a chunk that counts the tokens.")
+
+
+class CompletionRequest(BaseModel):
+    """OpenAI's fields. Those that this server cannot honour are accepted at the value that changes nothing."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str = Field(description="A name that `GET /v1/models` lists.")
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
+        "", description="One beginning or several, as text or as tokens."
+    )
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Most tokens to write; 16 when not given.")
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    n: int | None = Field(None, ge=1, le=128, description="Stories for every prompt.")
+    stop: StopText | list[StopText] | None = Field(None, description="Up to 4 texts that end the story before them.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Story number i of a prompt takes seed + i.")
+    echo: bool | None = Field(None, description="Begin the text with the prompt.")
+    logprobs: int | None = Field(None, ge=0, le=5)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="Accepted and not used.")
+    best_of: int | None = Field(None, description="Must be n.")
+    suffix: Literal[""] | None = None
+    presence_penalty: float | None = Field(None, ge=0, le=0)
+    frequency_penalty: float | None = Field(None, ge=0, le=0)
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    top_k: int = Field(0, ge=0, description="Extension: draw among this many likeliest tokens; 0 among all.")
+    repetition_penalty: float = Field(1.0, gt=0, le=MAX_PENALTY, allow_inf_nan=False, description="Extension.")
+
+    @property
+    def count(self) -> int:
+        """Stories for every prompt."""
+        return self.n or 1
+
+    def prompts(self) -> list[str | list[int]]:
+        """All of them, one by one."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]  # the union tells that all are ints
+        return list(self.prompt)  # type: ignore[arg-type]
+
+    def stops(self) -> tuple[str, ...]:
+        """The stop texts."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def sampling(self, number: int) -> SamplingParams:
+        """The engine's form of it, for story `number` of a prompt."""
+        max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k,
+            repetition_penalty=self.repetition_penalty,
+            stop=self.stops(),
+            seed=None if self.seed is None else (self.seed + number) % (MAX_SEED + 1),
+            logprobs=self.logprobs,
+            prompt_logprobs=max_tokens == 0 or (bool(self.echo) and self.logprobs is not None),
+        )
+
+
+class Logprobs(BaseModel):
+    """Log-probabilities of the tokens of a text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class Choice(BaseModel):
+    """One story, or a piece of one."""
+
+    text: str
+    index: int
+    logprobs: Logprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class CompletionUsage(BaseModel):
+    """Tokens of all prompts and all stories."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionAnswer(BaseModel):
+    """Stories, or in a stream a piece of one."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int = Field(description="Seconds since 1970.")
+    model: str
+    system_fingerprint: str = Field(description="Version of the model, and the data set it was trained on.")
+    choices: list[Choice]
+    usage: CompletionUsage | None = None
+
+
+class ModelCard(BaseModel):
+    """A model that can be asked."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Seconds since 1970 when it was loaded.")
+    owned_by: str = "slm-ray"
+
+
+class ModelList(BaseModel):
+    """The models that can be asked."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class OpenaiErrorBody(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenaiError(BaseModel):
+    """OpenAI's form of a refusal."""
+
+    error: OpenaiErrorBody
+
+
+def chunk(answer: CompletionAnswer, *, with_usage: bool) -> dict[str, Any]:
+    """The JSON of one event of a stream: `usage` is there, as null, only where the stream ends with one."""
+    content = answer.model_dump()
+    if not with_usage:
+        del content["usage"]
+    return content

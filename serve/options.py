@@ -1,0 +1,128 @@
+"""What can be set about a server, each option described once for the command line and for Ray Serve's config files.
+
+In: `python serve/app.py --rows 16`, or the `args` of an application of `serve run` or `serve deploy`. Out: checked
+options. `app.py` uses them.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from serve.loaded_model import BackendName
+from serve.protection import ApiSettings, key_digests
+from slm_ray.errors import UserError
+
+DEFAULT_MODEL = "models:/tinystories@champion"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AppConfig:
+    """How stories are served.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    model: str = DEFAULT_MODEL
+    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
+    tracking_uri: str = ""
+    """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
+    replicas: int = 1
+    """Processes that each hold the model; with --max-replicas the fewest."""
+    max_replicas: int = 0
+    """Most processes when many stories are asked for; 0 is as many as --replicas."""
+    rows: int = 8
+    """Stories that a replica writes at once."""
+    max_waiting: int = 64
+    """Requests that may wait in a replica for a row; more are answered with 429."""
+    backend: BackendName = "auto"
+    """Where the products are computed: auto is the fast one where there is one."""
+    watch_interval_s: float = 5.0
+    """Seconds between two looks at whether --model points to another version."""
+    request_timeout_s: float = 300.0
+    """Longest time of a request, waiting included."""
+    drain_s: float = 30.0
+    """Longest time that running stories get when the server stops."""
+    requests_per_minute: int = 0
+    """Of one API key, or without keys of one address, to each replica; 0 does not limit."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call this server, as https://example.org; none by default."""
+    max_choices: int = 16
+    """Most stories that one request to /v1/completions may ask for."""
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "rows", "max_choices"):
+            _check(name, getattr(self, name), 1)
+        for name in ("max_waiting", "drain_s", "requests_per_minute"):
+            _check(name, getattr(self, name), 0)
+        if self.max_replicas and self.max_replicas < self.replicas:
+            raise UserError(f"max_replicas ({self.max_replicas}) must be at least replicas ({self.replicas})")
+        for name in ("watch_interval_s", "request_timeout_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{name} ({getattr(self, name)}) must be above 0")
+
+    def api_settings(self) -> ApiSettings:
+        """What protects the routes, with the keys of the environment.
+
+        Raises:
+            UserError: SLM_API_KEYS holds no keys.
+        """
+        return ApiSettings(
+            key_digests=key_digests(),
+            requests_per_minute=self.requests_per_minute,
+            cors_origins=self.cors_origins,
+            request_timeout_s=self.request_timeout_s,
+            max_choices=self.max_choices,
+        )
+
+    @property
+    def most_replicas(self) -> int:
+        """Processes at most."""
+        return self.max_replicas or self.replicas
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig(AppConfig):
+    """Serve stories over HTTP with Ray Serve, until Ctrl-C."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 opens it to the network."""
+    port: int = 8000
+    """Port to listen on, 1 to 65535."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.port <= 65535:
+            raise UserError(f"port ({self.port}) must be between 1 and 65535")
+
+    @property
+    def url(self) -> str:
+        """Where to ask, from this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
+        return f"http://{host}:{self.port}"
+
+
+def _check(name: str, value: float, least: int) -> None:
+    if not least <= value < float("inf"):
+        raise UserError(f"{name} ({value}) must be at least {least}")
+
+
+def app_config(args: dict[str, Any]) -> AppConfig:
+    """Options as `serve run serve.app:app NAME=VALUE` or the `args` of a Serve config file give them.
+
+    The environment's SLM_MODEL names the model where they do not.
+
+    Raises:
+        UserError: an unknown option, or a value that is refused.
+    """
+    named = {"model": os.environ.get("SLM_MODEL", DEFAULT_MODEL)} | args
+    try:
+        return TypeAdapter(AppConfig).validate_python(named)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"option {name}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error

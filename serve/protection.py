@@ -1,0 +1,189 @@
+"""What stands before the routes: limits, keys, rates and headers. ASGI middlewares, and the settings of all of them.
+
+In: connections. Out: the same, or a refusal in the form of its route (`refusals.py`).
+"""
+
+import collections
+import dataclasses
+import hashlib
+import hmac
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.refusals import refusal
+from slm_ray.errors import UserError
+
+MAX_BODY_BYTES = 64 * 1024
+KEYS_VARIABLE = "SLM_API_KEYS"
+MIN_KEY_LENGTH = 8
+OPEN_ROUTES = frozenset({"/health", "/"})
+"""They ask for no key: whether the server lives is no secret, and the page has the field for the key."""
+MAX_CALLERS = 10_000
+"""Callers whose rate is remembered; those that have been silent for longest are forgotten first."""
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ApiSettings:
+    """What protects the routes."""
+
+    key_digests: tuple[bytes, ...] = ()
+    """SHA-256 of every API key; without any, no key is asked for."""
+    requests_per_minute: int = 0
+    """Of one key, or without keys of one address; 0 does not limit."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call this server, as https://example.org; `*` allows all. None by default."""
+    request_timeout_s: float = 300.0
+    """Longest time for a request, waiting included."""
+    max_choices: int = 16
+    """Most stories that one request may ask for."""
+
+
+def key_digests(environment: Mapping[str, str] = os.environ) -> tuple[bytes, ...]:
+    """Digests of the keys that SLM_API_KEYS names: a file with one a line, or the keys themselves with commas between.
+
+    Raises:
+        UserError: it is set but holds no key, or one that is too short to be a secret.
+    """
+    value = environment.get(KEYS_VARIABLE)
+    if value is None:
+        return ()
+    try:
+        path = Path(value)
+        text = path.read_text(encoding="utf-8") if path.is_file() else value
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{KEYS_VARIABLE}: the file cannot be read: {error}") from error
+    keys = [key.strip() for key in text.replace(",", "\n").splitlines() if key.strip()]
+    if not keys:
+        raise UserError(f"{KEYS_VARIABLE} is set and holds no key: unset it, or give keys or a file of them")
+    if any(len(key) < MIN_KEY_LENGTH for key in keys):
+        raise UserError(f"{KEYS_VARIABLE}: a key must have at least {MIN_KEY_LENGTH} characters")
+    return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+class Keys:
+    """Asks for `Authorization: Bearer KEY`, or answers 401."""
+
+    def __init__(self, app: ASGIApp, digests: tuple[bytes, ...]) -> None:
+        self._app = app
+        self._digests = digests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http" or scope["path"] in OPEN_ROUTES or self._is_known(scope):
+            return await self._app(scope, receive, send)
+        detail = "an API key is needed: send the header `Authorization: Bearer KEY`"
+        answer = refusal(scope["path"], 401, detail, {"WWW-Authenticate": "Bearer"})
+        return await answer(scope, receive, send)
+
+    def _is_known(self, scope: Scope) -> bool:
+        given = hashlib.sha256(bearer(scope)).digest()
+        found = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them, every time
+        return any(found)
+
+
+def bearer(scope: Scope) -> bytes:
+    """The key that a request gives, empty without one."""
+    header: bytes = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    scheme, _, key = header.partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+class RateLimit:
+    """A token bucket for every caller, of a minute's requests: answers 429 with Retry-After when it is empty."""
+
+    def __init__(self, app: ASGIApp, per_minute: int) -> None:
+        self._app = app
+        self._size = per_minute
+        self._buckets: collections.OrderedDict[bytes, tuple[float, float]] = collections.OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http" or scope["path"] in OPEN_ROUTES:
+            return await self._app(scope, receive, send)
+        wait_s = self._take(_caller(scope), time.monotonic())
+        if not wait_s:
+            return await self._app(scope, receive, send)
+        detail = f"more than {self._size} requests in a minute: try again in {wait_s} s"
+        return await refusal(scope["path"], 429, detail, {"Retry-After": str(wait_s)})(scope, receive, send)
+
+    def _take(self, caller: bytes, now: float) -> int:
+        """Take one request out of the caller's bucket; the seconds to wait when there is none."""
+        left, since = self._buckets.pop(caller, (float(self._size), now))
+        left = min(float(self._size), left + (now - since) * self._size / 60)
+        is_allowed = left >= 1
+        self._buckets[caller] = (left - is_allowed, now)
+        if len(self._buckets) > MAX_CALLERS:
+            self._buckets.popitem(last=False)
+        return 0 if is_allowed else math.ceil((1 - left) * 60 / self._size)
+
+
+def _caller(scope: Scope) -> bytes:
+    key = bearer(scope)
+    if key:
+        return hashlib.sha256(key).digest()
+    client = scope.get("client")
+    return str(client[0] if client else "").encode()
+
+
+class BodyLimit:
+    """Reads a body whole before the application sees any of it, and answers 413 to a long one."""
+
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        messages = await self._read(receive)
+        if messages is None:
+            detail = f"the body is larger than {self._limit_bytes} bytes"
+            return await refusal(scope["path"], 413, detail)(scope, receive, send)
+
+        async def replay() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        return await self._app(scope, replay, send)
+
+    async def _read(self, receive: Receive) -> list[Message] | None:
+        """All messages of the body, None when it is too long."""
+        messages: list[Message] = []
+        size = 0
+        while not messages or messages[-1].get("more_body", False):
+            messages.append(await receive())
+            size += len(messages[-1].get("body", b""))
+            if size > self._limit_bytes:
+                return None
+        return messages
+
+
+class SafeHeaders:
+    """Tells browsers to take answers for what they are, and the page to load nothing from anywhere else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+                if scope["path"] == "/":
+                    added.append((b"content-security-policy", PAGE_POLICY.encode()))
+                message["headers"] = [*message.get("headers", []), *added]
+            await send(message)
+
+        return await self._app(scope, receive, with_headers)

@@ -1,0 +1,118 @@
+"""From the engine's thread to a reader's connection: pieces of a story as they come.
+
+In: a request for the rollout. Out: pieces, then the completion; server-sent events over HTTP. A reader that leaves
+takes its stories out of the engine.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serve.metrics import Metrics
+from serve.rollout import Rollout
+from slm_ray.sampling import SamplingParams
+from slm_ray.story import Completion, Piece
+
+
+class ReaderGoneError(Exception):
+    """The client left before its answer."""
+
+
+class Reading:
+    """A story that is being written for a reader in this event loop."""
+
+    def __init__(self, rollout: Rollout, prompt: str | Sequence[int], params: SamplingParams, metrics: Metrics) -> None:
+        """Ask for the story. Raises: PromptError, EngineBusyError, EngineClosedError."""
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Piece | None] = asyncio.Queue()
+        self._metrics = metrics
+        self._began = time.perf_counter()
+        self._first = 0.0  # when the first piece came
+        self.model, self._future = rollout.submit(prompt, params, self._take)
+        self._future.add_done_callback(lambda _: self._call(None))
+
+    def _take(self, piece: Piece) -> None:
+        """In the engine's thread."""
+        self._first = self._first or time.perf_counter()
+        self._call(piece)
+
+    def _call(self, piece: Piece | None) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """All pieces, until the story is over."""
+        while (piece := await self._queue.get()) is not None:
+            yield piece
+
+    async def completion(self) -> Completion:
+        """The finished story. Raises: what the engine failed with."""
+        completion = await asyncio.wrap_future(self._future)
+        now = time.perf_counter()
+        self.seconds = now - self._began
+        version = self.model.version.version
+        self._metrics.wrote(version, completion, first_s=(self._first or now) - self._began, all_s=self.seconds)
+        return completion
+
+    def cancel(self) -> None:
+        """Give its row free; nothing happens to a finished one."""
+        self._future.cancel()
+
+
+async def unless_gone(request: Request, work: Any) -> Any:
+    """The result of a coroutine, given up when the client leaves. Raises: ReaderGoneError, or what it raises."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ReaderGoneError
+    finally:
+        for one in (task, gone):
+            one.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def event(content: Any) -> bytes:
+    """One server-sent event."""
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+class EventStream(Response):
+    """Sends events as they come, and closes their source at once when the client leaves."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        """Send until the end, or until nobody listens."""
+        task, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            for one in (task, gone):
+                one.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
+            await self._events.aclose()  # type: ignore[attr-defined]  # they are generators
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for content in self._events:
+            await send({"type": "http.response.body", "body": content, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,232 @@
+"""What a server of two replicas promises while processes die, versions change and it is stopped: one start of Ray."""
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from slm_ray import registry, tracking
+from tests.tiny_model import write_tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+WITHIN_S = 120.0
+SHORT = {"prompt": "The cat", "max_tokens": 20, "temperature": 1, "seed": 1}
+LONG = {"prompt": "The cat", "max_tokens": 2000, "temperature": 1, "seed": 1}
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Server:
+    """The command, running."""
+
+    process: subprocess.Popen[str]
+    url: str
+    uri: str
+    run_id: str
+    folder: Path
+    lines: "queue.Queue[str]" = field(default_factory=queue.Queue)
+
+    def post(self, body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(f"{self.url}/generate", json=body, timeout=WITHIN_S)
+
+    def version(self) -> str:
+        return str(httpx.get(f"{self.url}/model", timeout=WITHIN_S).json()["version"])
+
+    def replicas(self) -> list[psutil.Process]:
+        """Processes of this server alone."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if is_replica(child)]
+
+    def line(self, containing: str) -> str:
+        """The next line of its output with these words."""
+        deadline = time.monotonic() + WITHIN_S
+        while time.monotonic() < deadline:
+            line = self.lines.get(timeout=WITHIN_S)
+            if containing in line:
+                return line
+        raise AssertionError(f"no line says {containing!r}")
+
+
+def is_replica(process: psutil.Process) -> bool:
+    try:
+        return any("ServeReplica" in word for word in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("faults")
+    uri, port = f"sqlite:///{folder / 'mlflow.db'}", free_port()
+    run_id = tracking.start_run(uri, "tests", "faults", {}).run_id
+    registry.register(uri, "tiny", write_tiny_model(folder / "v1", seed=1), run_id)
+    options = f"--model models:/tiny@champion --tracking-uri {uri} --port {port} --replicas 2 --rows 4"
+    options += " --watch-interval-s 0.5 --drain-s 60"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "serve" / "app.py"), *options.split()],
+        cwd=folder,
+        env=os.environ | {"RAY_ADDRESS": "local"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    server = Server(process, f"http://127.0.0.1:{port}", uri, run_id, folder)
+    reader = threading.Thread(target=read_lines, args=[server])
+    reader.start()
+    children: list[psutil.Process] = []
+    try:
+        server.line("serving tiny 1 at")
+        children = psutil.Process(process.pid).children(recursive=True)
+        yield server
+    finally:
+        for left in (*children, *([psutil.Process(process.pid)] if process.poll() is None else [])):
+            if left.is_running():
+                left.kill()
+        reader.join(WITHIN_S)
+        process.communicate()
+
+
+def read_lines(server: Server) -> None:
+    assert server.process.stdout is not None
+    for line in server.process.stdout:
+        server.lines.put(line)
+
+
+class Load:
+    """Clients that ask for one short story after another, until the block is left."""
+
+    def __init__(self, server: Server, clients: int = 6) -> None:
+        self.answers: list[httpx.Response | httpx.TransportError] = []
+        self._server = server
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=WITHIN_S) as client:
+            while not self._is_over.is_set():
+                try:
+                    self.answers.append(client.post(f"{self._server.url}/generate", json=SHORT))
+                except httpx.TransportError as error:
+                    self.answers.append(error)
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_more(self, count: int) -> None:
+        before = len(self.answers)
+        wait_for(lambda: len(self.answers) >= before + count)
+
+    @property
+    def failures(self) -> list[httpx.Response | httpx.TransportError]:
+        return [
+            answer for answer in self.answers if not isinstance(answer, httpx.Response) or answer.status_code != 200
+        ]
+
+
+def test_no_request_fails_while_the_alias_moves_and_every_replica_follows(server: Server) -> None:
+    with Load(server) as load:
+        load.wait_for_more(20)
+        registry.register(server.uri, "tiny", write_tiny_model(server.folder / "v2", seed=2), server.run_id)
+        replicas = {server.line("tiny 2 took over from tiny 1").split()[1] for _ in range(2)}
+        start = len(load.answers)
+        load.wait_for_more(40)
+    assert load.failures == []
+    assert len(replicas) == 2
+    stories: dict[str, set[str]] = {}
+    for answer in load.answers:
+        assert isinstance(answer, httpx.Response)
+        stories.setdefault(answer.json()["model"]["version"], set()).add(answer.json()["story"])
+    assert stories.keys() == {"1", "2"} and all(len(alike) == 1 for alike in stories.values())
+    newest = {a.json()["model"]["version"] for a in load.answers[start + 12 :] if isinstance(a, httpx.Response)}
+    assert newest == {"2"}
+
+
+def test_clients_that_leave_give_their_rows_free(server: Server) -> None:
+    """Forty stories of 2,000 tokens would hold the eight rows for half a minute and more."""
+
+    def leave() -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/generate", json=LONG, timeout=0.5)
+
+    threads = [threading.Thread(target=leave) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    start = time.monotonic()
+    assert server.post(SHORT).status_code == 200
+    assert time.monotonic() - start < 5
+
+
+def test_a_killed_replica_harms_only_its_own_clients_and_comes_back(server: Server) -> None:
+    doomed, other = server.replicas()
+    with Load(server) as load:
+        load.wait_for_more(20)
+        os.kill(doomed.pid, signal.SIGKILL)  # the server's own replica, by its own id
+        load.wait_for_more(100)
+        server.line("is gone")
+        server.line("serves tiny 2")
+        before = len(load.answers)
+        load.wait_for_more(100)
+        late = load.answers[before + 6 :]
+    statuses = [a.status_code if isinstance(a, httpx.Response) else repr(a) for a in load.failures]
+    assert len(statuses) <= 6  # at most what each client had under way
+    assert all(status in (500, 503) for status in statuses)
+    assert {process.pid for process in server.replicas()} > {other.pid}
+    assert all(isinstance(answer, httpx.Response) and answer.status_code == 200 for answer in late)
+    assert {a.json()["model"]["version"] for a in late if isinstance(a, httpx.Response)} == {"2"}
+
+
+def test_on_sigterm_running_stories_finish_and_new_ones_are_refused(server: Server) -> None:
+    stories: list[httpx.Response] = []
+    threads = [threading.Thread(target=lambda: stories.append(server.post(LONG))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    assert [server.post(SHORT).status_code for _ in range(5)] == [200] * 5  # the proxy has the others by now
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    server.process.send_signal(signal.SIGTERM)
+    refused: list[int] = []
+    while any(thread.is_alive() for thread in threads):
+        try:
+            refused.append(server.post(SHORT).status_code)
+        except httpx.TransportError:
+            break
+    for thread in threads:
+        thread.join(WITHIN_S)
+    assert [story.status_code for story in stories] == [200] * 6
+    assert all(len(story.json()["story"]) > 100 for story in stories)
+    assert 503 in refused and set(refused) <= {200, 503}
+    assert server.process.wait(WITHIN_S) == 0
+    assert server.process.stderr is not None and server.process.stderr.read() == ""
+    assert psutil.wait_procs(children, timeout=30)[1] == []
