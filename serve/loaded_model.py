@@ -8,22 +8,20 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Literal
 
-import torch
+import numpy as np
 
 from serve.schemas import ModelDescription, ModelVersion
 from slm_ray import checkpoint
-from slm_ray.backend import Backend, TorchBackend
+from slm_ray.backends import BackendName, make_backend
 from slm_ray.engine import Engine
 from slm_ray.engine_thread import EngineClosedError, EngineThread, Load, OnPiece
 from slm_ray.errors import UserError
-from slm_ray.model import Decoder, count_parameters
+from slm_ray.model import count_parameters
 from slm_ray.registry import ResolvedModel, discard
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion
 
-BackendName = Literal["auto", "torch", "onnx", "onnx-int8"]
 PROMPTS = ("", "The", "Once upon a time", "One day, a little dog")
 """What every version is asked to continue before it serves."""
 ANSWER_TOKENS = 24
@@ -121,17 +119,6 @@ class LoadedModel:
         discard(self._source)
 
 
-def make_backend(model: Decoder, max_rows: int, name: BackendName, threads: int) -> Backend:  # noqa: ARG001
-    """The backend by its name, for `max_rows` stories at once; `auto` is the fast one where there is one.
-
-    Raises:
-        UserError: it is not to be had.
-    """
-    if name in ("auto", "torch"):
-        return TorchBackend(model, max_rows)
-    raise UserError(f"backend {name} is not to be had here: expected auto or torch")
-
-
 def warm_up(engine: Engine, title: str) -> tuple[Answer, ...]:
     """Let a model continue the fixed prompts greedily, alone and with every row in use.
 
@@ -145,7 +132,7 @@ def warm_up(engine: Engine, title: str) -> tuple[Answer, ...]:
     params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0)
     for prompt in prompts:
         logits = engine.backend.read(0, [engine.tokenizer.end_id, *engine.tokenizer.encode(prompt)])
-        if logits is None or not bool(torch.isfinite(logits).all()):
+        if logits is None or not np.isfinite(logits).all():
             raise BrokenModelError(f"{title} gives numbers that are not finite after {prompt!r}: it is not served")
     engine.generate([prompts[-1]] * engine.backend.max_rows, [params] * engine.backend.max_rows)
     answers = tuple(_answer(engine, prompt, params) for prompt in prompts)

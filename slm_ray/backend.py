@@ -8,11 +8,14 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from slm_ray.config import ModelConfig
 from slm_ray.model import Decoder, KVCache
+
+Array = NDArray[np.float32]
 
 
 class Backend(Protocol):
@@ -24,19 +27,18 @@ class Backend(Protocol):
     config: ModelConfig
     max_rows: int
 
-    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Tensor | None:
+    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Array | None:
         """Forget a row and fill it with tokens, which may be none.
 
-        Returns the logits that follow each token, (T, vocab_size) in fp32 on the CPU; None without tokens, and where
+        Returns the logits that follow each token, (T, vocab_size); None without tokens, and where
         nobody wants them.
         """
         ...
 
-    def decode(self, tokens: Sequence[int]) -> Tensor:
+    def decode(self, tokens: Sequence[int]) -> Array:
         """Append one token to each of the first B rows, none of which is full.
 
-        tokens: B ids. Returns the logits that follow them, (B, vocab_size) in fp32 on the CPU, valid until the next
-        call.
+        tokens: B ids. Returns the logits that follow them, (B, vocab_size), valid until the next call.
         """
         ...
 
@@ -65,20 +67,21 @@ class TorchBackend:
         self._device = next(model.parameters()).device
         self._cache = KVCache.empty(model.config, max_rows, self._device)
 
-    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Tensor | None:
+    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Array | None:
         """See `Backend`."""
         self._cache.lengths[row] = 0
         if not tokens:
             return None
         with self._evaluating():
             logits = self._model.decode(torch.tensor([list(tokens)], device=self._device), self._rows(row, row + 1))
-        return logits[0].float().cpu() if wants_logits else None
+        return _on_the_cpu(logits[0]) if wants_logits else None
 
-    def decode(self, tokens: Sequence[int]) -> Tensor:
+    def decode(self, tokens: Sequence[int]) -> Array:
         """See `Backend`."""
         ids = torch.tensor(tokens, device=self._device)[:, None]  # (B, 1)
         with self._evaluating():
-            return self._model.decode(ids, self._rows(0, len(tokens)))[:, -1].float().cpu()
+            logits = self._model.decode(ids, self._rows(0, len(tokens)))
+        return _on_the_cpu(logits[:, -1])
 
     def length(self, row: int) -> int:
         """See `Backend`."""
@@ -107,3 +110,8 @@ class TorchBackend:
         finally:
             if was_training:
                 self._model.train()
+
+
+def _on_the_cpu(logits: torch.Tensor) -> Array:
+    values: Array = logits.float().cpu().numpy()
+    return values

@@ -86,6 +86,6 @@ def bits_per_byte(backend: Backend, stream: TokenStream) -> float:
         logits = backend.read(0, inputs[0].tolist())
         assert logits is not None
         wanted = torch.from_numpy(targets[0])  # (T,)
-        nats += F.cross_entropy(logits.double(), wanted, ignore_index=IGNORED, reduction="sum").item()
+        nats += F.cross_entropy(torch.from_numpy(logits).double(), wanted, ignore_index=IGNORED, reduction="sum").item()
     backend.read(0, [])
     return nats / math.log(2) / stream.n_bytes

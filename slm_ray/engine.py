@@ -12,9 +12,7 @@ story goes on. That is no stranger to the model than a training sample: those be
 import collections
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
-from slm_ray.backend import Backend
+from slm_ray.backend import Array, Backend
 from slm_ray.errors import UserError
 from slm_ray.sampling import SamplingParams, draw
 from slm_ray.story import Completion, Story
@@ -130,7 +128,7 @@ class Engine:
         logits = self.backend.decode([story.last_token for story in rows])  # (B, vocab_size)
         uniforms = [story.uniform() for story in rows]
         tokens = draw(logits, [story.params for story in rows], uniforms, [story.seen for story in rows])
-        for story, token, own in zip(rows, tokens, logits.numpy(), strict=True):
+        for story, token, own in zip(rows, tokens, logits, strict=True):
             story.accept(token, own)
 
     def _admit(self) -> None:
@@ -140,9 +138,9 @@ class Engine:
                 self._rows.append(story)
                 tokens = story.last_tokens(self.backend.config.seq_len)
                 logits = self._read(len(self._rows) - 1, tokens, wants_logits=story.params.prompt_logprobs)
-                story.accept_prompt(None if logits is None else logits.numpy())
+                story.accept_prompt(logits)
 
-    def _read(self, row: int, tokens: list[int], *, wants_logits: bool = False) -> Tensor | None:
+    def _read(self, row: int, tokens: list[int], *, wants_logits: bool = False) -> Array | None:
         """Fill a row of the cache anew with all tokens but the last, which the next `decode` takes."""
         return self.backend.read(row, tokens[:-1], wants_logits=wants_logits)
 

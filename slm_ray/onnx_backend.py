@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from slm_ray.backend import Array
 from slm_ray.model import Decoder
 from slm_ray.onnx_graph import Weights, decode_graph, padded_width
 
-Array = NDArray[Any]
+Memory = NDArray[Any]
 
 
 class OnnxBackend:
@@ -47,15 +46,16 @@ class OnnxBackend:
         self._places = np.array([(row, 0) for row in range(max_rows)], dtype=np.int64)
         self._logits = np.zeros((max_rows, config.vocab_size), dtype=np.float32)
         self._steps = [self._step(rows) for rows in range(1, max_rows + 1)]
+        self._readers = [self._with_cache(slice(row, row + 1)) for row in range(max_rows)]
 
-    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Tensor | None:
+    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Array | None:
         """See `Backend`."""
         count = len(tokens)
         self._lengths[row] = 0
         if not count:
             return None
         places = [(0, step) for step in range(count) if wants_logits]
-        inputs: dict[str, Array] = {
+        inputs: dict[str, Memory] = {
             "tokens": np.array([tokens], dtype=np.int64),
             "positions": np.arange(count, dtype=np.int32)[None],
             "ends": np.array([count - 1], dtype=np.int32),
@@ -63,11 +63,11 @@ class OnnxBackend:
             "wanted": np.array(places, dtype=np.int64).reshape(-1, 2),
         }
         logits = np.empty((len(places), self.config.vocab_size), dtype=np.float32)
-        self._session.run_with_iobinding(self._binding(inputs, slice(row, row + 1), logits))
+        self._session.run_with_iobinding(self._bound(self._readers[row], inputs, logits))
         self._lengths[row] = count
-        return torch.from_numpy(logits) if wants_logits else None
+        return logits if wants_logits else None
 
-    def decode(self, tokens: Sequence[int]) -> Tensor:
+    def decode(self, tokens: Sequence[int]) -> Array:
         """See `Backend`."""
         rows = len(tokens)
         step, lengths = self._steps[rows - 1], self._lengths[:rows]
@@ -90,25 +90,29 @@ class OnnxBackend:
 
     def _step(self, rows: int) -> "_Step":
         tokens, ends, logits = self._tokens[:rows], self._ends[:rows], self._logits[:rows]
-        inputs: dict[str, Array] = {
+        inputs: dict[str, Memory] = {
             "tokens": tokens,
             "positions": ends[:, None],  # the lengths before the step are both
             "ends": ends,
             "longest": self._longest,
             "wanted": self._places[:rows],
         }
-        binding = self._binding(inputs, slice(rows), logits)
-        return _Step(binding=binding, tokens=tokens[:, 0], ends=ends, logits=torch.from_numpy(logits))
+        binding = self._bound(self._with_cache(slice(rows)), inputs, logits)
+        return _Step(binding=binding, tokens=tokens[:, 0], ends=ends, logits=logits)
 
-    def _binding(self, inputs: Mapping[str, Array], rows: slice, logits: Array) -> Any:
-        """Where a run reads and writes. The memory must stay: a binding knows addresses alone."""
+    def _with_cache(self, rows: slice) -> Any:
+        """Where a run reads and writes keys and values. A binding knows addresses alone: the memory must stay."""
         binding = self._session.io_binding()
+        for layer, (kind, half) in itertools.product(range(self.config.n_layers), (("keys", 0), ("values", 1))):
+            part = _place(self._cache[layer, half, rows])  # (B, n_kv_heads, seq_len, width)
+            binding.bind_input(f"{kind}_{layer}", *part)
+            binding.bind_output(f"new_{kind}_{layer}", *part)
+        return binding
+
+    def _bound(self, binding: Any, inputs: Mapping[str, Memory], logits: Array) -> Any:
+        """The same binding with its other inputs and its logits."""
         for name in self._small_inputs:
             binding.bind_input(name, *_place(inputs[name]))
-        for layer, (kind, half) in itertools.product(range(self.config.n_layers), (("keys", 0), ("values", 1))):
-            part = self._cache[layer, half, rows]  # (B, n_kv_heads, seq_len, width)
-            binding.bind_input(f"{kind}_{layer}", *_place(part))
-            binding.bind_output(f"new_{kind}_{layer}", *_place(part))
         binding.bind_output("logits", *_place(logits))
         return binding
 
@@ -121,12 +125,12 @@ class _Step:
     """
 
     binding: Any
-    tokens: Array  # (B,)
-    ends: Array  # (B,)
-    logits: Tensor  # (B, vocab_size)
+    tokens: Memory  # (B,)
+    ends: Memory  # (B,)
+    logits: Array  # (B, vocab_size)
 
 
-def _place(values: Array) -> tuple[str, int, Any, tuple[int, ...], int]:
+def _place(values: Memory) -> tuple[str, int, Any, tuple[int, ...], int]:
     """Arguments that bind an array's memory."""
     assert values.flags.c_contiguous
     return "cpu", 0, values.dtype.type, values.shape, values.ctypes.data

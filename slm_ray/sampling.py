@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 MAX_TEMPERATURE = 100.0
 MAX_PENALTY = 10.0
@@ -102,18 +101,18 @@ def _check_number(name: str, value: object) -> None:
 
 
 def draw(
-    logits: Tensor,
+    logits: Array,
     params: Sequence[SamplingParams],
     uniforms: Sequence[float],
     seen: Sequence[Collection[int]] | None = None,
 ) -> list[int]:
     """One token for each row, by inverting the cumulative distribution of what its settings leave.
 
-    logits: (B, vocab_size) in fp32 on the CPU. uniforms: B numbers in [0, 1), ignored where the temperature is 0.
+    logits: (B, vocab_size) in fp32. uniforms: B numbers in [0, 1), ignored where the temperature is 0.
     seen: the tokens that each row's repetition_penalty weighs down. The penalty comes first, then the temperature, then
     top_k, then top_p, which counts the probabilities that these leave.
     """
-    values: Array = logits.numpy()  # (B, vocab_size)
+    values = logits
     if seen is not None and any(row.repetition_penalty != 1 for row in params):
         values = _penalised(values, params, seen)
     tokens = [0] * len(params)

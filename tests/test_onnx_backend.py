@@ -67,21 +67,21 @@ def assert_same_walk(first: Backend, second: Backend, atol: float) -> None:
     """Read, go on, move and read again with both, and compare all logits."""
     ids = some_tokens(first.config.vocab_size, rows=3, steps=first.config.seq_len).tolist()
     for row, count in enumerate((5, 1, 13)):
-        torch.testing.assert_close(
+        np.testing.assert_allclose(
             first.read(row, ids[row][:count]), second.read(row, ids[row][:count]), atol=atol, rtol=0
         )
     for step in range(4):  # rows of different lengths
         tokens = [ids[row][step] for row in range(3)]
-        torch.testing.assert_close(first.decode(tokens), second.decode(tokens), atol=atol, rtol=0)
+        np.testing.assert_allclose(first.decode(tokens), second.decode(tokens), atol=atol, rtol=0)
     for backend in (first, second):
         backend.move(2, 0)  # a longer row over a shorter one, which then stands alone
         assert [backend.length(row) for row in range(3)] == [17, 5, 17]
     for token in ids[0][: first.config.seq_len - 17]:  # until the row is full
-        torch.testing.assert_close(first.decode([token]), second.decode([token]), atol=atol, rtol=0)
+        np.testing.assert_allclose(first.decode([token]), second.decode([token]), atol=atol, rtol=0)
     for backend in (first, second):
         assert backend.length(0) == first.config.seq_len
         assert backend.read(0, []) is None and backend.read(1, ids[1][:12], wants_logits=False) is None
-    torch.testing.assert_close(first.decode([3, 4]), second.decode([3, 4]), atol=atol, rtol=0)
+    np.testing.assert_allclose(first.decode([3, 4]), second.decode([3, 4]), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -124,11 +124,11 @@ def test_same_seed_writes_the_same_story_alone_and_in_company(tokenizer: Tokeniz
 def test_a_row_does_not_depend_on_its_neighbours(weights: str) -> None:
     """With int8 each row is rounded by its own scale: a loud neighbour leaves no trace."""
     backend = OnnxBackend(small_model(), 3, weights=weights, threads=1)  # type: ignore[arg-type]
-    alone = backend.decode([5]).clone()
+    alone = backend.decode([5]).copy()
     for row in range(3):
         backend.read(row, [])
-    company = backend.decode([5, 60, 61])[:1].clone()
-    torch.testing.assert_close(company, alone, atol=1e-5, rtol=0)
+    company = backend.decode([5, 60, 61])[:1].copy()
+    np.testing.assert_allclose(company, alone, atol=1e-5, rtol=0)
 
 
 def test_prompt_logprobs_come_from_either_backend(tokenizer: Tokenizer) -> None:
@@ -175,8 +175,8 @@ def test_weights_are_copied() -> None:
     before = backend.read(0, [1, 2, 3])
     for parameter in model.parameters():
         parameter.data.zero_()
-    assert before is not None and before.abs().max() > 0
-    torch.testing.assert_close(backend.read(0, [1, 2, 3]), before)
+    assert before is not None and np.abs(before).max() > 0
+    np.testing.assert_allclose(backend.read(0, [1, 2, 3]), before)
 
 
 # ---- the choice

@@ -90,7 +90,9 @@ def test_story_grows_while_it_is_written_and_ends_with_its_speed_and_lineage(pag
     expect(story(page)).to_have_text(STORY)
     expect(page.locator(".facts")).to_contain_text(f"{len(WORDS)} tokens · ")
     expect(page.locator(".facts")).to_contain_text("tokens/s · cut at its length · seed ")
-    expect(page.locator("article .lineage")).to_have_text("Modeltinystories 3Run8d1f0c2ab7e9Step12,000Data setfafafafafafa")
+    expect(page.locator("article .lineage")).to_have_text(
+        "Modeltinystories 3Run8d1f0c2ab7e9Step12,000Data setfafafafafafa"
+    )
     expect(page.locator("#stop")).to_be_hidden()
 
 
@@ -177,7 +179,11 @@ def test_writing_anew_leaves_the_story_before(page: Page, server: PageServer) ->
 
 
 def test_text_of_the_model_is_never_markup(page: Page, server: PageServer) -> None:
-    evil = [" <img src=x onerror=\"document.title='broken'\">", "<script>document.title='broken'</script>", " </p>&amp;"]
+    evil = [
+        " <img src=x onerror=\"document.title='broken'\">",
+        "<script>document.title='broken'</script>",
+        " </p>&amp;",
+    ]
     server.script.words = evil
     page.get_by_label("Colour tokens").check()
     page.get_by_label("The story begins").fill("<b>Once</b>")
@@ -226,7 +232,12 @@ def test_error_event_is_said(page: Page, server: PageServer) -> None:
     "status, body, headers, words",
     [
         (422, {"detail": "prompt: too odd"}, {}, "Prompt: too odd."),
-        (429, {"detail": "8 stories wait"}, {"Retry-After": "7"}, "The server is busy: try again in 7 seconds. (8 stories wait)"),
+        (
+            429,
+            {"detail": "8 stories wait"},
+            {"Retry-After": "7"},
+            "The server is busy: try again in 7 seconds. (8 stories wait)",
+        ),
         (503, ["no detail"], {}, "The server answered 503."),
     ],
 )

@@ -129,7 +129,7 @@ def test_the_old_version_finishes_its_requests_and_then_its_memory_is_free(
     served: Served, versions: list[Path]
 ) -> None:
     model, running = served.rollout.submit("The cat", LONG)
-    weights = weakref.ref(model._thread._engine.backend._model)  # type: ignore[union-attr]
+    weights = weakref.ref(model._thread._engine.backend)  # type: ignore[union-attr]
     assert model is served.rollout.current
     served.move(versions[1])
     wait_for(lambda: served.is_at(versions[1]))

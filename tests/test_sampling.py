@@ -1,5 +1,6 @@
 """Draws follow the softmax of what the settings leave; settings out of range are refused."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,7 +9,7 @@ from slm_ray.sampling import SamplingParams, draw
 
 def frequencies(logits: list[float], params: SamplingParams, count: int = 4000) -> list[float]:
     uniforms = [(index + 0.5) / count for index in range(count)]  # a grid: the exact distribution, no luck
-    tokens = draw(torch.tensor([logits] * count), [params] * count, uniforms)
+    tokens = draw(np.array([logits] * count, dtype=np.float32), [params] * count, uniforms)
     return [tokens.count(token) / count for token in range(len(logits))]
 
 
@@ -44,7 +45,7 @@ def test_zero_and_tiny_temperatures_are_greedy(temperature: float) -> None:
 
 
 def test_each_row_is_drawn_by_its_own_settings() -> None:
-    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).numpy()
     params = [SamplingParams(top_k=k, temperature=t, top_p=p) for k, t, p in
               [(0, 1, 1), (5, 0, 1), (3, 2, 1), (0, 1, 0.5), (50, 0.1, 0.9), (1, 1, 1)]]  # fmt: skip
     uniforms = [0.9, 0.1, 0.99, 0.999, 0.5, 0.3]
@@ -55,7 +56,7 @@ def test_each_row_is_drawn_by_its_own_settings() -> None:
 def test_the_largest_uniform_number_stays_among_the_allowed() -> None:
     params = SamplingParams(top_k=3, temperature=1.0)
     uniforms = [0, 0.5, 0.9, 1 - 2**-53]
-    assert len(set(draw(torch.zeros(4, 4096), [params] * 4, uniforms))) == 3
+    assert len(set(draw(np.zeros((4, 4096), dtype=np.float32), [params] * 4, uniforms))) == 3
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_settings_out_of_range_are_refused_by_name(values: dict[str, object]) ->
 
 
 def test_the_penalty_divides_positive_and_multiplies_negative_logits() -> None:
-    logits = torch.tensor([[2.0, -1.0, 1.5, -1.2]])
+    logits = np.array([[2.0, -1.0, 1.5, -1.2]], dtype=np.float32)
     params = SamplingParams(temperature=0, repetition_penalty=2.0)
     assert draw(logits, [params], [0.0], [[0]]) == [2]  # 1, -1, 1.5, -1.2
     assert draw(logits, [params], [0.0], [[0, 2, 2]]) == [0]  # 1, -1, 0.75, -1.2
