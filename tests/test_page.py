@@ -90,7 +90,9 @@ def test_story_grows_while_it_is_written_and_ends_with_its_speed_and_lineage(pag
     expect(story(page)).to_have_text(STORY)
     expect(page.locator(".facts")).to_contain_text(f"{len(WORDS)} tokens · ")
     expect(page.locator(".facts")).to_contain_text("tokens/s · cut at its length · seed ")
-    expect(page.locator("article .lineage")).to_have_text("Modeltinystories 3Run8d1f0c2ab7e9Step12,000Data setfafafafafafa")
+    expect(page.locator("article .lineage")).to_have_text(
+        "Modeltinystories 3Run8d1f0c2ab7e9Step12,000Data setfafafafafafa"
+    )
     expect(page.locator("#stop")).to_be_hidden()
 
 
@@ -169,15 +171,19 @@ def test_writing_anew_leaves_the_story_before(page: Page, server: PageServer) ->
     server.script.allowed = 1
     write(page)
     expect(story(page)).to_have_text(f"{PROMPT} {WORDS[0]}")
-    server.script.allowed = 10**9
     write(page)
     wait_until(lambda: server.closed_early == 1)
+    server.script.allowed = 10**9
     expect(story(page)).to_have_text(STORY)
     assert page.locator("article").count() == 1
 
 
 def test_text_of_the_model_is_never_markup(page: Page, server: PageServer) -> None:
-    evil = [" <img src=x onerror=\"document.title='broken'\">", "<script>document.title='broken'</script>", " </p>&amp;"]
+    evil = [
+        " <img src=x onerror=\"document.title='broken'\">",
+        "<script>document.title='broken'</script>",
+        " </p>&amp;",
+    ]
     server.script.words = evil
     page.get_by_label("Colour tokens").check()
     page.get_by_label("The story begins").fill("<b>Once</b>")
@@ -205,8 +211,10 @@ def test_server_gone_before_a_story(browser: Browser) -> None:
 
 
 def test_server_gone_in_the_middle_keeps_what_was_written(page: Page, server: PageServer) -> None:
-    server.script.dies_after = 4
+    server.script.allowed = 4
     write(page)
+    expect(story(page)).to_have_text(f"{PROMPT} {' '.join(WORDS[:4])}")  # a reset takes along what is on its way
+    server.script.dies_after, server.script.allowed = 4, 10**9
     expect(page.get_by_role("alert")).to_contain_text("The connection was lost in the middle of the story.")
     expect(story(page)).to_have_text(f"{PROMPT} {' '.join(WORDS[:4])}")
     server.script.dies_after = None
@@ -226,7 +234,12 @@ def test_error_event_is_said(page: Page, server: PageServer) -> None:
     "status, body, headers, words",
     [
         (422, {"detail": "prompt: too odd"}, {}, "Prompt: too odd."),
-        (429, {"detail": "8 stories wait"}, {"Retry-After": "7"}, "The server is busy: try again in 7 seconds. (8 stories wait)"),
+        (
+            429,
+            {"detail": "8 stories wait"},
+            {"Retry-After": "7"},
+            "The server is busy: try again in 7 seconds. (8 stories wait)",
+        ),
         (503, ["no detail"], {}, "The server answered 503."),
     ],
 )
@@ -336,7 +349,8 @@ def test_focus_is_not_lost_when_the_stop_button_goes(page: Page, server: PageSer
 
 def test_screen_reader_hears_two_sentences_and_no_tokens(page: Page, server: PageServer) -> None:
     page.evaluate(
-        """() => { window.heard = []; new MutationObserver(() => heard.push(document.getElementById("status").textContent))
+        """() => { window.heard = [];
+            new MutationObserver(() => heard.push(document.getElementById("status").textContent))
                    .observe(document.getElementById("status"), {childList: true}); }"""
     )
     write(page)
@@ -383,7 +397,8 @@ def test_text_and_controls_have_the_contrast_of_wcag_aa(page: Page, server: Page
     page.get_by_text("About the model").click()
     page.evaluate("askForKey()")
     page.locator(".token").first.focus()
-    texts = "h1, h2, label, .hint, .legend span, .prompt, .token, .problem, .facts, dt, dd, summary, button, input, textarea, select"
+    texts = "h1, h2, label, .hint, .legend span, .prompt, .token, .problem, .facts, dt, dd, summary"
+    texts += ", button, input, textarea, select"
     shown = [one for one in page.locator(f":is({texts}, #chances li span, .key p)").all() if one.is_visible()]
     assert len(shown) > 40
     for one in shown:
@@ -404,7 +419,10 @@ def colour(one: Locator, kind: str) -> str:
     return value
 
 
-_BEHIND = "e => { while (getComputedStyle(e).backgroundColor === 'rgba(0, 0, 0, 0)') e = e.parentElement; return getComputedStyle(e).backgroundColor }"
+_BEHIND = """e => {
+    while (getComputedStyle(e).backgroundColor === 'rgba(0, 0, 0, 0)') e = e.parentElement;
+    return getComputedStyle(e).backgroundColor;
+}"""
 
 
 def background(one: Locator) -> str:
