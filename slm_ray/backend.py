@@ -24,10 +24,11 @@ class Backend(Protocol):
     config: ModelConfig
     max_rows: int
 
-    def read(self, row: int, tokens: Sequence[int]) -> Tensor | None:
+    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Tensor | None:
         """Forget a row and fill it with tokens, which may be none.
 
-        Returns the logits that follow each token, (T, vocab_size) in fp32 on the CPU, None without tokens.
+        Returns the logits that follow each token, (T, vocab_size) in fp32 on the CPU; None without tokens, and where
+        nobody wants them.
         """
         ...
 
@@ -64,14 +65,14 @@ class TorchBackend:
         self._device = next(model.parameters()).device
         self._cache = KVCache.empty(model.config, max_rows, self._device)
 
-    def read(self, row: int, tokens: Sequence[int]) -> Tensor | None:
+    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Tensor | None:
         """See `Backend`."""
         self._cache.lengths[row] = 0
         if not tokens:
             return None
         with self._evaluating():
             logits = self._model.decode(torch.tensor([list(tokens)], device=self._device), self._rows(row, row + 1))
-        return logits[0].float().cpu()
+        return logits[0].float().cpu() if wants_logits else None
 
     def decode(self, tokens: Sequence[int]) -> Tensor:
         """See `Backend`."""

@@ -138,12 +138,13 @@ class Engine:
             story = self._waiting.popleft()
             if not story.is_over:
                 self._rows.append(story)
-                logits = self._read(len(self._rows) - 1, story.last_tokens(self.backend.config.seq_len))
+                tokens = story.last_tokens(self.backend.config.seq_len)
+                logits = self._read(len(self._rows) - 1, tokens, wants_logits=story.params.prompt_logprobs)
                 story.accept_prompt(None if logits is None else logits.numpy())
 
-    def _read(self, row: int, tokens: list[int]) -> Tensor | None:
+    def _read(self, row: int, tokens: list[int], *, wants_logits: bool = False) -> Tensor | None:
         """Fill a row of the cache anew with all tokens but the last, which the next `decode` takes."""
-        return self.backend.read(row, tokens[:-1])
+        return self.backend.read(row, tokens[:-1], wants_logits=wants_logits)
 
     def _drop_finished(self) -> list[Story]:
         """Take stories that are over out of the batch; the last row moves into each gap."""

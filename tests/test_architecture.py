@@ -23,6 +23,8 @@ ENGINES = {  # package -> the only places that may import it
     "torch.utils.tensorboard": {"slm_ray/event_log.py"},
     "datasets": {"slm_ray/hub.py"},
     "fastapi": {"serve"},
+    "onnx": {"slm_ray/onnx_graph.py"},
+    "onnxruntime": {"slm_ray/onnx_backend.py"},
 }
 EXCEPTIONS = {("ray.tune", "tune/sweep.py"), ("ray.train", "tune/sweep.py")}
 FLOW = [  # left to right; a module imports only what stands before it or beside it
@@ -63,6 +65,9 @@ FLOW = [  # left to right; a module imports only what stands before it or beside
         "logprobs",
         "story",
         "backend",
+        "backends",
+        "onnx_graph",
+        "onnx_backend",
         "engine",
         "progress",
     },

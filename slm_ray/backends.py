@@ -1,0 +1,91 @@
+"""Which backend runs an engine, by name, and what it loses against the weights as they were trained.
+
+In: a `Decoder`. Out: a `Backend`. The server and the bench choose here. onnx and onnxruntime are asked for only where
+their backend is, so that training does without them.
+
+Why ONNX Runtime (README, "Serving speed"): on 2 cores with the default preset it writes three to seven times as many
+tokens as eager torch, and more than llama.cpp; its greedy stories are torch's, token for token. int8 weights take a
+quarter of the memory and are the faster way for one or two stories at a time, not for many, on cores without VNNI.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from slm_ray.backend import Backend, TorchBackend
+from slm_ray.batches import IGNORED, TokenStream, evaluation_batches
+from slm_ray.errors import UserError
+from slm_ray.model import Decoder
+
+LOGGER = logging.getLogger(__name__)
+BackendName = Literal["auto", "torch", "onnx", "onnx-int8"]
+_Maker = Callable[[Decoder, int, int], Backend]
+
+
+class BackendError(UserError):
+    """A backend that cannot run a model here; the message says why and what does."""
+
+
+def make_backend(model: Decoder, max_rows: int, name: BackendName = "auto", threads: int = 0) -> Backend:
+    """A backend for up to `max_rows` stories at a time.
+
+    name: `torch` on the model's own device; `onnx` on the CPU in fp32; `onnx-int8` with its weights rounded to 8 bits;
+    `auto` is `onnx` for a model on the CPU where it runs, else `torch`. threads: of each product; 0 takes as many as
+    torch is set to. With `torch` they are those of the whole process.
+
+    Raises:
+        BackendError: the backend that was named cannot run this model, or is not installed. `auto` never does.
+        ValueError: an unknown name.
+    """
+    if name not in get_args(BackendName):
+        raise ValueError(f"backend ({name!r}) must be one of {', '.join(get_args(BackendName))}")
+    if name == "auto":
+        try:
+            return _onnx(model, max_rows, "onnx", threads)
+        except BackendError as error:
+            LOGGER.info("%s", error)
+            name = "torch"
+    if name == "torch":
+        if threads:
+            torch.set_num_threads(threads)
+        return TorchBackend(model, max_rows)
+    return _onnx(model, max_rows, name, threads)
+
+
+def _onnx(model: Decoder, max_rows: int, name: str, threads: int) -> Backend:
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        raise BackendError(f"backend {name} runs on the CPU and the model is on {device}: use torch")
+    try:
+        from slm_ray.onnx_backend import OnnxBackend
+    except ImportError as error:
+        raise BackendError(f"backend {name} needs {error.name}: pip install 'slm-ray[serve]', or use torch") from error
+    weights: Literal["fp32", "int8"] = "int8" if name == "onnx-int8" else "fp32"
+    try:
+        backend = OnnxBackend(model, max_rows, weights=weights, threads=threads or torch.get_num_threads())
+        backend.decode([0] * max_rows)
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        reason = " ".join(str(error).split())
+        raise BackendError(f"backend {name} cannot run this model: {reason}; use torch") from error
+    for row in range(max_rows):
+        backend.read(row, [])
+    return backend
+
+
+def bits_per_byte(backend: Backend, stream: TokenStream) -> float:
+    """Loss over a stream by what a backend computes, each target once: how `onnx-int8` compares with `onnx`.
+
+    The figure is that of `evaluate.py`: bits of all targets over the UTF-8 bytes of the stories.
+    """
+    nats = 0.0
+    for inputs, targets in evaluation_batches(stream, seq_len=backend.config.seq_len, batch_size=1):
+        logits = backend.read(0, inputs[0].tolist())
+        assert logits is not None
+        wanted = torch.from_numpy(targets[0])  # (T,)
+        nats += F.cross_entropy(logits.double(), wanted, ignore_index=IGNORED, reduction="sum").item()
+    backend.read(0, [])
+    return nats / math.log(2) / stream.n_bytes

@@ -1,0 +1,142 @@
+"""The fast backend of CPUs: the decode graph on ONNX Runtime, with one cache that it reads and writes in place.
+
+In: tokens for rows. Out: logits. Fused attention takes each row's own length, so rows need no padding and no mask. The
+rows of a call are a contiguous part of the cache, bound as past and as present alike, so nothing is copied; the
+bindings of single steps are made once. `backends.py` makes it; the engine runs it as any `Backend`.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slm_ray.model import Decoder
+from slm_ray.onnx_graph import Weights, decode_graph, padded_width
+
+Array = NDArray[Any]
+
+
+class OnnxBackend:
+    """A `Backend` on ONNX Runtime. It copies the weights: what becomes of the model afterwards does not matter."""
+
+    def __init__(self, model: Decoder, max_rows: int = 8, *, weights: Weights = "fp32", threads: int = 0) -> None:
+        """threads: of each product; 0 takes one a core.
+
+        Raises:
+            ValueError: the model is too large for one graph, or max_rows is below 1.
+        """
+        if max_rows < 1:
+            raise ValueError(f"max_rows ({max_rows}) must be at least 1")
+        self.config = config = model.config
+        self.max_rows = max_rows
+        self._session = _session(decode_graph(model, weights).SerializeToString(), threads)
+        known = {one.name for one in self._session.get_inputs()}
+        self._small_inputs = known & {"tokens", "positions", "ends", "longest", "wanted"}  # no positions where rotary
+        shape = (config.n_layers, 2, max_rows, config.kv_heads, config.seq_len, padded_width(config))
+        self._cache = np.zeros(shape, dtype=np.float32)  # of each layer its keys, then its values
+        self._lengths = [0] * max_rows
+        self._tokens = np.zeros((max_rows, 1), dtype=np.int64)
+        self._ends = np.zeros(max_rows, dtype=np.int32)
+        self._longest = np.zeros((), dtype=np.int32)
+        self._places = np.array([(row, 0) for row in range(max_rows)], dtype=np.int64)
+        self._logits = np.zeros((max_rows, config.vocab_size), dtype=np.float32)
+        self._steps = [self._step(rows) for rows in range(1, max_rows + 1)]
+
+    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Tensor | None:
+        """See `Backend`."""
+        count = len(tokens)
+        self._lengths[row] = 0
+        if not count:
+            return None
+        places = [(0, step) for step in range(count) if wants_logits]
+        inputs: dict[str, Array] = {
+            "tokens": np.array([tokens], dtype=np.int64),
+            "positions": np.arange(count, dtype=np.int32)[None],
+            "ends": np.array([count - 1], dtype=np.int32),
+            "longest": np.array(count, dtype=np.int32),
+            "wanted": np.array(places, dtype=np.int64).reshape(-1, 2),
+        }
+        logits = np.empty((len(places), self.config.vocab_size), dtype=np.float32)
+        self._session.run_with_iobinding(self._binding(inputs, slice(row, row + 1), logits))
+        self._lengths[row] = count
+        return torch.from_numpy(logits) if wants_logits else None
+
+    def decode(self, tokens: Sequence[int]) -> Tensor:
+        """See `Backend`."""
+        rows = len(tokens)
+        step, lengths = self._steps[rows - 1], self._lengths[:rows]
+        step.tokens[:] = tokens
+        step.ends[:] = lengths
+        self._longest[()] = max(lengths) + 1
+        self._session.run_with_iobinding(step.binding)
+        self._lengths[:rows] = [length + 1 for length in lengths]
+        return step.logits
+
+    def length(self, row: int) -> int:
+        """See `Backend`."""
+        return self._lengths[row]
+
+    def move(self, source: int, target: int) -> None:
+        """See `Backend`."""
+        count = self._lengths[source]
+        self._cache[:, :, target, :, :count] = self._cache[:, :, source, :, :count]
+        self._lengths[target] = count
+
+    def _step(self, rows: int) -> "_Step":
+        tokens, ends, logits = self._tokens[:rows], self._ends[:rows], self._logits[:rows]
+        inputs: dict[str, Array] = {
+            "tokens": tokens,
+            "positions": ends[:, None],  # the lengths before the step are both
+            "ends": ends,
+            "longest": self._longest,
+            "wanted": self._places[:rows],
+        }
+        binding = self._binding(inputs, slice(rows), logits)
+        return _Step(binding=binding, tokens=tokens[:, 0], ends=ends, logits=torch.from_numpy(logits))
+
+    def _binding(self, inputs: Mapping[str, Array], rows: slice, logits: Array) -> Any:
+        """Where a run reads and writes. The memory must stay: a binding knows addresses alone."""
+        binding = self._session.io_binding()
+        for name in self._small_inputs:
+            binding.bind_input(name, *_place(inputs[name]))
+        for layer, (kind, half) in itertools.product(range(self.config.n_layers), (("keys", 0), ("values", 1))):
+            part = self._cache[layer, half, rows]  # (B, n_kv_heads, seq_len, width)
+            binding.bind_input(f"{kind}_{layer}", *_place(part))
+            binding.bind_output(f"new_{kind}_{layer}", *_place(part))
+        binding.bind_output("logits", *_place(logits))
+        return binding
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Step:
+    """What a step of so many rows reads and writes beside the cache, bound once.
+
+    After a run everything else has left the processor's caches: so as little as can be is done between two.
+    """
+
+    binding: Any
+    tokens: Array  # (B,)
+    ends: Array  # (B,)
+    logits: Tensor  # (B, vocab_size)
+
+
+def _place(values: Array) -> tuple[str, int, Any, tuple[int, ...], int]:
+    """Arguments that bind an array's memory."""
+    assert values.flags.c_contiguous
+    return "cpu", 0, values.dtype.type, values.shape, values.ctypes.data
+
+
+def _session(model: bytes, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Idle threads wait longer and longer between looks for work. With nothing else on the cores this costs nothing;
+    # beside a busy process (an HTTP proxy) a step takes half the time of plain spinning.
+    options.add_session_config_entry("session.intra_op.spin_backoff_max", "8")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

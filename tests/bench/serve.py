@@ -1,0 +1,157 @@
+"""Serving speed against named peers, in one run: `make bench-serve`.
+
+Tokens per second of greedy stories on this machine's cores, the same weights, prompts and lengths, fresh processes in
+turn, ratios round by round: our engine on its backends (`serve_ours.py`), llama.cpp (`serve_llamacpp.py`) and
+`transformers.generate` (`serve_transformers.py`). With `--http` our server too: through Ray Serve, streaming, with the
+time to the first token and between tokens (`serve_http.py`). Without `--model` the weights are random: speed does not
+depend on them.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slm_ray import checkpoint
+from slm_ray.config_files import load_config
+from slm_ray.corpus import sample_stories
+from slm_ray.model import Decoder, count_parameters
+from slm_ray.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = Path(__file__).resolve().parent
+TORCH, ONNX, INT8 = "ours, torch", "ours, onnx", "ours, onnx-int8"
+LLAMA, TRANSFORMERS = "llama.cpp", "transformers"
+COMMANDS = {
+    TORCH: ["serve_ours.py", "--backend", "torch"],
+    ONNX: ["serve_ours.py", "--backend", "onnx"],
+    INT8: ["serve_ours.py", "--backend", "onnx-int8"],
+    LLAMA: ["serve_llamacpp.py"],
+    TRANSFORMERS: ["serve_transformers.py"],
+}
+Round = dict[str, dict[str, Any]]
+
+
+def main() -> int:
+    """Run all sides in turn, print tables."""
+    parser = argparse.ArgumentParser(prog="bench/serve.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, help="folder of a checkpoint of Llama's shape (default: random weights)")
+    parser.add_argument("--preset", default="story-5m", help="shape of the random weights (default: story-5m)")
+    parser.add_argument("--vocab-size", type=int, default=4096, help="of the random weights (default: 4096)")
+    parser.add_argument("--streams", default="1,4,16,32", help="stories at a time (default: 1,4,16,32)")
+    parser.add_argument("--tokens", type=int, default=128, help="to write in each story (default: 128)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each side (default: 3)")
+    parser.add_argument("--side", action="append", choices=list(COMMANDS), help="only these")
+    parser.add_argument("--http", action="store_true", help="measure the server too, at the end")
+    given = parser.parse_args()
+    given.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with model_folder(given) as folder:
+        rounds: list[Round] = []
+        for number in range(given.rounds):
+            rounds.append({side: run(side, folder, given) for side in given.side or COMMANDS})
+            print(f"round {number + 1} of {given.rounds} done", file=sys.stderr, flush=True)
+        print_table(rounds, given)
+        if given.http:
+            print(run_http(folder, given), end="")
+    return 0
+
+
+@contextlib.contextmanager
+def model_folder(given: argparse.Namespace) -> Iterator[Path]:
+    """The checkpoint that was named, or one of random weights."""
+    if given.model:
+        yield given.model
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield write_random_model(Path(scratch) / "model", given)
+
+
+def write_random_model(folder: Path, given: argparse.Namespace) -> Path:
+    """Random weights in the preset's shape, with room for prompt and story; the end mark is never the likeliest."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train([*sample_stories(0, 200), made_up_words()], given.vocab_size)
+    assert tokenizer.vocab_size == given.vocab_size
+    shape = load_config(given.preset).model
+    seq_len = max(shape.seq_len, given.tokens + 32)
+    model = Decoder(dataclasses.replace(shape, vocab_size=given.vocab_size, seq_len=seq_len, tie_embeddings=True))
+    model.embed_tokens.weight.data[tokenizer.end_id] = 0  # its logit is 0, and the largest of all others is above
+    state = checkpoint.TrainState(
+        step=0, samples_seen=0, seed=0, world_size=1, data_fingerprint="none", config={"name": "bench"}, metrics={}
+    )
+    checkpoint.save(folder, model, tokenizer, state, {})
+    print(f"{given.preset}, random: {count_parameters(model):,} parameters, fp32, {given.threads} threads", flush=True)
+    return folder
+
+
+def made_up_words() -> str:
+    """Enough different words for any vocabulary that is measured."""
+    dice = random.Random(0)
+    return " ".join("".join(dice.choices("abcdefghijklmnopqrst", k=6)) for _ in range(20_000))
+
+
+def run(side: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """One process of one side."""
+    script, *options = COMMANDS[side]
+    options += ["--model", str(folder), "--streams", given.streams, "--tokens", str(given.tokens)]
+    result: dict[str, Any] = json.loads(output(script, [*options, "--threads", str(given.threads)]).splitlines()[-1])
+    return result
+
+
+def run_http(folder: Path, given: argparse.Namespace) -> str:
+    """The table of the server."""
+    return output("serve_http.py", ["--model", str(folder), "--streams", given.streams, "--tokens", str(given.tokens)])
+
+
+def output(script: str, options: list[str]) -> str:
+    """What a script prints."""
+    words = [sys.executable, str(BENCH / script), *options]
+    environment = dict(os.environ) | {"RAY_USAGE_STATS_ENABLED": "0", "TRANSFORMERS_VERBOSITY": "error"}
+    process = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(words)} failed:\n{process.stderr[-3000:]}")
+    return process.stdout
+
+
+def print_table(rounds: list[Round], given: argparse.Namespace) -> None:
+    """Median speeds, and ours over each round by round, as Markdown tables."""
+    streams = given.streams.split(",")
+    heads = " | ".join(f"{count} streams" for count in streams)
+    rule = "|---" * (len(streams) + 1) + "|"
+    print(f"\n| tokens/s | {heads} | stories as {next(iter(rounds[0]))}'s |\n{rule}---|")
+    for side in rounds[0]:
+        speeds = [statistics.median(one[side]["tokens_per_s"][count] for one in rounds) for count in streams]
+        print(f"| {side} | {' | '.join(f'{speed:,.0f}' for speed in speeds)} | {agreement(rounds, side):.0%} |")
+    reference = ONNX if ONNX in rounds[0] else next(iter(rounds[0]))
+    print(f"\n| {reference} over | {heads} |\n{rule}")
+    for side in rounds[0]:
+        cells = [ratios(rounds, reference, side, count) for count in streams]
+        if side != reference:
+            print(f"| {side} | {' | '.join(cells)} |")
+
+
+def ratios(rounds: list[Round], reference: str, side: str, count: str) -> str:
+    """Median of the rounds' ratios, and each."""
+    values = [one[reference]["tokens_per_s"][count] / one[side]["tokens_per_s"][count] for one in rounds]
+    return f"{statistics.median(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
+
+
+def agreement(rounds: list[Round], side: str) -> float:
+    """Share of the stories that begin with the same ten tokens as those of the first side."""
+    first = rounds[0][next(iter(rounds[0]))]["stories"]
+    pairs = [pair for count, own in rounds[0][side]["stories"].items() for pair in zip(own, first[count], strict=True)]
+    return statistics.mean(mine == theirs for mine, theirs in pairs)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,32 @@
+"""Our engine for `serve.py`: continuous batching, text and all, on the backend that is named.
+
+Arguments: see `serve_options.py`.
+"""
+
+import torch
+from serve_options import END_ID, measure, options
+
+from slm_ray.backends import make_backend
+from slm_ray.checkpoint import load_model
+from slm_ray.engine import Engine
+from slm_ray.sampling import SamplingParams
+
+
+def main() -> None:
+    """Load the checkpoint, and print the speed."""
+    given = options()
+    torch.set_num_threads(given.threads)
+    model, tokenizer = load_model(given.model)
+    assert tokenizer.end_id == END_ID
+    rows = max(map(int, given.streams.split(",")))
+    engine = Engine(make_backend(model, rows, given.backend, given.threads), tokenizer)
+
+    def write(prompts: list[list[int]], count: int) -> list[list[int]]:
+        params = SamplingParams(temperature=0, max_tokens=count)
+        return [list(story.tokens) for story in engine.generate(prompts, [params] * len(prompts))]
+
+    measure(given, tokenizer.vocab_size, write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The fast backend against the torch one: same logits, same greedy stories, for every shape that a config can have."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from slm_ray.backend import Backend, TorchBackend
+from slm_ray.backends import BackendError, bits_per_byte, make_backend
+from slm_ray.batches import TokenStream
+from slm_ray.config import ModelConfig
+from slm_ray.config_files import load_config
+from slm_ray.engine import Engine
+from slm_ray.model import Decoder
+from slm_ray.onnx_backend import OnnxBackend
+from slm_ray.onnx_graph import padded_width, quantize
+from slm_ray.sampling import SamplingParams
+from slm_ray.tokenizer import Tokenizer
+from slm_ray.trainer import Surroundings, evaluate
+from tests.tiny_model import SENTENCES, random_model, some_tokens, talkative_model, without_end
+
+PRESETS = sorted(path.stem for path in (Path(__file__).parents[1] / "slm_ray" / "presets").glob("*.yaml"))
+GPT2 = {"positions": "learned", "norm": "layer", "mlp": "gelu", "bias": True}
+SHAPES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "grouped queries": {"n_kv_heads": 2},
+    "one key head": {"n_kv_heads": 1},
+    "biases": {"bias": True},
+    "gpt2": GPT2,
+    "layer norm without bias": {"norm": "layer"},
+    "gelu without bias": {"mlp": "gelu"},
+    "learned positions": {"positions": "learned"},
+    "untied": {"tie_embeddings": False},
+    "heads of 54": {"d_head": 54},
+    "heads of 54, learned positions": {"d_head": 54, "positions": "learned"},
+    "heads of 4, grouped": {"d_head": 4, "n_kv_heads": 2},
+    "other rotary base": {"rope_theta": 500.0},
+    "large eps": {"norm_eps": 0.5},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads on matrices this small only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(SENTENCES, vocab_size=300)
+
+
+def small_model(**changes: object) -> Decoder:
+    shape = {"vocab_size": 97, "seq_len": 24, "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 40} | changes
+    return random_model(ModelConfig(**shape))
+
+
+def assert_same_walk(first: Backend, second: Backend, atol: float) -> None:
+    """Read, go on, move and read again with both, and compare all logits."""
+    ids = some_tokens(first.config.vocab_size, rows=3, steps=first.config.seq_len).tolist()
+    for row, count in enumerate((5, 1, 13)):
+        torch.testing.assert_close(
+            first.read(row, ids[row][:count]), second.read(row, ids[row][:count]), atol=atol, rtol=0
+        )
+    for step in range(4):  # rows of different lengths
+        tokens = [ids[row][step] for row in range(3)]
+        torch.testing.assert_close(first.decode(tokens), second.decode(tokens), atol=atol, rtol=0)
+    for backend in (first, second):
+        backend.move(2, 0)  # a longer row over a shorter one, which then stands alone
+        assert [backend.length(row) for row in range(3)] == [17, 5, 17]
+    for token in ids[0][: first.config.seq_len - 17]:  # until the row is full
+        torch.testing.assert_close(first.decode([token]), second.decode([token]), atol=atol, rtol=0)
+    for backend in (first, second):
+        assert backend.length(0) == first.config.seq_len
+        assert backend.read(0, []) is None and backend.read(1, ids[1][:12], wants_logits=False) is None
+    torch.testing.assert_close(first.decode([3, 4]), second.decode([3, 4]), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_equal_torchs_for_rows_that_come_go_and_move(shape: str) -> None:
+    model = small_model(**SHAPES[shape])
+    assert_same_walk(TorchBackend(model, 3), OnnxBackend(model, 3, threads=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_logits_equal_torchs_for_every_preset(name: str) -> None:
+    config = dataclasses.replace(load_config(name).model, vocab_size=300, seq_len=24, n_layers=2)
+    torch.manual_seed(0)
+    model = Decoder(config).eval()
+    assert_same_walk(TorchBackend(model, 3), OnnxBackend(model, 3, threads=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 2, "tie_embeddings": False}, GPT2])
+def test_greedy_stories_equal_torchs_token_for_token(tokenizer: Tokenizer, changes: dict[str, object]) -> None:
+    """More stories than rows, of different lengths, on past the context of 64 tokens."""
+    model = without_end(talkative_model(tokenizer, **changes), tokenizer)
+    prompts = ["", "Once", "The cat went to the forest", "Tom and Mia played in the", "Mia"]
+    params = [SamplingParams(temperature=0, max_tokens=30 + 25 * index) for index in range(5)]
+    expected, got = (
+        Engine(backend, tokenizer).generate(prompts, params)
+        for backend in (TorchBackend(model, 3), OnnxBackend(model, 3, threads=1))
+    )
+    assert got == expected
+    assert [len(story.tokens) for story in got] == [30, 55, 80, 105, 130]
+
+
+def test_same_seed_writes_the_same_story_alone_and_in_company(tokenizer: Tokenizer) -> None:
+    engine = Engine(OnnxBackend(without_end(talkative_model(tokenizer), tokenizer), 4, threads=1), tokenizer)
+    mine = SamplingParams(seed=7, max_tokens=60)
+    (alone,) = engine.generate(["The cat"], [mine])
+    others = [SamplingParams(seed=seed, max_tokens=9 * seed + 4) for seed in range(6)]
+    assert engine.generate([*["Once upon"] * 6, "The cat"], [*others, mine])[-1] == alone
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_a_row_does_not_depend_on_its_neighbours(weights: str) -> None:
+    """With int8 each row is rounded by its own scale: a loud neighbour leaves no trace."""
+    backend = OnnxBackend(small_model(), 3, weights=weights, threads=1)  # type: ignore[arg-type]
+    alone = backend.decode([5]).clone()
+    for row in range(3):
+        backend.read(row, [])
+    company = backend.decode([5, 60, 61])[:1].clone()
+    torch.testing.assert_close(company, alone, atol=1e-5, rtol=0)
+
+
+def test_prompt_logprobs_come_from_either_backend(tokenizer: Tokenizer) -> None:
+    model = talkative_model(tokenizer)
+    params = SamplingParams(max_tokens=0, prompt_logprobs=True)
+    expected, got = (
+        Engine(backend, tokenizer).generate(["The cat went"], [params])[0].prompt_logprobs
+        for backend in (TorchBackend(model), OnnxBackend(model, threads=1))
+    )
+    assert [one.token for one in got] == [one.token for one in expected]
+    assert [one.logprob for one in got] == pytest.approx([one.logprob for one in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, GPT2, {"tie_embeddings": False, "bias": True, "n_kv_heads": 2}])
+def test_int8_stays_near_fp32_but_is_not_it(changes: dict[str, object]) -> None:
+    model = talkative_model(Tokenizer.train(SENTENCES, vocab_size=300), **changes)
+    stream = TokenStream(some_tokens(300, rows=1, steps=200)[0].numpy(), n_bytes=700)
+    whole = evaluate(model, stream, seq_len=64, around=Surroundings())["val_bits_per_byte"]
+    exact = bits_per_byte(OnnxBackend(model, 1, threads=1), stream)
+    rounded = bits_per_byte(OnnxBackend(model, 1, weights="int8", threads=1), stream)
+    assert exact == pytest.approx(whole, rel=1e-5)
+    assert 1e-7 < abs(rounded / exact - 1) < 0.01
+
+
+def test_quantized_weights_are_within_half_a_level() -> None:
+    weight = np.random.default_rng(0).standard_normal((6, 40)).astype(np.float32)
+    weight[3] = 0
+    levels, scales = quantize(weight)
+    assert levels.shape == (6, 2, 32) and scales.shape == (6, 2)
+    back = ((levels.astype(np.float32) - 128) * scales[:, :, None]).reshape(6, 64)
+    assert np.abs(back[:, :40] - weight).max() <= scales.max() / 2 * 1.001
+    assert not back[:, 40:].any() and not back[3].any()
+
+
+def test_heads_are_filled_up_to_what_the_operator_takes() -> None:
+    shapes = [("rotary", 8), ("rotary", 16), ("rotary", 54), ("learned", 4), ("learned", 54)]
+    widths = [padded_width(ModelConfig(positions=kind, d_head=width)) for kind, width in shapes]  # type: ignore[arg-type]
+    assert widths == [16, 16, 64, 8, 56]
+
+
+def test_weights_are_copied() -> None:
+    model = small_model()
+    backend = OnnxBackend(model, 1, threads=1)
+    before = backend.read(0, [1, 2, 3])
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert before is not None and before.abs().max() > 0
+    torch.testing.assert_close(backend.read(0, [1, 2, 3]), before)
+
+
+# ---- the choice
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("auto", OnnxBackend), ("onnx", OnnxBackend), ("onnx-int8", OnnxBackend), ("torch", TorchBackend)],
+)
+def test_backend_is_chosen_by_name_and_starts_empty(name: str, kind: type) -> None:
+    backend = make_backend(small_model(), 3, name)  # type: ignore[arg-type]
+    assert isinstance(backend, kind) and backend.max_rows == 3
+    assert [backend.length(row) for row in range(3)] == [0, 0, 0]
+
+
+def test_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be one of auto, torch, onnx, onnx-int8"):
+        make_backend(small_model(), 1, "tensorrt")  # type: ignore[arg-type]
+
+
+def test_model_too_large_for_a_graph_is_refused_by_name_and_left_to_torch_by_auto(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 1000)
+    with pytest.raises(BackendError, match=r"cannot run this model: the model has .* 2 GB fit .*; use torch"):
+        make_backend(small_model(), 1, "onnx")
+    assert isinstance(make_backend(small_model(), 1), TorchBackend)
+
+
+def test_missing_package_is_named_and_auto_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "slm_ray.onnx_backend")
+    with pytest.raises(BackendError, match="backend onnx needs onnxruntime: pip install"):
+        make_backend(small_model(), 1, "onnx")
+    assert isinstance(make_backend(small_model(), 1), TorchBackend)
+
+
+def test_model_elsewhere_than_on_the_cpu_is_left_to_torch() -> None:
+    model = small_model().to("meta")
+    with pytest.raises(BackendError, match="runs on the CPU and the model is on meta"):
+        make_backend(model, 1, "onnx-int8")
+    assert isinstance(make_backend(model, 1), TorchBackend)
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_rows \(0\) must be at least 1"):
+        OnnxBackend(small_model(), 0)
