@@ -92,7 +92,7 @@ def _add_stories(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics:
     responses = documented(400, 401, 413, 422, 429, 503, 504)
     responses[200] = {
         "description": "The story; with `stream`, an event for each piece, and a last one with `done`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
 
     @api.post("/generate", responses=responses, response_model=GenerateAnswer, response_model_exclude_none=True)
