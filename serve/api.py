@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from serve.metrics import CONTENT_TYPE, CountAnswers, Metrics
 from serve.openai_api import add_openai_routes
 from serve.openai_schemas import CompletionRequest
-from serve.protection import MAX_BODY_BYTES, ApiSettings, BodyLimit, Keys, RateLimit, SafeHeaders
+from serve.protection import MAX_BODY_BYTES, ApiSettings, BodyLimit, Keys, RateLimit, SafeHeaders, page_policy
 from serve.refusals import RETRY_AFTER_S, documented, refusal
 from serve.rollout import Rollout
 from serve.schemas import (
@@ -92,7 +92,7 @@ def _add_stories(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics:
     responses = documented(400, 401, 413, 422, 429, 503, 504)
     responses[200] = {
         "description": "The story; with `stream`, an event for each piece, and a last one with `done`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
 
     @api.post("/generate", responses=responses, response_model=GenerateAnswer, response_model_exclude_none=True)
@@ -145,6 +145,7 @@ def _why(error: Exception, timeout_s: float) -> str:
 
 def _add_state(api: FastAPI, rollout: Rollout, metrics: Metrics) -> None:
     page = PAGE.read_text(encoding="utf-8")
+    headers = {"Content-Security-Policy": page_policy(page)}
 
     @api.get("/health")
     async def health() -> Health:
@@ -174,7 +175,7 @@ def _add_state(api: FastAPI, rollout: Rollout, metrics: Metrics) -> None:
 
     @api.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
-        return HTMLResponse(page)
+        return HTMLResponse(page, headers=headers)
 
 
 def _usage(completion: Completion, seconds: float) -> Usage:

@@ -92,7 +92,7 @@ def add_openai_routes(api: FastAPI, rollout: Rollout, settings: ApiSettings, met
     responses = documented(400, 401, 404, 413, 429, 503, 504, is_openai=True)
     responses[200] = {
         "description": "The stories; with `stream`, a chunk for each piece, and `[DONE]` at the end.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
 
     @api.post(PATH, responses=responses, response_model=CompletionAnswer)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.schemas import MAX_TOKENS, StopText
-from slm_ray.sampling import MAX_PENALTY, MAX_SEED, SamplingParams
+from slm_ray.sampling import MAX_PENALTY, MAX_SEED, MIN_PENALTY, SamplingParams
 
 MAX_PROMPTS = 64
 DEFAULT_MAX_TOKENS = 16
@@ -50,7 +50,9 @@ class CompletionRequest(BaseModel):
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
     top_k: int = Field(0, ge=0, description="Extension: draw among this many likeliest tokens; 0 among all.")
-    repetition_penalty: float = Field(1.0, gt=0, le=MAX_PENALTY, allow_inf_nan=False, description="Extension.")
+    repetition_penalty: float = Field(
+        1.0, ge=MIN_PENALTY, le=MAX_PENALTY, allow_inf_nan=False, description="Extension."
+    )
 
     @property
     def count(self) -> int:

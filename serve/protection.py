@@ -3,12 +3,14 @@
 In: connections. Out: the same, or a refusal in the form of its route (`refusals.py`).
 """
 
+import base64
 import collections
 import dataclasses
 import hashlib
 import hmac
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,10 +27,6 @@ OPEN_ROUTES = frozenset({"/health", "/"})
 """They ask for no key: whether the server lives is no secret, and the page has the field for the key."""
 MAX_CALLERS = 10_000
 """Callers whose rate is remembered; those that have been silent for longest are forgotten first."""
-PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,8 +165,22 @@ class BodyLimit:
         return messages
 
 
+def page_policy(page: str) -> str:
+    """A Content-Security-Policy that lets the page's own style and script work, by their digests, and nothing else."""
+
+    def digest(tag: str) -> str:
+        found = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        assert found is not None
+        return f"'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
 class SafeHeaders:
-    """Tells browsers to take answers for what they are, and the page to load nothing from anywhere else."""
+    """Tells browsers to take answers for what they are."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -181,8 +193,6 @@ class SafeHeaders:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 added = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
-                if scope["path"] == "/":
-                    added.append((b"content-security-policy", PAGE_POLICY.encode()))
                 message["headers"] = [*message.get("headers", []), *added]
             await send(message)
 

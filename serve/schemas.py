@@ -17,6 +17,7 @@ from slm_ray.sampling import (
     MAX_STOP_LENGTH,
     MAX_STOPS,
     MAX_TEMPERATURE,
+    MIN_PENALTY,
     SamplingParams,
 )
 
@@ -39,7 +40,11 @@ class GenerateRequest(BaseModel):
         1.0, gt=0, le=1, allow_inf_nan=False, description="Draw among the likeliest that reach this probability."
     )
     repetition_penalty: float = Field(
-        1.0, gt=0, le=MAX_PENALTY, allow_inf_nan=False, description="Weighs down tokens that were there; 1 does not."
+        1.0,
+        ge=MIN_PENALTY,
+        le=MAX_PENALTY,
+        allow_inf_nan=False,
+        description="Weighs down tokens that were there; 1 does not.",
     )
     stop: list[StopText] = Field([], max_length=MAX_STOPS, description="Texts that end the story before them.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed writes the same story.")

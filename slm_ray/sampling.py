@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_TEMPERATURE = 100.0
-MAX_PENALTY = 10.0
+MIN_PENALTY, MAX_PENALTY = 0.1, 10.0
 MAX_SEED = 2**63 - 1
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
@@ -56,7 +56,7 @@ class SamplingParams:
     seed: int | None = None
     """Seed of the draws, 0 to 2**63 - 1: the same seed writes the same story. None takes a fresh one."""
     repetition_penalty: float = 1.0
-    """Weighs down tokens of the prompt and of what is written, above 0 to 10: positive logits are divided by it."""
+    """Weighs down tokens of the prompt and of what is written, 0.1 to 10: positive logits are divided by it."""
     stop: tuple[str, ...] = ()
     """Texts that end the story where they begin: up to 16, of 1 to 256 characters."""
     logprobs: int | None = None
@@ -71,9 +71,9 @@ class SamplingParams:
             _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         _check_stops(self.stop)
         _check_number("repetition_penalty", self.repetition_penalty)
-        if not 0 < self.repetition_penalty <= MAX_PENALTY:
+        if not MIN_PENALTY <= self.repetition_penalty <= MAX_PENALTY:
             raise ValueError(
-                f"repetition_penalty ({self.repetition_penalty}) must be above 0 and at most {MAX_PENALTY:g}"
+                f"repetition_penalty ({self.repetition_penalty}) must be between {MIN_PENALTY:g} and {MAX_PENALTY:g}"
             )
         if self.seed is not None:
             _check_integer("seed", self.seed, 0, MAX_SEED)

@@ -1,15 +1,12 @@
 """A small real server that speaks the page's side of the HTTP contract: scripted stories at the pace of the test.
 
-In: what the test wants to happen. Out: a server on a free loopback port, and what it was asked. The model is missing; the
-page, the connection and the event stream are real.
+In: what the test wants to happen. Out: a server on a free loopback port, and what it was asked. The model is missing;
+the page, the connection and the event stream are real.
 """
 
 import asyncio
-import base64
 import dataclasses
-import hashlib
 import json
-import re
 import socket
 import threading
 import time
@@ -20,6 +17,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+
+from serve.protection import page_policy
 
 PAGE = Path(__file__).resolve().parents[1] / "serve" / "page" / "index.html"
 VERSION = {"name": "tinystories", "version": "3", "run_id": "8d1f0c2ab7e94f6f", "data_fingerprint": "fa" * 32}
@@ -50,20 +49,6 @@ class Script:
     key: str = ""
     context_words: int = 10**9
     """Words that a prompt may have."""
-
-
-def page_policy(page: str) -> str:
-    """A Content-Security-Policy that lets this page's own style and script work, by their digests, and nothing else."""
-
-    def digest(tag: str) -> str:
-        found = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        assert found is not None
-        return f"'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}'"
-
-    return (
-        f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
 
 
 class PageServer:

@@ -65,7 +65,7 @@ def test_the_largest_uniform_number_stays_among_the_allowed() -> None:
         {"max_tokens": 0}, {"max_tokens": True}, {"max_tokens": 2.0}, {"temperature": -0.1},
         {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": True}, {"temperature": 10**400},
         {"temperature": "1"}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.01}, {"top_p": float("nan")},
-        {"seed": -1}, {"seed": 2**63}, {"seed": 1.5}, {"repetition_penalty": 0}, {"repetition_penalty": 11},
+        {"seed": -1}, {"seed": 2**63}, {"seed": 1.5}, {"repetition_penalty": 5e-324}, {"repetition_penalty": 11},
         {"repetition_penalty": float("nan")}, {"logprobs": 21}, {"logprobs": -1}, {"stop": ("",)},
         {"stop": ("x" * 257,)}, {"stop": ("x",) * 17},
     ],

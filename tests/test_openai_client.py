@@ -1,0 +1,148 @@
+"""The official `openai` client, unchanged, against our routes: whole, streamed, and refused."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from serve.protection import ApiSettings, key_digests
+from slm_ray.backend import TorchBackend
+from slm_ray.checkpoint import load_model
+from slm_ray.engine import Engine
+from slm_ray.sampling import SamplingParams
+from slm_ray.story import Completion
+from tests.http_server import running
+from tests.tiny_model import write_tiny_model
+
+KEY = "a-secret-of-many-letters"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("openai") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def client(model: Path) -> Iterator[openai.OpenAI]:
+    settings = ApiSettings(key_digests=key_digests({"SLM_API_KEYS": f"{KEY},another-secret"}), max_choices=4)
+    with running(model, settings) as url, openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as made:
+        yield made
+
+
+def expected(model: Path, prompt: str, **params: object) -> Completion:
+    weights, tokenizer = load_model(model)
+    sampling = SamplingParams(**{"max_tokens": 12, "temperature": 1.0, "top_k": 0, **params})  # type: ignore[arg-type]
+    return Engine(TorchBackend(weights), tokenizer).generate([prompt], [sampling])[0]
+
+
+def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "slm-ray"
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt-4'") as error:
+        client.models.retrieve("gpt-4")
+    assert error.value.code == "model_not_found"
+
+
+def test_a_story_is_the_engines(client: openai.OpenAI, model: Path) -> None:
+    answer = client.completions.create(model="tiny", prompt="The cat", max_tokens=12, seed=5, top_p=0.9)
+    own = expected(model, "The cat", seed=5, top_p=0.9)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == (own.text, own.finish_reason)
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (own.prompt_tokens, len(own.tokens))
+    assert answer.usage.total_tokens == own.prompt_tokens + len(own.tokens)
+
+
+def test_several_prompts_and_stories_each_with_its_seed(client: openai.OpenAI, model: Path) -> None:
+    answer = client.completions.create(model="tiny", prompt=["The cat", "Tom"], n=2, max_tokens=12, seed=5, echo=True)
+    texts = [prompt + expected(model, prompt, seed=seed).text for prompt in ("The cat", "Tom") for seed in (5, 6)]
+    assert [choice.text for choice in answer.choices] == texts
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+
+
+def test_tokens_are_prompts_too(client: openai.OpenAI, model: Path) -> None:
+    _, tokenizer = load_model(model)
+    ids = tokenizer.encode("The cat")
+    answers = [
+        client.completions.create(model="tiny", prompt=prompt, max_tokens=12, seed=5, echo=True)  # type: ignore[call-overload]
+        for prompt in ("The cat", ids, [ids])
+    ]
+    assert len({answer.choices[0].text for answer in answers}) == 1
+
+
+def test_a_stream_joins_to_the_whole_and_counts(client: openai.OpenAI) -> None:
+    options = {"model": "tiny", "prompt": ["The cat", "Tom"], "max_tokens": 12, "seed": 5, "logprobs": 2, "echo": True}
+    whole = client.completions.create(**options)  # type: ignore[call-overload]
+    texts, tokens, reasons, usage = ["", ""], [[], []], ["", ""], None
+    for part in client.completions.create(**options, stream=True, stream_options={"include_usage": True}):  # type: ignore[call-overload]
+        usage = part.usage or usage
+        for choice in part.choices:
+            texts[choice.index] += choice.text
+            tokens[choice.index] += choice.logprobs.tokens if choice.logprobs else []
+            reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+    assert texts == [choice.text for choice in whole.choices]
+    assert tokens == [choice.logprobs.tokens for choice in whole.choices]
+    assert reasons == [choice.finish_reason for choice in whole.choices]
+    assert usage == whole.usage
+
+
+def test_logprobs_are_in_openais_shape(client: openai.OpenAI, model: Path) -> None:
+    answer = client.completions.create(model="tiny", prompt="The cat", max_tokens=12, seed=5, logprobs=3, echo=True)
+    own = expected(model, "The cat", seed=5, logprobs=3, prompt_logprobs=True)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.token_logprobs is not None and logprobs.top_logprobs is not None
+    both = [*own.prompt_logprobs, *own.logprobs][: len(logprobs.token_logprobs)]
+    assert logprobs.token_logprobs == pytest.approx([one.logprob for one in both], abs=1e-4)
+    assert logprobs.text_offset is not None and logprobs.text_offset[0] == 0
+    assert all(len(top) <= 3 for top in logprobs.top_logprobs)
+    measured = client.completions.create(model="tiny", prompt="The cat", max_tokens=0, logprobs=0, echo=True)
+    assert measured.choices[0].text == "The cat"
+
+
+def test_a_stop_text_ends_the_story(client: openai.OpenAI, model: Path) -> None:
+    whole = expected(model, "The cat", seed=5).text
+    stop = whole[3:5]
+    answer = client.completions.create(model="tiny", prompt="The cat", max_tokens=12, seed=5, stop=stop)
+    assert answer.choices[0].text == whole[: whole.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "options, param, message",
+    [
+        ({"model": "gpt-4"}, "model", "no model 'gpt-4'"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
+        ({"n": 10**9}, "n", "less than or equal to 128"),
+        ({"n": 5}, "n", "1 x 5 stories are more than the 4 of one request"),
+        ({"best_of": 3}, "best_of", "best_of is not supported"),
+        ({"stop": ["a"] * 5}, "stop", "at most 4"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "at most 0"),
+        ({"prompt": []}, "prompt", "1 to 64 prompts"),
+        ({"prompt": [10**6]}, "prompt", "is not one of the"),
+        ({"prompt": "x" * 64}, "prompt", "has 64 tokens"),
+        ({"extra_body": {"wishes": 3}}, "wishes", "unknown field 'wishes'"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
+    ],
+)
+def test_a_mistake_is_told_in_openais_form(
+    client: openai.OpenAI, options: dict[str, object], param: str, message: str
+) -> None:
+    with pytest.raises(openai.APIStatusError, match=message) as error:
+        client.completions.create(**{"model": "tiny", "prompt": "The cat", "max_tokens": 2, **options})  # type: ignore[call-overload]
+    assert error.value.status_code in (400, 404)
+    assert (error.value.type, error.value.param) == ("invalid_request_error", param)
+
+
+def test_a_wrong_key_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.AuthenticationError, match="an API key is needed"):
+        client.with_options(api_key="wrong").models.list()
+
+
+def test_too_many_at_once_are_told_to_come_again(model: Path) -> None:
+    with running(model, rows=1, waiting=0) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0)
+        with pytest.raises(openai.RateLimitError, match="try again later") as error:
+            client.completions.create(model="tiny", prompt=["Tom", "Mia"], max_tokens=200)
+        assert error.value.response.headers["Retry-After"] == "2"
+        client.close()

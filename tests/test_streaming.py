@@ -1,0 +1,143 @@
+"""Stories as they come over a real socket; readers that leave; what is counted; the documented interface."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from slm_ray.backend import TorchBackend
+from slm_ray.checkpoint import load_model
+from slm_ray.engine import Engine
+from slm_ray.sampling import SamplingParams
+from tests.http_server import running
+from tests.tiny_model import write_tiny_model
+
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+LONG = {"prompt": "Once", "max_tokens": 2048, "seed": 3, "top_k": 0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("streaming") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def url(model: Path) -> Iterator[str]:
+    with running(model, rows=8, waiting=20) as address:
+        yield address
+
+
+def events(lines: list[str]) -> list[dict[str, object]]:
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line]
+
+
+def test_a_stream_is_the_story_in_pieces_with_chances_and_a_last_word(url: str, model: Path) -> None:
+    body = {"prompt": "The cat", "max_tokens": 20, "seed": 5, "logprobs": 2, "stream": True}
+    with httpx.stream("POST", f"{url}/generate", json=body) as answer:
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        got = events(list(answer.iter_lines()))
+    weights, tokenizer = load_model(model)
+    params = SamplingParams(max_tokens=20, seed=5, logprobs=2)
+    (own,) = Engine(TorchBackend(weights), tokenizer).generate(["The cat"], [params])
+    assert "".join(str(event["text"]) for event in got[:-1]) == own.text
+    tokens = [token for event in got[:-1] for token in event["tokens"]]  # type: ignore[attr-defined]
+    assert [token["text"] for token in tokens] == [one.text for one in own.logprobs]
+    assert all(len(token["top"]) == 2 for token in tokens)
+    last = got[-1]
+    assert last["done"] and last["finish_reason"] == own.finish_reason
+    assert last["usage"]["completion_tokens"] == len(own.tokens)  # type: ignore[index]
+    assert last["model"]["version"] == "step-12"  # type: ignore[index]
+
+
+def test_pieces_come_while_the_story_is_being_written(url: str) -> None:
+    with httpx.stream("POST", f"{url}/generate", json=LONG | {"stream": True}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        assert running_stories(url) == 1
+    wait_until_idle(url)
+
+
+def running_stories(url: str) -> int:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("slm_running_stories "))))
+
+
+def wait_until_idle(url: str, within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while running_stories(url):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_two_hundred_clients_leave_and_the_next_is_answered_at_once(url: str) -> None:
+    async def leave(client: httpx.AsyncClient, number: int) -> int:
+        async with client.stream("POST", f"{url}/generate", json=LONG | {"stream": number % 2 == 0}) as answer:
+            async for _ in answer.aiter_bytes():
+                break
+            return answer.status_code
+
+    async def all_leave() -> None:
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=200), timeout=60) as client:
+            tasks = [asyncio.create_task(leave(client, number)) for number in range(200)]
+            await asyncio.wait(tasks, timeout=3)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(all_leave())
+    began = time.monotonic()
+    answer = httpx.post(f"{url}/generate", json={"prompt": "Once", "max_tokens": 2}, timeout=30)
+    assert answer.status_code == 200
+    assert time.monotonic() - began < 10
+    wait_until_idle(url)
+
+
+def test_a_hundred_at_once_are_written_whole_or_told_to_come_again(url: str) -> None:
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=100), timeout=60) as client:
+            body = {"prompt": "Once", "max_tokens": 40, "seed": 1}
+            return await asyncio.gather(*(client.post(f"{url}/generate", json=body) for _ in range(100)))
+
+    answers = asyncio.run(ask())
+    assert {answer.status_code for answer in answers} <= {200, 429}
+    whole = {answer.json()["story"] for answer in answers if answer.status_code == 200}
+    assert len(whole) == 1
+    assert sum(answer.status_code == 200 for answer in answers) >= 8
+
+
+@pytest.mark.parametrize("stop", ["x" * 257, 5, [""], ["a"] * 1000, {"a": 1}])
+def test_strange_stop_lists_are_refused(url: str, stop: object) -> None:
+    for path, field in (("/generate", {}), ("/v1/completions", {"model": "tiny"})):
+        answer = httpx.post(f"{url}{path}", json={"prompt": "Once", "stop": stop, "max_tokens": 2} | field)
+        assert answer.status_code in (400, 422), stop
+
+
+def test_metrics_count_by_route_and_version(url: str) -> None:
+    httpx.post(f"{url}/generate", json={"prompt": "Once", "max_tokens": 2, "seed": 1})
+    httpx.get(f"{url}/secret/{'x' * 50}")
+    text = httpx.get(f"{url}/metrics").text
+    assert 'slm_requests_total{route="/generate",status="200"}' in text
+    assert 'slm_requests_total{route="other",status="404"}' in text and "secret" not in text
+    for name in ("completion_tokens_total", "prompt_tokens_total", "time_to_first_token_seconds_count"):
+        assert f'slm_{name}{{version="step-12"}}' in text
+
+
+def test_ready_and_model_say_what_is_served(url: str) -> None:
+    assert httpx.get(f"{url}/ready").json() == {"status": "ok"}
+    described = httpx.get(f"{url}/model").json()
+    assert described["rollout"]["state"] == "serving" and described["evaluation"] == {}
+
+
+def test_nothing_undocumented_is_answered(url: str) -> None:
+    """Requests made up from our own OpenAPI description, good and bad: no 5xx, no status or shape it does not name."""
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--seed", "1"]
+    command += ["--max-examples", "30", "--phases", "examples,coverage,fuzzing", "--checks", CHECKS, "--no-color"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "/v1/completions" in httpx.get(f"{url}/openapi.json").text
