@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 PORT ?= 8000
 
-.PHONY: setup demo test lint format bench bench-prepare bench-train bench-learn clean help
+.PHONY: setup demo test lint format bench bench-prepare bench-train bench-serve bench-learn clean help
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,10 +46,14 @@ bench-train: $(READY)    ## training speed against a bare loop, nanoGPT's recipe
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python tests/bench/train.py $(if $(DATA),--data $(DATA))
 
+bench-serve: $(READY)    ## serving speed against llama.cpp and transformers, and over HTTP
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python tests/bench/serve.py $(if $(MODEL),--model $(MODEL))
+
 bench-learn: $(READY)    ## learning per token, one factor at a time, on DATA=FOLDER (hours)
 	$(BIN)/python tests/bench/learn.py $(if $(DATA),--data $(DATA))
 
-bench: bench-prepare bench-train  ## measure against named peers (see tests/bench)
+bench: bench-prepare bench-train bench-serve  ## measure against named peers (see tests/bench)
 
 clean:           ## remove what was made here: environment, caches; not data, runs and models
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

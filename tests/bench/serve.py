@@ -2,9 +2,9 @@
 
 Tokens per second of greedy stories on this machine's cores, the same weights, prompts and lengths, fresh processes in
 turn, ratios round by round: our engine on its backends (`serve_ours.py`), llama.cpp (`serve_llamacpp.py`) and
-`transformers.generate` (`serve_transformers.py`). With `--http` our server too: through Ray Serve, streaming, with the
-time to the first token and between tokens (`serve_http.py`). Without `--model` the weights are random: speed does not
-depend on them.
+`transformers.generate` (`serve_transformers.py`), and our server: through Ray Serve, streaming, with the time to the
+first token and between what a client receives (`serve_http.py`). Without `--model` the weights are random: speed does
+not depend on them.
 """
 
 import argparse
@@ -33,12 +33,20 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCH = Path(__file__).resolve().parent
 TORCH, ONNX, INT8 = "ours, torch", "ours, onnx", "ours, onnx-int8"
 LLAMA, TRANSFORMERS = "llama.cpp", "transformers"
+HTTP = "ours, HTTP"
 COMMANDS = {
     TORCH: ["serve_ours.py", "--backend", "torch"],
     ONNX: ["serve_ours.py", "--backend", "onnx"],
     INT8: ["serve_ours.py", "--backend", "onnx-int8"],
     LLAMA: ["serve_llamacpp.py"],
     TRANSFORMERS: ["serve_transformers.py"],
+}
+CLIENTS_SEE = {
+    "first_p50_ms": "time to the first token, p50, ms",
+    "first_p99_ms": "time to the first token, p99, ms",
+    "between_p50_ms": "time between parts, p50, ms",
+    "between_p99_ms": "time between parts, p99, ms",
+    "parts": "parts of a story",
 }
 Round = dict[str, dict[str, Any]]
 
@@ -52,18 +60,15 @@ def main() -> int:
     parser.add_argument("--streams", default="1,4,16,32", help="stories at a time (default: 1,4,16,32)")
     parser.add_argument("--tokens", type=int, default=128, help="to write in each story (default: 128)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side (default: 3)")
-    parser.add_argument("--side", action="append", choices=list(COMMANDS), help="only these")
-    parser.add_argument("--http", action="store_true", help="measure the server too, at the end")
+    parser.add_argument("--side", action="append", choices=[*COMMANDS, HTTP], help="only these")
     given = parser.parse_args()
     given.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with model_folder(given) as folder:
         rounds: list[Round] = []
         for number in range(given.rounds):
-            rounds.append({side: run(side, folder, given) for side in given.side or COMMANDS})
+            rounds.append({side: run(side, folder, given) for side in given.side or [*COMMANDS, HTTP]})
             print(f"round {number + 1} of {given.rounds} done", file=sys.stderr, flush=True)
-        print_table(rounds, given)
-        if given.http:
-            print(run_http(folder, given), end="")
+        print_tables(rounds, given)
     return 0
 
 
@@ -102,15 +107,10 @@ def made_up_words() -> str:
 
 def run(side: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """One process of one side."""
-    script, *options = COMMANDS[side]
+    script, *options = COMMANDS.get(side, ["serve_http.py"])
     options += ["--model", str(folder), "--streams", given.streams, "--tokens", str(given.tokens)]
     result: dict[str, Any] = json.loads(output(script, [*options, "--threads", str(given.threads)]).splitlines()[-1])
     return result
-
-
-def run_http(folder: Path, given: argparse.Namespace) -> str:
-    """The table of the server."""
-    return output("serve_http.py", ["--model", str(folder), "--streams", given.streams, "--tokens", str(given.tokens)])
 
 
 def output(script: str, options: list[str]) -> str:
@@ -123,21 +123,27 @@ def output(script: str, options: list[str]) -> str:
     return process.stdout
 
 
-def print_table(rounds: list[Round], given: argparse.Namespace) -> None:
-    """Median speeds, and ours over each round by round, as Markdown tables."""
+def print_tables(rounds: list[Round], given: argparse.Namespace) -> None:
+    """Median speeds, ours over each side round by round, and what the server's clients saw, as Markdown tables."""
     streams = given.streams.split(",")
     heads = " | ".join(f"{count} streams" for count in streams)
     rule = "|---" * (len(streams) + 1) + "|"
     print(f"\n| tokens/s | {heads} | stories as {next(iter(rounds[0]))}'s |\n{rule}---|")
     for side in rounds[0]:
         speeds = [statistics.median(one[side]["tokens_per_s"][count] for one in rounds) for count in streams]
-        print(f"| {side} | {' | '.join(f'{speed:,.0f}' for speed in speeds)} | {agreement(rounds, side):.0%} |")
+        alike = f"{agreement(rounds, side):.0%}" if "stories" in rounds[0][side] else ""
+        print(f"| {side} | {' | '.join(f'{speed:,.0f}' for speed in speeds)} | {alike} |")
     reference = ONNX if ONNX in rounds[0] else next(iter(rounds[0]))
     print(f"\n| {reference} over | {heads} |\n{rule}")
     for side in rounds[0]:
         cells = [ratios(rounds, reference, side, count) for count in streams]
         if side != reference:
             print(f"| {side} | {' | '.join(cells)} |")
+    if HTTP in rounds[0]:
+        print(f"\n| {HTTP} | {heads} |\n{rule}")
+        for name, title in CLIENTS_SEE.items():
+            cells = [f"{statistics.median(one[HTTP][name][count] for one in rounds):.1f}" for count in streams]
+            print(f"| {title} | {' | '.join(cells)} |")
 
 
 def ratios(rounds: list[Round], reference: str, side: str, count: str) -> str:
