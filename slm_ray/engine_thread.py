@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -16,6 +17,8 @@ from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion, Piece, Story
 
 LOGGER = logging.getLogger(__name__)
+MAX_PIECES_PER_S = 400.0
+"""Pieces handed out per second, of all stories together: what an HTTP proxy passes on without slowing the engine."""
 OnPiece = Callable[[Piece], None]
 
 
@@ -41,14 +44,20 @@ class Load:
 class _Request:
     future: "Future[Completion]"
     on_piece: OnPiece | None
+    handed_s: float = 0.0  # when a piece was handed out, in perf_counter's time
 
 
 class EngineThread:
-    """Owns an `Engine`: after this nobody else may step it."""
+    """Owns an `Engine`: after this nobody else may step it.
 
-    def __init__(self, engine: Engine, max_waiting: int = 64) -> None:
+    With many readers, pieces of several tokens are handed out, no more than `max_pieces_per_s` of all stories
+    together. The first piece of a story and its last never wait.
+    """
+
+    def __init__(self, engine: Engine, max_waiting: int = 64, max_pieces_per_s: float = MAX_PIECES_PER_S) -> None:
         self._engine = engine
         self._most = engine.backend.max_rows + max_waiting
+        self._piece_s = 1 / max_pieces_per_s
         self._requests: dict[Story, _Request] = {}
         self._arrived: collections.deque[Story] = collections.deque()
         self._changed = threading.Condition()
@@ -129,10 +138,14 @@ class EngineThread:
     def _hand_out_pieces(self) -> None:
         with self._changed:
             streamed = [(story, request) for story, request in self._requests.items() if request.on_piece]
+        now, interval_s = time.perf_counter(), len(streamed) * self._piece_s
         for story, request in streamed:
+            if not story.is_over and now < request.handed_s + interval_s:
+                continue
             piece = story.take_piece()
             if piece is None or request.on_piece is None or request.future.cancelled():
                 continue
+            request.handed_s = now
             try:
                 request.on_piece(piece)
             except Exception as error:  # one reader's fault is not the others'

@@ -1,5 +1,6 @@
 """What a server of two replicas promises while processes die, versions change and it is stopped: one start of Ray."""
 
+import json
 import os
 import queue
 import signal
@@ -178,6 +179,35 @@ def test_clients_that_leave_give_their_rows_free(server: Server) -> None:
     def leave() -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/generate", json=LONG, timeout=0.5)
+
+    threads = [threading.Thread(target=leave) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    start = time.monotonic()
+    assert server.post(SHORT).status_code == 200
+    assert time.monotonic() - start < 5
+
+
+def test_a_story_passes_the_proxy_while_it_is_written(server: Server) -> None:
+    began, arrived, events = time.monotonic(), [], []
+    with httpx.stream("POST", f"{server.url}/generate", json=LONG | {"stream": True}, timeout=WITHIN_S) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for line in answer.iter_lines():
+            if line:
+                arrived.append(time.monotonic() - began)
+                events.append(json.loads(line.removeprefix("data: ")))
+    assert len(events) > 20 and events[-1]["done"] and events[-1]["usage"]["completion_tokens"] == 2000
+    assert arrived[0] < arrived[-1] / 2
+    whole = server.post(LONG).json()["story"]
+    assert LONG["prompt"] + "".join(event["text"] for event in events[:-1]) == whole
+
+
+def test_clients_that_leave_in_the_middle_of_a_story_give_their_rows_free(server: Server) -> None:
+    def leave() -> None:
+        with httpx.stream("POST", f"{server.url}/generate", json=LONG | {"stream": True}, timeout=WITHIN_S) as answer:
+            assert next(answer.iter_lines()).startswith("data: ")
 
     threads = [threading.Thread(target=leave) for _ in range(40)]
     for thread in threads:

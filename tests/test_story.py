@@ -123,7 +123,7 @@ def test_a_penalty_weighs_down_what_was_seen(engine: Engine) -> None:
 
 def test_the_thread_hands_out_pieces_before_the_future_is_done(engine: Engine) -> None:
     alone = write(engine, logprobs=1)
-    thread = EngineThread(engine)
+    thread = EngineThread(engine, max_pieces_per_s=float("inf"))
     pieces: list[Piece] = []
     try:
         params = SamplingParams(max_tokens=40, seed=4, top_k=0, logprobs=1)
@@ -133,6 +133,20 @@ def test_the_thread_hands_out_pieces_before_the_future_is_done(engine: Engine) -
     assert "".join(piece.text for piece in pieces) == alone.text
     assert tuple(one for piece in pieces for one in piece.logprobs) == alone.logprobs
     assert len(pieces) > 5
+
+
+def test_pieces_beyond_what_the_way_out_carries_come_together(engine: Engine) -> None:
+    thread = EngineThread(engine, max_pieces_per_s=0.001)
+    pieces: list[list[Piece]] = [[] for _ in range(3)]
+    try:
+        params = SamplingParams(max_tokens=40, seed=4, top_k=0, logprobs=1)
+        completions = [thread.submit("Tom", params, own.append) for own in pieces]
+        for completion, own in zip([one.result(timeout=60) for one in completions], pieces, strict=True):
+            assert len(own) == 2  # the first at once, and the rest when the story was over
+            assert own[0].text + own[1].text == completion.text
+            assert own[0].logprobs + own[1].logprobs == completion.logprobs
+    finally:
+        thread.close()
 
 
 def test_a_reader_that_fails_loses_its_own_story_only(engine: Engine) -> None:
