@@ -39,6 +39,10 @@ class GenerateConfig:
     """Draw among this many likeliest tokens; 0 draws among all."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that together reach this probability, above 0 to 1."""
+    repetition_penalty: float = 1.0
+    """Weighs down tokens that were there already, 0.1 to 10; 1 does not."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a story before them."""
     seed: int | None = None
     """The same seed writes the same story; a fresh one each time when not given."""
     tracking_uri: str = ""
@@ -56,6 +60,8 @@ class GenerateConfig:
                 temperature=self.temperature,
                 top_k=self.top_k,
                 top_p=self.top_p,
+                repetition_penalty=self.repetition_penalty,
+                stop=self.stop,
                 seed=self.seed,
             )
         except ValueError as error:

@@ -35,11 +35,24 @@ def test_prints_every_story_with_its_prompt_and_the_same_for_the_same_seed(
     assert capsys.readouterr().out == first
 
 
+def test_a_stop_text_and_a_penalty_have_their_effect(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def write(*options: str) -> str:
+        assert generate.main(["--model", model, "--prompt", "The cat", "--temperature", "0", *options]) == 0
+        return capsys.readouterr().out.removesuffix("\n")
+
+    whole = write()
+    middle = whole[len(whole) // 2 :][:3]
+    assert write("--stop", middle) == whole[: whole.index(middle, len("The cat"))]
+    assert write("--repetition-penalty", "10") != whole
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         (["--temperature", "-1"], "temperature (-1.0) must be between 0 and 100"),
         (["--temperature", "nan"], "temperature (nan) must be a finite number"),
+        (["--repetition-penalty", "0"], "repetition_penalty (0.0) must be between 0.1 and 10"),
+        (["--stop", ""], "stop must hold texts of 1 to 256 characters"),
         (["--max-tokens", "0"], "max_tokens (0) must be at least 1"),
         (["--prompt", "x" * 64], "the prompt has 64 tokens and the context of this model holds 63"),
     ],
