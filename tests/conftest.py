@@ -33,6 +33,7 @@ RAY_FILES = frozenset(
 """Files that start a Ray: several at once on one machine confuse each other."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which looks for the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `-n 2 --dist loadgroup`: a file's tests stay in one process, those with Ray all in the same; these begin."""
     items.sort(key=lambda item: item.path.stem not in RAY_FILES)  # stable

@@ -13,7 +13,7 @@ from slm_ray.engine import Engine
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion
 from tests.http_server import running
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import write_endless_model, write_tiny_model
 
 KEY = "a-secret-of-many-letters"
 
@@ -139,10 +139,10 @@ def test_a_wrong_key_is_refused(client: openai.OpenAI) -> None:
         client.with_options(api_key="wrong").models.list()
 
 
-def test_too_many_at_once_are_told_to_come_again(model: Path) -> None:
-    with running(model, rows=1, waiting=0) as url:
+def test_too_many_at_once_are_told_to_come_again(tmp_path: Path) -> None:
+    with running(write_endless_model(tmp_path / "tiny"), rows=1, waiting=0) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0)
         with pytest.raises(openai.RateLimitError, match="try again later") as error:
-            client.completions.create(model="tiny", prompt=["Tom", "Mia"], max_tokens=200)
+            client.completions.create(model="tiny", prompt=["Tom", "Mia"], max_tokens=2000, temperature=0)
         assert error.value.response.headers["Retry-After"] == "2"
         client.close()

@@ -8,7 +8,7 @@ import pytest
 from serve.protection import ApiSettings, key_digests
 from slm_ray.errors import UserError
 from tests.http_server import running
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import write_endless_model
 
 KEY = "a-secret-of-many-letters"
 BODY = {"prompt": "Once", "max_tokens": 2}
@@ -16,7 +16,7 @@ BODY = {"prompt": "Once", "max_tokens": 2}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("protection") / "tiny")
+    return write_endless_model(tmp_path_factory.mktemp("protection") / "tiny")
 
 
 def test_keys_come_from_the_variable_or_a_file(tmp_path: Path) -> None:

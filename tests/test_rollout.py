@@ -23,10 +23,10 @@ from slm_ray.engine_thread import EngineBusyError, EngineClosedError
 from slm_ray.errors import UserError
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import write_endless_model
 
 STORY = SamplingParams(max_tokens=12, temperature=1, seed=1)
-LONG = SamplingParams(max_tokens=2000, temperature=1, seed=1)
+LONG = SamplingParams(max_tokens=2000, seed=1)
 WITHIN_S = 60.0
 
 
@@ -34,7 +34,7 @@ WITHIN_S = 60.0
 def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Four checkpoints that write different stories."""
     folder = tmp_path_factory.mktemp("versions")
-    return [write_tiny_model(folder / f"v{seed}", seed=seed) for seed in range(4)]
+    return [write_endless_model(folder / f"v{seed}", seed=seed) for seed in range(4)]
 
 
 def broken_copy(source: Path, target: Path, value: float) -> Path:
@@ -203,7 +203,9 @@ def make_bad(source: Path, target: Path, fault: str) -> Path:
         torch.save({}, target / "model" / "pytorch_model.bin")
     if fault == "shape":
         config = target / "model" / "config.json"
-        config.write_text(config.read_text().replace('"d_ff": 64', '"d_ff": 65'))
+        text = config.read_text()
+        assert '"d_ff": 256' in text
+        config.write_text(text.replace('"d_ff": 256', '"d_ff": 255'))
         (target / checkpoint.MARKER).unlink()
         checkpoint.publish(target.rename(target.with_name("bad.raw")), target)
     return target

@@ -16,15 +16,15 @@ from slm_ray.checkpoint import load_model
 from slm_ray.engine import Engine
 from slm_ray.sampling import SamplingParams
 from tests.http_server import running
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import write_endless_model
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-LONG = {"prompt": "Once", "max_tokens": 2048, "seed": 3, "top_k": 0}
+LONG = {"prompt": "Once", "max_tokens": 2048, "seed": 3}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("streaming") / "tiny")
+    return write_endless_model(tmp_path_factory.mktemp("streaming") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -59,9 +59,20 @@ def some_tokens(vocab_size: int, rows: int = 3, steps: int = 20) -> Tensor:
 
 def write_tiny_model(folder: Path, seq_len: int = 64, seed: int = 0) -> Path:
     """Save a checkpoint of a 2-layer model with random weights; another seed writes other stories."""
+    return _write(folder, seed, seq_len=seq_len, n_layers=2, d_model=32, n_heads=4, d_ff=64)
+
+
+def write_endless_model(folder: Path, seed: int = 0) -> Path:
+    """The same with stories that take a second and more: the end mark is never among the 50 likeliest tokens."""
+    return _write(folder, seed, is_endless=True, seq_len=64, n_layers=4, d_model=128, n_heads=4, d_ff=256)
+
+
+def _write(folder: Path, seed: int, *, is_endless: bool = False, **shape: int) -> Path:
     torch.manual_seed(seed)
     tokenizer = Tokenizer.train(SENTENCES, vocab_size=300)
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, seq_len=seq_len, n_layers=2, d_model=32, n_heads=4, d_ff=64)
+    model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
+    if is_endless:
+        model.embed_tokens.weight.data[tokenizer.end_id] = 0  # it is the output layer too: the logit is 0
     state = checkpoint.TrainState(
         step=12,
         samples_seen=384,
@@ -72,5 +83,5 @@ def write_tiny_model(folder: Path, seq_len: int = 64, seed: int = 0) -> Path:
         metrics={},
         run_id="run-1",
     )
-    checkpoint.save(folder, Decoder(config), tokenizer, state, {})
+    checkpoint.save(folder, model, tokenizer, state, {})
     return folder
