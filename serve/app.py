@@ -43,6 +43,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.api import create_api
 from serve.ending import SPARE_S, ending_within
+from serve.inner_port import BY_PORT, keep_to_this_machine
 from serve.options import AppConfig, ServeConfig, app_config
 from serve.refusals import RETRY_AFTER_S
 from serve.rollout import Rollout, start_rollout
@@ -60,11 +61,13 @@ SPARE_ONGOING = 16
 PASSING_ON_S = 1.0
 """Time for the proxy to pass the last answers on: a replica does not see whether they have arrived."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
-PATIENCE = {
+LOCAL_SETTINGS = {
     # A proxy that answers already, and was slow to start, is killed under its first request with Serve's 5 s.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+    BY_PORT: "1",
 }
+"""Environment of a Ray that is started here."""
 
 
 class Stories:
@@ -104,6 +107,7 @@ def build_app(config: AppConfig) -> Application:
     settings = config.api_settings()  # here: the keys are in this process's environment
 
     def build() -> FastAPI:
+        keep_to_this_machine()
         _log_as_serve_does()
         rollout = start_rollout(
             reference,
@@ -192,7 +196,7 @@ def joined_ray() -> Iterator[bool]:
     """
     root = str(Path(__file__).resolve().parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    for name, value in PATIENCE.items():
+    for name, value in LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -189,8 +189,8 @@ def start_rollout(
     Raises:
         UserError: there is no such model, or it is damaged.
     """
-    # One core is left to the proxy. More than four threads only wait for each other on models of this size.
-    threads = max(1, min(4, cpu_count() // replicas - 1))
+    # The proxy's work is small beside this. More than four threads only wait for each other on models of this size.
+    threads = max(1, min(4, cpu_count() // replicas))
     torch.set_num_threads(threads)
 
     def load() -> LoadedModel:

@@ -17,7 +17,7 @@ from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion, Piece, Story
 
 LOGGER = logging.getLogger(__name__)
-MAX_PIECES_PER_S = 400.0
+MAX_PIECES_PER_S = 200.0
 """Pieces handed out per second, of all stories together: what an HTTP proxy passes on without slowing the engine."""
 OnPiece = Callable[[Piece], None]
 

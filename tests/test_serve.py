@@ -21,6 +21,7 @@ import torch
 from fastapi import FastAPI
 
 from serve.api import create_api
+from serve.inner_port import keep_to_this_machine
 from serve.loaded_model import LoadedModel
 from serve.protection import MAX_BODY_BYTES
 from serve.rollout import Rollout
@@ -269,6 +270,12 @@ def wait_until_healthy(url: str, process: subprocess.Popen[str], within_s: float
     pytest.fail(f"not healthy: {process.communicate()}")
 
 
+def test_a_replica_of_a_ray_whose_port_cannot_be_kept_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("ray.serve._private.replica.add_port_to_grpc_server")
+    with pytest.raises(RuntimeError, match="may listen on every interface"):
+        keep_to_this_machine()
+
+
 @pytest.mark.slow
 def test_the_command_serves_until_ctrl_c_and_leaves_no_process(model: Path, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
@@ -282,6 +289,8 @@ def test_the_command_serves_until_ctrl_c_and_leaves_no_process(model: Path, tmp_
         assert httpx.post(f"{url}/generate", content=b"x" * (MAX_BODY_BYTES + 1), timeout=60).status_code == 413
         assert httpx.get(f"{url}/model", timeout=60).json()["name"] == "tiny"
         children = psutil.Process(process.pid).children(recursive=True)
+        listening = {c.laddr.ip for one in children for c in one.net_connections() if c.status == psutil.CONN_LISTEN}
+        assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
         assert process.stdout is not None
         assert process.stdout.readline().startswith(f"serving tiny step-12 at {url}")
         process.send_signal(signal.SIGINT)
