@@ -64,8 +64,7 @@ def muon(**changes: Any) -> dict[str, Any]:
 
 BASE = "muon, lr 1e-2, embeddings 0.6"
 SMALL = "batch 16"
-TO_ZERO = "story-5m, linear to 0"
-FIVE = "story-5m, linear to 0, five layers"
+PRESET = "story-5m"
 TRIES = {
     "adamw": Try({}),
     "adamw, lr 1e-3": Try({"optim": {"lr": 1e-3}}),
@@ -80,11 +79,13 @@ TRIES = {
     "batch 16, even rows, embeddings 5": Try({"optim": {"normalize_rows": True, "embed_lr_factor": 5.0}}, SMALL),
     "batch 16, even rows, embeddings 10": Try({"optim": {"normalize_rows": True, "embed_lr_factor": 10.0}}, SMALL),
     "batch 16, even rows, embeddings 20": Try({"optim": {"normalize_rows": True, "embed_lr_factor": 20.0}}, SMALL),
-    "story-5m": Try(of_preset("story-5m")),
-    TO_ZERO: Try({"optim": {"schedule": "linear", "min_lr": 0.0}}, "story-5m"),
-    FIVE: Try({"model": {"n_layers": 5}}, TO_ZERO),
-    "five layers, batch 16": Try({"batch_size": 16}, FIVE),
-    "five layers, lr 5e-3": Try({"optim": {"lr": 5e-3}}, FIVE),
+    PRESET: Try(of_preset(PRESET)),
+    "story-5m, batch 32, four layers, cosine to a tenth": Try(
+        {"batch_size": 32, "model": {"n_layers": 4}, "optim": {"schedule": "cosine", "min_lr": None}}, PRESET
+    ),
+    "story-5m, batch 32, four layers": Try({"batch_size": 32, "model": {"n_layers": 4}}, PRESET),
+    "story-5m, batch 32": Try({"batch_size": 32}, PRESET),
+    "story-5m, lr 5e-3": Try({"optim": {"lr": 5e-3}}, PRESET),
 }
 
 
