@@ -1,5 +1,6 @@
 """What a server of two replicas promises while processes die, versions change and it is stopped: one start of Ray."""
 
+import contextlib
 import json
 import os
 import queue
@@ -81,11 +82,17 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("faults")
+    with started(tmp_path_factory.mktemp("faults"), "--replicas 2 --rows 4") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started(folder: Path, options: str) -> Iterator[Server]:
+    """The command with a registered model, until the block is left."""
     uri, port = f"sqlite:///{folder / 'mlflow.db'}", free_port()
     run_id = tracking.start_run(uri, "tests", "faults", {}).run_id
     registry.register(uri, "tiny", write_endless_model(folder / "v1", seed=1), run_id)
-    options = f"--model models:/tiny@champion --tracking-uri {uri} --port {port} --replicas 2 --rows 4"
+    options += f" --model models:/tiny@champion --tracking-uri {uri} --port {port}"
     options += " --watch-interval-s 0.5 --drain-s 60"
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "serve" / "app.py"), *options.split()],
@@ -261,3 +268,13 @@ def test_on_sigterm_running_stories_finish_and_new_ones_are_refused(server: Serv
     assert server.process.wait(WITHIN_S) == 0
     assert server.process.stderr is not None and server.process.stderr.read() == ""
     assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+def test_one_more_replica_starts_when_the_rows_are_all_in_use(tmp_path: Path) -> None:
+    with started(tmp_path, "--replicas 1 --max-replicas 2 --rows 2") as server:
+        first = server.line("serves tiny 1").split()[1]
+        with Load(server, clients=6) as load:
+            second = server.line("serves tiny 1").split()[1]
+            load.wait_for_more(20)
+        assert first != second
+        assert load.failures == []

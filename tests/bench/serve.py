@@ -58,7 +58,9 @@ def main() -> int:
     parser.add_argument("--preset", default="story-5m", help="shape of the random weights (default: story-5m)")
     parser.add_argument("--vocab-size", type=int, default=4096, help="of the random weights (default: 4096)")
     parser.add_argument("--streams", default="1,4,16,32", help="stories at a time (default: 1,4,16,32)")
-    parser.add_argument("--tokens", type=int, default=128, help="to write in each story (default: 128)")
+    parser.add_argument(
+        "--tokens", type=int, default=200, help="to write in each story (default: 200, the mean of TinyStories)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side (default: 3)")
     parser.add_argument("--side", action="append", choices=[*COMMANDS, HTTP], help="only these")
     given = parser.parse_args()
