@@ -74,7 +74,7 @@ def _add_middlewares(api: FastAPI, settings: ApiSettings, metrics: Metrics) -> N
     """The last one added is the first that a request meets."""
     api.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
     if settings.requests_per_minute:
-        api.add_middleware(RateLimit, per_minute=settings.requests_per_minute)
+        api.add_middleware(RateLimit, per_minute=settings.requests_per_minute, by_key=bool(settings.key_digests))
     if settings.key_digests:
         api.add_middleware(Keys, digests=settings.key_digests)
     if settings.cors_origins:
@@ -100,7 +100,7 @@ def _add_stories(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics:
         """Continue a prompt."""
         reading = Reading(rollout, body.prompt, body.sampling(), metrics)
         if body.stream:
-            return EventStream(_events(reading, settings.request_timeout_s))
+            return EventStream(_events(reading, settings.request_timeout_s), reading.cancel)
         try:
             async with asyncio.timeout(settings.request_timeout_s):
                 completion = await unless_gone(request, reading.completion())

@@ -103,7 +103,7 @@ def add_openai_routes(api: FastAPI, rollout: Rollout, settings: ApiSettings, met
             return refused
         job = _Job(body, rollout, metrics)
         if body.stream:
-            return EventStream(_events(job, settings.request_timeout_s))
+            return EventStream(_events(job, settings.request_timeout_s), job.cancel)
         try:
             async with asyncio.timeout(settings.request_timeout_s):
                 work = asyncio.gather(*(reading.completion() for reading in job.readings))

@@ -76,7 +76,7 @@ class AppConfig:
             requests_per_minute=self.requests_per_minute,
             cors_origins=self.cors_origins,
             request_timeout_s=self.request_timeout_s,
-            max_choices=self.max_choices,
+            max_choices=min(self.max_choices, self.rows + self.max_waiting),  # more could never be taken at once
         )
 
     @property

@@ -96,18 +96,23 @@ def bearer(scope: Scope) -> bytes:
 
 
 class RateLimit:
-    """A token bucket for every caller, of a minute's requests: answers 429 with Retry-After when it is empty."""
+    """A token bucket for every caller, of a minute's requests: answers 429 with Retry-After when it is empty.
 
-    def __init__(self, app: ASGIApp, per_minute: int) -> None:
+    Callers are told apart by their keys where these are checked before, and by their addresses where anybody could
+    make up a key.
+    """
+
+    def __init__(self, app: ASGIApp, per_minute: int, *, by_key: bool) -> None:
         self._app = app
         self._size = per_minute
+        self._caller = _key if by_key else _address
         self._buckets: collections.OrderedDict[bytes, tuple[float, float]] = collections.OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http" or scope["path"] in OPEN_ROUTES:
             return await self._app(scope, receive, send)
-        wait_s = self._take(_caller(scope), time.monotonic())
+        wait_s = self._take(self._caller(scope), time.monotonic())
         if not wait_s:
             return await self._app(scope, receive, send)
         detail = f"more than {self._size} requests in a minute: try again in {wait_s} s"
@@ -124,10 +129,11 @@ class RateLimit:
         return 0 if is_allowed else math.ceil((1 - left) * 60 / self._size)
 
 
-def _caller(scope: Scope) -> bytes:
-    key = bearer(scope)
-    if key:
-        return hashlib.sha256(key).digest()
+def _key(scope: Scope) -> bytes:
+    return hashlib.sha256(bearer(scope)).digest()
+
+
+def _address(scope: Scope) -> bytes:
     client = scope.get("client")
     return str(client[0] if client else "").encode()
 

@@ -7,7 +7,7 @@ takes its stories out of the engine.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -89,23 +89,25 @@ def event(content: Any) -> bytes:
 
 
 class EventStream(Response):
-    """Sends events as they come, and closes their source at once when the client leaves."""
+    """Sends events as they come; `stop` is called in the end, also when nobody waited for the first one."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], stop: Callable[[], None]) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
+        self._stop = stop  # a generator that was never begun does not run its own `finally`
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Send until the end, or until nobody listens."""
         task, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
+            if task.done() and not task.cancelled():  # cancelled: the time was up while the reader took nothing
                 task.result()
         finally:
+            self._stop()
             for one in (task, gone):
                 one.cancel()
             await asyncio.gather(task, gone, return_exceptions=True)

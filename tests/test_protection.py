@@ -5,6 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serve.options import AppConfig
 from serve.protection import ApiSettings, key_digests
 from slm_ray.errors import UserError
 from tests.http_server import running
@@ -57,6 +58,17 @@ def test_a_caller_that_is_too_fast_is_told_when_to_come_again(model: Path) -> No
         assert 1 <= int(answers[2].headers["Retry-After"]) <= 30
         assert ask("another-secret").status_code == 200
         assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_made_up_keys_do_not_raise_the_rate_where_none_are_checked(model: Path) -> None:
+    with running(model, ApiSettings(requests_per_minute=2)) as url:
+        headers = [{"Authorization": f"Bearer made-up-{number}"} for number in range(3)]
+        assert [httpx.get(f"{url}/model", headers=own).status_code for own in headers] == [200, 200, 429]
+
+
+def test_no_request_may_ask_for_more_stories_than_can_be_taken() -> None:
+    assert AppConfig(rows=2, max_waiting=1).api_settings().max_choices == 3
+    assert AppConfig(max_choices=2).api_settings().max_choices == 2
 
 
 def test_other_origins_are_let_in_only_where_they_are_named(model: Path) -> None:

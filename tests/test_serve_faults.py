@@ -1,5 +1,6 @@
 """What a server of two replicas promises while processes die, versions change and it is stopped: one start of Ray."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -224,6 +225,17 @@ def test_clients_that_leave_in_the_middle_of_a_story_give_their_rows_free(server
     start = time.monotonic()
     assert server.post(SHORT).status_code == 200
     assert time.monotonic() - start < 5
+
+
+def test_many_at_once_are_written_whole_or_told_to_come_again(server: Server) -> None:
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=300), timeout=WITHIN_S) as client:
+            return await asyncio.gather(*(client.post(f"{server.url}/generate", json=SHORT) for _ in range(300)))
+
+    answers = asyncio.run(ask())
+    assert {answer.status_code for answer in answers} <= {200, 429}
+    assert len({answer.json()["story"] for answer in answers if answer.status_code == 200}) == 1
+    assert all("Retry-After" in answer.headers for answer in answers if answer.status_code == 429)
 
 
 def test_a_killed_replica_harms_only_its_own_clients_and_comes_back(server: Server) -> None:

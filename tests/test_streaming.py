@@ -5,12 +5,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from serve.streaming import EventStream
 from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
 from slm_ray.engine import Engine
@@ -73,6 +74,23 @@ def wait_until_idle(url: str, within_s: float = 20) -> None:
     while running_stories(url):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_reader_that_left_before_the_first_event_stops_the_story() -> None:
+    stopped: list[bool] = []
+
+    async def events() -> AsyncIterator[bytes]:
+        yield b"never asked for"
+
+    async def leave() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(_: object) -> None:
+        await asyncio.Event().wait()  # nobody reads
+
+    stream = EventStream(events(), lambda: stopped.append(True))
+    asyncio.run(stream({}, leave, send))
+    assert stopped == [True]
 
 
 def test_two_hundred_clients_leave_and_the_next_is_answered_at_once(url: str) -> None:
