@@ -10,13 +10,16 @@ if __name__ == "__main__":
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from typing import Literal
 
+from slm_ray.backends import BackendName, bits_per_byte, make_backend
 from slm_ray.batches import TokenStream
 from slm_ray.checkpoint import load_model
 from slm_ray.command_line import parse
 from slm_ray.errors import UserError, command
+from slm_ray.model import Decoder
 from slm_ray.registry import resolve_model
 from slm_ray.script import quiet_environment
 from slm_ray.shards import load_manifest, read_split
@@ -26,7 +29,7 @@ from slm_ray.trainer import evaluate
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Measure a model on a split of a data set, in fp32, each token once."""
+    """Measure a model on a split of a data set, each token once."""
 
     model: str = "models:/tinystories@champion"
     """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
@@ -34,6 +37,8 @@ class EvaluateConfig:
     """Folder of the data set; it must have been prepared with the model's tokenizer."""
     split: Literal["train", "validation", "test"] = "validation"
     """Which split."""
+    backend: BackendName = "torch"
+    """What computes: torch in fp32, or a backend of the server, to see what its numbers lose."""
     tracking_uri: str = ""
     """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
 
@@ -53,14 +58,24 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, float | str]:
     if not len(tokens):
         raise UserError(f"{config.data} has no stories in its {config.split} split")
     stream = TokenStream.of_split(tokens, n_bytes, tokenizer.end_id)
-    metrics = evaluate(model, stream, seq_len=model.config.seq_len, around=Surroundings())
+    metrics = _measure(model, stream, config.backend)
     return {
         "model": f"{resolved.name} {resolved.version}",
         "split": config.split,
+        "backend": config.backend,
         "tokens": stream.n_targets,
         "data_fingerprint": manifest.fingerprint,
-        **{name.removeprefix("val_"): value for name, value in metrics.items()},
+        **metrics,
     }
+
+
+def _measure(model: Decoder, stream: TokenStream, backend: BackendName) -> dict[str, float]:
+    if backend == "torch":
+        metrics = evaluate(model, stream, seq_len=model.config.seq_len, around=Surroundings())
+        return {name.removeprefix("val_"): value for name, value in metrics.items()}
+    bits = bits_per_byte(make_backend(model, 1, backend), stream)
+    loss = bits * math.log(2) * stream.n_bytes / stream.n_targets
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits}
 
 
 @command

@@ -106,6 +106,9 @@ def test_from_stories_to_an_answer_over_http(home: Path) -> None:
     got = json.loads(measured.stdout)
     assert got["data_fingerprint"] == manifest.fingerprint
     assert got["loss"] == pytest.approx(checkpoint.load_state(best).metrics["val_loss"], rel=0.02)
+    rounded = run(home, "slm_ray/evaluate.py --backend onnx-int8")
+    assert rounded.returncode == 0, rounded.stderr
+    assert json.loads(rounded.stdout)["bits_per_byte"] == pytest.approx(got["bits_per_byte"], rel=0.02)
     exported = run(home, "slm_ray/export.py --output away")
     assert exported.returncode == 0, exported.stderr
     assert (home / "away" / "model.safetensors").is_file()
