@@ -3,9 +3,9 @@
 In: a `Decoder`. Out: a `Backend`. The server and the bench choose here. onnx and onnxruntime are asked for only where
 their backend is, so that training does without them.
 
-Why ONNX Runtime (README, "Serving speed"): on 2 cores with the default preset it writes three to seven times as many
-tokens as eager torch, and more than llama.cpp; its greedy stories are torch's, token for token. int8 weights take a
-quarter of the memory and are the faster way for one or two stories at a time, not for many, on cores without VNNI.
+Why ONNX Runtime (README, "Serving against its peers"): on 2 cores with the default preset it writes 2.4 to 8 times as
+many tokens as eager torch, and more than llama.cpp; its greedy stories are torch's, token for token. int8 weights take a
+quarter of the memory and are the faster way for up to four stories at a time, not for many, on cores without VNNI.
 """
 
 import logging
