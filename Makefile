@@ -25,7 +25,7 @@ demo: $(READY)   ## stories to a served model, offline, in minutes
 	@$(BIN)/python infra/demo.py --port $(PORT) $(if $(ONCE),--once)
 
 test: $(READY)   ## all tests, two processes at once
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(READY)   ## format, lint, types, YAML
 	$(BIN)/ruff format --check .
