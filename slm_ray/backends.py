@@ -4,8 +4,8 @@ In: a `Decoder`. Out: a `Backend`. The server and the bench choose here. onnx an
 their backend is, so that training does without them.
 
 Why ONNX Runtime (README, "Serving against its peers"): on 2 cores with the default preset it writes 2.4 to 8 times as
-many tokens as eager torch, and more than llama.cpp; its greedy stories are torch's, token for token. int8 weights take a
-quarter of the memory and are the faster way for up to four stories at a time, not for many, on cores without VNNI.
+many tokens as eager torch, and more than llama.cpp; its greedy stories are torch's, token for token. int8 weights take
+a quarter of the memory and are the faster way for up to four stories at a time, not for many, on cores without VNNI.
 """
 
 import logging
