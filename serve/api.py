@@ -34,7 +34,7 @@ from serve.schemas import (
 )
 from serve.streaming import EventStream, ReaderGoneError, Reading, event, unless_gone
 from slm_ray.engine import PromptError
-from slm_ray.engine_thread import EngineBusyError, EngineClosedError
+from slm_ray.engine_thread import EngineBusyError, EngineClosedError, EngineError
 from slm_ray.story import Completion
 
 PAGE = Path(__file__).with_name("page") / "index.html"
@@ -89,7 +89,7 @@ def _add_middlewares(api: FastAPI, settings: ApiSettings, metrics: Metrics) -> N
 
 
 def _add_stories(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:
-    responses = documented(400, 401, 413, 422, 429, 503, 504)
+    responses = documented(400, 401, 408, 413, 422, 429, 500, 503, 504)
     responses[200] = {
         "description": "The story; with `stream`, an event for each piece, and a last one with `done`.",
         "content": {"text/event-stream": {}},
@@ -194,7 +194,7 @@ def _add_error_answers(api: FastAPI) -> None:
         path = request.url.path
         fields = ", ".join(BODIES.get(path, GenerateRequest).model_fields)
         status = 400 if path.startswith("/v1/") else 422
-        return refusal(path, status, sentence(error, fields), param=field_name(error))
+        return refusal(path, status, sentence(error, fields), param=field_name(error).partition(".")[0])
 
     @api.exception_handler(PromptError)
     async def bad_prompt(request: Request, error: PromptError) -> JSONResponse:
@@ -210,6 +210,10 @@ def _add_error_answers(api: FastAPI) -> None:
     @api.exception_handler(EngineClosedError)
     async def closed(request: Request, error: EngineClosedError) -> JSONResponse:
         return refusal(request.url.path, 503, str(error), {"Retry-After": str(RETRY_AFTER_S)})
+
+    @api.exception_handler(EngineError)
+    async def broken(request: Request, _: EngineError) -> JSONResponse:
+        return refusal(request.url.path, 500, "the model failed in the middle of the story")
 
     @api.exception_handler(TimeoutError)
     async def late(request: Request, _: TimeoutError) -> JSONResponse:

@@ -60,12 +60,15 @@ SPARE_ONGOING = 16
 """Requests that a replica takes beyond its rows and its line: questions for its health, and what it refuses itself."""
 PASSING_ON_S = 1.0
 """Time for the proxy to pass the last answers on: a replica does not see whether they have arrived."""
+PROXY_SPARE_S = 10.0
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 LOCAL_SETTINGS = {
     # A proxy that answers already, and was slow to start, is killed under its first request with Serve's 5 s.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
     BY_PORT: "1",
+    # uvicorn believes X-Forwarded-For of every client on this machine, and the rate limit with it.
+    "FORWARDED_ALLOW_IPS": "",
 }
 """Environment of a Ray that is started here."""
 
@@ -244,12 +247,18 @@ def _deploy(config: ServeConfig) -> DeploymentHandle:
     try:
         serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": config.host, "port": config.port, "request_timeout_s": config.request_timeout_s},
+            http_options=_http_options(config),
             logging_config=QUIET,
         )
         return serve.run(build_app(config), name=APP_NAME, route_prefix="/")
     except (RuntimeError, TimeoutError, RayError) as error:
         raise UserError(f"the model could not be deployed: {_reason() or ' '.join(str(error).split())}") from error
+
+
+def _http_options(config: ServeConfig) -> dict[str, Any]:
+    """The proxy waits longer than the application, which says in its own words that the time is up."""
+    timeout_s = config.request_timeout_s + PROXY_SPARE_S
+    return {"host": config.host, "port": config.port, "request_timeout_s": timeout_s}
 
 
 def _reason() -> str:
@@ -306,8 +315,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = (ServeConfig.__doc__ or "").splitlines()[0]
     config = parse(ServeConfig, argv, prog="serve/app.py", about=about, default=ServeConfig())
     model = resolve_model(config.model, config.tracking_uri)
-    checkpoint.verify(model.path)
-    discard(model)
+    try:
+        checkpoint.verify(model.path)
+    finally:
+        discard(model)
     check_port(config.host, config.port)
     signal.signal(signal.SIGTERM, _stop)
     with serving(config) as handle, _reporting(handle, config.watch_interval_s):

@@ -78,4 +78,9 @@ class CountAnswers:
                 self._metrics.answered(route, message["status"])
             await send(message)
 
-        return await self._app(scope, receive, count)
+        try:
+            await self._app(scope, receive, count)
+        except Exception:  # it is answered outside of all middlewares
+            self._metrics.answered(route, 500)
+            raise
+        return None

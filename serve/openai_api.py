@@ -29,9 +29,11 @@ from serve.refusals import documented, openai_error, refusal
 from serve.rollout import Rollout
 from serve.streaming import EventStream, Reading, event, unless_gone
 from slm_ray.logprobs import TokenLogprob
-from slm_ray.story import Completion
+from slm_ray.story import Completion, TextStream
+from slm_ray.tokenizer import Tokenizer
 
 PATH = "/v1/completions"
+_Placed = tuple[TokenLogprob, int]
 
 
 class _Job:
@@ -49,6 +51,7 @@ class _Job:
             self.cancel()
             raise
         model = self.readings[0].model
+        self.tokenizer = model.tokenizer
         self._prompts = [_text(prompt, model.tokenizer) for prompt in prompts]
         self._frame = {
             "id": f"cmpl-{uuid.uuid4().hex}",
@@ -76,8 +79,16 @@ class _Job:
         logprobs = None
         if self.body.logprobs is not None:
             echoed = completion.prompt_logprobs if self.body.echo else ()
-            logprobs = _logprobs([*echoed, *completion.logprobs], 0, len(text))
+            logprobs = _logprobs(self.kept(self.places().of([*echoed, *completion.logprobs]), len(text)))
         return Choice(text=text, index=index, logprobs=logprobs, finish_reason=completion.finish_reason)
+
+    def places(self, start: int = 0) -> "_Places":
+        """Of tokens in the text of a choice, from offset `start` on."""
+        return _Places(self.tokenizer, start)
+
+    def kept(self, placed: "list[_Placed]", stop: int) -> "list[_Placed]":
+        """Without those that a stop text cut off, which begin at the end of the text or beyond it."""
+        return [one for one in placed if one[1] < stop] if self.body.stops() else placed
 
     def usage(self, completions: Sequence[Completion]) -> CompletionUsage:
         """Tokens of each prompt once, and of all stories."""
@@ -89,7 +100,7 @@ class _Job:
 def add_openai_routes(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:
     """Add them to the application."""
     started = int(time.time())
-    responses = documented(400, 401, 404, 413, 429, 503, 504, is_openai=True)
+    responses = documented(400, 401, 404, 408, 413, 429, 500, 503, 504, is_openai=True)
     responses[200] = {
         "description": "The stories; with `stream`, a chunk for each piece, and `[DONE]` at the end.",
         "content": {"text/event-stream": {}},
@@ -163,20 +174,28 @@ def _text(prompt: str | list[int], tokenizer: Any) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
-def _logprobs(tokens: Sequence[TokenLogprob], start: int, stop: int) -> Logprobs:
-    """Those of the tokens that begin in a text between two offsets: what a stop text cut off has none."""
-    offsets, at = [], start
-    for token in tokens:
-        if at >= stop:
-            break
-        offsets.append(at)
-        at += len(token.text)
-    kept = tokens[: len(offsets)]
+class _Places:
+    """Where tokens begin in the text they make: the first parts of a character that several share add nothing."""
+
+    def __init__(self, tokenizer: Tokenizer, start: int) -> None:
+        self._text = TextStream(tokenizer, ())
+        self._at = start
+
+    def of(self, tokens: Sequence[TokenLogprob]) -> "list[_Placed]":
+        """The next tokens, each with its offset in characters."""
+        placed = []
+        for token in tokens:
+            placed.append((token, self._at))
+            self._at += len(self._text.push(token.token))
+        return placed
+
+
+def _logprobs(placed: "Sequence[_Placed]") -> Logprobs:
     return Logprobs(
-        tokens=[token.text for token in kept],
-        token_logprobs=[token.logprob for token in kept],
-        top_logprobs=[{text: logprob for _, text, logprob in reversed(token.top)} for token in kept],
-        text_offset=offsets,
+        tokens=[token.text for token, _ in placed],
+        token_logprobs=[token.logprob for token, _ in placed],
+        top_logprobs=[{text: logprob for _, text, logprob in reversed(token.top)} for token, _ in placed],
+        text_offset=[at for _, at in placed],
     )
 
 
@@ -207,14 +226,14 @@ async def _choices(job: _Job, index: int) -> AsyncIterator[Choice]:
     if prompt and not wants_logprobs:  # with them, the prompt's have to come first
         yield Choice(text=prompt, index=index)
     is_begun = not (prompt and wants_logprobs)
-    held: list[TokenLogprob] = []
+    places, held = job.places(), []
     async for piece in reading.pieces():
         if is_begun:
-            held += piece.logprobs
-            offsets = _logprobs(held, at, at + len(piece.text)) if wants_logprobs else None
-            held = held[len(offsets.tokens) :] if offsets else []
             at += len(piece.text)
-            yield Choice(text=piece.text, index=index, logprobs=offsets)
+            held += places.of(piece.logprobs)
+            ready = job.kept(held, at)
+            held = held[len(ready) :]
+            yield Choice(text=piece.text, index=index, logprobs=_logprobs(ready) if wants_logprobs else None)
     completion = await reading.completion()
     if is_begun:
         yield Choice(text="", index=index, finish_reason=completion.finish_reason)

@@ -22,6 +22,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool | None = Field(None, description="End with a chunk that counts the tokens.")
+    include_obfuscation: bool | None = Field(None, description="Accepted; nothing is padded.")
 
 
 class CompletionRequest(BaseModel):
@@ -30,15 +31,17 @@ class CompletionRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str = Field(description="A name that `GET /v1/models` lists.")
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
-        "", description="One beginning or several, as text or as tokens."
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] | None = Field(
+        None, description="One beginning or several, as text or as tokens; none lets the model begin."
     )
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Most tokens to write; 16 when not given.")
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     n: int | None = Field(None, ge=1, le=128, description="Stories for every prompt.")
     stop: StopText | list[StopText] | None = Field(None, description="Up to 4 texts that end the story before them.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Story number i of a prompt takes seed + i.")
+    seed: int | None = Field(
+        None, ge=-MAX_SEED - 1, le=MAX_SEED, description="Story number i of a prompt takes seed + i."
+    )
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
     logprobs: int | None = Field(None, ge=0, le=5)
     stream: bool | None = None
@@ -61,8 +64,8 @@ class CompletionRequest(BaseModel):
 
     def prompts(self) -> list[str | list[int]]:
         """All of them, one by one."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
+        if self.prompt is None or isinstance(self.prompt, str):
+            return [self.prompt or ""]
         if self.prompt and isinstance(self.prompt[0], int):
             return [self.prompt]  # type: ignore[list-item]  # the union tells that all are ints
         return list(self.prompt)  # type: ignore[arg-type]

@@ -102,8 +102,8 @@ class ServeConfig(AppConfig):
     @property
     def url(self) -> str:
         """Where to ask, from this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
-        return f"http://{host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def _check(name: str, value: float, least: int) -> None:

@@ -3,6 +3,7 @@
 In: connections. Out: the same, or a refusal in the form of its route (`refusals.py`).
 """
 
+import asyncio
 import base64
 import collections
 import dataclasses
@@ -21,10 +22,13 @@ from serve.refusals import refusal
 from slm_ray.errors import UserError
 
 MAX_BODY_BYTES = 64 * 1024
+BODY_S = 10.0
+"""Longest time for a body to arrive."""
 KEYS_VARIABLE = "SLM_API_KEYS"
 MIN_KEY_LENGTH = 8
 OPEN_ROUTES = frozenset({"/health", "/"})
 """They ask for no key: whether the server lives is no secret, and the page has the field for the key."""
+READING = frozenset({"GET", "HEAD"})
 MAX_CALLERS = 10_000
 """Callers whose rate is remembered; those that have been silent for longest are forgotten first."""
 
@@ -55,7 +59,9 @@ def key_digests(environment: Mapping[str, str] = os.environ) -> tuple[bytes, ...
     if value is None:
         return ()
     try:
-        path = Path(value)
+        path = Path(value).expanduser()
+        if value.startswith(("/", "~", ".")) and not path.is_file():
+            raise UserError(f"{KEYS_VARIABLE}: there is no file {value}")
         text = path.read_text(encoding="utf-8") if path.is_file() else value
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"{KEYS_VARIABLE}: the file cannot be read: {error}") from error
@@ -76,7 +82,7 @@ class Keys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] != "http" or scope["path"] in OPEN_ROUTES or self._is_known(scope):
+        if scope["type"] != "http" or _is_open(scope) or self._is_known(scope):
             return await self._app(scope, receive, send)
         detail = "an API key is needed: send the header `Authorization: Bearer KEY`"
         answer = refusal(scope["path"], 401, detail, {"WWW-Authenticate": "Bearer"})
@@ -86,6 +92,10 @@ class Keys:
         given = hashlib.sha256(bearer(scope)).digest()
         found = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them, every time
         return any(found)
+
+
+def _is_open(scope: Scope) -> bool:
+    return scope["path"] in OPEN_ROUTES and scope["method"] in READING
 
 
 def bearer(scope: Scope) -> bytes:
@@ -110,7 +120,7 @@ class RateLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] != "http" or scope["path"] in OPEN_ROUTES:
+        if scope["type"] != "http" or _is_open(scope):
             return await self._app(scope, receive, send)
         wait_s = self._take(self._caller(scope), time.monotonic())
         if not wait_s:
@@ -139,17 +149,26 @@ def _address(scope: Scope) -> bytes:
 
 
 class BodyLimit:
-    """Reads a body whole before the application sees any of it, and answers 413 to a long one."""
+    """Reads a body whole before the application sees any of it: answers 413 to a long one, 408 to one that stays out.
 
-    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+    A request to read something has no body that anyone waits for.
+    """
+
+    def __init__(self, app: ASGIApp, limit_bytes: int, limit_s: float = BODY_S) -> None:
         self._app = app
         self._limit_bytes = limit_bytes
+        self._limit_s = limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] in READING:
             return await self._app(scope, receive, send)
-        messages = await self._read(receive)
+        try:
+            async with asyncio.timeout(self._limit_s):
+                messages = await self._read(receive)
+        except TimeoutError:
+            detail = f"the body did not arrive within {self._limit_s:g} s"
+            return await refusal(scope["path"], 408, detail)(scope, receive, send)
         if messages is None:
             detail = f"the body is larger than {self._limit_bytes} bytes"
             return await refusal(scope["path"], 413, detail)(scope, receive, send)

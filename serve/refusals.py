@@ -23,6 +23,8 @@ _MEANINGS = {
     413: "The body is too large.",
     422: "A field is missing, unknown, of the wrong type or out of range.",
     429: "Too many stories are being written, or too many requests came: try again after `Retry-After` seconds.",
+    408: "The body did not arrive in time.",
+    500: "The model failed in the middle of the story.",
     503: "The server has no model yet, or is stopping.",
     504: "It took longer than a request may take.",
 }

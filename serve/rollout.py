@@ -19,7 +19,7 @@ from serve.schemas import ModelDescription, RolloutStatus
 from slm_ray.engine_thread import EngineClosedError, OnPiece
 from slm_ray.hardware import cpu_count
 from slm_ray.outbox import first_line
-from slm_ray.registry import RegistryError, locate, resolve_model
+from slm_ray.registry import RegistryError, discard, locate, resolve_model
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion
 
@@ -195,7 +195,11 @@ def start_rollout(
 
     def load() -> LoadedModel:
         source = resolve_model(reference, tracking_uri)
-        return LoadedModel(source, rows, max_waiting, backend, threads)
+        try:
+            return LoadedModel(source, rows, max_waiting, backend, threads)
+        except BaseException:
+            discard(source)
+            raise
 
     watch = Watch(
         locate=lambda: locate(reference, tracking_uri), load=load, interval_s=watch_interval_s, drain_s=drain_s

@@ -34,6 +34,7 @@ class Reading:
         self._metrics = metrics
         self._began = time.perf_counter()
         self._first = 0.0  # when the first piece came
+        self._is_counted = False
         self.model, self._future = rollout.submit(prompt, params, self._take)
         self._future.add_done_callback(lambda _: self._call(None))
 
@@ -57,7 +58,9 @@ class Reading:
         now = time.perf_counter()
         self.seconds = now - self._began
         version = self.model.version.version
-        self._metrics.wrote(version, completion, first_s=(self._first or now) - self._began, all_s=self.seconds)
+        if not self._is_counted:
+            self._metrics.wrote(version, completion, first_s=(self._first or now) - self._began, all_s=self.seconds)
+        self._is_counted = True
         return completion
 
     def cancel(self) -> None:
@@ -85,7 +88,7 @@ async def _gone(receive: Receive) -> None:
 
 def event(content: Any) -> bytes:
     """One server-sent event."""
-    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    return f"data: {json.dumps(content, separators=(',', ':'))}\n\n".encode()
 
 
 class EventStream(Response):

@@ -34,6 +34,7 @@ class Engine:
         self.tokenizer = tokenizer
         self._rows: list[Story] = []  # the first len(_rows) rows of the backend belong to these, in this order
         self._waiting: collections.deque[Story] = collections.deque()
+        self._over: list[Story] = []  # not handed out yet: what was over before a step failed
 
     def generate(self, prompts: Sequence[str | Sequence[int]], params: Sequence[SamplingParams]) -> list[Completion]:
         """Continue every prompt; more than the backend has rows take turns.
@@ -98,7 +99,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._rows and not self._waiting
+        return not (self._rows or self._waiting or self._over)
 
     @property
     def running(self) -> int:
@@ -112,12 +113,13 @@ class Engine:
 
     def step(self) -> list[Story]:
         """Write one token of every running story; returns those that are over now."""
-        over = self._drop_finished()
+        self._over += self._drop_finished()
         self._admit()
-        over += self._drop_finished()  # those that only measured their prompt
+        self._over += self._drop_finished()  # those that only measured their prompt
         if self._rows:
             self._decode()
-        return over + self._drop_finished()
+        over, self._over = [*self._over, *self._drop_finished()], []
+        return over
 
     def _decode(self) -> None:
         seq_len = self.backend.config.seq_len

@@ -26,6 +26,10 @@ class EngineBusyError(RuntimeError):
     """As many requests wait as may wait: try again later."""
 
 
+class EngineError(RuntimeError):
+    """A step of the engine failed while the request was being written."""
+
+
 class EngineClosedError(RuntimeError):
     """The engine was closed before the request was answered."""
 
@@ -116,7 +120,9 @@ class EngineThread:
                 over = self._engine.step()
             except Exception as error:  # a failed step must not end the thread: later requests may succeed
                 LOGGER.exception("a step of the engine failed")
-                self._fail(self._engine.drop_running(), error)
+                failure = EngineError(f"a step of the engine failed: {error}")
+                failure.__cause__ = error
+                self._fail(self._engine.drop_running(), failure)
                 continue
             self._hand_out_pieces()
             for story in over:

@@ -172,8 +172,13 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
         folder, scratch = _fetch(store.get_model_version_download_uri(version.name, version.version), uri)
     except (MlflowException, OSError) as error:
         raise RegistryError(f"{reference} is not to be had from {uri}: {first_line(error)}") from error
-    _refuse_pickles(folder)
-    state = checkpoint.load_state(folder)
+    try:
+        _refuse_pickles(folder)
+        state = checkpoint.load_state(folder)
+    except BaseException:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
     run_id, identity = version.run_id or "", _version_identity(version)
     return ResolvedModel(
         folder, version.name, str(version.version), run_id, state.data_fingerprint, state.step, identity, scratch

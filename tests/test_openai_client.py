@@ -36,6 +36,39 @@ def expected(model: Path, prompt: str, **params: object) -> Completion:
     return Engine(TorchBackend(weights), tokenizer).generate([prompt], [sampling])[0]
 
 
+def test_every_token_has_its_logprob_and_its_place_also_parts_of_characters(client: openai.OpenAI) -> None:
+    prompt = "“Tom” said 🦊 naïve"
+    options = {"model": "tiny", "prompt": prompt, "max_tokens": 6, "seed": 5, "logprobs": 0, "echo": True}
+    whole = client.completions.create(**options)  # type: ignore[call-overload]
+    logprobs = whole.choices[0].logprobs
+    assert len(logprobs.token_logprobs) == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    assert logprobs.text_offset == sorted(logprobs.text_offset)
+    places = list(zip(logprobs.tokens, logprobs.text_offset, strict=True))
+    plain = [(token, at) for token, at in places[: whole.usage.prompt_tokens] if "\ufffd" not in token]
+    assert len(plain) > 5
+    assert all(prompt[at:].startswith(token) for token, at in plain)
+    streamed = [part.choices[0].logprobs for part in client.completions.create(**options, stream=True)]  # type: ignore[call-overload]
+    assert [at for one in streamed if one for at in one.text_offset] == logprobs.text_offset
+
+
+def test_what_openais_client_may_send_is_taken(client: openai.OpenAI) -> None:
+    options = {"include_usage": True, "include_obfuscation": False}
+    parts = list(
+        client.completions.create(
+            model="tiny",
+            prompt=None,
+            max_tokens=3,
+            seed=-1,
+            stream=True,
+            stream_options=options,  # type: ignore[call-overload]
+        )
+    )
+    assert parts[-1].usage.completion_tokens <= 3
+    with pytest.raises(openai.BadRequestError) as error:
+        client.completions.create(model="tiny", prompt=3, max_tokens=3)  # type: ignore[call-overload]
+    assert error.value.param == "prompt"
+
+
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "slm-ray"
@@ -91,7 +124,7 @@ def test_logprobs_are_in_openais_shape(client: openai.OpenAI, model: Path) -> No
     own = expected(model, "The cat", seed=5, logprobs=3, prompt_logprobs=True)
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None and logprobs.token_logprobs is not None and logprobs.top_logprobs is not None
-    both = [*own.prompt_logprobs, *own.logprobs][: len(logprobs.token_logprobs)]
+    both = [*own.prompt_logprobs, *own.logprobs]
     assert logprobs.token_logprobs == pytest.approx([one.logprob for one in both], abs=1e-4)
     assert logprobs.text_offset is not None and logprobs.text_offset[0] == 0
     assert all(len(top) <= 3 for top in logprobs.top_logprobs)

@@ -1,12 +1,15 @@
 """What stands before the routes: keys, rates, origins, headers."""
 
+import asyncio
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
-from serve.options import AppConfig
-from serve.protection import ApiSettings, key_digests
+from serve.app import _http_options
+from serve.options import AppConfig, ServeConfig
+from serve.protection import ApiSettings, BodyLimit, key_digests
 from slm_ray.errors import UserError
 from tests.http_server import running
 from tests.tiny_model import write_endless_model
@@ -27,7 +30,16 @@ def test_keys_come_from_the_variable_or_a_file(tmp_path: Path) -> None:
     assert key_digests({}) == ()
 
 
-@pytest.mark.parametrize("value, message", [("", "holds no key"), (" , ", "holds no key"), ("short", "at least 8")])
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("", "holds no key"),
+        (" , ", "holds no key"),
+        ("short", "at least 8"),
+        ("/run/secrets/forgotten", "there is no file /run/secrets/forgotten"),
+        ("./forgotten.txt", "there is no file"),
+    ],
+)
 def test_a_variable_without_keys_is_refused_and_does_not_open_the_door(value: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         key_digests({"SLM_API_KEYS": value})
@@ -44,6 +56,36 @@ def test_with_keys_every_route_but_health_and_the_page_asks_for_one(model: Path)
         assert httpx.get(f"{url}/health").status_code == httpx.get(f"{url}/").status_code == 200
         headers = {"Authorization": f"bearer {KEY}"}
         assert httpx.post(f"{url}/generate", json=BODY, headers=headers).status_code == 200
+
+
+def test_a_body_that_stays_out_is_not_waited_for_and_health_needs_none(model: Path) -> None:
+    async def answer(scope: dict[str, object], limit: BodyLimit) -> int:
+        sent: list[Message] = []
+
+        async def silent() -> Message:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await limit({"type": "http", "path": "/health", **scope}, silent, send)
+        return int(sent[0]["status"])
+
+    async def says_204(_: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    limit = BodyLimit(says_204, 100, limit_s=0.05)
+    assert asyncio.run(answer({"method": "POST"}, limit)) == 408
+    assert asyncio.run(answer({"method": "GET"}, limit)) == 204
+    with running(model, ApiSettings(key_digests=key_digests({"SLM_API_KEYS": KEY}))) as url:
+        assert httpx.post(f"{url}/health").status_code == 401
+
+
+def test_the_proxy_waits_longer_than_the_application() -> None:
+    config = ServeConfig(request_timeout_s=3)
+    assert _http_options(config)["request_timeout_s"] > config.api_settings().request_timeout_s
+    assert ServeConfig(host="::1").url == "http://[::1]:8000"
 
 
 def test_a_caller_that_is_too_fast_is_told_when_to_come_again(model: Path) -> None:

@@ -1,5 +1,7 @@
 """What a story gives besides its tokens: stop texts, pieces, log-probabilities; prompts as tokens; penalties."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -168,6 +170,47 @@ def test_closing_finishes_what_runs_when_it_is_given_time(engine: Engine) -> Non
     futures = [thread.submit("Tom", GREEDY) for _ in range(12)]
     thread.close(drain_s=60)
     assert all(len(future.result(timeout=0).tokens) == 40 for future in futures)
+
+
+def test_a_story_that_only_measures_is_answered_though_the_step_fails(
+    model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = TorchBackend(model)
+    engine = Engine(backend, tokenizer)
+    monkeypatch.setattr(backend, "decode", lambda _: 1 / 0)
+    measured = engine.story("Tom", SamplingParams(max_tokens=0, prompt_logprobs=True))
+    engine.add(measured)
+    engine.add(engine.story("Tom", GREEDY))
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    engine.drop_running()
+    assert not engine.is_idle
+    assert engine.step() == [measured]
+    assert engine.is_idle
+
+
+def test_a_cancelled_story_takes_two_steps_more_at_most(
+    model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = TorchBackend(model)
+    steps, later, whole = [0], threading.Event(), backend.decode
+
+    def count(tokens: list[int]) -> torch.Tensor:
+        steps[0] += 1
+        if steps[0] == 5:
+            assert future.cancel()
+            later.set()
+        return whole(tokens)
+
+    monkeypatch.setattr(backend, "decode", count)
+    thread = EngineThread(Engine(backend, tokenizer))
+    try:
+        future = thread.submit("Tom", SamplingParams(max_tokens=10**6, temperature=0))
+        assert later.wait(60)
+        assert len(thread.submit("Tom", SamplingParams(max_tokens=1, temperature=0)).result(timeout=60).tokens) <= 1
+    finally:
+        thread.close()
+    assert steps[0] <= 8  # five, two, and the one of the other story
 
 
 def test_a_failed_step_leaves_those_that_wait(

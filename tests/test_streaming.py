@@ -15,6 +15,7 @@ from serve.streaming import EventStream
 from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
 from slm_ray.engine import Engine
+from slm_ray.onnx_backend import OnnxBackend
 from slm_ray.sampling import SamplingParams
 from tests.http_server import running
 from tests.tiny_model import write_endless_model
@@ -109,6 +110,12 @@ def test_two_hundred_clients_leave_and_the_next_is_answered_at_once(url: str) ->
             await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(all_leave())
+    steps: list[int] = []
+    whole = OnnxBackend.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxBackend, "decode", lambda self, tokens: (steps.append(1), whole(self, tokens))[1])
+        wait_until_idle(url)
+    assert len(steps) < 100  # left alone, those that were taken would have gone on for thousands
     began = time.monotonic()
     answer = httpx.post(f"{url}/generate", json={"prompt": "Once", "max_tokens": 2}, timeout=30)
     assert answer.status_code == 200
@@ -144,6 +151,37 @@ def test_metrics_count_by_route_and_version(url: str) -> None:
     assert 'slm_requests_total{route="other",status="404"}' in text and "secret" not in text
     for name in ("completion_tokens_total", "prompt_tokens_total", "time_to_first_token_seconds_count"):
         assert f'slm_{name}{{version="step-12"}}' in text
+
+
+def test_a_streamed_story_is_counted_once(url: str) -> None:
+    def written() -> float:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return sum(float(line.split()[1]) for line in lines if line.startswith("slm_completion_tokens_total"))
+
+    before = written()
+    body = {"model": "tiny", "prompt": "Once", "max_tokens": 7, "stream": True}
+    httpx.post(f"{url}/v1/completions", json=body | {"stream_options": {"include_usage": True}})
+    assert written() == before + 7
+
+
+def test_a_backend_that_fails_is_said_in_the_form_of_the_route_and_counted(model: Path) -> None:
+    class FailError(Exception):
+        """As ONNX Runtime's, which is no RuntimeError."""
+
+    def fail(*_: object) -> None:
+        raise FailError("out of memory")
+
+    with running(model) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slm_ray.onnx_backend.OnnxBackend.decode", fail)
+        own = httpx.post(f"{url}/generate", json={"prompt": "Once"})
+        assert (own.status_code, own.json()) == (500, {"detail": "the model failed in the middle of the story"})
+        other = httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "Once"})
+        assert other.status_code == 500 and other.json()["error"]["type"] == "server_error"
+        streamed = httpx.post(f"{url}/generate", json={"prompt": "Once", "stream": True})
+        assert events(streamed.text.splitlines()) == [{"error": {"detail": "the model failed"}}]
+        streamed = httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "Once", "stream": True})
+        assert "the model stopped" in str(events(streamed.text.splitlines())[-1]["error"])
+        assert 'slm_requests_total{route="/generate",status="500"} 1.0' in httpx.get(f"{url}/metrics").text
 
 
 def test_ready_and_model_say_what_is_served(url: str) -> None:
