@@ -131,7 +131,7 @@ async def _events(reading: Reading, timeout_s: float) -> AsyncIterator[bytes]:
                 "usage": _usage(completion, reading.seconds).model_dump(),
             }
         )
-    except (EngineClosedError, TimeoutError, RuntimeError) as error:
+    except (TimeoutError, RuntimeError) as error:
         yield event({"error": {"detail": _why(error, timeout_s)}})
     finally:
         reading.cancel()

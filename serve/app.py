@@ -20,10 +20,8 @@ if __name__ == "__main__":  # run as a script: the root of the checkout takes th
 
 import contextlib
 import logging
-import os
 import re
 import signal
-import socket
 import sys
 import threading
 import time
@@ -32,22 +30,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
-from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve.api import create_api
 from serve.ending import SPARE_S, ending_within
-from serve.inner_port import BY_PORT, keep_to_this_machine
+from serve.inner_port import keep_to_this_machine
+from serve.joined_ray import check_port, joined_ray, refuse_second_serve
 from serve.options import AppConfig, ServeConfig, app_config
 from serve.refusals import RETRY_AFTER_S
 from serve.rollout import Rollout, start_rollout
-from slm_ray import checkpoint, cluster
+from slm_ray import checkpoint
 from slm_ray.command_line import parse
 from slm_ray.errors import UserError, command
 from slm_ray.registry import discard, resolve_model
@@ -62,15 +59,6 @@ PASSING_ON_S = 1.0
 """Time for the proxy to pass the last answers on: a replica does not see whether they have arrived."""
 PROXY_SPARE_S = 10.0
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
-LOCAL_SETTINGS = {
-    # A proxy that answers already, and was slow to start, is killed under its first request with Serve's 5 s.
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
-    BY_PORT: "1",
-    # uvicorn believes X-Forwarded-For of every client on this machine, and the rate limit with it.
-    "FORWARDED_ALLOW_IPS": "",
-}
-"""Environment of a Ray that is started here."""
 
 
 class Stories:
@@ -172,44 +160,6 @@ def _absolute(reference: str) -> str:
     return str(Path(reference).absolute()) if Path(reference).is_dir() else reference
 
 
-def check_port(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on.
-
-    Raises:
-        UserError: it is in use, not of this machine, or not allowed.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port} ({error.strerror or error}): "
-            "stop what listens there, or choose another with --port"
-        ) from error
-
-
-@contextlib.contextmanager
-def joined_ray() -> Iterator[bool]:
-    """Join the cluster that RAY_ADDRESS names, or start a local one; gives whether it was started.
-
-    Raises:
-        UserError: RAY_ADDRESS names a cluster that does not answer.
-    """
-    root = str(Path(__file__).resolve().parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    for name, value in LOCAL_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield cluster.connect(include_dashboard=False)
-    finally:
-        with ending_within(SPARE_S):
-            ray.shutdown()
-
-
 @contextlib.contextmanager
 def serving(config: ServeConfig) -> Iterator[DeploymentHandle]:
     """Start Serve in a cluster, and on leaving let running stories finish and end it.
@@ -218,7 +168,7 @@ def serving(config: ServeConfig) -> Iterator[DeploymentHandle]:
         UserError: no cluster, one in which Serve runs already, or the deployment fails.
     """
     with joined_ray() as is_own_cluster:
-        _refuse_second_serve()
+        refuse_second_serve()
         handle = None
         try:
             handle = _deploy(config)
@@ -232,15 +182,6 @@ def serving(config: ServeConfig) -> Iterator[DeploymentHandle]:
                 if not is_own_cluster:
                     with contextlib.suppress(RayServeException):  # interrupted before Serve ran
                         serve.shutdown()
-
-
-def _refuse_second_serve() -> None:
-    running = _get_global_client(raise_if_no_controller_running=False)
-    if running is not None:
-        raise UserError(
-            f"Ray Serve runs in this cluster already, at {running.http_config.host} port {running.http_config.port}: "
-            "end it with `serve shutdown`, or add to it with `serve deploy`"
-        )
 
 
 def _deploy(config: ServeConfig) -> DeploymentHandle:

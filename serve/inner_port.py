@@ -31,9 +31,6 @@ def keep_to_this_machine() -> None:
 
 
 def _open_at(open_port: Any, host: str, server: Any, address: str) -> int:
-    port: int = open_port(server, f"[{host}]:{_port(address)}" if ":" in host else f"{host}:{_port(address)}")
+    number = address.rpartition(":")[2]
+    port: int = open_port(server, f"[{host}]:{number}" if ":" in host else f"{host}:{number}")
     return port
-
-
-def _port(address: str) -> str:
-    return address.rpartition(":")[2]

@@ -79,12 +79,8 @@ class _Job:
         logprobs = None
         if self.body.logprobs is not None:
             echoed = completion.prompt_logprobs if self.body.echo else ()
-            logprobs = _logprobs(self.kept(self.places().of([*echoed, *completion.logprobs]), len(text)))
+            logprobs = _logprobs(self.kept(_Places(self.tokenizer).of([*echoed, *completion.logprobs]), len(text)))
         return Choice(text=text, index=index, logprobs=logprobs, finish_reason=completion.finish_reason)
-
-    def places(self, start: int = 0) -> "_Places":
-        """Of tokens in the text of a choice, from offset `start` on."""
-        return _Places(self.tokenizer, start)
 
     def kept(self, placed: "list[_Placed]", stop: int) -> "list[_Placed]":
         """Without those that a stop text cut off, which begin at the end of the text or beyond it."""
@@ -177,9 +173,9 @@ def _text(prompt: str | list[int], tokenizer: Any) -> str:
 class _Places:
     """Where tokens begin in the text they make: the first parts of a character that several share add nothing."""
 
-    def __init__(self, tokenizer: Tokenizer, start: int) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._text = TextStream(tokenizer, ())
-        self._at = start
+        self._at = 0
 
     def of(self, tokens: Sequence[TokenLogprob]) -> "list[_Placed]":
         """The next tokens, each with its offset in characters."""
@@ -226,7 +222,7 @@ async def _choices(job: _Job, index: int) -> AsyncIterator[Choice]:
     if prompt and not wants_logprobs:  # with them, the prompt's have to come first
         yield Choice(text=prompt, index=index)
     is_begun = not (prompt and wants_logprobs)
-    places, held = job.places(), []
+    places, held = _Places(job.tokenizer), []
     async for piece in reading.pieces():
         if is_begun:
             at += len(piece.text)

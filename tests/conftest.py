@@ -25,7 +25,6 @@ from slm_ray.tokenizer import Tokenizer
 hypothesis.settings.register_profile("steady", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("steady")
 quiet_environment()
-torch.set_num_threads(1)  # several threads on tiny tensors wait for each other, on a busy machine for seconds
 TINY_STORIES = 120
 RAY_FILES = frozenset(
     f"test_{name}"
@@ -51,6 +50,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those with Ray, which take the longest, begin."""
     items.sort(key=lambda item: item.path.stem not in RAY_FILES)  # stable
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    """Several threads on tiny tensors wait for each other, on a busy machine for seconds; what is tested may set more."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

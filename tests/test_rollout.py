@@ -75,11 +75,9 @@ class Served:
 
 @pytest.fixture
 def served(tmp_path: Path, versions: list[Path]) -> Iterator[Served]:
-    threads = torch.get_num_threads()
     served = Served(tmp_path, versions[0])
     yield served
     asyncio.run(served.rollout.close())
-    torch.set_num_threads(threads)
 
 
 def story_of(version: Path, prompt: str) -> str:

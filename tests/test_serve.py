@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import torch
 from fastapi import FastAPI
 
 from serve.api import create_api
@@ -43,12 +42,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def api(model: Path) -> Iterator[FastAPI]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     rollout = Rollout(LoadedModel(resolve_model(str(model)), max_rows=2, max_waiting=2))
     yield create_api(rollout)
     asyncio.run(rollout.close())
-    torch.set_num_threads(threads)
 
 
 def ask(api: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
@@ -279,7 +275,8 @@ def test_a_replica_of_a_ray_whose_port_cannot_be_kept_is_not_started(monkeypatch
 @pytest.mark.slow
 def test_the_command_serves_until_ctrl_c_and_leaves_no_process(model: Path, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    process = start("--model", str(model), "--port", url.rsplit(":", 1)[1], cwd=tmp_path)  # any folder will do
+    options = ["--port", url.rsplit(":", 1)[1], "--requests-per-minute", "20"]
+    process = start("--model", str(model), *options, cwd=tmp_path)  # any folder will do
     children: list[psutil.Process] = []
     try:
         wait_until_healthy(url, process)
@@ -288,6 +285,8 @@ def test_the_command_serves_until_ctrl_c_and_leaves_no_process(model: Path, tmp_
         assert httpx.post(f"{url}/generate", json={"prompt": "Once", "max_tokens": 0}, timeout=60).status_code == 422
         assert httpx.post(f"{url}/generate", content=b"x" * (MAX_BODY_BYTES + 1), timeout=60).status_code == 413
         assert httpx.get(f"{url}/model", timeout=60).json()["name"] == "tiny"
+        made_up = [{"X-Forwarded-For": f"10.0.0.{number}"} for number in range(30)]
+        assert 429 in [httpx.get(f"{url}/model", headers=own, timeout=60).status_code for own in made_up]
         children = psutil.Process(process.pid).children(recursive=True)
         listening = {c.laddr.ip for one in children for c in one.net_connections() if c.status == psutil.CONN_LISTEN}
         assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}

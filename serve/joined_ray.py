@@ -1,0 +1,81 @@
+"""The Ray that a server runs on: one that is joined, or a local one with settings of ours, and the port it needs free.
+
+In: RAY_ADDRESS, an address to listen on. Out: a connection for the length of a block. `app.py` deploys into it.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+from ray.serve.context import _get_global_client
+
+from serve.ending import SPARE_S, ending_within
+from serve.inner_port import BY_PORT
+from slm_ray import cluster
+from slm_ray.errors import UserError
+
+LOCAL_SETTINGS = {
+    # A proxy that answers already, and was slow to start, is killed under its first request with Serve's 5 s.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+    BY_PORT: "1",
+    # uvicorn believes X-Forwarded-For of every client on this machine, and the rate limit with it.
+    "FORWARDED_ALLOW_IPS": "",
+}
+"""Environment of a Ray that is started here."""
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on.
+
+    Raises:
+        UserError: it is in use, not of this machine, or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host} port {port} ({error.strerror or error}): "
+            "stop what listens there, or choose another with --port"
+        ) from error
+
+
+@contextlib.contextmanager
+def joined_ray() -> Iterator[bool]:
+    """Join the cluster that RAY_ADDRESS names, or start a local one; gives whether it was started.
+
+    Raises:
+        UserError: RAY_ADDRESS names a cluster that does not answer.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    for name, value in LOCAL_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield cluster.connect(include_dashboard=False)
+    finally:
+        with ending_within(SPARE_S):
+            ray.shutdown()
+
+
+def refuse_second_serve() -> None:
+    """One cluster has one Ray Serve.
+
+    Raises:
+        UserError: it runs already.
+    """
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is not None:
+        raise UserError(
+            f"Ray Serve runs in this cluster already, at {running.http_config.host} port {running.http_config.port}: "
+            "end it with `serve shutdown`, or add to it with `serve deploy`"
+        )
