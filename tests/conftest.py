@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
-    """Several threads on tiny tensors wait for each other, on a busy machine for seconds; what is tested may set more."""
+    """Several threads on tiny tensors wait for each other, on a busy machine for seconds; a test may set more."""
     torch.set_num_threads(1)
 
 
