@@ -7,6 +7,7 @@ and the errors; `--max-steps` and `--max_steps` are the same option.
 import argparse
 import contextlib
 import io
+import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -30,7 +31,8 @@ def parse(kind: type[Config], argv: Sequence[str] | None, *, prog: str, about: s
     except SystemExit as error:
         if not error.code:
             raise
-        raise UserError(f"{_one_line(errors.getvalue())} (see --help)") from error
+        message = _one_line(errors.getvalue())
+        raise UserError(f"{re.sub(r'^Error parsing [^:]*: ', '', message)} (see --help)") from error
 
 
 def _one_line(box: str) -> str:

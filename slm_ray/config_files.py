@@ -18,6 +18,19 @@ from slm_ray.errors import UserError
 Config = TypeVar("Config")
 
 
+class _OneValueEach(yaml.SafeLoader):
+    """YAML in which a field that is given twice is an error, not silently the second value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As a SafeLoader does it. Raises: ConstructorError on a field that is there twice."""
+        names = set()
+        for key, _ in node.value:
+            if key.value in names:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+            names.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def from_dict(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
     """Build a config dataclass from nested plain values, checking names and types.
 
@@ -54,9 +67,9 @@ def load_config(name_or_file: str) -> TrainConfig:
             f"no preset and no file {name_or_file!r}: presets are {', '.join(presets())}, a file ends in .yaml"
         )
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.load(text, Loader=_OneValueEach) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"{name_or_file} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{name_or_file} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{name_or_file}: expected fields with values, got a {type(values).__name__}")
     return from_dict(TrainConfig, values, name_or_file)

@@ -57,7 +57,9 @@ def test_a_config_survives_its_dictionary() -> None:
         ("model: {d_fff: 3}", "model.d_fff: unknown field"),
         ("optim: {lr: fast}", "optim.lr"),
         ("- 1", "expected fields with values, got a list"),
-        ("a: [", "is not YAML"),
+        ("a: [", "cannot be read as YAML"),
+        ("seed: 1\nseed: 2", "seed is there twice"),
+        ("optim: {lr: 1e-3, lr: 2e-3}", "lr is there twice"),
     ],
 )
 def test_a_bad_file_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
