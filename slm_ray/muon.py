@@ -8,7 +8,8 @@ With `normalize_rows` the rows of the update are brought to one size (Li et al.,
 orthogonal updates still have rows, one a neuron, that move much more than others.
 
 `torch.optim.Muon` does the rest one matrix at a time and always in bfloat16, which a CPU without that emulates slowly.
-Here matrices of one shape go through the iteration together, in the precision of the gradients on a CPU.
+Here matrices of one shape go through the iteration together, in the precision of the gradients on a CPU; and each rank
+takes its share of them (section 3 of the second paper), for all ranks would compute the same.
 """
 
 import math
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from slm_ray.task import Surroundings
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 N_ITERATIONS = 5
@@ -41,8 +44,20 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if is_tall else x
 
 
+def orthogonalize_together(matrices: Tensor, around: Surroundings) -> Tensor:
+    """`orthogonalize`, each rank a share of the N matrices; every rank has the same ones and gets the same result."""
+    first, last = (len(matrices) * rank // around.world_size for rank in (around.rank, around.rank + 1))
+    together = torch.zeros_like(matrices)
+    if first < last:
+        together[first:last] = orthogonalize(matrices[first:last])
+    return around.all_sum(together)
+
+
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, with decoupled weight decay. Parameters must be matrices."""
+    """Nesterov momentum, orthogonalised, with decoupled weight decay. Parameters must be matrices.
+
+    With `around`, the ranks that it names share the work; they must have the same gradients.
+    """
 
     def __init__(
         self,
@@ -52,9 +67,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.1,
         normalize_rows: bool = False,
+        around: Surroundings | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "normalize_rows": normalize_rows}
         super().__init__(params, defaults)
+        self._around = around or Surroundings()
         for group in self.param_groups:
             assert all(parameter.dim() == 2 for parameter in group["params"]), "Muon is for matrices"
 
@@ -71,7 +88,8 @@ class Muon(torch.optim.Optimizer):
         momentum = self._stacked(matrices, "momentum_buffer", gradients)
         momentum.lerp_(gradients, 1 - group["momentum"])
         self._keep(matrices, "momentum_buffer", momentum)
-        updates = orthogonalize(_for_products(gradients.lerp(momentum, group["momentum"]))).to(gradients.dtype)
+        updates = _for_products(gradients.lerp(momentum, group["momentum"]))
+        updates = orthogonalize_together(updates, self._around).to(gradients.dtype)
         if group["normalize_rows"]:
             squares = self._stacked(matrices, "row_squares", updates[..., :1])  # (N, rows, 1)
             squares.lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - ROW_BETA)

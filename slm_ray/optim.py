@@ -14,6 +14,7 @@ from torch import nn
 from slm_ray.config import OptimConfig
 from slm_ray.errors import UserError
 from slm_ray.muon import Muon
+from slm_ray.task import Surroundings
 
 OF_CONFIG = ("weight_decay", "betas", "eps", "momentum", "normalize_rows", "lr_factor")
 """What a group takes from the config, not from a checkpoint."""
@@ -71,8 +72,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> dict[str, dict[st
     return {kind: group for kind, group in groups.items() if group["params"]}
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> AnyOptimizer:
-    """AdamW (one kernel a group) over everything, or Muon for the matrices of the blocks and AdamW for the rest."""
+def make_optimizer(model: nn.Module, config: OptimConfig, around: Surroundings | None = None) -> AnyOptimizer:
+    """AdamW (one kernel a group) over everything, or Muon for the matrices of the blocks and AdamW for the rest.
+
+    Muon shares its work among the ranks of `around`.
+    """
     groups = parameter_groups(model, config)
     matrices = [groups.pop("matrices")] if config.name == "muon" else []
     adamw = torch.optim.AdamW(
@@ -80,7 +84,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> AnyOptimizer:
     )
     if not matrices:
         return adamw
-    muon = Muon(matrices, lr=config.lr, momentum=config.momentum, normalize_rows=config.normalize_rows)
+    muon = Muon(matrices, lr=config.lr, momentum=config.momentum, normalize_rows=config.normalize_rows, around=around)
     return CombinedOptimizer([muon, adamw])
 
 

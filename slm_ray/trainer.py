@@ -69,7 +69,7 @@ class Trainer:
         self.saver = Saver()
         torch.manual_seed(self.config.seed)
         self.model = Decoder(self.config.model).to(around.device)
-        self.optimizer = make_optimizer(self.model, self.config.optim)
+        self.optimizer = make_optimizer(self.model, self.config.optim, around)
         self.step = 0
         self.best: dict[str, float] = {}  # the best validation so far: its step and metrics
         self.saved_best: dict[str, float] = {}  # the best one on the disk; rank 0's alone

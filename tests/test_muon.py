@@ -1,9 +1,15 @@
 """Muon against the definition, and against torch's own."""
 
+import threading
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
+from slm_ray import muon
 from slm_ray.muon import Muon, orthogonalize, with_even_rows
+from slm_ray.task import Surroundings
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 20), (1, 20, 6)])
@@ -70,3 +76,60 @@ def test_a_row_that_always_moves_more_is_held_back() -> None:
             optimizer.step()
     sizes = [parameter.detach().norm(dim=-1) for parameter in (plain, even)]
     assert sizes[1].std() / sizes[1].mean() < 0.5 * sizes[0].std() / sizes[0].mean()
+
+
+def summing(world_size: int) -> Callable[[Tensor], Tensor]:
+    """A sum over threads that each play a rank."""
+    barrier, parts = threading.Barrier(world_size, timeout=30), []
+
+    def all_sum(values: Tensor) -> Tensor:
+        parts.append(values)
+        barrier.wait()
+        total: Tensor = sum(parts, torch.zeros_like(values))
+        if barrier.wait() == 0:
+            parts.clear()
+        barrier.wait()
+        return total
+
+    return all_sum
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_work_and_come_to_one_result(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(8, 8), (12, 8), (8, 8), (8, 8), (8, 12)]  # three of one shape, and one of each of two others
+    generator = torch.Generator().manual_seed(3)
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
+    gradients = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
+    counts = dict.fromkeys(range(-1, world_size), 0)
+
+    def train(rank: int, around: Surroundings) -> list[Tensor]:
+        matrices = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimizer = Muon(matrices, lr=0.1, normalize_rows=True, around=around)
+        for of_step in gradients:
+            for matrix, gradient in zip(matrices, of_step, strict=True):
+                matrix.grad = gradient.clone()
+            optimizer.step()
+        results[rank] = [matrix.detach() for matrix in matrices]
+        return results[rank]
+
+    def counted(matrices: Tensor) -> Tensor:
+        name = threading.current_thread().name
+        counts[int(name) if name.isdigit() else -1] += len(matrices)
+        return orthogonalize(matrices)
+
+    monkeypatch.setattr(muon, "orthogonalize", counted)
+    results: dict[int, list[Tensor]] = {}
+    alone = train(-1, Surroundings())
+    all_sum = summing(world_size)
+    arounds = [Surroundings(rank=rank, world_size=world_size, all_sum=all_sum) for rank in range(world_size)]
+    threads = [threading.Thread(target=train, args=pair, name=str(pair[0])) for pair in enumerate(arounds)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert counts.pop(-1) == sum(counts.values()) == len(shapes) * len(gradients)
+    assert max(counts.values()) < len(shapes) * len(gradients)
+    for rank in range(world_size):
+        for mine, first, whole in zip(results[rank], results[0], alone, strict=True):
+            assert torch.equal(mine, first)
+            assert torch.allclose(mine, whole, atol=1e-5)
