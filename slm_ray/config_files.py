@@ -23,11 +23,11 @@ class _OneValueEach(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As a SafeLoader does it. Raises: ConstructorError on a field that is there twice."""
-        names = set()
+        names: set[str] = set()
         for key, _ in node.value:
-            if key.value in names:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
-            names.add(key.value)
+            if (name := str(key.value)) in names:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is there twice", key.start_mark)
+            names.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -67,7 +67,7 @@ def load_config(name_or_file: str) -> TrainConfig:
             f"no preset and no file {name_or_file!r}: presets are {', '.join(presets())}, a file ends in .yaml"
         )
     try:
-        values = yaml.load(text, Loader=_OneValueEach) or {}
+        values = _OneValueEach(text).get_single_data() or {}
     except yaml.YAMLError as error:
         raise UserError(f"{name_or_file} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
