@@ -58,6 +58,8 @@ class TrainState:
     """Metrics of the validation at this step."""
     best: dict[str, float] = dataclasses.field(default_factory=dict)
     """Step and metrics of the best validation so far."""
+    n_unimproved: int = 0
+    """Validations since then."""
     run_id: str = ""
     """Run of the tracker, empty without one."""
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -173,7 +175,11 @@ def verify(folder: Path) -> None:
     for name, digest in expected.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing: the checkpoint is damaged")
-        if _sha256(folder / name) != digest:
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be read: {error.strerror}") from error
+        if found != digest:
             raise UserError(f"{folder / name} is not what was written (its sha256 differs): the checkpoint is damaged")
 
 

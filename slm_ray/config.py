@@ -5,6 +5,7 @@ so it is saved with every checkpoint and logged to the tracker.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -72,6 +73,8 @@ class ModelConfig:
             f"rotary positions need an even head width, and it is {self.head_width}",
         )
         _require(0 <= self.dropout < 1, f"dropout ({self.dropout}) must be at least 0 and below 1")
+        for name in ("norm_eps", "rope_theta", "init_std"):
+            _require_positive(name, getattr(self, name))
 
     @property
     def kv_heads(self) -> int:
@@ -120,7 +123,8 @@ class OptimConfig:
     """Largest global norm of the gradients; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"lr ({self.lr}) must be above 0")
+        for name in ("lr", "eps", "embed_lr_factor"):
+            _require_positive(name, getattr(self, name))
         _require(
             self.min_lr is None or 0 <= self.min_lr <= self.lr,
             f"min_lr ({self.min_lr}) must be between 0 and lr ({self.lr})",
@@ -128,7 +132,6 @@ class OptimConfig:
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
         _require(0 < self.decay_share <= 1, f"decay_share ({self.decay_share}) must be above 0 and at most 1")
-        _require(self.embed_lr_factor > 0, f"embed_lr_factor ({self.embed_lr_factor}) must be above 0")
         for name in ("beta1", "beta2", "momentum"):
             _require(0 <= getattr(self, name) < 1, f"{name} ({getattr(self, name)}) must be in [0, 1)")
 
@@ -149,7 +152,7 @@ class TrainConfig:
     output: str = "runs"
     """Folder of the runs; every worker must see it."""
     name: str = ""
-    """Name of the run and of its folder under output; made from the preset and the time when not given."""
+    """Name of the run and of its folder under output; made from the time when not given."""
     resume: bool = False
     """Continue the run NAME from its latest checkpoint (without a name: the newest run under output)."""
     force: bool = False
@@ -170,7 +173,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights, the order of the data and dropout."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the matrix products; auto is bf16 where the hardware has it, fp16 for GPUs. Weights stay fp32."""
+    """Arithmetic of the matrix products; auto is bf16 where the hardware has it, else fp32. Weights stay fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto uses it where a compiler is found and the run is long enough to win its time back."""
     threads: int = 0
@@ -222,8 +225,9 @@ class TrainConfig:
             not self.is_elastic or self.max_failures > 0,
             f"workers ({self.workers}) may change by restarts only, and max_failures is 0",
         )
-        _require(self.cpus_per_worker > 0, f"cpus_per_worker ({self.cpus_per_worker}) must be above 0")
-        _require(self.epochs > 0, f"epochs ({self.epochs}) must be above 0")
+        for name in ("cpus_per_worker", "epochs"):
+            _require_positive(name, getattr(self, name))
+        _require(self.seed < 2**63, f"seed ({self.seed}) must be below 2^63")
         _require(
             not self.name or (Path(self.name).name == self.name and self.name not in (".", "..")),
             f"name ({self.name!r}) must be a plain folder name",
@@ -270,6 +274,10 @@ def worker_range(workers: int | str) -> tuple[int, int]:
         raise ValueError(message) from error
     _require(0 <= low <= high and (low > 0 or not colon), message)
     return low, high
+
+
+def _require_positive(name: str, value: float) -> None:
+    _require(0 < value < math.inf, f"{name} ({value}) must be above 0 and finite")
 
 
 def _require(is_valid: bool, message: str) -> None:

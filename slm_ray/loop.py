@@ -5,13 +5,14 @@ where to report). Out: checkpoints in the run's folder, lines in its history, me
 `fit`; rank 0 writes. A run that is resumed from a checkpoint goes on as if nothing had happened.
 """
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
+from slm_ray.config import TrainConfig
+from slm_ray.errors import UserError
 from slm_ray.optim import learning_rate
 from slm_ray.profiling import step_profile
 from slm_ray.task import Surroundings, Task
@@ -83,7 +84,8 @@ def _complete_restored(trainer: Trainer) -> None:
     task, state = trainer.task, trainer.restored
     if state is None:
         return
-    trainer.saved_best = task.folder.relink(state.step, trainer.saved_best)
+    if state.data_fingerprint == task.data_fingerprint:
+        trainer.saved_best = task.folder.relink(state.step, trainer.saved_best)
     if state.metrics and state.step not in task.history.series("val_loss")[0]:
         task.history.append({"step": state.step, **state.metrics})
         task.tracker.log_metrics(state.metrics, state.step)
@@ -96,16 +98,14 @@ def _intervals(trainer: Trainer) -> Iterator[int]:
     """
     task, state = trainer.task, trainer.restored
     validated = trainer.step if state is None or state.metrics else trainer.step - 1
-    while validated < task.max_steps and not is_out_of_patience(task, trainer.best, validated):
+    while validated < task.max_steps and not is_out_of_patience(task.config, trainer.n_unimproved):
         validated = min((validated // task.eval_interval + 1) * task.eval_interval, task.max_steps)
         yield validated
 
 
-def is_out_of_patience(task: Task, best: Mapping[str, float], step: int) -> bool:
-    """Whether `patience` validations up to that of `step` have brought nothing better than `best`."""
-    if not task.config.patience or not best:
-        return False
-    return math.ceil(step / task.eval_interval) - math.ceil(best["step"] / task.eval_interval) >= task.config.patience
+def is_out_of_patience(config: TrainConfig, n_unimproved: int) -> bool:
+    """Whether so many validations without a better one are too many."""
+    return 0 < config.patience <= n_unimproved
 
 
 def _train_interval(trainer: Trainer, until: int) -> bool:
@@ -138,7 +138,7 @@ def _log_step(trainer: Trainer, metrics: dict[str, float]) -> None:
         return
     task, config = trainer.task, trainer.config
     metrics["lr"] = learning_rate(trainer.step - 1, task.max_steps, config.optim)
-    metrics["tokens"] = float(trainer.step * config.batch_size * config.model.seq_len)
+    metrics["tokens"] = float(trainer.samples_seen * config.model.seq_len)
     task.history.append({"step": trainer.step, **metrics})
     task.tracker.log_metrics(metrics, trainer.step)
 
@@ -149,10 +149,20 @@ def _report(trainer: Trainer, metrics: dict[str, float]) -> None:
         line: dict[str, Any] = {"step": trainer.step, **metrics}
         task.tracker.log_metrics(metrics, trainer.step)
         if trainer.config.sample_prompt:
-            line["sample"] = trainer.sample()
-            task.tracker.log_text(line["sample"], f"samples/step-{trainer.step:08d}.txt")
+            line |= _sample(trainer)
         task.history.append(line)
     trainer.around.report({"step": trainer.step, **metrics})
+
+
+def _sample(trainer: Trainer) -> dict[str, str]:
+    """A story, also sent to the tracker; without one where the prompt cannot be continued; that is said."""
+    try:
+        story = trainer.sample()
+    except UserError as error:
+        trainer.task.history.append({"message": f"no sample of text: sample_prompt: {error}"})
+        return {}
+    trainer.task.tracker.log_text(story, f"samples/step-{trainer.step:08d}.txt")
+    return {"sample": story}
 
 
 def _summary(trainer: Trainer, status: str, metrics: Mapping[str, float], reason: str) -> dict[str, Any]:

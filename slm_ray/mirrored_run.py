@@ -52,6 +52,11 @@ class MirroredRun(RunFolder):
         """Where the run is kept."""
         return self.remote.as_posix()
 
+    @property
+    def is_watched(self) -> bool:
+        """The workers may be on other machines, and their record comes here at the end."""
+        return False
+
     def ray_storage(self) -> tuple[str, object | None]:
         """Path and file system for Ray's own state: every machine has to reach it."""
         import pyarrow.fs
@@ -67,7 +72,10 @@ class MirroredRun(RunFolder):
         """
         super().publish(step, is_best=is_best, keep=keep, keep_best=keep_best)
         with self._said():
-            self._upload(self.checkpoint_path(step))
+            there = set(self._remote_checkpoints()) - {self.checkpoint_path(step).name}
+            for path in self.checkpoints():  # this one, and what the store refused before
+                if path.name not in there:
+                    self._upload(path)
             for name in (self.latest, self.best):
                 if name.exists():
                     (self.remote / f"{name.name}.txt").write_text(name.resolve().name)

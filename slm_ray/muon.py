@@ -13,13 +13,11 @@ takes its share of them (section 3 of the second paper), for all ranks would com
 """
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-from slm_ray.task import Surroundings
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 N_ITERATIONS = 5
@@ -44,7 +42,23 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if is_tall else x
 
 
-def orthogonalize_together(matrices: Tensor, around: Surroundings) -> Tensor:
+class Ranks(Protocol):
+    """What Muon needs to know of the other ranks."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this one, from 0."""
+
+    @property
+    def world_size(self) -> int:
+        """How many there are."""
+
+    @property
+    def all_sum(self) -> Callable[[Tensor], Tensor]:
+        """Sums a tensor over them."""
+
+
+def orthogonalize_together(matrices: Tensor, around: Ranks) -> Tensor:
     """`orthogonalize`, each rank a share of the N matrices; every rank has the same ones and gets the same result."""
     first, last = (len(matrices) * rank // around.world_size for rank in (around.rank, around.rank + 1))
     together = torch.zeros_like(matrices)
@@ -67,11 +81,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.1,
         normalize_rows: bool = False,
-        around: Surroundings | None = None,
+        around: Ranks | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "normalize_rows": normalize_rows}
         super().__init__(params, defaults)
-        self._around = around or Surroundings()
+        self._around = around
         for group in self.param_groups:
             assert all(parameter.dim() == 2 for parameter in group["params"]), "Muon is for matrices"
 
@@ -89,7 +103,8 @@ class Muon(torch.optim.Optimizer):
         momentum.lerp_(gradients, 1 - group["momentum"])
         self._keep(matrices, "momentum_buffer", momentum)
         updates = _for_products(gradients.lerp(momentum, group["momentum"]))
-        updates = orthogonalize_together(updates, self._around).to(gradients.dtype)
+        updates = orthogonalize_together(updates, self._around) if self._around else orthogonalize(updates)
+        updates = updates.to(gradients.dtype)
         if group["normalize_rows"]:
             squares = self._stacked(matrices, "row_squares", updates[..., :1])  # (N, rows, 1)
             squares.lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - ROW_BETA)

@@ -13,8 +13,7 @@ from torch import nn
 
 from slm_ray.config import OptimConfig
 from slm_ray.errors import UserError
-from slm_ray.muon import Muon
-from slm_ray.task import Surroundings
+from slm_ray.muon import Muon, Ranks
 
 OF_CONFIG = ("weight_decay", "betas", "eps", "momentum", "normalize_rows", "lr_factor")
 """What a group takes from the config, not from a checkpoint."""
@@ -72,7 +71,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> dict[str, dict[st
     return {kind: group for kind, group in groups.items() if group["params"]}
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig, around: Surroundings | None = None) -> AnyOptimizer:
+def make_optimizer(model: nn.Module, config: OptimConfig, around: Ranks | None = None) -> AnyOptimizer:
     """AdamW (one kernel a group) over everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
     Muon shares its work among the ranks of `around`.

@@ -128,10 +128,16 @@ def refuse_conflicts(config: TrainConfig, task: Task) -> None:
     if existing is None:
         if config.resume:
             raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")
+        if folder.checkpoints():
+            raise UserError(
+                f"{folder.path} holds a run whose checkpoints cannot be read: take another --name, or remove it"
+            )
         return
     if not config.resume:
         raise UserError(f"{folder.path} holds a run already: add --resume to continue it, or take another --name")
     state = checkpoint.load_state(existing)
+    if task.max_steps < state.step:
+        raise UserError(f"{folder.path} is at step {state.step:,} already, and was asked to end at {task.max_steps:,}")
     was = from_dict(TrainConfig, state.config, str(existing))
     if config.model != was.model:
         raise UserError(f"model was {_difference(was.model, config.model)}: a resumed run keeps its shape")

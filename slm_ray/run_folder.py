@@ -6,10 +6,13 @@
 In: checkpoints from the loop, rank 0 alone. Out: the newest whole one to resume from, the best one to register.
 """
 
+import contextlib
+import fcntl
 import json
 import logging
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,10 @@ class RunFolder:
     def best(self) -> Path:
         """Link to the checkpoint with the lowest validation loss."""
         return self.path / "best"
+
+    def best_step(self) -> int | None:
+        """Step of the checkpoint that `best` points to, if there is one."""
+        return int(self.best.resolve().name.removeprefix("step-")) if self.best.exists() else None
 
     def checkpoint_path(self, step: int) -> Path:
         """Folder of the checkpoint after `step` steps."""
@@ -109,6 +116,32 @@ class RunFolder:
                 return path
         return None
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other drivers of this machine out of the run, until the end of the block or of this process.
+
+        Raises:
+            UserError: there is one already.
+        """
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another train.py is at work on {self.path}: wait for its end, or take another --name"
+                ) from error
+            except OSError as error:  # a file system without locks for folders, as NFS: then nobody is kept out
+                LOGGER.debug("%s cannot be locked: %s", self.path, error)
+            yield
+        finally:
+            os.close(folder)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the driver sees what the workers write while they write it."""
+        return True
+
     def request_stop(self) -> None:
         """Ask the run's workers to save and leave; rank 0 looks for the file after each step."""
         (self.path / "stop").touch()
@@ -173,7 +206,7 @@ def newest_run(output: Path) -> RunFolder:
     Raises:
         UserError: there is none.
     """
-    runs = [path.parent for path in output.glob("*/checkpoints") if any(path.iterdir())]
+    runs = [path.parent for path in output.glob("*/checkpoints") if RunFolder(path.parent).checkpoints()]
     if not runs:
         raise UserError(f"nothing to resume: no run with a checkpoint under {output}")
     return RunFolder(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime))

@@ -150,6 +150,8 @@ def load_manifest(folder: str | Place) -> Manifest:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no manifest this version reads ({error}): prepare the data again") from error
+    except Exception as error:  # each object store has errors of its own
+        raise UserError(f"cannot read {path}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
 def write_shard(path: str | Place, table: pa.Table) -> Shard:

@@ -146,11 +146,10 @@ def client(uri: str) -> Any:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     try:
         return MlflowClient(uri, registry_uri=uri)
-    except (MlflowException, OSError) as error:
+    except _store_errors() as error:
         raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
 
 
@@ -170,14 +169,13 @@ def start_run(
     if uri == OFF:
         return NullTracker()
     from mlflow.entities import Param
-    from mlflow.exceptions import MlflowException
 
     all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {})
     store = client(uri)
     try:
         run = store.create_run(_experiment_id(store, uri, experiment), run_name=name, tags=all_tags)
         store.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-    except (MlflowException, OSError) as error:
+    except _store_errors() as error:
         raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
     return MlflowTracker(uri, run.info.run_id)
 
@@ -197,11 +195,11 @@ def has_run(uri: str, run_id: str) -> bool:
     """Whether the store knows a run: its database may be newer than a run's folder."""
     if not run_id or uri == OFF:
         return False
-    from mlflow.exceptions import MlflowException
-
     try:
         client(uri).get_run(run_id)
-    except MlflowException:
+    except UserError:
+        return False
+    except _store_errors():
         return False
     return True
 
@@ -212,6 +210,14 @@ def ui_command(uri: str) -> str:
         return uri
     here = f"{_SQLITE}{Path.cwd() / 'mlflow.db'}"
     return f"mlflow ui --backend-store-uri {'sqlite:///mlflow.db' if uri == here else uri}"
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What MLflow's client raises where its store is gone, or is none."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, OSError, SQLAlchemyError
 
 
 def _experiment_id(store: Any, uri: str, name: str) -> str:

@@ -83,6 +83,15 @@ def run_training(
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder.path}: {error.strerror}") from error
+    with folder.held():
+        return _run_held(config, task, parent_run_id, is_quiet, callbacks)
+
+
+def _run_held(
+    config: TrainConfig, task: Task, parent_run_id: str, is_quiet: bool, callbacks: Sequence[UserCallback]
+) -> TrainResult:
+    """The run, once nobody else can be at work on its folder."""
+    folder = task.folder
     tracker = _tracker(config, task, parent_run_id)
     status = "FAILED"
     try:
@@ -177,7 +186,7 @@ def _is_finished(task: Task) -> bool:
         or not summary["step"] == state.step <= summary["max_steps"] == task.max_steps
     ):
         return False
-    return state.step == task.max_steps or loop.is_out_of_patience(task, state.best, state.step)
+    return state.step == task.max_steps or loop.is_out_of_patience(task.config, state.n_unimproved)
 
 
 def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> TrainResult:

@@ -72,6 +72,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.config.optim, around)
         self.step = 0
         self.best: dict[str, float] = {}  # the best validation so far: its step and metrics
+        self.n_unimproved = 0  # validations since the best one
         self.saved_best: dict[str, float] = {}  # the best one on the disk; rank 0's alone
         self.losses = torch.zeros((), device=around.device)  # of this rank, since the last line of metrics
         self.loss_steps = 0
@@ -98,9 +99,11 @@ class Trainer:
         model, _ = checkpoint.load_model(path)
         self.model.load_state_dict(model.state_dict())
         restore_optimizer(self.optimizer, checkpoint.load_optimizer(path))
-        self.step, self.best, self.restored = state.step, state.best, state
-        self.saved_best = state.best
-        self.scaler.load_state_dict(state.scaler)
+        self.step, self.restored = state.step, state
+        if state.data_fingerprint == self.task.data_fingerprint:  # forced onto other stories: judged anew
+            self.best, self.saved_best, self.n_unimproved = state.best, state.best, state.n_unimproved
+        if state.scaler:  # empty where the run was in another precision
+            self.scaler.load_state_dict(state.scaler)
         self._restore_losses(state)
 
     def _restore_losses(self, state: TrainState) -> None:
@@ -186,7 +189,9 @@ class Trainer:
         `metrics` are those of a validation at this step; without one they are empty, and the run is being stopped.
         """
         if metrics and metrics["val_loss"] < self.best.get("val_loss", math.inf):
-            self.best = {"step": self.step, **metrics}
+            self.best, self.n_unimproved = {"step": self.step, **metrics}, 0
+        elif metrics:
+            self.n_unimproved += 1
         pending = self._pending_losses()
         if not self.around.is_chief:
             return
@@ -202,6 +207,7 @@ class Trainer:
             config=dataclasses.asdict(self.config),
             metrics=metrics,
             best=best,
+            n_unimproved=self.n_unimproved,
             run_id=self.task.tracker.run_id,
             scaler=self.scaler.state_dict(),
             pending_losses=pending,
@@ -214,8 +220,11 @@ class Trainer:
         """In the saver's thread: nothing of the trainer is read here that a step changes."""
         config, folder = self.config, self.task.folder
         checkpoint.write(folder.checkpoint_path(state.step), content, self.task.tokenizer, state)
-        folder.publish(state.step, is_best=is_best, keep=config.keep_checkpoints, keep_best=config.keep_best)
-        self.saved_best = state.best
+        try:
+            folder.publish(state.step, is_best=is_best, keep=config.keep_checkpoints, keep_best=config.keep_best)
+        finally:
+            if folder.best_step() == state.best.get("step"):  # a store may refuse what the disk has taken
+                self.saved_best = state.best
 
     def finish_saving(self) -> OSError | None:
         """Wait for the checkpoint in flight. One that the disk refused is said in one line; the last good one stays."""

@@ -100,3 +100,11 @@ def test_a_mistaken_option_is_one_clear_line(arguments: list[str], message: str)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "│" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["nan", "inf", "0", "-1"])
+@pytest.mark.parametrize("option", ["epochs", "optim.lr", "optim.eps", "model.rope-theta", "model.norm-eps"])
+def test_a_number_that_no_training_survives_is_refused_before_it(option: str, wrong: str) -> None:
+    name = option.split(".")[-1].replace("-", "_")
+    with pytest.raises(UserError, match=rf"^{name} \(.*\) must be above 0 and finite"):
+        parse_config([f"--{option}", wrong])

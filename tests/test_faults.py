@@ -253,3 +253,20 @@ def test_a_watchdog_barks_once_nothing_was_done_for_the_time_and_not_before() ->
     quiet = threading.Event()
     with Watchdog(0).watching(quiet.set):
         assert not quiet.wait(0.05)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_written_over(config: TrainConfig) -> None:
+    task = task_of(config)
+    fit(task, Surroundings())
+    for path in task.folder.checkpoints():
+        (path / checkpoint.OPTIMIZER).write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read: take another --name"):
+        refuse_conflicts(task.config, task)
+
+
+def test_a_run_is_not_asked_to_end_before_the_step_it_is_at(config: TrainConfig) -> None:
+    task = task_of(config)
+    fit(task, Surroundings())
+    shorter = dataclasses.replace(task, max_steps=3)
+    with pytest.raises(UserError, match="is at step 8 already, and was asked to end at 3"):
+        refuse_conflicts(dataclasses.replace(task.config, resume=True), shorter)

@@ -15,6 +15,7 @@ import torch
 from slm_ray import checkpoint, loop
 from slm_ray.batches import TokenStream
 from slm_ray.config import ModelConfig, OptimConfig, TrainConfig
+from slm_ray.errors import UserError
 from slm_ray.history import History, plot_loss
 from slm_ray.loop import fit
 from slm_ray.model import Decoder
@@ -388,3 +389,80 @@ def test_a_half_written_last_line_of_the_record_is_left_out(tmp_path: Path) -> N
     assert list(history.lines()) == [{"step": 1, "train_loss": 2.0}]
     history.rewind(0)
     assert list(history.lines()) == []
+
+
+def stop_after(step: int) -> Surroundings:
+    """Asks for a stop after so many steps."""
+    asked = iter(range(1, 1000))
+    return Surroundings(is_stop_requested=lambda: next(asked) == step)
+
+
+def test_a_run_with_patience_that_is_stopped_between_validations_goes_on_as_if_it_had_not_been(task: Task) -> None:
+    whole = elsewhere(task, "whole", eval_interval_steps=4, patience=1)
+    whole = dataclasses.replace(whole, max_steps=12)
+    fit(whole, Surroundings())
+    stopped = dataclasses.replace(elsewhere(whole, "stopped"), max_steps=12)
+    assert fit(stopped, stop_after(7))["status"] == "stopped"
+    summary = fit(stopped, Surroundings())
+    assert (summary["status"], summary["step"]) == ("finished", 12)
+    assert stopped.history.series("val_loss") == whole.history.series("val_loss")
+
+
+def test_patience_counts_validations_whatever_their_interval_was(task: Task) -> None:
+    first = dataclasses.replace(elsewhere(task, "run", eval_interval_steps=8, patience=2), max_steps=16)
+    assert fit(first, stop_after(15))["status"] == "stopped"
+    oftener = dataclasses.replace(first, config=dataclasses.replace(first.config, eval_interval_steps=2))
+    assert fit(oftener, Surroundings())["step"] == 16
+
+
+def test_on_other_stories_the_best_is_judged_anew(task: Task) -> None:
+    fit(task, Surroundings())
+    state = checkpoint.load_state(task.folder.latest)
+    assert state.best["step"] == 8
+    other = dataclasses.replace(task, data_fingerprint="of others", max_steps=10)
+    optim = dataclasses.replace(task.config.optim, lr=1e-9, min_lr=0.0)  # so that nothing gets better
+    summary = fit(dataclasses.replace(other, config=dataclasses.replace(task.config, optim=optim)), Surroundings())
+    assert summary["best"]["step"] == 10
+    assert checkpoint.load_state(task.folder.best).data_fingerprint == "of others"
+
+
+def test_a_prompt_that_cannot_be_continued_costs_the_sample_and_not_the_run(task: Task) -> None:
+    long = elsewhere(task, "long", sample_prompt="Once upon a time there was a cat. " * 50)
+    assert fit(long, Surroundings())["status"] == "finished"
+    messages = [line["message"] for line in long.history.lines() if "message" in line]
+    assert sum("no sample of text: sample_prompt" in message for message in messages) == 2
+
+
+def test_tokens_are_counted_at_the_batch_size_they_were_seen_at(task: Task) -> None:
+    fit(dataclasses.replace(task, max_steps=4), Surroundings())
+    halved = dataclasses.replace(task, config=dataclasses.replace(task.config, batch_size=4))
+    fit(halved, Surroundings())
+    assert task.history.series("tokens")[1][-1] == (4 * 8 + 4 * 4) * task.config.model.seq_len
+
+
+def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(task, Surroundings())
+    digest = checkpoint._sha256
+
+    def failing(path: Path) -> str:
+        if "step-00000008" in str(path):
+            raise OSError(5, "Input/output error")
+        return digest(path)
+
+    monkeypatch.setattr(checkpoint, "_sha256", failing)
+    newest = task.folder.newest_whole()
+    assert newest is not None
+    assert newest.name == "step-00000004"
+
+
+def test_a_run_in_fp32_goes_on_in_fp16(task: Task) -> None:
+    fit(dataclasses.replace(task, max_steps=4), Surroundings())
+    assert Trainer(task, Surroundings(), "fp16", False).scaler.get_scale() > 1
+
+
+def test_only_one_driver_at_a_time_holds_a_run(task: Task) -> None:
+    task.folder.path.mkdir(parents=True)
+    with task.folder.held(), pytest.raises(UserError, match="is at work on"), task.folder.held():
+        pass
+    with task.folder.held():
+        pass

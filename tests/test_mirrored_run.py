@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from slm_ray import checkpoint, loop, storage, tracking
+from slm_ray import checkpoint, loop, storage, tracking, worker_group
 from slm_ray.config import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.loop import fit
@@ -19,6 +19,7 @@ from slm_ray.run_folder import RunFolder
 from slm_ray.storage import Place, files_below, place
 from slm_ray.task import Surroundings, Task
 from slm_ray.train import describe, run_training
+from slm_ray.trainer import Trainer
 
 CHECKPOINT = {
     "complete.json",
@@ -173,3 +174,34 @@ def test_ray_train_keeps_a_run_in_the_store(s3: Callable[..., Any], local_ray: A
     shutil.rmtree(result.best.parent)
     longer = parse_config(["--resume", "--output", config.output, "--name", "tiny", "--max-steps", "12"])
     assert run_training(longer, is_quiet=True).metrics["step"] == 12
+
+
+def test_what_the_store_refused_once_is_there_after_the_next_checkpoint(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best checkpoint is the one that was refused."""
+    losses = iter([3.0, 2.0, 3.5, 3.6])
+
+    def validate(_trainer: Trainer) -> dict[str, float]:
+        loss = next(losses)
+        return {"val_loss": loss, "val_perplexity": 1.0, "val_bits_per_byte": loss}
+
+    uploads, upload = iter(range(100)), MirroredRun._upload
+
+    def refusing(folder: MirroredRun, path: Path) -> None:
+        if next(uploads) == 1:
+            raise OSError("not now")
+        upload(folder, path)
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    monkeypatch.setattr(MirroredRun, "_upload", refusing)
+    task = task_of(config, max_steps=16, eval_interval_steps=4, keep_checkpoints=1, keep_best=1)
+    assert fit(task, Surroundings())["best"]["step"] == 8
+    another_machine(task)
+    task.folder.fetch()
+    assert checkpoint.load_state(task.folder.best).step == 8
+    assert checkpoint.load_state(task.folder.latest).step == 16
+
+
+def test_a_signal_is_not_taken_for_an_early_one_where_the_record_is_elsewhere(config: TrainConfig) -> None:
+    assert worker_group._begun(task_of(config))()

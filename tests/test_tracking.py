@@ -99,3 +99,16 @@ def test_an_unusable_store_is_one_clear_line(bad: str, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="cannot be used") as caught:
         tracking.start_run(bad, "tests", "a run", {})
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_is_no_database_is_one_clear_line_and_in_a_worker_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"no database " * 500)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with pytest.raises(UserError, match="cannot be used: "):
+        tracking.start_run(uri, "experiment", "run", {})
+    assert not tracking.has_run(uri, "some-run")
+    warnings: list[str] = []
+    tracker = tracking.continue_run(uri, "some-run", warnings.append)
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.close()
+    assert warnings
