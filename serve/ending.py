@@ -10,8 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from slm_ray.errors import EXIT_USER_ERROR, UserError, end_now
-from slm_ray.outbox import first_line
+from slm_ray.errors import EXIT_USER_ERROR, UserError, end_now, first_line
 
 SPARE_S = 20
 """What ending takes beyond the stories: so long after them the process ends all the same."""

@@ -19,6 +19,11 @@ class UserError(Exception):
     """Something the user can mend: a path, an option, a file. The message says expected, got, and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def end_now(*_: object) -> None:
     """End this process at once, with one line and exit code 130."""
     os.write(2, b"interrupted\n")

@@ -72,15 +72,14 @@ class MirroredRun(RunFolder):
         """
         super().publish(step, is_best=is_best, keep=keep, keep_best=keep_best)
         with self._said():
-            there = set(self._remote_checkpoints()) - {self.checkpoint_path(step).name}
-            for path in self.checkpoints():  # this one, and what the store refused before
-                if path.name not in there:
+            there, here = set(self._remote_checkpoints()), self.checkpoints()
+            for path in here:
+                if path.name not in there or path == self.checkpoint_path(step):  # or what the store refused before
                     self._upload(path)
             for name in (self.latest, self.best):
                 if name.exists():
                     (self.remote / f"{name.name}.txt").write_text(name.resolve().name)
-            kept = {path.name for path in self.checkpoints()}
-            for stale in set(self._remote_checkpoints()) - kept:
+            for stale in there - {path.name for path in here}:
                 self._discard(stale)
         self.push_record()
 

@@ -10,6 +10,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from slm_ray.errors import first_line
+
 CAPACITY = 10_000
 FLUSH_S = 30.0
 
@@ -73,8 +75,3 @@ class Outbox:
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a full disk, where the warning is written to a file
             self._warn(text)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

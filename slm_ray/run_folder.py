@@ -7,12 +7,10 @@ In: checkpoints from the loop, rank 0 alone. Out: the newest whole one to resume
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,26 +114,14 @@ class RunFolder:
                 return path
         return None
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other drivers of this machine out of the run, until the end of the block or of this process.
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Make the folder, and keep other drivers of this machine out of it for the length of a block.
 
-        Raises:
-            UserError: there is one already.
+        Raises (on entering):
+            UserError: there is one already, or the folder cannot be made.
         """
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another train.py is at work on {self.path}: wait for its end, or take another --name"
-                ) from error
-            except OSError as error:  # a file system without locks for folders, as NFS: then nobody is kept out
-                LOGGER.debug("%s cannot be locked: %s", self.path, error)
-            yield
-        finally:
-            os.close(folder)
+        refusal = f"another train.py is at work on {self.path}: wait for its end, or take another --name"
+        return storage.held(self.path, refusal)
 
     @property
     def is_watched(self) -> bool:

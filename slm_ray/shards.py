@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, first_line
 from slm_ray.storage import Place, make_folder, place, replace_file
 
 FORMAT_VERSION = 1
@@ -151,7 +151,7 @@ def load_manifest(folder: str | Place) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no manifest this version reads ({error}): prepare the data again") from error
     except Exception as error:  # each object store has errors of its own
-        raise UserError(f"cannot read {path}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def write_shard(path: str | Place, table: pa.Table) -> Shard:

@@ -7,10 +7,8 @@ killed, at whatever moment, leaves its staging folder; the same job finds there 
 """
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -48,7 +46,6 @@ DECIDING_PACKAGES = ("pyarrow", "tokenizers", "ftfy", "sentencepiece", "numpy")
 def only_writer(output: Place) -> Iterator[None]:
     """Make the output folder, and keep other jobs out of it until the end of the block or of this process.
 
-    The folder itself is locked: a lock file would be in the way of `publish`, which removes all of `.staging`.
     An object store knows no locks: there nobody is kept out.
 
     Raises:
@@ -57,16 +54,9 @@ def only_writer(output: Place) -> Iterator[None]:
     if not isinstance(output, Path):
         yield
         return
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        folder = os.open(output, os.O_RDONLY)
-    except OSError as error:
-        raise _unwritable(output, error) from error
-    try:
-        _lock(folder, output)
+    refusal = f"another prepare.py is writing to {output}: wait for its end, or choose another --output"
+    with storage.held(output, refusal):
         yield
-    finally:
-        os.close(folder)
 
 
 def job_key(source_digest: str, parameters: dict[str, Any]) -> str:
@@ -171,17 +161,6 @@ def _move_into_place(output: Place, staged: Place) -> None:
             storage.remove(output / name)
     storage.put(staged / MANIFEST, output / MANIFEST)
     storage.remove(output / STAGING)
-
-
-def _lock(folder: int, output: Place) -> None:
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"another prepare.py is writing to {output}: wait for its end, or choose another --output"
-        ) from error
-    except OSError:  # a file system without locks for folders, as NFS: then nobody is kept out
-        return
 
 
 def _refuse_foreign(output: Place) -> None:

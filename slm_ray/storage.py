@@ -4,6 +4,8 @@ In: a path or an address. Out: a `Place`, which reads and writes like a `pathlib
 the two differ. Everything of a data set is read and written through here.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 import uuid
@@ -64,6 +66,36 @@ def make_folder(folder: Place) -> None:
     """Make it, with those above it. An object store has no folders, and a bucket is not made by the way."""
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def held(folder: Path, refusal: str) -> Iterator[None]:
+    """Make a folder, and keep others who ask for it out until the end of the block or of this process.
+
+    The folder itself is locked, so that no lock file is in the way of what lies there. An object store knows no locks.
+
+    Raises:
+        UserError: somebody has it, as `refusal` says, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    try:
+        _lock(descriptor, refusal)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, refusal: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(refusal) from error
+    except OSError:  # a file system without locks for folders, as NFS: then nobody is kept out
+        return
 
 
 def replace_file(path: Place, content: bytes | memoryview) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from slm_ray.errors import UserError
-from slm_ray.outbox import Outbox, first_line
+from slm_ray.errors import UserError, first_line
+from slm_ray.outbox import Outbox
 
 LOGGER = logging.getLogger(__name__)
 OFF = "none"

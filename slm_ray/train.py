@@ -75,15 +75,10 @@ def run_training(
         require_tensorboard()
     config = resolve(config, default_workers)
     task = load_task(config, tracking.NullTracker())
-    folder = task.folder
     refuse_conflicts(config, task)
     cluster.connect()
     _check_resources(config)
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder.path}: {error.strerror}") from error
-    with folder.held():
+    with task.folder.held():
         return _run_held(config, task, parent_run_id, is_quiet, callbacks)
 
 
