@@ -61,7 +61,7 @@ def joined_ray() -> Iterator[bool]:
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        yield cluster.connect(include_dashboard=False)
+        yield cluster.connect()
     finally:
         with ending_within(SPARE_S):
             ray.shutdown()

@@ -19,7 +19,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
 
-from slm_ray import event_log, hardware, loop, system_metrics, tracking
+from slm_ray import cluster, event_log, hardware, loop, system_metrics, tracking
 from slm_ray.config import TrainConfig
 from slm_ray.config_files import from_dict
 from slm_ray.errors import UserError
@@ -37,6 +37,22 @@ RESIZE_CHECK_S = 30.0
 """Between two looks for room for more elastic workers."""
 EXIT_HUNG = 75
 HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+UNUSED = "DatasetsCallback"
+"""Starts a process for Ray Data, which reads nothing here."""
+OF_CLUSTERS = "PlacementGroupCleanerCallback"
+"""Starts a process that frees the CPUs of a run whose driver is gone; a local Ray goes with its driver."""
+
+
+class SpareTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
+    """Without those of Ray's helper processes that have nothing to do here: each wakes a hundred times a second.
+
+    Ray has no option for it. Where another version names them otherwise, they are started.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        left_out = {UNUSED} | ({OF_CLUSTERS} if cluster.is_local() else set())
+        made = super()._create_default_callbacks()
+        return [callback for callback in made if type(callback).__name__ not in left_out]
 
 
 def run_workers(config: TrainConfig, task: Task, run_id: str, callbacks: Sequence[UserCallback]) -> None:
@@ -66,7 +82,7 @@ def run_workers(config: TrainConfig, task: Task, run_id: str, callbacks: Sequenc
 def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
     uses_gpu = ray.cluster_resources().get("GPU", 0) > 0
     storage_path, storage_filesystem = folder.ray_storage()
-    return TorchTrainer(
+    return SpareTrainer(
         _worker,
         train_loop_config={"config": dataclasses.asdict(config), "run_id": run_id},
         scaling_config=ScalingConfig(

@@ -28,7 +28,17 @@ quiet_environment()
 TINY_STORIES = 120
 RAY_FILES = frozenset(
     f"test_{name}"
-    for name in ("demo", "end_to_end", "faults_ray", "mirrored_run", "serve", "serve_faults", "sweep", "train")
+    for name in (
+        "cluster",
+        "demo",
+        "end_to_end",
+        "faults_ray",
+        "mirrored_run",
+        "serve",
+        "serve_faults",
+        "sweep",
+        "train",
+    )
 )
 """Files that start a Ray: several at once on one machine confuse each other."""
 

@@ -1,11 +1,66 @@
 """Which Ray a command runs on."""
 
+import json
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slm_ray import cluster
 from slm_ray.errors import UserError
+from slm_ray.worker_group import OF_CLUSTERS, UNUSED, SpareTrainer
+
+LOCAL_RUN = """
+import json, sys, time
+import psutil, ray
+from ray.train import RunConfig, ScalingConfig
+from slm_ray import cluster
+from slm_ray.worker_group import SpareTrainer
+
+def look(given):
+    time.sleep(3)  # Ray starts some of its processes beside the training
+    workers = psutil.Process().parent().children()
+    seen = {"titles": [worker.cmdline()[0] for worker in workers], "is_local": cluster.is_local()}
+    with open(given["seen"], "w") as file:
+        json.dump(seen, file)
+
+was_started = cluster.connect()
+assert was_started and cluster.is_local() and not ray._private.worker.get_dashboard_url()
+folder = sys.argv[1]
+scaling, run = ScalingConfig(num_workers=1), RunConfig(storage_path=folder)
+given = {"seen": folder + "/seen.json"}
+SpareTrainer(look, train_loop_config=given, scaling_config=scaling, run_config=run).fit()
+"""
+
+
+def names(callbacks: list[Any]) -> set[str]:
+    return {type(callback).__name__ for callback in callbacks}
+
+
+def test_a_local_ray_starts_no_process_that_only_a_cluster_needs(tmp_path: Path) -> None:
+    code = f"from slm_ray.script import quiet_environment; quiet_environment(){LOCAL_RUN}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
+    assert seen["is_local"]
+    titles = {title.removeprefix("ray::") for title in seen["titles"] if title.startswith("ray::")}
+    assert any("RayTrainWorker" in title for title in titles)
+    assert not [
+        title
+        for title in titles
+        if title.startswith(("IDLE", "PlacementGroupCleaner", "PreemptionWatcher", "DatasetManager"))
+    ]
 
 
 def test_a_cluster_that_is_gone_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,3 +77,12 @@ def test_an_address_that_is_none_is_one_clear_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match="no Ray cluster answers"):
         cluster.connect()
+
+
+def test_elsewhere_only_what_is_never_used_is_left_out(local_ray: Any) -> None:
+    trainer = SpareTrainer(print)
+    all_names = names(super(SpareTrainer, trainer)._create_default_callbacks())
+    assert {UNUSED, OF_CLUSTERS} < all_names, "Ray names them otherwise now"
+    assert names(trainer._create_default_callbacks()) == all_names - {UNUSED}
+    assert not cluster.is_local()
+    assert not local_ray.get(local_ray.remote(cluster.is_local).remote())
