@@ -26,7 +26,7 @@ SPARE = {
     "LOG_NAME_UPDATE_INTERVAL_S": "10",  # ... not ten times a second
 }
 """What a local Ray does without. Its 27 processes wake 2,300 times a second for nothing, and each time one of the
-threads that train waits for them and the others for it: a tenth of a training's speed on two cores."""
+threads that train waits for them and the others for it: an eighth of the speed of a training on two cores."""
 
 _started_here = ""
 

@@ -85,6 +85,7 @@ TRIES = {
     ),
     "story-5m, batch 32, four layers": Try({"batch_size": 32, "model": {"n_layers": 4}}, PRESET),
     "story-5m, batch 32": Try({"batch_size": 32}, PRESET),
+    "story-5m, lr 4e-3": Try({"optim": {"lr": 4e-3}}, PRESET),
     "story-5m, lr 5e-3": Try({"optim": {"lr": 5e-3}}, PRESET),
     "story-5m, embeddings 5": Try({"optim": {"embed_lr_factor": 5.0}}, PRESET),
 }
