@@ -16,8 +16,6 @@ from slm_ray.errors import UserError
 
 LOCAL = "local"
 ANSWER_TIMEOUT_S = 5.0
-IS_LOCAL = "SLM_RAY_IS_LOCAL"
-"""Set where the processes of a local Ray begin, so that they know that it is one."""
 SPARE = {
     "RAY_prestart_worker_first_driver": "0",  # a worker started ahead that nobody asks for stays
     "RAY_enable_worker_prestart": "0",
@@ -31,10 +29,11 @@ threads that train waits for them and the others for it: an eighth of the speed 
 _started_here = ""
 
 
-def connect() -> bool:
+def connect(*, with_dashboard: bool = False) -> bool:
     """Connect once a process. Returns whether the Ray was started here, and so ends with this process.
 
-    A local Ray has no dashboard and nothing else that only a cluster needs (see `SPARE`); what the user set stays.
+    A local Ray does without what only a cluster needs (see `SPARE`; what the user set stays) and, unless asked for,
+    without the dashboard, which Train's cleaner of lost trials asks who is alive.
 
     Raises:
         UserError: RAY_ADDRESS names no cluster that answers.
@@ -44,7 +43,7 @@ def connect() -> bool:
         return address == LOCAL
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
-        _start_local(quiet)
+        _start_local(with_dashboard, quiet)
         return True
     _check_answers(address)
     try:
@@ -54,20 +53,16 @@ def connect() -> bool:
     return False
 
 
-def is_local() -> bool:
-    """Whether the Ray that this process is connected to is a local one, or was started as one by its driver."""
-    return IS_LOCAL in os.environ or ray.get_runtime_context().gcs_address == _started_here
+def is_started_here() -> bool:
+    """Whether this process started the Ray that it is connected to, which then ends with it."""
+    return bool(ray.get_runtime_context().gcs_address == _started_here)
 
 
-def _start_local(options: dict[str, Any]) -> None:
+def _start_local(with_dashboard: bool, options: dict[str, Any]) -> None:
     global _started_here  # a process is connected to one Ray
     for name, value in SPARE.items():
         os.environ.setdefault(name, value)
-    os.environ[IS_LOCAL] = "1"
-    try:
-        ray.init(LOCAL, include_dashboard=False, **options)
-    finally:
-        del os.environ[IS_LOCAL]  # of its processes, not of another Ray's that this one may start later
+    ray.init(LOCAL, include_dashboard=with_dashboard, **options)
     _started_here = ray.get_runtime_context().gcs_address
 
 

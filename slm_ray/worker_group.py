@@ -39,8 +39,8 @@ EXIT_HUNG = 75
 HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 UNUSED = "DatasetsCallback"
 """Starts a process for Ray Data, which reads nothing here."""
-OF_CLUSTERS = "PlacementGroupCleanerCallback"
-"""Starts a process that frees the CPUs of a run whose driver is gone; a local Ray goes with its driver."""
+CLEANER = "PlacementGroupCleanerCallback"
+"""Starts a process that frees the CPUs of a run whose controller is lost; not needed where Ray ends with the run."""
 
 
 class SpareTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
@@ -50,7 +50,7 @@ class SpareTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        left_out = {UNUSED} | ({OF_CLUSTERS} if cluster.is_local() else set())
+        left_out = {UNUSED} | ({CLEANER} if cluster.is_started_here() else set())
         made = super()._create_default_callbacks()
         return [callback for callback in made if type(callback).__name__ not in left_out]
 

@@ -12,7 +12,7 @@ import pytest
 
 from slm_ray import cluster
 from slm_ray.errors import UserError
-from slm_ray.worker_group import OF_CLUSTERS, UNUSED, SpareTrainer
+from slm_ray.worker_group import CLEANER, UNUSED, SpareTrainer
 
 LOCAL_RUN = """
 import json, sys, time
@@ -24,12 +24,11 @@ from slm_ray.worker_group import SpareTrainer
 def look(given):
     time.sleep(3)  # Ray starts some of its processes beside the training
     workers = psutil.Process().parent().children()
-    seen = {"titles": [worker.cmdline()[0] for worker in workers], "is_local": cluster.is_local()}
     with open(given["seen"], "w") as file:
-        json.dump(seen, file)
+        json.dump([worker.cmdline()[0] for worker in workers], file)
 
 was_started = cluster.connect()
-assert was_started and cluster.is_local() and not ray._private.worker.get_dashboard_url()
+assert was_started and cluster.is_started_here() and not ray._private.worker.get_dashboard_url()
 folder = sys.argv[1]
 scaling, run = ScalingConfig(num_workers=1), RunConfig(storage_path=folder)
 given = {"seen": folder + "/seen.json"}
@@ -53,8 +52,7 @@ def test_a_local_ray_starts_no_process_that_only_a_cluster_needs(tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
-    assert seen["is_local"]
-    titles = {title.removeprefix("ray::") for title in seen["titles"] if title.startswith("ray::")}
+    titles = {title.removeprefix("ray::") for title in seen if title.startswith("ray::")}
     assert any("RayTrainWorker" in title for title in titles)
     assert not [
         title
@@ -82,7 +80,7 @@ def test_an_address_that_is_none_is_one_clear_line(monkeypatch: pytest.MonkeyPat
 def test_elsewhere_only_what_is_never_used_is_left_out(local_ray: Any) -> None:
     trainer = SpareTrainer(print)
     all_names = names(super(SpareTrainer, trainer)._create_default_callbacks())
-    assert {UNUSED, OF_CLUSTERS} < all_names, "Ray names them otherwise now"
+    assert {UNUSED, CLEANER} < all_names, "Ray names them otherwise now"
     assert names(trainer._create_default_callbacks()) == all_names - {UNUSED}
-    assert not cluster.is_local()
-    assert not local_ray.get(local_ray.remote(cluster.is_local).remote())
+    assert not cluster.is_started_here()
+    assert local_ray.is_initialized()

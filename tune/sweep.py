@@ -120,7 +120,7 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
         raise UserError(f"output ({sweep.output}) must be a folder: a sweep does not go to an object store yet")
     if sweep.resume and not sweep.name:
         raise UserError("--resume needs the sweep's --name")
-    cluster.connect()
+    cluster.connect(with_dashboard=True)  # which Train asks about lost trials
     for workers in (sweep.trial_workers, sweep.workers or default_workers()):
         sweep.check_batch(workers)
     for lr, d_ff in sweep.points:
