@@ -7,9 +7,10 @@ for LLM Training" (arXiv:2502.16982), section 2.2, so that AdamW's learning rate
 With `normalize_rows` the rows of the update are brought to one size (Li et al., "NorMuon", arXiv:2510.05491), for
 orthogonal updates still have rows, one a neuron, that move much more than others.
 
-`torch.optim.Muon` does the rest one matrix at a time and always in bfloat16, which a CPU without that emulates slowly.
-Here matrices of one shape go through the iteration together, in the precision of the gradients on a CPU; and each rank
-takes its share of them (section 3 of the second paper), for all ranks would compute the same.
+`torch.optim.Muon` does the rest one matrix at a time and always in bfloat16, which a CPU without that emulates slowly,
+by five equal steps. Here matrices of one shape go through four steps together, each the best one after those before it,
+in the precision of the gradients on a CPU; and each rank takes its share of them (section 3 of the second paper), for
+all ranks would compute the same.
 """
 
 import math
@@ -19,8 +20,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-N_ITERATIONS = 5
+STEPS = (
+    (8.251, -23.6626, 17.3868),
+    (4.0193, -2.9543, 0.5564),
+    (3.519, -2.6365, 0.5268),
+    (2.5061, -1.8478, 0.4383),
+)
+"""(a, b, c) of each step x -> a x + b x^3 + c x^5: after them, values of 0.003 to 1 are between 0.79 and 1.23.
+
+Each is the polynomial closest to one over what the steps before it leave (Amsel et al., "The Polar Express",
+arXiv:2505.16932, section 3, with its cushion of 0.02), found by Remez's method from the lower end 0.003.
+"""
+GRAM_RATIO = 1.5
+"""Matrices longer than this over their width are cheaper through their Gram matrix, however many steps there are."""
 RMS_OF_ADAMW = 0.2
 """Root mean square of AdamW's usual update, which the orthogonal one is scaled to."""
 ROW_BETA = 0.95
@@ -28,18 +40,42 @@ ROW_BETA = 0.95
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Bring every singular value near one (0.7 to 1.2), by five steps of a quintic Newton-Schulz iteration.
+    """Bring every singular value near one (from 0.003 of the norm on: 0.79 to 1.23), by the odd polynomials of `STEPS`.
 
     matrices: (N, rows, columns). Returns the same shape. [[2, 0], [0, 0.1]] -> about [[1, 0], [0, 1]].
     """
     is_tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if is_tall else matrices  # (N, r, c), r <= c: the smaller square is the cheaper one
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    a, b, c = COEFFICIENTS
-    for _ in range(N_ITERATIONS):
+    is_long = x.size(-1) > GRAM_RATIO * x.size(-2)
+    x = _through_gram(x) if is_long and x.dtype != torch.bfloat16 else _directly(x)
+    return x.mT if is_tall else x
+
+
+def _directly(x: Tensor) -> Tensor:
+    """Every step on the matrices themselves. x: (N, r, c)."""
+    for a, b, c in STEPS:
         square = x @ x.mT  # (N, r, r)
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x.mT if is_tall else x
+    return x
+
+
+def _through_gram(x: Tensor) -> Tensor:
+    """The same, with all products but the first and the last on the small square. x: (N, r, c).
+
+    Each step multiplies x from the left by a polynomial of x x^T, and all such polynomials commute: so the steps can be
+    gathered first. Not for bfloat16, whose rounding of the Gram matrix grows with every step. The idea is that of
+    Zhang et al., "Gram Newton-Schulz" (dao-ailab.github.io/blog/2026/gram-newton-schulz).
+    """
+    gram = x @ x.mT  # (N, r, r), as all below
+    gathered = gram
+    for number, (a, b, c) in enumerate(STEPS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        gathered = factor @ gathered if number else factor
+        if number < len(STEPS) - 1:
+            gram = factor @ gram @ factor
+    return gathered @ x
 
 
 class Ranks(Protocol):
