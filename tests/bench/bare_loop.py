@@ -6,7 +6,7 @@ No Ray, no validation, no checkpoint, no record: what the machine can give. Argu
 import dataclasses
 
 import torch
-from peer_options import Stopwatch, options
+from peer_options import FOREVER, Stopwatch, options
 
 from slm_ray.batches import TokenStream, TrainBatches
 from slm_ray.config_files import load_config
@@ -20,7 +20,7 @@ from slm_ray.tokenizer import Tokenizer
 
 
 def main() -> None:
-    """Train for the given steps, and print the speed."""
+    """Train, and print the speed, until ended."""
     given = options()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -36,8 +36,8 @@ def main() -> None:
     optimizer = make_optimizer(model, config.optim)
     is_bf16 = resolve_precision("auto", torch.device("cpu")) == "bf16"
     watch = Stopwatch(given, config.model.seq_len)
-    for step in range(given.steps):
-        set_learning_rate(optimizer, learning_rate(step, given.steps, config.optim))
+    for step in range(FOREVER):
+        set_learning_rate(optimizer, learning_rate(step, FOREVER, config.optim))
         inputs, targets = batches.at(step)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
             loss = module(torch.from_numpy(inputs), torch.from_numpy(targets)) / targets.size
@@ -45,8 +45,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        watch.step(step, loss)
-    watch.report()
+        watch.step(step)
 
 
 if __name__ == "__main__":

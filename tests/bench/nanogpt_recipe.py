@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from peer_options import Stopwatch, options
+from peer_options import FOREVER, Stopwatch, options
 from torch import Tensor, nn
 
 from slm_ray.config_files import load_config
@@ -60,7 +60,7 @@ class GPT(nn.Module):
 
 
 def main() -> None:
-    """Train for the given steps, and print the speed."""
+    """Train, and print the speed, until ended."""
     given = options()
     torch.set_num_threads(given.threads)
     torch.manual_seed(1337)
@@ -75,7 +75,7 @@ def main() -> None:
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95))
     watch = Stopwatch(given, shape.seq_len)
-    for step in range(given.steps):
+    for step in range(FOREVER):
         starts = torch.randint(len(tokens) - shape.seq_len, (given.batch_size,))
         windows = [torch.from_numpy(tokens[i : i + shape.seq_len + 1].astype(np.int64)) for i in starts.tolist()]
         batch = torch.stack(windows)
@@ -84,8 +84,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        watch.step(step, loss)
-    watch.report()
+        watch.step(step)
 
 
 if __name__ == "__main__":

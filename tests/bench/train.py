@@ -1,133 +1,163 @@
 """Training speed against named peers, in one run: `make bench-train DATA=data/tinystories`.
 
-Tokens per second on this machine's cores, the same shape, data and batch, fresh processes in turn, ratios round by
-round: (a) `bare_loop.py`, our model in a bare torch loop; (b) `nanogpt_recipe.py`; (c) `transformers_trainer.py`;
-(d) ours with everything on: `slm_ray/train.py` through Ray Train, with MLflow, progress, validations and checkpoints,
-once as one worker with all threads and once as two workers that share them. The first steps, with the compiler in them,
-are not measured. Validations are outside of every figure; what they and the checkpoints take is printed apart.
+Tokens per second on this machine's cores, with the same shape, data and batch: (a) `bare_loop.py`, our model in a bare
+torch loop; (b) `nanogpt_recipe.py`; (c) `transformers_trainer.py`; (d) ours with everything on: `slm_ray/train.py`
+through Ray Train, with MLflow, progress and a record, as one worker with all threads, the same with AdamW, and as two
+workers that share the threads.
+
+The speed of a shared machine swings by a third from minute to minute, so the sides are compared within the same one:
+each variant of ours is started together with the peers, all are stopped (SIGSTOP, with every process of Ray), and each
+in turn is continued for some steps. Of these the first window, in which it was woken, does not count. One turn of all
+sides gives one ratio, and the table has the median and the quartiles over the turns. Compiling, validations and
+checkpoints are outside of every figure.
 """
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+from peer_options import FOREVER
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = Path(__file__).resolve().parent
-POLL_S = 5.0
+POLL_S = 0.2
+STEP_TIMEOUT_S = 600.0
+"""For as many steps as a window has, the compiler included."""
+STOP_TIMEOUT_S = 120.0
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+PATIENT = {"RAY_health_check_timeout_ms": "3600000", "RAY_health_check_failure_threshold": "1000000"}
+"""Ray takes a node that was stopped for half a minute for dead."""
 BARE, NANOGPT, TRAINER = "bare torch loop", "nanoGPT's recipe", "transformers.Trainer"
-OURS, OURS_TWO = "ours, 1 worker", "ours, 2 workers"
-OURS_ADAMW = "ours, 1 worker, AdamW"
 SCRIPTS = {BARE: "bare_loop.py", NANOGPT: "nanogpt_recipe.py", TRAINER: "transformers_trainer.py"}
+OURS = {
+    "ours, 1 worker": (1, []),
+    "ours, 1 worker, AdamW": (1, ["--optim.name", "adamw"]),
+    "ours, 2 workers": (2, []),
+}
 
 
 def main() -> int:
-    """Run all sides in turn, print a table."""
+    """Compare every variant of ours with all peers; print a table for each."""
     parser = argparse.ArgumentParser(prog="bench/train.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default="data/tinystories", help="data set (default: data/tinystories)")
     parser.add_argument("--preset", default="story-5m", help="shape and optimizer (default: story-5m)")
-    parser.add_argument("--steps", type=int, default=80, help="optimizer steps of each side (default: 80)")
-    parser.add_argument("--warmup", type=int, default=20, help="of which not measured (default: 20)")
     parser.add_argument("--batch-size", type=int, default=32, help="sequences a step (default: 32)")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each side (default: 2)")
-    parser.add_argument("--side", action="append", choices=[*SCRIPTS, OURS, OURS_ADAMW, OURS_TWO], help="only these")
+    parser.add_argument("--turns", type=int, default=8, help="of each side (default: 8)")
+    parser.add_argument("--window", type=int, default=4, help="steps measured in a turn, after as many (default: 4)")
+    parser.add_argument("--warmup", type=int, default=3, help="windows before the first turn (default: 3)")
+    parser.add_argument("--side", action="append", choices=[*SCRIPTS, *OURS], help="only these")
     given = parser.parse_args()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    sides = given.side or [*SCRIPTS, OURS, OURS_ADAMW, OURS_TWO]
-    print(f"{threads} cores, preset {given.preset}, {given.batch_size} sequences a step", flush=True)
-    rounds = []
-    for number in range(given.rounds):
-        rounds.append({side: run(side, given, threads) for side in sides})
-        shown = ", ".join(f"{side} {result['tokens_per_s']:,.0f}" for side, result in rounds[-1].items())
-        print(f"round {number + 1}, tokens/s: {shown}", flush=True)
-    print_table(rounds)
+    given.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    signal.signal(signal.SIGTERM, leave)
+    asked = given.side or [*SCRIPTS, *OURS]
+    print(f"{given.threads} cores, preset {given.preset}, {given.batch_size} sequences a step", flush=True)
+    for name in [name for name in OURS if name in asked]:
+        compare([*(peer for peer in SCRIPTS if peer in asked), name], given)
     return 0
 
 
-def run(side: str, given: argparse.Namespace, threads: int) -> dict[str, float]:
-    """One process of one side: its speed and the largest memory of its largest process."""
-    with tempfile.TemporaryDirectory() as scratch:
-        if side in SCRIPTS:
-            command = [str(BENCH / SCRIPTS[side]), "--data", given.data, "--preset", given.preset]
-            command += ["--steps", given.steps, "--warmup", given.warmup, "--batch-size", given.batch_size]
-            output, memory = watched([*command, "--threads", threads], scratch)
-            return {**json.loads(output.splitlines()[-1]), "peak_mib": memory}
-        workers = 2 if side == OURS_TWO else 1
-        command = [
-            str(ROOT / "slm_ray" / "train.py"),
-            "--config",
-            given.preset,
-            "--data",
-            given.data,
-            "--workers",
-            workers,
-        ]
-        command += [
-            "--threads",
-            max(1, threads // workers),
-            "--batch-size",
-            given.batch_size,
-            "--max-steps",
-            given.steps,
-        ]
-        command += ["--output", scratch, "--name", "bench", "--compile", "on"]
-        command += ["--log-interval-steps", 5, "--eval-interval-steps", max(1, given.steps // 2)]
-        command += ["--tracking-uri", f"sqlite:///{scratch}/mlflow.db", "--max-failures", 0]
-        command += ["--optim.name", "adamw"] if side == OURS_ADAMW else []
-        _, memory = watched(command, scratch)
-        return {**from_record(Path(scratch) / "bench" / "metrics.jsonl", given), "peak_mib": memory}
+def compare(names: list[str], given: argparse.Namespace) -> None:
+    """Run some sides in turn, and print the table of the last one over the others."""
+    with contextlib.ExitStack() as stack:
+        sides = []
+        for name in names:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory())
+            sides.append(stack.enter_context(Side(name, Path(scratch), given).started()))
+        speeds: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(given.turns):
+            for side in sides if turn % 2 else sides[::-1]:
+                speeds[side.name].append(side.run(2))
+            shown = ", ".join(f"{name} {values[-1]:,.0f}" for name, values in speeds.items())
+            print(f"turn {turn + 1}, tokens/s: {shown}", flush=True)
+        print_table(sides, speeds)
 
 
-def from_record(path: Path, given: argparse.Namespace) -> dict[str, float]:
-    """Speed over the steps after the warm-up, from a run's own record."""
-    lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "train_loss" in line]
-    tokens = seconds = 0.0
-    for before, line in itertools.pairwise(steps):
-        if before["step"] >= given.warmup:
-            done = line["tokens"] - before["tokens"]
-            tokens, seconds = tokens + done, seconds + done / line["tokens_per_s"]
-    shares = [line["data_share"] for line in steps[1:] if "data_share" in line]
-    return {
-        "tokens_per_s": tokens / seconds,
-        "loss": steps[-1]["train_loss"],
-        "data_share": statistics.mean(shares) if shares else float("nan"),
-    }
+class Side:
+    """A program that trains for ever, and runs only when it is told to."""
+
+    def __init__(self, name: str, scratch: Path, given: argparse.Namespace) -> None:
+        self.name, self.scratch, self.given = name, scratch, given
+        self.record = scratch / ("record.jsonl" if name in SCRIPTS else "bench/metrics.jsonl")
+        self.peak_mib = 0.0
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator["Side"]:
+        """Start, warm up and stop it; end it, and all that it has started, with the body."""
+        words = [sys.executable, *map(str, self._command())]
+        environment = os.environ | QUIET | PATIENT
+        with (self.scratch / "record.jsonl").open("wb") as output, (self.scratch / "stderr.txt").open("wb") as errors:
+            self.process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=output, stderr=errors)
+        self.family = [psutil.Process(self.process.pid)]
+        try:
+            self.run(self.given.warmup)
+            yield self
+        finally:
+            self._end()
+
+    def run(self, n_windows: int) -> float:
+        """Let it go on for at least as many windows, and stop it. Returns the speed of the last one, in tokens/s."""
+        self._signal(signal.SIGCONT)
+        before, deadline = len(self.windows()), time.monotonic() + STEP_TIMEOUT_S * n_windows
+        while len(self.windows()) < before + n_windows:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{self.name} failed:\n{(self.scratch / 'stderr.txt').read_text()[-3000:]}")
+            time.sleep(POLL_S)
+        for _ in range(2):  # what was started while the first were stopped
+            self.family = [self.family[0], *self.family[0].children(recursive=True)]
+            self._signal(signal.SIGSTOP)
+        self.peak_mib = max(self.peak_mib, *(_largest_mib(process.pid) for process in self.family))
+        return float(self.windows()[-1]["tokens_per_s"])
+
+    def windows(self) -> list[dict[str, Any]]:
+        """What it has recorded of its speed: a line for each window."""
+        if not self.record.exists():
+            return []
+        lines = self.record.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines if '"tokens_per_s"' in line]
+
+    def _command(self) -> list[Any]:
+        given = self.given
+        common: list[Any] = ["--data", given.data, "--batch-size", given.batch_size, "--threads"]
+        if self.name in SCRIPTS:
+            own = [BENCH / SCRIPTS[self.name], "--preset", given.preset, "--window", given.window]
+            return [*own, *common, given.threads]
+        workers, changes = OURS[self.name]
+        command = [ROOT / "slm_ray" / "train.py", "--config", given.preset, *common, max(1, given.threads // workers)]
+        command += ["--workers", workers, "--output", self.scratch, "--name", "bench", "--compile", "on"]
+        command += ["--max-steps", FOREVER, "--eval-interval-steps", FOREVER, "--log-interval-steps", given.window]
+        command += ["--tracking-uri", f"sqlite:///{self.scratch}/mlflow.db", "--max-failures", 0]
+        return [*command, *changes]
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self.family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def _end(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.family = [self.family[0], *self.family[0].children(recursive=True)]
+        self._signal(signal.SIGCONT)
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_TIMEOUT_S)
+        self._signal(signal.SIGKILL)
+        self.process.wait()
 
 
-def watched(command: list[Any], scratch: str) -> tuple[str, float]:
-    """Run a Python command; give its standard output, and the peak memory in MiB of its largest process."""
-    environment = dict(os.environ) | {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    words = [sys.executable, *map(str, command)]
-    with (Path(scratch) / "stderr.txt").open("w+", encoding="utf-8") as errors:
-        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
-        peaks = [0.0]
-        watcher = threading.Thread(target=_poll, args=(psutil.Process(process.pid), peaks), daemon=True)
-        watcher.start()
-        output, _ = process.communicate()
-        if process.returncode:
-            errors.seek(0)
-            raise SystemExit(f"{' '.join(words)} failed:\n{errors.read()[-3000:]}")
-    return output, peaks[0]
-
-
-def _poll(root: psutil.Process, peaks: list[float]) -> None:
-    """Ask seldom, for it takes time from what is measured; the kernel keeps every process's largest size."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while root.status() != psutil.STATUS_ZOMBIE:
-            family = [root, *root.children(recursive=True)]
-            peaks[0] = max([peaks[0], *(_largest_mib(process.pid) for process in family)])
-            threading.Event().wait(POLL_S)
+def leave(number: int, _frame: object) -> None:
+    """End as after an error, so that nothing that was started stays."""
+    raise SystemExit(128 + number)
 
 
 def _largest_mib(pid: int) -> float:
@@ -142,19 +172,17 @@ def _largest_mib(pid: int) -> float:
     return int(fields["VmHWM"].split()[0]) / 2**10
 
 
-def print_table(rounds: list[dict[str, dict[str, float]]]) -> None:
-    """Medians, and ours over each, as a Markdown table."""
-    reference = OURS if OURS in rounds[0] else next(iter(rounds[0]))
-    print(f"| side | tokens/s | {reference} is faster by | largest process, MiB |\n|---|---|---|---|")
-    for side in rounds[0]:
-        ratios = [results[reference]["tokens_per_s"] / results[side]["tokens_per_s"] for results in rounds]
-        speed = statistics.median(results[side]["tokens_per_s"] for results in rounds)
-        memory = max(results[side]["peak_mib"] for results in rounds)
-        listed = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"| {side} | {speed:,.0f} | {statistics.median(ratios):.2f} ({listed}) | {memory:,.0f} |")
-    shares = [results[OURS]["data_share"] for results in rounds if OURS in results]
-    if shares:
-        print(f"reading batches takes {statistics.mean(shares):.2%} of a step")
+def print_table(sides: list[Side], speeds: dict[str, list[float]]) -> None:
+    """Medians, and the last side over each, turn by turn, as a Markdown table."""
+    ours = sides[-1]
+    print(f"| side | tokens/s | {ours.name} over it: median (quartiles) | largest process, MiB |\n|---|---|---|---|")
+    for side in sides:
+        ratios = [mine / other for mine, other in zip(speeds[ours.name], speeds[side.name], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        speed = statistics.median(speeds[side.name])
+        print(f"| {side.name} | {speed:,.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) | {side.peak_mib:,.0f} |")
+    shares = [line["data_share"] for line in ours.windows() if "data_share" in line]
+    print(f"{ours.name}: reading batches takes {statistics.median(shares):.2%} of a step\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peer_options import Stopwatch, options
+from peer_options import FOREVER, Stopwatch, options
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from slm_ray.config_files import load_config
@@ -38,11 +38,11 @@ class Timer(TrainerCallback):  # type: ignore[misc]
         self.watch = watch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.watch.step(state.global_step - 1, torch.tensor(float("nan")))
+        self.watch.step(state.global_step - 1)
 
 
 def main() -> None:
-    """Train for the given steps, and print the speed."""
+    """Train, and print the speed, until ended."""
     given = options()
     torch.set_num_threads(given.threads)
     shape = load_config(given.preset).model
@@ -68,7 +68,7 @@ def main() -> None:
             use_cpu=True,
             bf16=resolve_precision("auto", torch.device("cpu")) == "bf16",
             per_device_train_batch_size=given.batch_size,
-            max_steps=given.steps,
+            max_steps=FOREVER,
             learning_rate=1e-3,
             weight_decay=0.1,
             lr_scheduler_type="cosine",
@@ -77,7 +77,6 @@ def main() -> None:
             disable_tqdm=True,
         )
         Trainer(model, arguments, train_dataset=Windows(tokens, shape.seq_len), callbacks=[Timer(watch)]).train()
-    watch.report()
 
 
 if __name__ == "__main__":
