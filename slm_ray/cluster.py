@@ -5,9 +5,13 @@ its own. A cluster that merely runs on this machine is not joined: its address m
 killed, and Ray ends a process that asks a dead one, after a minute and without a word to mend it by.
 """
 
+import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -47,7 +51,8 @@ def connect(*, with_dashboard: bool = False) -> bool:
         return True
     _check_answers(address)
     try:
-        ray.init(address, **quiet)
+        with _own_sigterm():
+            ray.init(address, **quiet)
     except (ConnectionError, ValueError) as error:
         raise _no_answer(address) from error
     return False
@@ -62,8 +67,18 @@ def _start_local(with_dashboard: bool, options: dict[str, Any]) -> None:
     global _started_here  # a process is connected to one Ray
     for name, value in SPARE.items():
         os.environ.setdefault(name, value)
-    ray.init(LOCAL, include_dashboard=with_dashboard, **options)
+    with _own_sigterm():
+        ray.init(LOCAL, include_dashboard=with_dashboard, **options)
     _started_here = ray.get_runtime_context().gcs_address
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what this process does on SIGTERM: Ray's own handler ends it without a word, with exit code 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_answers(address: str) -> None:
@@ -72,7 +87,7 @@ def _check_answers(address: str) -> None:
     if not port.isdigit() or "/" in host:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
     except OSError as error:
         raise _no_answer(address) from error
 

@@ -13,6 +13,11 @@ from pydantic import ConfigDict
 
 from slm_ray.errors import UserError
 
+MAX_NAME_BYTES = 200
+"""Of a run: its folder's name, with room for what is put beside it (255 is what file systems take)."""
+MAX_THREADS = 1024
+MAX_EPOCHS = 1_000_000
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -231,6 +236,15 @@ class TrainConfig:
         _require(
             not self.name or (Path(self.name).name == self.name and self.name not in (".", "..")),
             f"name ({self.name!r}) must be a plain folder name",
+        )
+        _require(
+            len(self.name.encode()) <= MAX_NAME_BYTES and "\0" not in self.name,
+            f"name ({self.name[:20]!r}...) must be a folder name of at most {MAX_NAME_BYTES} bytes",
+        )
+        _require(self.threads <= MAX_THREADS, f"threads ({self.threads}) must be at most {MAX_THREADS:,}")
+        _require(self.epochs <= MAX_EPOCHS, f"epochs ({self.epochs}) must be at most {MAX_EPOCHS:,}")
+        _require(
+            not set(self.register) & set(":/"), f"register ({self.register!r}) must be a name without a colon or slash"
         )
 
     @property

@@ -4,6 +4,7 @@ In: a preset's name, a YAML file, or a dictionary out of a checkpoint. Out: a co
 checked; or one clear line on what is wrong with it.
 """
 
+import typing
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -37,6 +38,7 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], origin: str) -> Con
     Raises:
         UserError: an unknown field, a wrong type or a refused value; the message names `origin` and the field.
     """
+    _refuse_truth(kind, values, origin)
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
@@ -44,6 +46,17 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], origin: str) -> Con
         field = ".".join(str(part) for part in first["loc"])
         reason = "unknown field" if first["type"] == "unexpected_keyword_argument" else first["msg"]
         raise UserError(f"{origin}: {field + ': ' if field else ''}{reason}") from error
+
+
+def _refuse_truth(kind: type, values: Mapping[str, Any], origin: str) -> None:
+    """Python takes true for 1; and YAML takes a bare `on` for true."""
+    for name, its_kind in typing.get_type_hints(kind).items():
+        value = values.get(name)
+        if isinstance(value, Mapping):
+            _refuse_truth(its_kind, value, f"{origin}: {name}")
+        elif isinstance(value, bool) and its_kind is not bool:
+            said = "is true or false (YAML's on and off are, without quotes), and something else is expected"
+            raise UserError(f"{origin}: {name} {said}")
 
 
 def presets() -> list[str]:
@@ -68,6 +81,8 @@ def load_config(name_or_file: str) -> TrainConfig:
         )
     try:
         values = _OneValueEach(text).get_single_data() or {}
+    except RecursionError as error:
+        raise UserError(f"{name_or_file} cannot be read as YAML: it is nested too deeply") from error
     except yaml.YAMLError as error:
         raise UserError(f"{name_or_file} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -5,6 +5,7 @@ In: metrics from rank 0. Out: lines for whoever watches (the driver shows progre
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -14,6 +15,37 @@ from pathlib import Path
 from typing import Any
 
 LOGGER = logging.getLogger(__name__)
+
+
+class Tail:
+    """The lines of a growing file that were not given yet, each once; nothing is read a second time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode, self._offset = 0, 0
+        self._seen: set[bytes] = set()
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """What was added. A file that was put in the place of the old one is read anew, but for lines that it kept."""
+        try:
+            with self._path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self._inode, self._offset = status.st_ino, 0
+                file.seek(self._offset)
+                added = file.read()
+        except FileNotFoundError:
+            return []
+        whole = added[: added.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        found = []
+        for line in whole.splitlines():
+            digest = hashlib.blake2b(line, digest_size=8).digest()  # a long run has hundreds of thousands
+            if digest not in self._seen:
+                self._seen.add(digest)
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
+        return found
 
 
 @dataclass(frozen=True)

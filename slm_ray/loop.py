@@ -22,6 +22,8 @@ FINISHED = "finished"
 DIVERGED = "diverged"
 STOPPED = "stopped"
 UNSAVED = "unsaved"
+LONG_INTERVAL_STEPS = 100
+"""Between validations: then half a second more at one, to measure the machine again, is little."""
 
 
 def fit(task: Task, around: Surroundings, *, precision: str = "fp32", is_compiled: bool = False) -> dict[str, Any]:
@@ -61,6 +63,8 @@ def _run(trainer: Trainer) -> dict[str, Any]:
                 trainer.save({})
                 break
             metrics = trainer.validate()
+            if trainer.task.eval_interval >= LONG_INTERVAL_STEPS:
+                trainer.meter.measure_peak_again()
             trainer.refuse_explosion(metrics["val_loss"])
             trainer.save(metrics)
             _report(trainer, metrics)

@@ -9,7 +9,6 @@ import datetime
 import sys
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from slm_ray import checkpoint, storage, tracking
 from slm_ray.batches import TokenStream, TrainBatches
@@ -18,7 +17,7 @@ from slm_ray.config import ModelConfig, TrainConfig
 from slm_ray.config_files import from_dict, load_config
 from slm_ray.errors import UserError
 from slm_ray.mirrored_run import open_run
-from slm_ray.run_folder import newest_run
+from slm_ray.run_folder import RunFolder, newest_run
 from slm_ray.shards import load_manifest, read_split
 from slm_ray.task import Task
 from slm_ray.tokenizer import Tokenizer
@@ -35,21 +34,30 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
     """
     origin, rest = take_option("config", "", sys.argv[1:] if argv is None else argv)
     about = f"Train a model with Ray Train. --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
-    config = parse(TrainConfig, rest, prog="train.py", about=about, default=load_config(origin or DEFAULT_PRESET))
-    if not config.resume:
-        return config
+    if "--resume" not in rest or not {"-h", "--help"}.isdisjoint(rest):
+        return parse(TrainConfig, rest, prog="train.py", about=about, default=load_config(origin or DEFAULT_PRESET))
     if origin:
         raise UserError("--resume continues a run with its own config: leave out --config")
-    if not config.name and not storage.is_local(storage.place(config.output)):
-        raise UserError(f"--resume needs the --name of a run in {config.output}")
-    folder = open_run(config.output, config.name) if config.name else newest_run(Path(config.output))
+    named = {name: take_option(name, getattr(TrainConfig, name), rest)[0] for name in ("output", "name")}
+    from_dict(TrainConfig, named, "options")  # the others are checked over the run's own config
+    folder = _run_to_resume(**named)
     folder.fetch()
     newest = folder.newest_whole()
     if newest is None:
         raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")
     saved = from_dict(TrainConfig, checkpoint.load_state(newest).config, str(newest))
-    here = dataclasses.replace(saved, resume=True, force=False, output=config.output, name=folder.path.name)
+    here = dataclasses.replace(saved, resume=True, force=False, output=named["output"], name=folder.path.name)
     return parse(TrainConfig, rest, prog="train.py", about=about, default=here)
+
+
+def _run_to_resume(output: str, name: str) -> RunFolder:
+    """The run of that name, or the newest of a folder on this machine."""
+    if name:
+        return open_run(output, name)
+    where = storage.place(output)
+    if not storage.is_local(where):
+        raise UserError(f"--resume needs the --name of a run in {output}")
+    return newest_run(where)
 
 
 def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainConfig:
@@ -66,13 +74,16 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
         raise UserError(f"model.vocab_size ({config.model.vocab_size}) must be the data set's, {vocab_size}")
     workers = config.workers or default_workers()
     config.check_batch(workers)
+    tracking_uri = tracking.resolve_uri(config.tracking_uri)
+    if config.register and tracking_uri == tracking.OFF:
+        raise UserError(f"register ({config.register}) needs an MLflow store, and tracking_uri is {tracking.OFF}")
     return dataclasses.replace(
         config,
         data=str(data),
         output=str(storage.place(config.output)),
         name=config.name or f"run-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
         workers=workers,
-        tracking_uri=tracking.resolve_uri(config.tracking_uri),
+        tracking_uri=tracking_uri,
         model=dataclasses.replace(config.model, vocab_size=vocab_size),
     )
 

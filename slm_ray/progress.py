@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from slm_ray.history import History
+from slm_ray.history import History, Tail
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 5.0
@@ -29,9 +29,10 @@ def watch(history: History, max_steps: int, *, is_quiet: bool = False) -> Iterat
         yield
         return
     is_over = threading.Event()
-    seen = {str(line) for line in history.lines()}  # of a resumed run
+    tail = Tail(history.path)
+    tail.new_lines()  # of a resumed run
     view = _Bar(max_steps) if sys.stderr.isatty() else _Lines(max_steps)
-    thread = threading.Thread(target=_follow, args=(history, view, is_over, seen), daemon=True)
+    thread = threading.Thread(target=_follow, args=(tail, view, is_over), daemon=True)
     thread.start()
     try:
         yield
@@ -131,12 +132,10 @@ def _text(line: dict[str, Any], max_steps: int, left: str = "") -> str:
     return f"{place}  validation {line['val_loss']:.4f} nats, {line['val_bits_per_byte']:.4f} bits per byte{sample}"
 
 
-def _follow(history: History, view: _Lines | _Bar, is_over: threading.Event, seen: set[str]) -> None:
+def _follow(tail: Tail, view: _Lines | _Bar, is_over: threading.Event) -> None:
     while True:
         is_last = is_over.wait(POLL_S)
-        for line in history.lines():  # a restart cuts the record back and writes anew: count nothing, remember
-            if str(line) not in seen:
-                seen.add(str(line))
-                view.show(line)
+        for line in tail.new_lines():
+            view.show(line)
         if is_last:
             return

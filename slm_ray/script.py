@@ -23,7 +23,7 @@ def quiet_environment() -> None:
 
     To be called before Ray is imported: where no cluster is named, it also keeps the local one on loopback.
     """
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
+    if (os.environ.get("RAY_ADDRESS") or "local") == "local":  # as `cluster.connect` reads it
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # 1, Linux's default, listens everywhere
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -50,5 +50,26 @@ class Signals:
         if self.received:
             raise StoppedError("left at once: steps since the last checkpoint are lost", number)
         self.received = number
+        try:
+            self._on_first()
+        except OSError as error:
+            reason = f"the workers cannot be asked to save ({error.strerror or error})"
+            raise StoppedError(f"{reason}: steps since the last checkpoint are lost", number) from error
         os.write(2, b"\nstopping after this step, with a checkpoint (once more: at once)\n")
-        self._on_first()
+
+
+@contextlib.contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Within the block SIGTERM raises `StoppedError`, where nothing else takes it; on the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise StoppedError("stopped outside of the training itself, which loses nothing", number)

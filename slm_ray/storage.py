@@ -31,6 +31,8 @@ def place(address: str | Place) -> Place:
         return address
     if not address:
         raise UserError("a path is an empty word: name a folder, or an address such as s3://BUCKET/FOLDER")
+    if "\0" in address:
+        raise UserError(f"{address!r}: no path has a zero byte in it")
     if "://" not in address:
         return _local(address)
     if address.startswith("file://"):

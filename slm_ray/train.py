@@ -35,7 +35,7 @@ from slm_ray.profiling import read_operators
 from slm_ray.progress import watch
 from slm_ray.run_folder import RunFolder
 from slm_ray.script import quiet_environment
-from slm_ray.stopping import StoppedError
+from slm_ray.stopping import StoppedError, ending_on_sigterm
 from slm_ray.task import Task
 from slm_ray.tracking import Tracker
 from slm_ray.worker_group import run_workers
@@ -78,8 +78,13 @@ def run_training(
     refuse_conflicts(config, task)
     cluster.connect()
     _check_resources(config)
-    with task.folder.held():
-        return _run_held(config, task, parent_run_id, is_quiet, callbacks)
+    try:
+        with task.folder.held():
+            refuse_conflicts(config, task)  # once more: another run of this name may have come and gone
+            return _run_held(config, task, parent_run_id, is_quiet, callbacks)
+    finally:
+        with contextlib.suppress(OSError):  # not empty: there is something to keep
+            task.folder.path.rmdir()
 
 
 def _run_held(
@@ -161,7 +166,7 @@ def _saying_where_it_stopped(config: TrainConfig, folder: RunFolder) -> Iterator
             return
         newest = folder.newest_whole()
         if newest is None:
-            raise StoppedError(str(stop) or "stopped, without a checkpoint", stop.signal_number) from None
+            raise StoppedError(f"{stop or 'stopped'}; there is no checkpoint", stop.signal_number) from None
         said = f"{stop}; the last checkpoint is that of" if str(stop) else "stopped, with a checkpoint of"
         message = (
             f"{said} step {checkpoint.load_state(newest).step:,}: `--resume --name {config.name}` goes on from there"
@@ -238,7 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, train, say what came out."""
     quiet_environment()
     try:
-        result = run_training(parse_config(argv))
+        with ending_on_sigterm():
+            result = run_training(parse_config(argv))
     except StoppedError as stop:
         sys.stderr.write(f"{stop}\n")
         if stop.signal_number == signal.SIGINT:

@@ -45,12 +45,17 @@ def train_flops_per_token(config: ModelConfig) -> int:
     return 6 * matmul_weights(config) + 12 * config.n_layers * d_attn * config.seq_len
 
 
-def peak_flops_per_s(precision: str, device: torch.device, all_sum: Callable[[Tensor], Tensor]) -> float:
+def peak_flops_per_s(
+    precision: str, device: torch.device, all_sum: Callable[[Tensor], Tensor], *, is_again: bool = False
+) -> float:
     """Rate of large matrix products on all workers at once, in the run's precision, in operations a second.
 
     Every worker calls it. Each of a few spans of a tenth of a second is summed over the workers; the fastest counts.
-    The measurement takes less than a second; a process makes it once. 0 where a worker cannot measure.
+    The measurement takes less than a second; a process makes it once, unless asked again. 0 where a worker cannot
+    measure.
     """
+    if is_again:
+        matmul_rates.cache_clear()
     all_sum(torch.zeros(1, dtype=torch.float64, device=device))  # a barrier: all begin together
     try:
         rates = matmul_rates(DTYPES[precision], device, torch.get_num_threads())

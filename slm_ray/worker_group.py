@@ -1,4 +1,6 @@
-"""The workers of a run: started, started again after a loss, watched, and asked to leave. Ray Train lives here only.
+"""The workers of a run: started, started again after a loss, watched, and asked to leave.
+
+Ray Train lives here; `train` only passes its callbacks on.
 
 In: a resolved config, from the driver. Out: `runs/NAME/`, written by rank 0. Every worker runs `loop.fit` and continues
 from the newest whole checkpoint; so a group that lost a worker, hangs, or changes its size is just started again.
@@ -158,7 +160,8 @@ def _failure(error: TrainingFailedError, folder: RunFolder) -> str:
         if isinstance(cause, UserError):
             return str(cause)
     path = folder.path / "error.txt"
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    with contextlib.suppress(OSError):  # a full disk may be the reason
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     last = next(
         (line for line in reversed(str(causes[0] if causes else error).splitlines()) if line.strip()), "unknown"
     )

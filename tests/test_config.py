@@ -59,6 +59,10 @@ def test_a_config_survives_its_dictionary() -> None:
         ("- 1", "expected fields with values, got a list"),
         ("a: [", "cannot be read as YAML"),
         ("seed: 1\nseed: 2", "seed is there twice"),
+        ("workers: true", "workers is true or false"),
+        ("model: {n_layers: yes}", "model: n_layers is true or false"),
+        ("compile: on", "compile is true or false .YAML's on and off are, without quotes"),
+        ("[" * 5000, "nested too deeply"),
         ("optim: {lr: 1e-3, lr: 2e-3}", "lr is there twice"),
     ],
 )
@@ -91,6 +95,11 @@ def test_every_field_can_be_set_by_its_dotted_name() -> None:
         (["--max-stepps", "7"], "--max-stepps"),
         (["--seed", "-1"], "seed (-1) must not be negative"),
         (["--batch-size", "many"], "many"),
+        (["--name", "n" * 300], "at most 200 bytes"),
+        (["--threads", "100000"], "threads (100000) must be at most 1,024"),
+        (["--epochs", "1e308"], "epochs (1e+308) must be at most 1,000,000"),
+        (["--register", "models/mine"], "register ('models/mine') must be a name without a colon or slash"),
+        (["--resume", "--name", "a/b"], "must be a plain folder name"),
         (["--model.d_model", "130", "--model.n_heads", "4"], "must be divisible by n_heads (4)"),
     ],
 )

@@ -29,6 +29,14 @@ def test_mfu_is_the_models_operations_over_the_machines(measured: Meter) -> None
     assert measured.figures(half, 1.0)["mfu"] == pytest.approx(0.5)
 
 
+def test_a_peak_that_was_measured_on_a_busy_machine_is_mended(measured: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured.peak = 5e9
+    for rate, expected in ((8e9, 8e9), (1e9, 8e9)):
+        monkeypatch.setattr(meter, "peak_flops_per_s", lambda *_, rate=rate, **__: rate)
+        measured.measure_peak_again()
+        assert measured.peak == expected
+
+
 def test_the_share_of_reading_batches_is_of_each_interval(measured: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.25, 1.0, 1.25])
     monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))

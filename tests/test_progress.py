@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slm_ray import progress
-from slm_ray.history import History
+from slm_ray.history import History, Tail
 from slm_ray.progress import duration, watch
 
 STEP = {"step": 10, "train_loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "tokens_per_s": 1000.0, "tokens": 40960.0}
@@ -43,6 +43,33 @@ def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         history.append(STEP)
     assert "10/20" in terminal.getvalue()
     assert "41 s left, loss 2.500, lr 1.0e-03, 1,000 tokens/s" in terminal.getvalue()
+
+
+def test_each_line_is_given_once_also_where_a_restart_cuts_the_record_back(tmp_path: Path) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    tail = Tail(history.path)
+    assert tail.new_lines() == []
+    for step in range(1, 4):
+        history.append({"step": step, "train_loss": 1.0 / step})
+    with history.path.open("ab") as file:
+        file.write(b'{"step": 4')  # not whole yet
+    assert [line["step"] for line in tail.new_lines()] == [1, 2, 3]
+    assert tail.new_lines() == []
+    history.rewind(2)
+    history.append({"step": 3, "train_loss": 1.0 / 3})  # again, and the same
+    history.append({"step": 4, "train_loss": 0.25})
+    assert [line["step"] for line in tail.new_lines()] == [4]
+
+
+def test_what_was_shown_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    history.append(STEP)
+    tail = Tail(history.path)
+    assert tail.new_lines() == [STEP]
+    before = history.path.read_bytes()
+    history.path.write_bytes(b"x" * (len(before) - 1) + b"\n")  # as long, so that reading it again would show
+    history.append(STEP | {"step": 20})
+    assert tail.new_lines() == [STEP | {"step": 20}]
 
 
 def test_nothing_when_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

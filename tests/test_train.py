@@ -69,6 +69,23 @@ def test_the_command_ends_with_2_and_one_line(tmp_path: Path, capsys: pytest.Cap
     assert all(line.startswith("error: ") for line in lines)
 
 
+def test_a_name_for_the_registry_needs_a_registry(tiny_config: TrainConfig) -> None:
+    config = dataclasses.replace(tiny_config, register="mine", tracking_uri="none")
+    with pytest.raises(UserError, match=r"register \(mine\) needs an MLflow store"):
+        resolve(config, lambda: 1)
+
+
+def test_a_resumed_run_checks_options_against_its_own_config(tiny_config: TrainConfig) -> None:
+    config = dataclasses.replace(tiny_config, optim=dataclasses.replace(tiny_config.optim, lr=1e-2, min_lr=1e-3))
+    fit_here(config)
+    output, more = config.output, ["--optim.min-lr", "5e-3", "--max-steps", "9"]  # above the default preset's rate
+    for where in (["--output", output, "--name", config.name], ["--output", f"file://{output}"]):
+        again = parse_config(["--resume", *where, *more])
+        assert (again.optim.lr, again.optim.min_lr, again.max_steps) == (1e-2, 5e-3, 9)
+    with pytest.raises(UserError, match=r"min_lr \(0.02\) must be between 0 and lr \(0.01\)"):
+        parse_config(["--resume", "--output", output, "--optim.min-lr", "2e-2"])
+
+
 @pytest.mark.slow
 def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_ray: Any) -> None:
     """One story in one test, for each start of a worker group takes seconds."""

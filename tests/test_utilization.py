@@ -43,6 +43,8 @@ def test_the_peak_is_summed_over_workers_and_measured_once_in_less_than_a_second
     assert peak_flops_per_s("fp32", cpu, lambda values: values) == alone
     assert peak_flops_per_s("fp32", cpu, lambda values: values * 2) == 2 * alone
     assert matmul_rates.cache_info().misses == 1
+    peak_flops_per_s("fp32", cpu, lambda values: values, is_again=True)
+    assert matmul_rates.cache_info().hits == 0  # measured anew
 
 
 def test_the_peak_leaves_the_random_numbers_alone() -> None:
