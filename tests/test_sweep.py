@@ -11,7 +11,7 @@ from slm_ray import registry, tracking
 from slm_ray.config import OptimConfig, TrainConfig
 from slm_ray.errors import UserError
 from tune.results import Trial, draw_heat_map, format_table
-from tune.sweep import SweepConfig, main, parse_config, run_config, run_sweep, trial_name
+from tune.sweep import MODEL_NAME, SweepConfig, _registered_name, main, parse_config, run_config, run_sweep, trial_name
 
 
 def sweep_of(config: TrainConfig, **changes: Any) -> SweepConfig:
@@ -34,6 +34,13 @@ def test_a_point_changes_rate_and_width_and_nothing_else(tiny_config: TrainConfi
     assert (config.optim.lr, config.optim.min_lr, config.model.d_ff) == (1e-4, 1e-4, 96)
     assert config.batch_size == tiny_config.batch_size
     assert type(config) is TrainConfig
+
+
+def test_without_a_store_nothing_is_registered_and_a_name_of_ones_own_is_refused() -> None:
+    assert _registered_name("mine", "sqlite:///mlflow.db") == "mine"
+    assert _registered_name(MODEL_NAME, "none") == ""
+    with pytest.raises(UserError, match=r"register \(mine\) needs an MLflow store"):
+        _registered_name("mine", "none")
 
 
 def test_names_of_trials_are_distinct() -> None:

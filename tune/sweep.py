@@ -120,6 +120,8 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
         raise UserError(f"output ({sweep.output}) must be a folder: a sweep does not go to an object store yet")
     if sweep.resume and not sweep.name:
         raise UserError("--resume needs the sweep's --name")
+    tracking_uri = tracking.resolve_uri(sweep.tracking_uri)
+    register = _registered_name(sweep.register, tracking_uri)
     cluster.connect(with_dashboard=True)  # which Train asks about lost trials
     for workers in (sweep.trial_workers, sweep.workers or default_workers()):
         sweep.check_batch(workers)
@@ -131,8 +133,22 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
         name=name,
         data=str(Path(sweep.data).absolute()),
         output=str(Path(sweep.output).absolute()),
-        tracking_uri=tracking.resolve_uri(sweep.tracking_uri),
+        tracking_uri=tracking_uri,
+        register=register,
     )
+
+
+def _registered_name(register: str, tracking_uri: str) -> str:
+    """The name for the registry, if there is one: without a store the default name stands for none.
+
+    Raises:
+        UserError: a name of the user's own, and no store.
+    """
+    if tracking_uri != tracking.OFF:
+        return register
+    if register not in ("", MODEL_NAME):
+        raise UserError(f"register ({register}) needs an MLflow store, and tracking_uri is {tracking.OFF}")
+    return ""
 
 
 def _open(sweep: SweepConfig, folder: Path) -> tracking.Tracker:
