@@ -76,9 +76,11 @@ def _start_local(with_dashboard: bool, options: dict[str, Any]) -> None:
 def _own_sigterm() -> Iterator[None]:
     """Keep what this process does on SIGTERM: Ray's own handler ends it without a word, with exit code 15."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_answers(address: str) -> None:

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import signal
+import sys
 import time
 
 FOREVER = 1_000_000
@@ -9,7 +11,8 @@ FOREVER = 1_000_000
 
 
 def options() -> argparse.Namespace:
-    """Data set, shape, and how often to tell the speed."""
+    """Data set, shape, and how often to tell the speed. SIGTERM, which ends a side, lets it clean up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True, help="data set, as pipelines/prepare.py wrote it")
     parser.add_argument("--preset", default="story-5m", help="shape and optimizer of ours")
