@@ -1,0 +1,60 @@
+"""Checkpoints and registered models of earlier versions still open: `checkpoint_v1` was written by commit 413fe9d."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from slm_ray import checkpoint
+from slm_ray.backend import TorchBackend
+from slm_ray.config import TrainConfig
+from slm_ray.config_files import from_dict
+from slm_ray.corpus import sample_stories
+from slm_ray.engine import Engine
+from slm_ray.loop import fit
+from slm_ray.preflight import load_task
+from slm_ray.registry import resolve_model
+from slm_ray.sampling import SamplingParams
+from slm_ray.task import Surroundings
+from slm_ray.tokenizer import Tokenizer
+from slm_ray.tracking import NullTracker, client
+from tests.conftest import write_data
+
+V1 = Path(__file__).with_name("checkpoint_v1")
+VAL_LOSS = {4: 4.795021, 8: 4.539814}  # nats a token at a step, as that version measured them
+GREEDY = "e" * 24
+
+
+def test_a_checkpoint_of_before_tells_its_stories() -> None:
+    model, tokenizer = checkpoint.load_model(V1 / "run")
+    params = SamplingParams(max_tokens=24, temperature=0.0)
+    assert Engine(TorchBackend(model), tokenizer).generate(["Once upon a time"], [params])[0].text == GREEDY
+    assert checkpoint.load_state(V1 / "run").metrics["val_loss"] == pytest.approx(VAL_LOSS[4], abs=1e-6)
+
+
+def test_a_run_of_before_is_resumed_as_if_nothing_had_changed(tmp_path: Path) -> None:
+    shutil.copytree(V1 / "run", tmp_path / "runs" / "old" / "checkpoints" / "step-00000004")
+    (tmp_path / "data").mkdir()
+    tokenizer = Tokenizer.load(V1 / "run" / "model" / "tokenizer.json")
+    assert tokenizer.sha256 == Tokenizer.train(sample_stories(0, 120), vocab_size=272).sha256
+    write_data(tmp_path / "data", tokenizer, {"train": [(0, 60), (60, 110)], "validation": [(110, 120)]})
+    state = checkpoint.load_state(V1 / "run")
+    saved = from_dict(TrainConfig, state.config, "state.json")
+    places = {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs"), "name": "old"}
+    task = load_task(dataclasses.replace(saved, **places), NullTracker())
+    assert task.data_fingerprint == state.data_fingerprint
+    summary = fit(task, Surroundings())
+    assert (summary["status"], summary["step"]) == ("finished", 8)
+    assert summary["metrics"]["val_loss"] == pytest.approx(VAL_LOSS[8], abs=1e-4)
+
+
+def test_a_version_registered_before_is_found_by_its_alias(mlflow_uri: str) -> None:
+    store = client(mlflow_uri)
+    store.create_registered_model("old")
+    version = store.create_model_version("old", source=(V1 / "registered").as_uri(), tags={"step": "4"})
+    store.set_registered_model_alias("old", "champion", version.version)
+    found = resolve_model("models:/old@champion", mlflow_uri)
+    assert (found.version, found.step) == ("1", 4)
+    model, _ = checkpoint.load_model(found.path)
+    assert model.config.vocab_size == 272
