@@ -4,19 +4,18 @@ In: `--source`. Out: the folder of `slm_ray/shards.py`, its manifest last. First
 reads what it leaves. The same source and parameters give the same bytes on any runner, with any number of workers.
 """
 
-import logging
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+if __name__ == "__main__":
+    import logging
 
-if __name__ == "__main__":  # run as a script: let this folder be found as `pipelines`, as the tests have it
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
     # Beam warns of absent cloud packages while it is imported, and logs each error that it raises as well.
     logging.basicConfig(level=logging.CRITICAL, format="prepare: %(message)s")
     logging.getLogger("slm_ray").setLevel(logging.WARNING)  # what this project warns of is for the user
-    from slm_ray.errors import end_on_interrupt
+    from slm_ray.cli.script import run
 
-    end_on_interrupt()
+    run("pipelines.prepare")
+
+import sys
+from collections.abc import Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -38,7 +37,9 @@ from pipelines.transforms import (
     WriteShards,
 )
 from slm_ray import finished, inputs, shards, sources, staging, stories, summary, summary_files
-from slm_ray.errors import UserError, command, ending_on_interrupt
+from slm_ray.cli.command import command
+from slm_ray.cli.signals import ending_on_interrupt
+from slm_ray.errors import UserError
 from slm_ray.finished import Done
 from slm_ray.rejections import WHAT_TO_DO, refuse_too_many
 from slm_ray.shards import Manifest
@@ -232,7 +233,3 @@ def _refuse_nothing(found: summary.DataSummary) -> None:
         raise UserError(
             f"no story is left for training of {found.read} read; most frequent reason: {reason} ({count}){hint}"
         )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,12 +9,8 @@ until Ctrl-C. `api.py` has the routes, `schemas.py` the fields.
 The options are in `options.py`, the change of the model's version in `rollout.py`.
 """
 
-if __name__ == "__main__":  # run as a script: the root of the checkout takes the place of serve/ on the path
-    import sys
-    from pathlib import Path
-
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from slm_ray.script import run
+if __name__ == "__main__":
+    from slm_ray.cli.script import run
 
     run("serve.app")
 
@@ -22,7 +18,6 @@ import contextlib
 import logging
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -45,10 +40,11 @@ from serve.options import AppConfig, ServeConfig, app_config
 from serve.refusals import RETRY_AFTER_S
 from serve.rollout import Rollout, start_rollout
 from slm_ray import checkpoint
+from slm_ray.cli.command import command
+from slm_ray.cli.script import quiet_environment
 from slm_ray.command_line import parse
-from slm_ray.errors import UserError, command
+from slm_ray.errors import UserError
 from slm_ray.registry import discard, resolve_model
-from slm_ray.script import quiet_environment
 from slm_ray.tracking import resolve_uri
 
 APP_NAME, DEPLOYMENT = "slm-ray", "stories"

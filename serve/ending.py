@@ -10,7 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from slm_ray.errors import EXIT_USER_ERROR, UserError, end_now, first_line
+from slm_ray.cli.command import EXIT_USER_ERROR
+from slm_ray.cli.signals import end_now
+from slm_ray.errors import UserError, first_line
 
 SPARE_S = 20
 """What ending takes beyond the stories: so long after them the process ends all the same."""

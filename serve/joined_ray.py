@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import ray
 from ray.serve.context import _get_global_client
@@ -54,8 +53,6 @@ def joined_ray() -> Iterator[bool]:
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer.
     """
-    root = str(Path(__file__).resolve().parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     for name, value in LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.serve"):

@@ -4,7 +4,7 @@ In: a model reference and a prepared data set. Out: nats per token, bits per byt
 """
 
 if __name__ == "__main__":
-    from slm_ray.script import run
+    from slm_ray.cli.script import run
 
     run("slm_ray.evaluate")
 
@@ -17,11 +17,12 @@ from typing import Literal
 from slm_ray.backends import BackendName, bits_per_byte, make_backend
 from slm_ray.batches import TokenStream
 from slm_ray.checkpoint import load_model
+from slm_ray.cli.command import command
+from slm_ray.cli.script import quiet_environment
 from slm_ray.command_line import parse
-from slm_ray.errors import UserError, command
+from slm_ray.errors import UserError
 from slm_ray.model import Decoder
 from slm_ray.registry import resolve_model
-from slm_ray.script import quiet_environment
 from slm_ray.shards import load_manifest, read_split
 from slm_ray.task import Surroundings
 from slm_ray.trainer import evaluate

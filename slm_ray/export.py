@@ -5,7 +5,7 @@ where the shape is one that it has; or, with `--format checkpoint`, a folder tha
 """
 
 if __name__ == "__main__":
-    from slm_ray.script import run
+    from slm_ray.cli.script import run
 
     run("slm_ray.export")
 
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Literal
 
 from slm_ray import checkpoint, hf_layout
+from slm_ray.cli.command import command
+from slm_ray.cli.script import quiet_environment
 from slm_ray.command_line import parse
-from slm_ray.errors import UserError, command
+from slm_ray.errors import UserError
 from slm_ray.registry import resolve_model
-from slm_ray.script import quiet_environment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ In: a model reference and the beginnings of stories. Out: the stories on the ter
 """
 
 if __name__ == "__main__":
-    from slm_ray.script import run
+    from slm_ray.cli.script import run
 
     run("slm_ray.generate")
 
@@ -15,12 +15,13 @@ from collections.abc import Sequence
 
 from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
+from slm_ray.cli.command import command
+from slm_ray.cli.script import quiet_environment
 from slm_ray.command_line import parse
 from slm_ray.engine import Engine
-from slm_ray.errors import UserError, command
+from slm_ray.errors import UserError
 from slm_ray.registry import resolve_model
 from slm_ray.sampling import SamplingParams
-from slm_ray.script import quiet_environment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

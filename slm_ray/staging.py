@@ -12,7 +12,6 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +70,9 @@ def job_key(source_digest: str, parameters: dict[str, Any]) -> str:
 
 
 def _code_digest() -> str:
-    files = sorted(resources.files("slm_ray").iterdir(), key=lambda file: file.name)
-    contents = {file.name: file.read_text(encoding="utf-8") for file in files if file.name.endswith(".py")}
-    return json_sha256(contents)
+    package = Path(__file__).parent
+    files = sorted(package.rglob("*.py"))
+    return json_sha256({file.relative_to(package).as_posix(): file.read_text(encoding="utf-8") for file in files})
 
 
 def begin(output: Place, key: str) -> Place:

@@ -7,7 +7,7 @@ run's own record for progress; the workers of `worker_group` run `loop.fit`.
 """
 
 if __name__ == "__main__":
-    from slm_ray.script import run
+    from slm_ray.cli.script import run
 
     run("slm_ray.train")
 
@@ -26,16 +26,17 @@ import yaml
 from ray.train import UserCallback
 
 from slm_ray import checkpoint, cluster, loop, registry, tracking
+from slm_ray.cli.command import command
+from slm_ray.cli.script import quiet_environment
+from slm_ray.cli.signals import StoppedError, ending_on_sigterm
 from slm_ray.config import TrainConfig
-from slm_ray.errors import UserError, command
+from slm_ray.errors import UserError
 from slm_ray.event_log import require_tensorboard
 from slm_ray.history import History, plot_loss
 from slm_ray.preflight import load_task, parse_config, refuse_conflicts, resolve
 from slm_ray.profiling import read_operators
 from slm_ray.progress import watch
 from slm_ray.run_folder import RunFolder
-from slm_ray.script import quiet_environment
-from slm_ray.stopping import StoppedError, ending_on_sigterm
 from slm_ray.task import Task
 from slm_ray.tracking import Tracker
 from slm_ray.worker_group import run_workers

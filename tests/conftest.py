@@ -11,44 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import pyarrow as pa
 import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
-from slm_ray import shards
+from slm_ray.cli.script import quiet_environment
 from slm_ray.config import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.corpus import sample_stories
-from slm_ray.script import quiet_environment
 from slm_ray.tokenizer import Tokenizer
+from tests.support.data_sets import write_data
+from tests.support.ray_files import starts_ray
 
 hypothesis.settings.register_profile("steady", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("steady")
 quiet_environment()
 TINY_STORIES = 120
-RAY_FILES = frozenset(
-    f"test_{name}"
-    for name in (
-        "cluster",
-        "demo",
-        "end_to_end",
-        "faults_ray",
-        "mirrored_run",
-        "serve",
-        "serve_faults",
-        "sweep",
-        "train",
-    )
-)
-"""Files that start a Ray: several at once on one machine confuse each other."""
 
 
 class ByFile(LoadScopeScheduling):
     """For `-n 2`: a file's tests stay in one process, those with Ray all in the same, one after another."""
 
     def _split_scope(self, nodeid: str) -> str:
-        stem = Path(nodeid.partition("::")[0]).stem
-        return "ray" if stem in RAY_FILES else stem
+        name = nodeid.partition("::")[0]
+        return "ray" if starts_ray(self.config.rootpath / name) else name
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -59,7 +44,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those with Ray, which take the longest, begin."""
-    items.sort(key=lambda item: item.path.stem not in RAY_FILES)  # stable
+    items.sort(key=lambda item: not starts_ray(item.path))  # stable
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,42 +65,6 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenize
     folder = tmp_path_factory.mktemp("tiny-data")
     write_data(folder, tiny_tokenizer, {"train": [(0, 60), (60, 110)], "validation": [(110, 120)]})
     return folder
-
-
-def write_data(folder: Path, tokenizer: Tokenizer, ranges: dict[str, list[tuple[int, int]]]) -> None:
-    """Write sample stories, given by split and shard as (start, stop), as a data set."""
-    splits = {}
-    for split in shards.SPLITS:
-        written = []
-        for number, (start, stop) in enumerate(ranges.get(split, [])):
-            path = folder / shards.shard_path(split, number)
-            written.append(shards.write_shard(path, _table(tokenizer, start, stop)))
-        splits[split] = shards.Split.of(tuple(written))
-    tokenizer.save(folder / shards.TOKENIZER)
-    mark = shards.fingerprint(source_digest="test", parameters={}, tokenizer_sha256=tokenizer.sha256, splits=splits)
-    manifest = shards.Manifest(
-        format_version=shards.FORMAT_VERSION,
-        source={},
-        parameters={},
-        tokenizer={"vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
-        splits=splits,
-        rejected=shards.Split.of(()),
-        counts={},
-        fingerprint=mark,
-    )
-    (folder / shards.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def _table(tokenizer: Tokenizer, start: int, stop: int) -> pa.Table:
-    stories = list(sample_stories(start, stop))
-    columns = [
-        pa.array([f"sample#{number}" for number in range(start, stop)]),
-        pa.array([[*tokenizer.encode(story), tokenizer.end_id] for story in stories], pa.list_(pa.uint16())),
-        pa.array([len(story.encode()) for story in stories], pa.uint32()),
-    ]
-    return pa.Table.from_arrays(columns, names=["story_id", "tokens", "n_bytes"]).cast(
-        shards.shard_schema(tokenizer.vocab_size)
-    )
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -15,8 +14,8 @@ import pytest
 from slm_ray import addresses
 from slm_ray.errors import UserError
 from slm_ray.sources import plan, read_ranges
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 LINES = [json.dumps({"text": f"Story {number}."}).encode() for number in range(10)]
 JSONL = b"\n".join(LINES)
 

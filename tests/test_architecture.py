@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-CORE = sorted((ROOT / "slm_ray").glob("*.py"))
+from tests.support.paths import ROOT
+
+CORE = sorted((ROOT / "slm_ray").rglob("*.py"))
 EVERYWHERE = [
     path for folder in ("pipelines", "slm_ray", "tune", "serve", "infra") for path in (ROOT / folder).rglob("*.py")
 ]
@@ -27,60 +28,6 @@ ENGINES = {  # package -> the only places that may import it
     "onnxruntime": {"slm_ray/onnx_backend.py"},
 }
 EXCEPTIONS = {("ray.tune", "tune/sweep.py"), ("ray.train", "tune/sweep.py")}
-FLOW = [  # left to right; a module imports only what stands before it or beside it
-    {"errors", "script", "storage", "stopping", "watchdog", "outbox"},
-    {"text", "batch_cleaning", "corpus", "corpus_words", "corpus_scenes", "corpus_plots", "corpus_thread"},
-    {"tokenizer", "word_encoding", "from_sentencepiece"},
-    {"vocabularies", "addresses", "compression", "rows", "csv_format", "jsonl_format", "parquet_format", "prose"},
-    {
-        "shards",
-        "sources",
-        "inputs",
-        "formats",
-        "hub",
-        "stories",
-        "near_duplicates",
-        "rejections",
-        "staging",
-        "summary",
-        "summary_files",
-        "finished",
-    },
-    {"config", "config_files", "command_line", "batches", "history"},
-    {
-        "model",
-        "vocabulary_loss",
-        "rms_norm",
-        "optim",
-        "muon",
-        "hardware",
-        "hf_layout",
-        "checkpoint",
-        "cluster",
-        "run_folder",
-        "mirrored_run",
-        "saver",
-        "utilization",
-        "sampling",
-        "logprobs",
-        "story",
-        "backend",
-        "backends",
-        "onnx_graph",
-        "onnx_backend",
-        "engine",
-        "progress",
-    },
-    {"tracking", "engine_thread"},
-    {"registry", "system_metrics", "event_log"},
-    {"task"},
-    {"meter", "profiling"},
-    {"trainer"},
-    {"loop"},
-    {"preflight", "evaluate", "generate", "export"},
-    {"worker_group"},
-    {"train"},
-]
 TOP_LEVEL = {"pipelines", "slm_ray", "tune", "serve", "tests", "infra"}
 
 
@@ -109,23 +56,6 @@ def test_each_engine_is_known_in_one_place(package: str) -> None:
         and (package, place(path)) not in EXCEPTIONS
     ]
     assert strangers == []
-
-
-def test_every_module_of_the_core_has_its_place_in_the_flow() -> None:
-    placed = set().union(*FLOW)
-    assert {path.stem for path in CORE} - {"__init__"} == placed
-
-
-def test_nothing_reaches_back() -> None:
-    rank = {name: number for number, names in enumerate(FLOW) for name in names}
-    backwards = [
-        f"{path.stem} -> {name}"
-        for path in CORE
-        if path.stem in rank
-        for name in {part.split(".")[1] for part in imports(path) if part.startswith("slm_ray.")}
-        if name in rank and rank[name] > rank[path.stem]
-    ]
-    assert backwards == []
 
 
 def test_the_core_does_not_know_the_applications() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_sources import STORIES, write_jsonl, write_parquet
 
 from slm_ray import prose, rows, stories
 from slm_ray.errors import UserError
 from slm_ray.sources import plan, read_range, read_ranges
 from slm_ray.text import CleaningRules
+from tests.support.source_files import STORIES, write_jsonl, write_parquet
 
 
 def bad_files(folder: Path) -> dict[str, Path]:

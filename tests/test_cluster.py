@@ -13,6 +13,9 @@ import pytest
 from slm_ray import cluster
 from slm_ray.errors import UserError
 from slm_ray.worker_group import CLEANER, UNUSED, SpareTrainer
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.ray
 
 LOCAL_RUN = """
 import json, sys, time
@@ -41,10 +44,10 @@ def names(callbacks: list[Any]) -> set[str]:
 
 
 def test_a_local_ray_starts_no_process_that_only_a_cluster_needs(tmp_path: Path) -> None:
-    code = f"from slm_ray.script import quiet_environment; quiet_environment(){LOCAL_RUN}"
+    code = f"from slm_ray.cli.script import quiet_environment; quiet_environment(){LOCAL_RUN}"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=180,

@@ -12,9 +12,10 @@ from types import ModuleType
 import pytest
 
 from pipelines import options
+from tests.support.paths import ROOT
 from tune import sweep
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

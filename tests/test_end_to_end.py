@@ -21,10 +21,12 @@ from pipelines import prepare
 from serve import app
 from slm_ray import checkpoint, evaluate, export, generate, tracking, train
 from slm_ray.shards import load_manifest
+from tests.support.paths import ROOT
 from tune import sweep
 
+pytestmark = pytest.mark.ray
+
 Main = Callable[[list[str]], int]
-ROOT = Path(__file__).resolve().parents[1]
 TINY = "--model.n_layers 1 --model.d_model 32 --model.n_heads 2 --model.d_ff 32 --model.seq_len 32 --batch-size 8"
 
 

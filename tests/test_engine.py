@@ -14,7 +14,7 @@ from slm_ray.model import Decoder
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion, TextStream
 from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
-from tests.tiny_model import talkative_model, without_end
+from tests.support.tiny_model import talkative_model, without_end
 
 SENTENCES = [
     "Once upon a time there was a little cat called Mia.",

@@ -23,7 +23,7 @@ from slm_ray.preflight import parse_config, refuse_conflicts
 from slm_ray.task import Surroundings
 from slm_ray.trainer import Trainer
 from slm_ray.watchdog import Watchdog
-from tests.fault_runs import (
+from tests.support.fault_runs import (
     assert_no_orphans,
     assert_same_run,
     folder_of,
@@ -33,7 +33,7 @@ from tests.fault_runs import (
     task_of,
     with_dropout,
 )
-from tests.ranks import fit_in_ranks, samples_by_step
+from tests.support.ranks import fit_in_ranks, samples_by_step
 
 FILES = [
     "complete.json",

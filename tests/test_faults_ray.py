@@ -26,7 +26,7 @@ from slm_ray.loop import fit
 from slm_ray.run_folder import RunFolder
 from slm_ray.task import Surroundings
 from slm_ray.train import run_training
-from tests.fault_runs import (
+from tests.support.fault_runs import (
     assert_no_orphans,
     assert_same_run,
     folder_of,
@@ -36,10 +36,13 @@ from tests.fault_runs import (
     task_of,
     with_dropout,
 )
-from tests.ranks import fit_in_ranks
+from tests.support.paths import ROOT
+from tests.support.ranks import fit_in_ranks
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's Cluster leaves a socket open
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray's Cluster leaves a socket open
+]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from slm_ray.errors import UserError
 from slm_ray.from_sentencepiece import convert
 from slm_ray.text import clean_story
 from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
-from tests.sentencepiece_models import STORIES, TEXTS, from_model, sentencepiece_model
+from tests.support.sentencepiece_models import STORIES, TEXTS, from_model, sentencepiece_model
 
 
 @pytest.fixture(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from slm_ray import generate
-from tests.tiny_model import write_tiny_model
+from tests.support.tiny_model import write_tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from slm_ray import checkpoint, export, hf_layout
 from slm_ray.config import ModelConfig
 from slm_ray.tokenizer import Tokenizer
-from tests.tiny_model import SENTENCES, random_model, some_tokens
+from tests.support.tiny_model import SENTENCES, random_model, some_tokens
 
 SHAPE = {"vocab_size": 97, "seq_len": 24, "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 48}
 GPT2_SHAPE = {**SHAPE, "positions": "learned", "norm": "layer", "mlp": "gelu"}

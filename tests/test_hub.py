@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hub_stand_in
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,8 +18,9 @@ import pytest
 from slm_ray import hub
 from slm_ray.errors import UserError
 from slm_ray.sources import plan
+from tests.support import hub_stand_in
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SECOND_FILE = "data/train-00001-of-00002.parquet"
 
 CLIENT = """

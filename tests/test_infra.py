@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+
 INFRA = ROOT / "infra"
 YAML_FILES = [*sorted(INFRA.glob("*.yaml")), ROOT / ".pre-commit-config.yaml", ROOT / ".yamllint"]
 

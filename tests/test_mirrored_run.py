@@ -21,6 +21,8 @@ from slm_ray.task import Surroundings, Task
 from slm_ray.train import describe, run_training
 from slm_ray.trainer import Trainer
 
+pytestmark = pytest.mark.ray
+
 CHECKPOINT = {
     "complete.json",
     "optimizer.pt",

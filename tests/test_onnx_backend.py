@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,9 +20,10 @@ from slm_ray.onnx_graph import padded_width, quantize
 from slm_ray.sampling import SamplingParams
 from slm_ray.tokenizer import Tokenizer
 from slm_ray.trainer import Surroundings, evaluate
-from tests.tiny_model import SENTENCES, random_model, some_tokens, talkative_model, without_end
+from tests.support.paths import ROOT
+from tests.support.tiny_model import SENTENCES, random_model, some_tokens, talkative_model, without_end
 
-PRESETS = sorted(path.stem for path in (Path(__file__).parents[1] / "slm_ray" / "presets").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (ROOT / "slm_ray" / "presets").glob("*.yaml"))
 GPT2 = {"positions": "learned", "norm": "layer", "mlp": "gelu", "bias": True}
 SHAPES: dict[str, dict[str, object]] = {
     "llama": {},

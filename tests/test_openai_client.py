@@ -12,8 +12,8 @@ from slm_ray.checkpoint import load_model
 from slm_ray.engine import Engine
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion
-from tests.http_server import running
-from tests.tiny_model import write_endless_model, write_tiny_model
+from tests.support.http_server import running
+from tests.support.tiny_model import write_endless_model, write_tiny_model
 
 KEY = "a-secret-of-many-letters"
 

@@ -15,9 +15,9 @@ from pipelines import prepare
 from slm_ray import hub, shards, sources, staging
 from slm_ray.shards import load_manifest, read_split
 from slm_ray.tokenizer import Tokenizer
+from tests.support.paths import ROOT
 
 GOLDEN_FINGERPRINT = "c18bb6aa7ac0dc40fef902d948194a8bf1bb69bf75c7fc9d1bebe541e694578d"
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +15,8 @@ from slm_ray.model import parameter_count
 from slm_ray.preflight import load_task, resolve
 from slm_ray.task import Surroundings
 from slm_ray.tracking import NullTracker
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "slm_ray" / "presets"
 WANTED = {
     *("demo", "story-5m", "keras-4x256", "gpt-6x384", "wiki-7x384", "neo-2x512", "rope-4x64"),

@@ -3,7 +3,6 @@
 import itertools
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +11,9 @@ from hypothesis import strategies as st
 from slm_ray import prose
 from slm_ray.errors import UserError
 from slm_ray.prose import Cut, make_finder, read_stories, scan
+from tests.support.paths import SHARED_DATA
 
-WIKITEXT = Path(__file__).resolve().parents[2] / "shared/data/wikitext-2/validation.txt"
+WIKITEXT = SHARED_DATA / "wikitext-2" / "validation.txt"
 MODES = [mode for mode in prose.CUTS if mode != "auto"]
 
 parts = st.sampled_from(

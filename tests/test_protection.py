@@ -11,8 +11,8 @@ from serve.app import _http_options
 from serve.options import AppConfig, ServeConfig
 from serve.protection import ApiSettings, BodyLimit, key_digests
 from slm_ray.errors import UserError
-from tests.http_server import running
-from tests.tiny_model import write_endless_model
+from tests.support.http_server import running
+from tests.support.tiny_model import write_endless_model
 
 KEY = "a-secret-of-many-letters"
 BODY = {"prompt": "Once", "max_tokens": 2}

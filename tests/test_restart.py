@@ -15,8 +15,8 @@ import pytest
 from slm_ray import shards, storage, stories
 from slm_ray.shards import load_manifest
 from slm_ray.summary_files import SUMMARIES
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 N_STORIES, ROWS_PER_RANGE = 90, 30
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(

@@ -23,7 +23,7 @@ from slm_ray.engine_thread import EngineBusyError, EngineClosedError
 from slm_ray.errors import UserError
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion
-from tests.tiny_model import write_endless_model
+from tests.support.tiny_model import write_endless_model
 
 STORY = SamplingParams(max_tokens=12, temperature=1, seed=1)
 LONG = SamplingParams(max_tokens=2000, seed=1)

@@ -15,8 +15,8 @@ from pipelines import prepare, runners
 from slm_ray import sources
 from slm_ray.errors import UserError
 from slm_ray.finished import Done
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ("--source", "sample", "--max-stories", "320", "--vocab-size", "512", "--near-duplicates", "0.8")
 TWO = ("--direct_num_workers", "2", "--direct_running_mode")
 

@@ -29,9 +29,11 @@ from slm_ray.checkpoint import load_model
 from slm_ray.engine import Engine
 from slm_ray.registry import resolve_model
 from slm_ray.sampling import SamplingParams
-from tests.tiny_model import write_tiny_model
+from tests.support.paths import ROOT
+from tests.support.tiny_model import write_tiny_model
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.ray
+
 VERSION = {"name": "tiny", "version": "step-12", "run_id": "run-1", "data_fingerprint": "f" * 16}
 
 

@@ -21,13 +21,13 @@ import psutil
 import pytest
 
 from slm_ray import registry, tracking
-from tests.tiny_model import write_endless_model
+from tests.support.paths import ROOT
+from tests.support.tiny_model import write_endless_model
 
-ROOT = Path(__file__).resolve().parents[1]
 WITHIN_S = 120.0
 SHORT = {"prompt": "The cat", "max_tokens": 20, "temperature": 1, "seed": 1}
 LONG = {"prompt": "The cat", "max_tokens": 2000, "seed": 1}
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @dataclass

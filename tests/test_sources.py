@@ -15,22 +15,10 @@ import pytest
 from slm_ray import inputs
 from slm_ray.errors import UserError
 from slm_ray.sources import Plan, plan, read_range, read_ranges
+from tests.support.paths import ROOT
+from tests.support.source_files import STORIES, write_jsonl, write_parquet
 
-ROOT = Path(__file__).resolve().parents[1]
-
-STORIES = [f"Story number {number}, with\n\na blank line." for number in range(10)]
 PLAIN = [f"Story number {number}." for number in range(10)]
-
-
-def write_parquet(path: Path, texts: list[str | None], row_group_size: int = 3) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"n": range(len(texts)), "text": texts}), path, row_group_size=row_group_size)
-    return path
-
-
-def write_jsonl(path: Path, lines: list[bytes]) -> Path:
-    path.write_bytes(b"\n".join(lines) + b"\n")
-    return path
 
 
 def read_all(made: Plan) -> dict[str, bytes | None]:

@@ -15,7 +15,7 @@ from slm_ray.model import Decoder
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion, Piece, StopTexts
 from slm_ray.tokenizer import Tokenizer
-from tests.tiny_model import talkative_model, without_end
+from tests.support.tiny_model import talkative_model, without_end
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
 

@@ -17,8 +17,8 @@ from slm_ray.checkpoint import load_model
 from slm_ray.engine import Engine
 from slm_ray.onnx_backend import OnnxBackend
 from slm_ray.sampling import SamplingParams
-from tests.http_server import running
-from tests.tiny_model import write_endless_model
+from tests.support.http_server import running
+from tests.support.tiny_model import write_endless_model
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 LONG = {"prompt": "Once", "max_tokens": 2048, "seed": 3}

@@ -13,6 +13,8 @@ from slm_ray.errors import UserError
 from tune.results import Trial, draw_heat_map, format_table
 from tune.sweep import MODEL_NAME, SweepConfig, _registered_name, main, parse_config, run_config, run_sweep, trial_name
 
+pytestmark = pytest.mark.ray
+
 
 def sweep_of(config: TrainConfig, **changes: Any) -> SweepConfig:
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}

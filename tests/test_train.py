@@ -16,6 +16,8 @@ from slm_ray.run_folder import RunFolder
 from slm_ray.task import Surroundings
 from slm_ray.train import describe, main, run_training
 
+pytestmark = pytest.mark.ray
+
 
 def folder_of(config: TrainConfig) -> RunFolder:
     return RunFolder(Path(config.output) / config.name)

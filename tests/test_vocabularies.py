@@ -26,9 +26,8 @@ from slm_ray.from_sentencepiece import convert
 from slm_ray.shards import read_split
 from slm_ray.text import clean_story
 from slm_ray.tokenizer import END_OF_TEXT, PROBES, Tokenizer
-from tests.sentencepiece_models import STORIES, TEXTS, from_model, sentencepiece_model
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+from tests.support.sentencepiece_models import STORIES, TEXTS, from_model, sentencepiece_model
 
 
 @cache

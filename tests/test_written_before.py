@@ -19,7 +19,7 @@ from slm_ray.sampling import SamplingParams
 from slm_ray.task import Surroundings
 from slm_ray.tokenizer import Tokenizer
 from slm_ray.tracking import NullTracker, client
-from tests.conftest import write_data
+from tests.support.data_sets import write_data
 
 V1 = Path(__file__).with_name("checkpoint_v1")
 VAL_LOSS = {4: 4.795021, 8: 4.539814}  # nats a token at a step, as that version measured them

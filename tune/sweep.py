@@ -6,6 +6,11 @@ best point trained at the full budget and registered as the champion. A sweep th
 `--resume`: finished trials are kept, unfinished ones continue from their last checkpoint.
 """
 
+if __name__ == "__main__":
+    from slm_ray.cli.script import run
+
+    run("tune.sweep")
+
 import dataclasses
 import datetime
 import itertools
@@ -17,22 +22,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # run as a script, Python puts this folder first on the path, not the checkout's root
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from slm_ray.script import run
-
-    run("tune.sweep")
-
 import ray
 
 from slm_ray import cluster, hardware, tracking
+from slm_ray.cli.command import command
+from slm_ray.cli.script import quiet_environment
 from slm_ray.command_line import parse, take_option
 from slm_ray.config import TrainConfig
 from slm_ray.config_files import load_config
-from slm_ray.errors import UserError, command
+from slm_ray.errors import UserError
 from slm_ray.preflight import DEFAULT_PRESET
 from slm_ray.run_folder import RunFolder
-from slm_ray.script import quiet_environment
 from slm_ray.shards import load_manifest
 from slm_ray.storage import replace_file
 from slm_ray.train import TrainResult, default_workers, describe, flatten, run_training

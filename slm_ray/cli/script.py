@@ -6,16 +6,28 @@ here, so that Ctrl-C ends a command plainly from its first moment on.
 
 import importlib
 import os
+import sys
+from pathlib import Path
 from typing import NoReturn
 
-from slm_ray.errors import end_on_interrupt
+from slm_ray.cli.signals import end_on_interrupt
 
 
 def run(module: str) -> NoReturn:
     """Import a module under its own name and run it: classes pickled as `__main__`'s are strangers to the workers."""
     end_on_interrupt()
     quiet_environment()
+    use_checkout(Path(sys.argv[0]).resolve().parents[1])
     raise SystemExit(importlib.import_module(module).main())
+
+
+def use_checkout(root: Path) -> None:
+    """Import from a checkout's root, here and in the processes started from here.
+
+    Python puts the script's own folder first, where `slm_ray/model` would be found as `model`; Ray hands that on.
+    """
+    sys.path[0] = str(root)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
 
 
 def quiet_environment() -> None:

@@ -1,6 +1,7 @@
-"""How a run is asked to stop: a signal to the driver becomes a file in the run's folder, which its workers see.
+"""What SIGTERM and Ctrl-C do to a command.
 
-In: SIGTERM or Ctrl-C. Out: `StoppedError`, once the workers have saved and left; at once where the signal comes again.
+In: a signal. Out: a request that the workers save and leave, and `StoppedError` once they have, or at once where the
+signal comes again; outside of that, the end of the process or `StoppedError`.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 EXIT_BY_SIGNAL = 128
+EXIT_INTERRUPTED = EXIT_BY_SIGNAL + signal.SIGINT
 
 
 class StoppedError(KeyboardInterrupt):
@@ -73,3 +75,27 @@ def ending_on_sigterm() -> Iterator[None]:
 
 def _end(number: int, _frame: FrameType | None) -> None:
     raise StoppedError("stopped outside of the training itself, which loses nothing", number)
+
+
+def end_now(*_: object) -> None:
+    """End this process at once, with one line and exit code 130."""
+    os.write(2, b"interrupted\n")
+    os._exit(EXIT_INTERRUPTED)
+
+
+def end_on_interrupt() -> None:
+    """Let Ctrl-C end the process plainly while a script still imports; `command` takes over when `main` begins."""
+    signal.signal(signal.SIGINT, end_now)
+
+
+@contextlib.contextmanager
+def ending_on_interrupt() -> Iterator[None]:
+    """Within the block Ctrl-C ends this process at once, for work that may be broken off anywhere and continued."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end_now)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

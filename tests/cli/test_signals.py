@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.script import quiet_environment
-from slm_ray.stopping import Signals, StoppedError, ending_on_sigterm
+from slm_ray.cli.script import quiet_environment
+from slm_ray.cli.signals import Signals, StoppedError, ending_on_sigterm
+from tests.support.paths import ROOT
 
 
 def test_a_stop_that_cannot_be_asked_for_ends_at_once_and_says_why() -> None:
@@ -46,7 +47,7 @@ with ending_on_sigterm():
     except StoppedError:
         print("stopped")
 """
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(ROOT)
     environment = os.environ | {"PYTHONPATH": root, "RAY_ADDRESS": "local"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -19,8 +18,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from serve.protection import page_policy
+from tests.support.paths import ROOT
 
-PAGE = Path(__file__).resolve().parents[1] / "serve" / "page" / "index.html"
+PAGE = ROOT / "serve" / "page" / "index.html"
 VERSION = {"name": "tinystories", "version": "3", "run_id": "8d1f0c2ab7e94f6f", "data_fingerprint": "fa" * 32}
 MODEL = VERSION | {
     "step": 12000,

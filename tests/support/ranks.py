@@ -25,8 +25,7 @@ from slm_ray.preflight import load_task, resolve
 from slm_ray.run_folder import RunFolder
 from slm_ray.task import Surroundings
 from slm_ray.tracking import NullTracker
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 
 def fit_in_ranks(config: TrainConfig, world_size: int, *, stop_at: int = 0) -> None:
@@ -35,7 +34,7 @@ def fit_in_ranks(config: TrainConfig, world_size: int, *, stop_at: int = 0) -> N
     meeting.parent.mkdir(parents=True, exist_ok=True)
     given = {"config": dataclasses.asdict(config), "world_size": world_size, "stop_at": stop_at}
     environment = dict(os.environ) | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "tests.ranks", json.dumps(given), str(meeting)]
+    command = [sys.executable, "-m", "tests.support.ranks", json.dumps(given), str(meeting)]
     ranks = [subprocess.Popen([*command, str(rank)], env=environment, cwd=ROOT) for rank in range(world_size)]
     try:
         assert [rank.wait(300) for rank in ranks] == [0] * world_size

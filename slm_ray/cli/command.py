@@ -1,0 +1,35 @@
+"""How a command ends: `UserError` and Ctrl-C as one line and an exit code.
+
+In: a `main(argv) -> exit code`. Out: the same, wrapped.
+"""
+
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+from slm_ray.cli.signals import EXIT_INTERRUPTED, end_now
+from slm_ray.errors import UserError
+
+P = ParamSpec("P")
+EXIT_USER_ERROR = 2
+
+
+def command(main: Callable[P, int]) -> Callable[P, int]:
+    """Wrap a `main(argv) -> exit code`: `UserError` becomes one line and 2, Ctrl-C one line and 130."""
+
+    @functools.wraps(main)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
+        if signal.getsignal(signal.SIGINT) is end_now:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return EXIT_USER_ERROR
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            return EXIT_INTERRUPTED
+
+    return wrapped

@@ -1,0 +1,45 @@
+"""Small data sets of sample stories, made without Beam."""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from slm_ray import shards
+from slm_ray.corpus import sample_stories
+from slm_ray.tokenizer import Tokenizer
+
+
+def write_data(folder: Path, tokenizer: Tokenizer, ranges: dict[str, list[tuple[int, int]]]) -> None:
+    """Write sample stories, given by split and shard as (start, stop), as a data set."""
+    splits = {}
+    for split in shards.SPLITS:
+        written = []
+        for number, (start, stop) in enumerate(ranges.get(split, [])):
+            path = folder / shards.shard_path(split, number)
+            written.append(shards.write_shard(path, _table(tokenizer, start, stop)))
+        splits[split] = shards.Split.of(tuple(written))
+    tokenizer.save(folder / shards.TOKENIZER)
+    mark = shards.fingerprint(source_digest="test", parameters={}, tokenizer_sha256=tokenizer.sha256, splits=splits)
+    manifest = shards.Manifest(
+        format_version=shards.FORMAT_VERSION,
+        source={},
+        parameters={},
+        tokenizer={"vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+        splits=splits,
+        rejected=shards.Split.of(()),
+        counts={},
+        fingerprint=mark,
+    )
+    (folder / shards.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _table(tokenizer: Tokenizer, start: int, stop: int) -> pa.Table:
+    stories = list(sample_stories(start, stop))
+    columns = [
+        pa.array([f"sample#{number}" for number in range(start, stop)]),
+        pa.array([[*tokenizer.encode(story), tokenizer.end_id] for story in stories], pa.list_(pa.uint16())),
+        pa.array([len(story.encode()) for story in stories], pa.uint32()),
+    ]
+    return pa.Table.from_arrays(columns, names=["story_id", "tokens", "n_bytes"]).cast(
+        shards.shard_schema(tokenizer.vocab_size)
+    )

@@ -1,0 +1,19 @@
+"""Stories, and the files that hold them."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+STORIES = [f"Story number {number}, with\n\na blank line." for number in range(10)]
+
+
+def write_parquet(path: Path, texts: list[str | None], row_group_size: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"n": range(len(texts)), "text": texts}), path, row_group_size=row_group_size)
+    return path
+
+
+def write_jsonl(path: Path, lines: list[bytes]) -> Path:
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
