@@ -12,6 +12,8 @@ from slm_ray.cli.script import quiet_environment
 from slm_ray.cli.signals import Signals, StoppedError, ending_on_sigterm
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.ray
+
 
 def test_a_stop_that_cannot_be_asked_for_ends_at_once_and_says_why() -> None:
     def refuse() -> None:
@@ -36,10 +38,10 @@ def test_sigterm_outside_of_the_training_is_a_stop_like_any_other() -> None:
 def test_ray_does_not_take_sigterm_for_itself(tmp_path: Path) -> None:
     code = """
 import os, signal
-from slm_ray.script import quiet_environment
+from slm_ray.cli.script import quiet_environment
 quiet_environment()
 from slm_ray import cluster
-from slm_ray.stopping import StoppedError, ending_on_sigterm
+from slm_ray.cli.signals import StoppedError, ending_on_sigterm
 with ending_on_sigterm():
     cluster.connect()
     try:
