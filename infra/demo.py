@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from slm_ray.corpus import SAMPLE_REVISION
+from slm_ray.corpus.grammar import SAMPLE_REVISION
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"

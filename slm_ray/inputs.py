@@ -95,7 +95,7 @@ class Scanner:
         return replace(self.from_sample(max_stories), why=why)
 
     def from_sample(self, max_stories: int | None) -> Found:
-        from slm_ray.corpus import SAMPLE_REVISION
+        from slm_ray.corpus.grammar import SAMPLE_REVISION
 
         digest = sample_digest(self.seed)
         n_rows = max_stories or SAMPLE_STORIES
@@ -163,7 +163,7 @@ class Scanner:
 
 def sample_digest(seed: int) -> str:
     """Which sample corpus it is."""
-    from slm_ray.corpus import SAMPLE_REVISION
+    from slm_ray.corpus.grammar import SAMPLE_REVISION
 
     return json_sha256({"corpus": SAMPLE_REVISION, "seed": seed})
 

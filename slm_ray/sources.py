@@ -273,7 +273,7 @@ def _read_rows(task: Sequence[InputRange]) -> Iterator[Texts]:
 
 
 def _read_sample(task: Sequence[InputRange]) -> Iterator[Texts]:
-    from slm_ray.corpus import sample_stories
+    from slm_ray.corpus.grammar import sample_stories
 
     for part in task:
         stories = sample_stories(part.first_row, part.first_row + part.n_rows, part.seed)

@@ -77,7 +77,7 @@ def test_a_data_set_is_whole_and_readable(sample):
 
 def test_every_story_can_be_traced_to_its_row(sample):
     tokenizer = Tokenizer.load(sample / "tokenizer.json")
-    from slm_ray.corpus import sample_stories
+    from slm_ray.corpus.grammar import sample_stories
 
     texts = list(sample_stories(0, 320))
     for row in pq.read_table(sample / "train/00002.parquet").to_pylist():

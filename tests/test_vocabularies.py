@@ -123,7 +123,7 @@ def test_ids_beyond_16_bits_are_taken_wide() -> None:
 
 TRAIN = """
 from slm_ray import vocabularies
-from slm_ray.corpus import sample_stories
+from slm_ray.corpus.grammar import sample_stories
 stories = [str(story) for story in sample_stories(0, 60)]
 for model in vocabularies.TOKENIZER_MODELS:
     print(vocabularies.train(stories[::-1], 600, model).sha256)

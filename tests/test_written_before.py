@@ -10,7 +10,7 @@ from slm_ray import checkpoint
 from slm_ray.backend import TorchBackend
 from slm_ray.config import TrainConfig
 from slm_ray.config_files import from_dict
-from slm_ray.corpus import sample_stories
+from slm_ray.corpus.grammar import sample_stories
 from slm_ray.engine import Engine
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task

@@ -76,7 +76,7 @@ def _endless(source: str | None) -> Iterator[str]:
     """Stories whose cleaning is joining white space alone, so that all sides encode the same text."""
     import pyarrow.parquet as pq
 
-    from slm_ray.corpus import sample_stories
+    from slm_ray.corpus.grammar import sample_stories
     from slm_ray.text import CleaningRules, examine
 
     stories = pq.read_table(source)["text"].to_pylist() if source else list(sample_stories(0, 20_000))

@@ -25,7 +25,7 @@ import torch
 
 from slm_ray import checkpoint
 from slm_ray.config_files import load_config
-from slm_ray.corpus import sample_stories
+from slm_ray.corpus.grammar import sample_stories
 from slm_ray.model import Decoder, count_parameters
 from slm_ray.tokenizer import Tokenizer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from slm_ray import shards
-from slm_ray.corpus import sample_stories
+from slm_ray.corpus.grammar import sample_stories
 from slm_ray.tokenizer import Tokenizer
 
 

@@ -8,7 +8,7 @@ import sentencepiece
 from hypothesis import strategies as st
 
 from slm_ray import vocabularies
-from slm_ray.corpus import sample_stories
+from slm_ray.corpus.grammar import sample_stories
 from slm_ray.from_sentencepiece import convert
 from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
 

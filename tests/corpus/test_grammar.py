@@ -6,10 +6,10 @@ from functools import cache
 
 import pytest
 
-from slm_ray import corpus_plots, corpus_scenes
-from slm_ray import corpus_words as words
-from slm_ray.corpus import MAX_WORDS, MIN_WORDS, Dice, sample_stories
-from slm_ray.corpus_thread import Thread, characters, follows_thread, narration, thread_of
+from slm_ray.corpus import plots, scenes
+from slm_ray.corpus import words as words
+from slm_ray.corpus.consistency import Thread, characters, follows_thread, narration, thread_of
+from slm_ray.corpus.grammar import MAX_WORDS, MIN_WORDS, Dice, sample_stories
 
 FIRST_100_SHA256 = "e1f240fa113f2f0e22cc9530c5bea8504c86fbd1b4d70a8cd5839e9ed5f50c60"
 OTHER = {"he": "she", "him": "her", "his": "her", "himself": "herself", "she": "he", "her": "his", "herself": "himself"}
@@ -164,11 +164,9 @@ def test_every_field_of_a_template_is_known() -> None:
     known |= {"fkind", "ffrom", "trait", "hands", "fhands", "fhand", "bag", "village", "giver", "the_finder"}
     known |= {"The_finder", "creature", "snack", "noun", "thing", "the_place", "at_place", "weather", "now", "time"}
     known |= {"spot", "Spot", "wrong1", "wrong2", "decoy1", "decoy2", "doing1", "doing2", "use", "origin"}
-    texts = [text for value in vars(corpus_scenes).values() if isinstance(value, tuple) for text in value]
-    texts += [
-        text for table in (corpus_scenes.ORIGINS, corpus_scenes.LOSSES) for many in table.values() for text in many
-    ]
-    texts += [text for plot in corpus_plots.PLOTS for text in (*plot.ideas, *plot.finds, *plot.lessons)]
+    texts = [text for value in vars(scenes).values() if isinstance(value, tuple) for text in value]
+    texts += [text for table in (scenes.ORIGINS, scenes.LOSSES) for many in table.values() for text in many]
+    texts += [text for plot in plots.PLOTS for text in (*plot.ideas, *plot.finds, *plot.lessons)]
     used = {field for text in texts for field in re.findall(r"\{(\w+)\}", text)}
     assert used <= known | set(words.POOLS)
     assert all(text.count("[") == text.count("]") for text in texts)

@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from slm_ray import corpus_scenes as scenes
-from slm_ray import corpus_words as words
-from slm_ray.corpus_plots import PLOTS, Plot
+from slm_ray.corpus import scenes as scenes
+from slm_ray.corpus import words as words
+from slm_ray.corpus.plots import PLOTS, Plot
 
 SAMPLE_REVISION = "1"
 """Names this text. Bump it, and the digest in `tests/test_corpus.py`, whenever any story changes."""

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from slm_ray import corpus_words as words
+from slm_ray.corpus import words as words
 
 Pronoun = Literal["he", "she"]
 

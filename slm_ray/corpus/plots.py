@@ -6,7 +6,7 @@ with the friend, each find names the true spot, and each lesson fits the hero's 
 
 from dataclasses import dataclass
 
-from slm_ray.corpus_scenes import templates
+from slm_ray.corpus.scenes import templates
 
 
 @dataclass(frozen=True)
