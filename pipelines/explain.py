@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.page import visible
-from slm_ray import shards
+from slm_ray.dataset import shards
+from slm_ray.dataset.shards import REJECTED, SPLITS, Manifest, Shard
 from slm_ray.errors import UserError
-from slm_ray.shards import REJECTED, SPLITS, Manifest, Shard
 from slm_ray.storage import Place
 from slm_ray.stories import EVIDENCE_BYTES
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 BORDER = "|"
 _ROW = re.compile("0|[1-9][0-9]{0,17}")

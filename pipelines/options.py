@@ -15,7 +15,7 @@ from slm_ray import formats, inputs, prose, storage
 from slm_ray.errors import UserError
 from slm_ray.rejections import MAX_REJECTED
 from slm_ray.text import CleaningRules
-from slm_ray.vocabularies import TOKENIZER_MODELS, open_tokenizer
+from slm_ray.tokenization.training import TOKENIZER_MODELS, open_tokenizer
 
 DESCRIPTION = "Prepare a data set: read stories, clean, split, tokenize, and write checked Parquet shards."
 DEFAULT_VOCAB_SIZE = 4096

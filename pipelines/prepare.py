@@ -1,7 +1,7 @@
 """`python pipelines/prepare.py`: from a source of stories to a data-set folder, by an Apache Beam pipeline.
 
-In: `--source`. Out: the folder of `slm_ray/shards.py`, its manifest last. First command of the flow; `slm_ray/train.py`
-reads what it leaves. The same source and parameters give the same bytes on any runner, with any number of workers.
+In: `--source`. Out: the folder of `slm_ray/dataset/shards.py`, its manifest last. First command of the flow;
+`slm_ray/train.py` reads what it leaves. The same source and parameters give the same bytes on any runner, with any number of workers.
 """
 
 if __name__ == "__main__":
@@ -36,16 +36,17 @@ from pipelines.transforms import (
     TrainTokenizer,
     WriteShards,
 )
-from slm_ray import finished, inputs, shards, sources, staging, stories, summary, summary_files
+from slm_ray import finished, inputs, sources, staging, stories, summary, summary_files
 from slm_ray.cli.command import command
 from slm_ray.cli.signals import ending_on_interrupt
+from slm_ray.dataset import shards
+from slm_ray.dataset.shards import Manifest
 from slm_ray.errors import UserError
 from slm_ray.finished import Done
 from slm_ray.rejections import WHAT_TO_DO, refuse_too_many
-from slm_ray.shards import Manifest
 from slm_ray.sources import Plan
 from slm_ray.storage import Place
-from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
+from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 
 @command

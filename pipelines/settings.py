@@ -12,7 +12,7 @@ from slm_ray.errors import UserError
 from slm_ray.near_duplicates import band_shape
 from slm_ray.storage import Place
 from slm_ray.text import CleaningRules
-from slm_ray.tokenizer import MIN_VOCAB_SIZE, Tokenizer
+from slm_ray.tokenization.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 
 TOKENIZER_STORIES = 20_000
 """About how many training stories a tokenizer is learned from: more no longer changes one of 4,096 entries."""

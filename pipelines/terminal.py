@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from pipelines.page import visible
 from slm_ray import storage
+from slm_ray.dataset.shards import SPLITS, Manifest
 from slm_ray.finished import Done
-from slm_ray.shards import SPLITS, Manifest
 from slm_ray.storage import Place
 from slm_ray.stories import CLEANED
 from slm_ray.summary_files import SUMMARIES

@@ -42,7 +42,7 @@ from serve.rollout import Rollout, start_rollout
 from slm_ray import checkpoint
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
-from slm_ray.command_line import parse
+from slm_ray.config.options import parse
 from slm_ray.errors import UserError
 from slm_ray.registry import discard, resolve_model
 from slm_ray.tracking import resolve_uri

@@ -17,7 +17,7 @@ from slm_ray.backends import BackendName, make_backend
 from slm_ray.engine import Engine
 from slm_ray.engine_thread import EngineClosedError, EngineThread, Load, OnPiece
 from slm_ray.errors import UserError
-from slm_ray.model import count_parameters
+from slm_ray.model.decoder import count_parameters
 from slm_ray.registry import ResolvedModel, discard
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion

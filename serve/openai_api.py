@@ -30,7 +30,7 @@ from serve.rollout import Rollout
 from serve.streaming import EventStream, Reading, event, unless_gone
 from slm_ray.logprobs import TokenLogprob
 from slm_ray.story import Completion, TextStream
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 PATH = "/v1/completions"
 _Placed = tuple[TokenLogprob, int]

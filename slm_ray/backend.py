@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slm_ray.config import ModelConfig
-from slm_ray.model import Decoder, KVCache
+from slm_ray.config.schema import ModelConfig
+from slm_ray.model.decoder import Decoder, KVCache
 
 Array = NDArray[np.float32]
 

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from slm_ray.backend import Backend, TorchBackend
-from slm_ray.batches import IGNORED, TokenStream, evaluation_batches
+from slm_ray.dataset.batches import IGNORED, TokenStream, evaluation_batches
 from slm_ray.errors import UserError
-from slm_ray.model import Decoder
+from slm_ray.model.decoder import Decoder
 
 LOGGER = logging.getLogger(__name__)
 BackendName = Literal["auto", "torch", "onnx", "onnx-int8"]

@@ -25,11 +25,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from slm_ray import hf_layout
-from slm_ray.config import ModelConfig
+from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
-from slm_ray.model import Decoder
-from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
+from slm_ray.model import hf_layout
+from slm_ray.model.decoder import Decoder
+from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 FORMAT_VERSION = 1
 MARKER = "complete.json"

@@ -16,7 +16,7 @@ from slm_ray.backend import Array, Backend
 from slm_ray.errors import UserError
 from slm_ray.sampling import SamplingParams, draw
 from slm_ray.story import Completion, Story
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 
 class PromptError(UserError):

@@ -6,7 +6,8 @@ when it begins; a range counts as finished by its files, which appear whole or n
 
 from dataclasses import dataclass
 
-from slm_ray import shards, storage
+from slm_ray import storage
+from slm_ray.dataset import shards
 from slm_ray.errors import UserError
 from slm_ray.sources import InputRange, Plan
 from slm_ray.storage import Place

@@ -17,7 +17,7 @@ from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
-from slm_ray.command_line import parse
+from slm_ray.config.options import parse
 from slm_ray.engine import Engine
 from slm_ray.errors import UserError
 from slm_ray.registry import resolve_model

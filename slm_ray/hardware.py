@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 
 COMPILE_PAYS_FLOP = 4e13
 """Work from which compiling wins its half minute back on two CPU cores with AVX-512 (bf16, 30 % gained)."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.optim import learning_rate
 from slm_ray.profiling import step_profile

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.task import Surroundings
 from slm_ray.utilization import peak_flops_per_s, train_flops_per_token
 

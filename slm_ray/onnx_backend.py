@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from slm_ray.backend import Array
-from slm_ray.model import Decoder
+from slm_ray.model.decoder import Decoder
 from slm_ray.onnx_graph import Weights, decode_graph, padded_width
 
 Memory = NDArray[Any]

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from slm_ray.config import ModelConfig
-from slm_ray.model import Decoder, rotary_tables
+from slm_ray.config.schema import ModelConfig
+from slm_ray.model.decoder import Decoder, rotary_tables
 
 Array = NDArray[Any]
 Weights = Literal["fp32", "int8"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slm_ray.config import OptimConfig
+from slm_ray.config.schema import OptimConfig
 from slm_ray.errors import UserError
 from slm_ray.muon import Muon, Ranks
 

@@ -11,16 +11,16 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from slm_ray import checkpoint, storage, tracking
-from slm_ray.batches import TokenStream, TrainBatches
-from slm_ray.command_line import parse, take_option
-from slm_ray.config import ModelConfig, TrainConfig
-from slm_ray.config_files import from_dict, load_config
+from slm_ray.config.files import from_dict, load_config
+from slm_ray.config.options import parse, take_option
+from slm_ray.config.schema import ModelConfig, TrainConfig
+from slm_ray.dataset.batches import TokenStream, TrainBatches
+from slm_ray.dataset.shards import load_manifest, read_split
 from slm_ray.errors import UserError
 from slm_ray.mirrored_run import open_run
 from slm_ray.run_folder import RunFolder, newest_run
-from slm_ray.shards import load_manifest, read_split
 from slm_ray.task import Task
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import Tracker
 
 DEFAULT_PRESET = "story-5m"

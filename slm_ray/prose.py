@@ -12,7 +12,7 @@ from typing import Protocol
 
 from slm_ray.errors import UserError
 from slm_ray.rows import LONGEST_BYTES, RowCount, TooLongError
-from slm_ray.tokenizer import END_OF_TEXT
+from slm_ray.tokenization.tokenizer import END_OF_TEXT
 
 CUTS = ("auto", "end-mark", "blank-lines", "articles", "pieces")
 """What `--cut-text` may say. auto: end marks where there is one, else articles where two begin, else blank lines; a few

@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 
 from slm_ray import addresses, formats, hub, prose
+from slm_ray.dataset.shards import json_sha256
 from slm_ray.errors import UserError
 from slm_ray.formats import Scanning, Texts
 from slm_ray.inputs import Found, InputFile, Scanner
 from slm_ray.prose import Cut
-from slm_ray.shards import json_sha256
 
 ROWS_PER_RANGE = 4000
 """Stories of one work item: 3 MB of TinyStories, so that two workers share 20,000 stories evenly."""

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray import storage
-from slm_ray.errors import UserError
-from slm_ray.shards import (
+from slm_ray.dataset.shards import (
     FORMAT_VERSION,
     MANIFEST,
     REJECTED,
@@ -28,6 +27,7 @@ from slm_ray.shards import (
     json_sha256,
     load_manifest,
 )
+from slm_ray.errors import UserError
 from slm_ray.storage import Place
 
 STAGING = ".staging"

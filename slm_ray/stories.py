@@ -14,17 +14,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slm_ray import shards, storage, vocabularies
+from slm_ray import storage
 from slm_ray.batch_cleaning import clean_texts
+from slm_ray.dataset import shards
+from slm_ray.dataset.shards import REJECTED, REJECTED_SCHEMA, SPLITS, Shard, shard_path, shard_schema
 from slm_ray.errors import UserError
-from slm_ray.shards import REJECTED, REJECTED_SCHEMA, SPLITS, Shard, shard_path, shard_schema
 from slm_ray.sources import InputRange, read_ranges
 from slm_ray.storage import Place
 from slm_ray.summary import summarize
 from slm_ray.summary_files import save_summary
 from slm_ray.text import HASH_BYTES, CleaningRules, is_sampled
-from slm_ray.tokenizer import cached_tokenizer
-from slm_ray.word_encoding import cut_words
+from slm_ray.tokenization import training
+from slm_ray.tokenization.tokenizer import cached_tokenizer
+from slm_ray.tokenization.word_cache import cut_words
 
 Item = tuple[InputRange, pa.RecordBatch]
 """What flows between the steps: a range and its rows."""
@@ -167,7 +169,7 @@ def train_tokenizer(group: tuple[int, Iterable[list[tuple[bytes, str]]]], vocab_
     """`tokenizer.json` learned from the sample: each distinct story once, whatever the order of its parts."""
     texts = sorted({pair for part in group[1] for pair in part})
     distinct = dict(reversed(texts))  # of stories equal but for case, the first in order stays
-    return vocabularies.train(distinct.values(), vocab_size, model).to_json()
+    return training.train(distinct.values(), vocab_size, model).to_json()
 
 
 def save_tokenizer(tokenizer_json: str, folder: str) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from slm_ray.logprobs import Array, TokenLogprob, token_logprobs
 from slm_ray.sampling import SamplingParams
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
 _PARTIAL = "\ufffd"  # how part of a character decodes

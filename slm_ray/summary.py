@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from slm_ray.dataset.shards import REJECTED, SPLITS, Shard, Split
 from slm_ray.rejections import NOT_REJECTED
-from slm_ray.shards import REJECTED, SPLITS, Shard, Split
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 Key = TypeVar("Key")
 Counts = npt.NDArray[np.int64]

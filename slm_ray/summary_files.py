@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from slm_ray.shards import Shard
+from slm_ray.dataset.shards import Shard
 from slm_ray.storage import Place, make_folder, replace_file
 from slm_ray.summary import RangeSummary, Sample
 

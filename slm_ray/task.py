@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slm_ray.batches import TokenStream
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
+from slm_ray.dataset.batches import TokenStream
 from slm_ray.history import History
 from slm_ray.run_folder import RunFolder
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import Tracker
 
 

@@ -29,7 +29,7 @@ from slm_ray import checkpoint, cluster, loop, registry, tracking
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.cli.signals import StoppedError, ending_on_sigterm
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.event_log import require_tensorboard
 from slm_ray.history import History, plot_loss

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from slm_ray import checkpoint
 from slm_ray.backend import TorchBackend
-from slm_ray.batches import TokenStream, TrainBatches, evaluation_batches
 from slm_ray.checkpoint import Snapshot, TrainState
+from slm_ray.dataset.batches import TokenStream, TrainBatches, evaluation_batches
 from slm_ray.engine import Engine
 from slm_ray.meter import Meter
-from slm_ray.model import IGNORED_TARGET, Decoder
+from slm_ray.model.decoder import IGNORED_TARGET, Decoder
 from slm_ray.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
 from slm_ray.profiling import NoProfile, StepProfile
 from slm_ray.sampling import SamplingParams

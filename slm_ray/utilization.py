@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm_ray.config import ModelConfig
+from slm_ray.config.schema import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 N_SPANS = 4

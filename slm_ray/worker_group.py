@@ -23,11 +23,11 @@ from ray.train.torch import TorchTrainer
 
 from slm_ray import cluster, event_log, hardware, loop, system_metrics, tracking
 from slm_ray.cli.signals import Signals, StoppedError
-from slm_ray.config import TrainConfig
-from slm_ray.config_files import from_dict
+from slm_ray.config.files import from_dict
+from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.event_log import WithEventLog
-from slm_ray.model import parameter_count
+from slm_ray.model.decoder import parameter_count
 from slm_ray.preflight import load_task
 from slm_ray.run_folder import RunFolder
 from slm_ray.task import Surroundings, Task

@@ -16,9 +16,9 @@ import torch
 from xdist.scheduler import LoadScopeScheduling
 
 from slm_ray.cli.script import quiet_environment
-from slm_ray.config import ModelConfig, OptimConfig, TrainConfig
+from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.corpus.grammar import sample_stories
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.data_sets import write_data
 from tests.support.ray_files import starts_ray
 

@@ -75,7 +75,9 @@ def test_the_top_level_holds_the_six_folders_and_no_others() -> None:
     assert {name for name in folders if not name.startswith(".")} <= TOP_LEVEL
 
 
-@pytest.mark.parametrize("module", ["slm_ray.shards", "slm_ray.stories", "slm_ray.tokenizer", "slm_ray.sources"])
+@pytest.mark.parametrize(
+    "module", ["slm_ray.dataset.shards", "slm_ray.stories", "slm_ray.tokenization.tokenizer", "slm_ray.sources"]
+)
 def test_a_beam_worker_needs_neither_torch_nor_ray_nor_mlflow(module: str) -> None:
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'ray', 'mlflow'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.event_log import WithEventLog, require_tensorboard
 from slm_ray.tracking import NullTracker

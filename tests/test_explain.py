@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import explain, prepare
-from slm_ray import shards
+from slm_ray.dataset import shards
 from slm_ray.errors import UserError
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 ROWS = 40  # rows of each file
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from slm_ray import checkpoint, loop
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.history import History
 from slm_ray.loop import fit

@@ -21,7 +21,7 @@ import ray
 import yaml
 
 from slm_ray import checkpoint, loop, worker_group
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.loop import fit
 from slm_ray.run_folder import RunFolder
 from slm_ray.task import Surroundings

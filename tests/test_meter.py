@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slm_ray import meter
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.loop import fit
 from slm_ray.meter import Meter, memory
 from slm_ray.preflight import load_task, resolve

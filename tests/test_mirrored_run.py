@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from slm_ray import checkpoint, loop, storage, tracking, worker_group
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.loop import fit
 from slm_ray.mirrored_run import MirroredRun, open_run

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from pipelines import prepare
-from slm_ray import preflight, shards, sources, stories
-from slm_ray.shards import load_manifest, read_split
+from slm_ray import preflight, sources, stories
+from slm_ray.dataset import shards
+from slm_ray.dataset.shards import load_manifest, read_split
 from slm_ray.storage import files_below, place
 from slm_ray.tracking import NullTracker
 

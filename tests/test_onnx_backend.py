@@ -10,15 +10,15 @@ import torch
 
 from slm_ray.backend import Backend, TorchBackend
 from slm_ray.backends import BackendError, bits_per_byte, make_backend
-from slm_ray.batches import TokenStream
-from slm_ray.config import ModelConfig
-from slm_ray.config_files import load_config
+from slm_ray.config.files import load_config
+from slm_ray.config.schema import ModelConfig
+from slm_ray.dataset.batches import TokenStream
 from slm_ray.engine import Engine
-from slm_ray.model import Decoder
+from slm_ray.model.decoder import Decoder
 from slm_ray.onnx_backend import OnnxBackend
 from slm_ray.onnx_graph import padded_width, quantize
 from slm_ray.sampling import SamplingParams
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.trainer import Surroundings, evaluate
 from tests.support.paths import ROOT
 from tests.support.tiny_model import SENTENCES, random_model, some_tokens, talkative_model, without_end

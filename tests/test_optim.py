@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from slm_ray.config import ModelConfig, OptimConfig
+from slm_ray.config.schema import ModelConfig, OptimConfig
 from slm_ray.errors import UserError
-from slm_ray.model import Decoder
+from slm_ray.model.decoder import Decoder
 from slm_ray.muon import Muon
 from slm_ray.optim import (
     AnyOptimizer,

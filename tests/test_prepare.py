@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import prepare
-from slm_ray import hub, shards, sources, staging
-from slm_ray.shards import load_manifest, read_split
-from slm_ray.tokenizer import Tokenizer
+from slm_ray import hub, sources, staging
+from slm_ray.dataset import shards
+from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.paths import ROOT
 
 GOLDEN_FINGERPRINT = "c18bb6aa7ac0dc40fef902d948194a8bf1bb69bf75c7fc9d1bebe541e694578d"

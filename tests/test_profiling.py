@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 
 from slm_ray import profiling
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task, resolve
 from slm_ray.profiling import OperatorTime, operator_table, read_operators, window

@@ -6,10 +6,10 @@ import pytest
 
 from slm_ray import checkpoint, registry, tracking
 from slm_ray.checkpoint import TrainState
-from slm_ray.config import ModelConfig
+from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
-from slm_ray.model import Decoder
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.model.decoder import Decoder
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 
 @pytest.fixture

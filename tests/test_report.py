@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipelines import figures, measures, report
-from slm_ray.shards import Manifest, Shard, Split
+from slm_ray.dataset.shards import Manifest, Shard, Split
 from slm_ray.summary import DataSummary, Sample
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e"
 SPLIT = Split.of((Shard(file="train/00000.parquet", rows=300, tokens=50_000, bytes=200_000, sha256="ab" * 32),))

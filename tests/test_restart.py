@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray import shards, storage, stories
-from slm_ray.shards import load_manifest
+from slm_ray import storage, stories
+from slm_ray.dataset import shards
+from slm_ray.dataset.shards import load_manifest
 from slm_ray.summary_files import SUMMARIES
 from tests.support.paths import ROOT
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from slm_ray.backend import TorchBackend
 from slm_ray.engine import Engine, PromptError
 from slm_ray.engine_thread import EngineThread
-from slm_ray.model import Decoder
+from slm_ray.model.decoder import Decoder
 from slm_ray.sampling import SamplingParams
 from slm_ray.story import Completion, Piece, StopTexts
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.tiny_model import talkative_model, without_end
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray import summary, summary_files
-from slm_ray.shards import Shard
+from slm_ray.dataset.shards import Shard
 from slm_ray.text import story_hash
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 TEXTS = ['"Hi," said Tom.', "Tom ran.\nTom - and Ann - ran home!", "ANN slept.", "Hm.", "Hi there."]
 REASONS = [None, None, None, "too_short", "near_duplicate"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slm_ray import registry, tracking
-from slm_ray.config import OptimConfig, TrainConfig
+from slm_ray.config.schema import OptimConfig, TrainConfig
 from slm_ray.errors import UserError
 from tune.results import Trial, draw_heat_map, format_table
 from tune.sweep import MODEL_NAME, SweepConfig, _registered_name, main, parse_config, run_config, run_sweep, trial_name

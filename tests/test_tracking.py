@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from slm_ray import system_metrics, tracking
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task, resolve

@@ -20,11 +20,11 @@ from pipelines.transforms import (
     WriteShards,
 )
 from slm_ray import stories, summary, summary_files
+from slm_ray.dataset.shards import REJECTED
 from slm_ray.errors import UserError
-from slm_ray.shards import REJECTED
 from slm_ray.sources import RAW_SCHEMA, InputRange, plan
 from slm_ray.text import CleaningRules, assign_split
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 RULES = CleaningRules(min_chars=5)
 TEXTS = ["The cat sat down.", "A dog ran  home.", "the CAT sat\ndown.", "Hm."]

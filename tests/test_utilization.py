@@ -7,8 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from slm_ray.config import ModelConfig
-from slm_ray.model import Decoder
+from slm_ray.config.schema import ModelConfig
+from slm_ray.model.decoder import Decoder
 from slm_ray.utilization import matmul_rates, matmul_weights, peak_flops_per_s, train_flops_per_token
 
 SHAPES = [

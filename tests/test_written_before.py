@@ -8,8 +8,8 @@ import pytest
 
 from slm_ray import checkpoint
 from slm_ray.backend import TorchBackend
-from slm_ray.config import TrainConfig
-from slm_ray.config_files import from_dict
+from slm_ray.config.files import from_dict
+from slm_ray.config.schema import TrainConfig
 from slm_ray.corpus.grammar import sample_stories
 from slm_ray.engine import Engine
 from slm_ray.loop import fit
@@ -17,7 +17,7 @@ from slm_ray.preflight import load_task
 from slm_ray.registry import resolve_model
 from slm_ray.sampling import SamplingParams
 from slm_ray.task import Surroundings
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import NullTracker, client
 from tests.support.data_sets import write_data
 

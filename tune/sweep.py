@@ -27,13 +27,13 @@ import ray
 from slm_ray import cluster, hardware, tracking
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
-from slm_ray.command_line import parse, take_option
-from slm_ray.config import TrainConfig
-from slm_ray.config_files import load_config
+from slm_ray.config.files import load_config
+from slm_ray.config.options import parse, take_option
+from slm_ray.config.schema import TrainConfig
+from slm_ray.dataset.shards import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.preflight import DEFAULT_PRESET
 from slm_ray.run_folder import RunFolder
-from slm_ray.shards import load_manifest
 from slm_ray.storage import replace_file
 from slm_ray.train import TrainResult, default_workers, describe, flatten, run_training
 from tune.results import METRIC, Trial, format_table, keep_results

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from slm_ray.config import ModelConfig
-from slm_ray.model import Decoder
+from slm_ray.config.schema import ModelConfig
+from slm_ray.model.decoder import Decoder
 
 ALIGNMENT = 32
 F32 = 0

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from slm_ray.config import TrainConfig
-from slm_ray.config_files import from_dict, load_config
+from slm_ray.config.files import from_dict, load_config
+from slm_ray.config.schema import TrainConfig
 from slm_ray.hardware import resolve_compile, resolve_precision
-from slm_ray.model import parameter_count
+from slm_ray.model.decoder import parameter_count
 from slm_ray.preflight import load_task, resolve
 from slm_ray.task import Surroundings
 from slm_ray.tracking import NullTracker

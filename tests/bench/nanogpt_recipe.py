@@ -13,8 +13,8 @@ import torch.nn.functional as F  # noqa: N812
 from peer_options import FOREVER, Stopwatch, options
 from torch import Tensor, nn
 
-from slm_ray.config_files import load_config
-from slm_ray.shards import load_manifest, read_split
+from slm_ray.config.files import load_config
+from slm_ray.dataset.shards import load_manifest, read_split
 from slm_ray.storage import place
 
 

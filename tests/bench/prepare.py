@@ -91,7 +91,7 @@ def write_tokenizer(source: Path, path: Path) -> Path:
     """One tokenizer for all sides, learned from the first file."""
     import pyarrow.parquet as pq
 
-    from slm_ray.tokenizer import Tokenizer
+    from slm_ray.tokenization.tokenizer import Tokenizer
 
     texts = pq.read_table(source / "000.parquet")["text"].to_pylist()[:20_000]
     Tokenizer.train((" ".join(text.split()) for text in texts), vocab_size=4096).save(path)

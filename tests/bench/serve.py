@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from slm_ray import checkpoint
-from slm_ray.config_files import load_config
+from slm_ray.config.files import load_config
 from slm_ray.corpus.grammar import sample_stories
-from slm_ray.model import Decoder, count_parameters
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.model.decoder import Decoder, count_parameters
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = Path(__file__).resolve().parent

@@ -11,9 +11,9 @@ import torch
 from peer_options import FOREVER, Stopwatch, options
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from slm_ray.config_files import load_config
+from slm_ray.config.files import load_config
+from slm_ray.dataset.shards import load_manifest, read_split
 from slm_ray.hardware import resolve_precision
-from slm_ray.shards import load_manifest, read_split
 from slm_ray.storage import place
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from slm_ray import shards
 from slm_ray.corpus.grammar import sample_stories
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.dataset import shards
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 
 def write_data(folder: Path, tokenizer: Tokenizer, ranges: dict[str, list[tuple[int, int]]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from slm_ray import checkpoint, tracking
-from slm_ray.config import TrainConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.history import History
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task, resolve

@@ -17,9 +17,9 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from slm_ray.batches import Batch, TrainBatches
-from slm_ray.config import TrainConfig
-from slm_ray.config_files import from_dict
+from slm_ray.config.files import from_dict
+from slm_ray.config.schema import TrainConfig
+from slm_ray.dataset.batches import Batch, TrainBatches
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task, resolve
 from slm_ray.run_folder import RunFolder

@@ -7,10 +7,10 @@ from typing import Any
 import sentencepiece
 from hypothesis import strategies as st
 
-from slm_ray import vocabularies
 from slm_ray.corpus.grammar import sample_stories
-from slm_ray.from_sentencepiece import convert
-from slm_ray.tokenizer import END_OF_TEXT, Tokenizer
+from slm_ray.tokenization import training
+from slm_ray.tokenization.from_sentencepiece import convert
+from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 STORIES = [str(story) for story in sample_stories(0, 60)]
 PIECES = st.sampled_from(
@@ -46,5 +46,5 @@ def sentencepiece_model(kind: str, **changes: Any) -> bytes:
 
 @cache
 def from_model(kind: str, **changes: Any) -> Tokenizer:
-    text = vocabularies.with_end_mark(convert(sentencepiece_model(kind, **changes), "stories.model"))
+    text = training.with_end_mark(convert(sentencepiece_model(kind, **changes), "stories.model"))
     return Tokenizer.from_json(text, must_keep_text=True)

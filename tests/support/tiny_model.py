@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from slm_ray import checkpoint
-from slm_ray.config import ModelConfig
-from slm_ray.model import Decoder
-from slm_ray.tokenizer import Tokenizer
+from slm_ray.config.schema import ModelConfig
+from slm_ray.model.decoder import Decoder
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 SENTENCES = [
     "Once upon a time there was a little cat called Mia.",

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slm_ray import shards
+from slm_ray.dataset import shards
+from slm_ray.dataset.shards import Manifest, Split, fingerprint, load_manifest, read_split, shard_path, shard_schema
 from slm_ray.errors import UserError
-from slm_ray.shards import Manifest, Split, fingerprint, load_manifest, read_split, shard_path, shard_schema
 
 GOLDEN_SHA256 = "680aadfdb32898ee917bd075fdac44b09b6fa36ed24aa659757045c390ef2794"
 STORIES = {"a#0": [5, 6, 0], "a#1": [7, 0]}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.config import ModelConfig, OptimConfig, TrainConfig
-from slm_ray.config_files import from_dict, load_config, presets
+from slm_ray.config.files import from_dict, load_config, presets
+from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.preflight import parse_config
 

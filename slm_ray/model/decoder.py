@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from slm_ray.config import ModelConfig
-from slm_ray.rms_norm import RMSNorm
-from slm_ray.vocabulary_loss import vocabulary_loss
+from slm_ray.config.schema import ModelConfig
+from slm_ray.model.linear_cross_entropy import vocabulary_loss
+from slm_ray.model.rms_norm import RMSNorm
 
 IGNORED_TARGET = -1
 

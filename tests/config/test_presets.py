@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
-from slm_ray import hf_layout
-from slm_ray.config import ModelConfig, TrainConfig
-from slm_ray.config_files import load_config, presets
+from slm_ray.config.files import load_config, presets
+from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.loop import fit
-from slm_ray.model import parameter_count
+from slm_ray.model import hf_layout
+from slm_ray.model.decoder import parameter_count
 from slm_ray.preflight import load_task, resolve
 from slm_ray.task import Surroundings
 from slm_ray.tracking import NullTracker

@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import prepare
-from slm_ray import vocabularies
+from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
-from slm_ray.from_sentencepiece import convert
-from slm_ray.shards import read_split
 from slm_ray.text import clean_story
-from slm_ray.tokenizer import END_OF_TEXT, PROBES, Tokenizer
+from slm_ray.tokenization import training
+from slm_ray.tokenization.from_sentencepiece import convert
+from slm_ray.tokenization.tokenizer import END_OF_TEXT, PROBES, Tokenizer
 from tests.support.paths import ROOT
 from tests.support.sentencepiece_models import STORIES, TEXTS, from_model, sentencepiece_model
 
@@ -39,12 +39,12 @@ def byte_level() -> str:
 
 
 KINDS: dict[str, Callable[[], Tokenizer]] = {
-    "bpe": lambda: vocabularies.train(STORIES, 500, "bpe"),
-    "unigram": lambda: vocabularies.train(STORIES, 500, "unigram"),
+    "bpe": lambda: training.train(STORIES, 500, "bpe"),
+    "unigram": lambda: training.train(STORIES, 500, "unigram"),
     "sentencepiece_unigram": lambda: from_model("unigram"),
     "sentencepiece_bpe": lambda: from_model("bpe"),
     "sentencepiece_without_prefix": lambda: from_model("unigram", add_dummy_prefix=False),
-    "end_mark_added": lambda: Tokenizer.from_json(vocabularies.with_end_mark(byte_level()), must_keep_text=True),
+    "end_mark_added": lambda: Tokenizer.from_json(training.with_end_mark(byte_level()), must_keep_text=True),
 }
 
 
@@ -86,24 +86,24 @@ def test_pieces_join_to_the_text(tokenizer: Tokenizer) -> None:
 
 
 def test_all_bytes_are_in_a_unigram_vocabulary_of_any_size() -> None:
-    assert vocabularies.train(STORIES, 257, "unigram").vocab_size == 257
-    assert vocabularies.train(STORIES, 300, "unigram").vocab_size == 300
-    assert vocabularies.train(["one word"], 5000, "unigram").vocab_size < 300
-    assert vocabularies.train([], 5000, "unigram").vocab_size == 257
+    assert training.train(STORIES, 257, "unigram").vocab_size == 257
+    assert training.train(STORIES, 300, "unigram").vocab_size == 300
+    assert training.train(["one word"], 5000, "unigram").vocab_size < 300
+    assert training.train([], 5000, "unigram").vocab_size == 257
     with pytest.raises(UserError, match="at least 257"):
-        vocabularies.train(STORIES, 256, "unigram")
+        training.train(STORIES, 256, "unigram")
 
 
 @settings(deadline=None, max_examples=25)
 @given(texts=st.lists(TEXTS, max_size=5), size=st.integers(257, 320))
 def test_unigram_keeps_text_whatever_it_has_learned_from(texts: list[str], size: int) -> None:
-    tokenizer = vocabularies.train([*texts, "x" * 1500], size, "unigram")
+    tokenizer = training.train([*texts, "x" * 1500], size, "unigram")
     assert tokenizer.vocab_size <= size
     assert [tokenizer.decode(tokenizer.encode(text)) for text in (*texts, *PROBES)] == [*texts, *PROBES]
 
 
 def test_a_unigram_vocabulary_holds_frequent_words_whole() -> None:
-    tokenizer = vocabularies.train(STORIES, 900, "unigram")
+    tokenizer = training.train(STORIES, 900, "unigram")
     assert tokenizer.end_id == 0
     frequent = [word for word, count in Counter(" ".join(STORIES).split(" ")).items() if count > 50 and word.isalpha()]
     assert len(frequent) > 10
@@ -113,7 +113,7 @@ def test_a_unigram_vocabulary_holds_frequent_words_whole() -> None:
 
 def test_ids_beyond_16_bits_are_taken_wide() -> None:
     words = ["".join(word) for word in itertools.product(string.ascii_letters[:42], repeat=3)]
-    tokenizer = vocabularies.train([" ".join(words)], 66_000, "bpe")
+    tokenizer = training.train([" ".join(words)], 66_000, "bpe")
     assert tokenizer.vocab_size == 66_000
     ids = tokenizer.encode_batch([" ".join(words)])
     assert str(ids.type) == "list<item: uint32>"
@@ -133,7 +133,7 @@ for model in vocabularies.TOKENIZER_MODELS:
 def test_training_gives_the_same_file_in_every_process_and_order() -> None:
     surroundings = {**os.environ, "PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1"}
     elsewhere = subprocess.check_output([sys.executable, "-c", TRAIN], cwd=ROOT, env=surroundings, encoding="utf-8")
-    here = [vocabularies.train(STORIES, 600, model).sha256 for model in vocabularies.TOKENIZER_MODELS]
+    here = [training.train(STORIES, 600, model).sha256 for model in training.TOKENIZER_MODELS]
     assert elsewhere.split() == here
 
 
@@ -144,11 +144,11 @@ def test_a_file_a_folder_and_a_model_are_opened(tmp_path: Path) -> None:
     trained = KINDS["bpe"]()
     trained.save(tmp_path / "tokenizer.json")
     (tmp_path / "stories.model").write_bytes(sentencepiece_model("unigram"))
-    assert vocabularies.open_tokenizer(str(tmp_path)).sha256 == trained.sha256
-    assert vocabularies.open_tokenizer(str(tmp_path / "tokenizer.json")).sha256 == trained.sha256
-    converted = vocabularies.open_tokenizer(str(tmp_path / "stories.model"))
+    assert training.open_tokenizer(str(tmp_path)).sha256 == trained.sha256
+    assert training.open_tokenizer(str(tmp_path / "tokenizer.json")).sha256 == trained.sha256
+    converted = training.open_tokenizer(str(tmp_path / "stories.model"))
     converted.save(tmp_path / "tokenizer.json")
-    assert vocabularies.open_tokenizer(str(tmp_path)).sha256 == converted.sha256
+    assert training.open_tokenizer(str(tmp_path)).sha256 == converted.sha256
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -156,24 +156,24 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.model").write_bytes(b"no model")
     for name, why in [("x.json", "is not a tokenizer.json"), ("x.model", "is not a SentencePiece .model")]:
         with pytest.raises(UserError, match=f"{name} {why}"):
-            vocabularies.open_tokenizer(str(tmp_path / name))
+            training.open_tokenizer(str(tmp_path / name))
     for missing in (tmp_path, tmp_path / "absent.json", tmp_path / "absent.model"):
         with pytest.raises(UserError, match=r"cannot read the tokenizer .*give a tokenizer.json, a folder"):
-            vocabularies.open_tokenizer(str(missing))
+            training.open_tokenizer(str(missing))
 
 
 def test_the_end_mark_takes_the_next_free_id_and_moves_no_other() -> None:
     before = tokenizers.Tokenizer.from_str(byte_level())
     before.add_special_tokens(["</s>", "<pad>"])
-    after = Tokenizer.from_json(vocabularies.with_end_mark(before.to_str()))
+    after = Tokenizer.from_json(training.with_end_mark(before.to_str()))
     assert (after.end_id, after.vocab_size) == (402, 403)
     assert {**before.get_vocab(), END_OF_TEXT: 402} == tokenizers.Tokenizer.from_str(after.to_json()).get_vocab()
 
 
 def test_an_end_mark_that_is_plain_text_becomes_special() -> None:
-    config = json.loads(vocabularies.with_end_mark(byte_level()))
+    config = json.loads(training.with_end_mark(byte_level()))
     config["added_tokens"][0]["special"] = False
-    tokenizer = Tokenizer.from_json(vocabularies.with_end_mark(json.dumps(config)), must_keep_text=True)
+    tokenizer = Tokenizer.from_json(training.with_end_mark(json.dumps(config)), must_keep_text=True)
     assert tokenizer.end_id == 400
     assert 400 not in tokenizer.encode(f"a{END_OF_TEXT}")
 
@@ -181,7 +181,7 @@ def test_an_end_mark_that_is_plain_text_becomes_special() -> None:
 def test_an_entry_named_like_the_end_mark_becomes_it() -> None:
     config = json.loads(byte_level())
     config["model"]["vocab"][END_OF_TEXT] = 400
-    tokenizer = Tokenizer.from_json(vocabularies.with_end_mark(json.dumps(config)), must_keep_text=True)
+    tokenizer = Tokenizer.from_json(training.with_end_mark(json.dumps(config)), must_keep_text=True)
     assert (tokenizer.end_id, tokenizer.vocab_size) == (400, 401)
 
 
@@ -190,7 +190,7 @@ def test_an_end_mark_that_a_text_can_contain_is_refused(tmp_path: Path) -> None:
     config["model"]["vocab"].append([END_OF_TEXT, 0.0])
     (tmp_path / "x.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match="in a story become the end mark"):
-        vocabularies.open_tokenizer(str(tmp_path / "x.json"))
+        training.open_tokenizer(str(tmp_path / "x.json"))
 
 
 def test_ids_with_holes_are_refused() -> None:
@@ -198,7 +198,7 @@ def test_ids_with_holes_are_refused() -> None:
     config["model"]["vocab"]["zzzz"] = config["model"]["vocab"].pop("a") + 400
     config["model"]["vocab"]["a"] = 401
     with pytest.raises(UserError, match="its ids have holes"):
-        vocabularies.with_end_mark(json.dumps(config))
+        training.with_end_mark(json.dumps(config))
 
 
 # the hub
@@ -261,7 +261,7 @@ def open_by_name(endpoint: str, home: Path, *names: str) -> list[str]:
 
 
 def test_the_hub_is_asked_by_name_and_without_it_its_copy_is_used(hub: str, tmp_path: Path) -> None:
-    wanted = Tokenizer.from_json(vocabularies.with_end_mark(byte_level())).sha256
+    wanted = Tokenizer.from_json(training.with_end_mark(byte_level())).sha256
     *opened, refused = open_by_name(hub, tmp_path, "gpt2", "hub:some/one@v2", "hub:some/one@v3")
     assert opened == [wanted, wanted]
     assert refused.startswith("error: cannot get the tokenizer hub:some/one@v3 (")
@@ -302,4 +302,4 @@ def test_a_data_set_with_a_sentencepiece_model(tmp_path: Path) -> None:
 def test_bpe_learns_nothing_from_endless_words():
     texts = ["The cat sat on the mat. " * 60, "The dog."]
     endless = ["The cat sat on the mat. " * 60 + "x" * 5000, "The dog."]
-    assert vocabularies.train(endless, 300).to_json() == vocabularies.train(texts, 300).to_json()
+    assert training.train(endless, 300).to_json() == training.train(texts, 300).to_json()

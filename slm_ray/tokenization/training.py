@@ -17,8 +17,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from slm_ray.errors import UserError
-from slm_ray.from_sentencepiece import convert
-from slm_ray.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE, Tokenizer
+from slm_ray.tokenization.from_sentencepiece import convert
+from slm_ray.tokenization.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE, Tokenizer
 
 TOKENIZER_MODELS = ("bpe", "unigram")
 GPT2 = "openai-community/gpt2"

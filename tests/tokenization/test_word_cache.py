@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray import word_encoding
-from slm_ray.tokenizer import Tokenizer
-from slm_ray.word_encoding import are_apart, cut_words
+from slm_ray.tokenization import word_cache
+from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.word_cache import are_apart, cut_words
 
 TEXTS = st.lists(
     st.text(st.sampled_from("ab'sé 1!\n\t\u00a0😀") | st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -60,7 +60,7 @@ def test_ids_of_clean_texts_are_those_of_each_text_by_itself(tokenizer, texts):
 
 
 def test_a_full_memo_begins_anew(tokenizer, monkeypatch):
-    monkeypatch.setattr(word_encoding, "MAX_WORDS", 3)
+    monkeypatch.setattr(word_cache, "MAX_WORDS", 3)
     fresh = Tokenizer.from_json(tokenizer.to_json())
     for text in ("the cat", "a dog ran far away", "the cat", "it is"):
         assert fresh.encode_batch([text]).to_pylist() == [fresh.encode(text)]

@@ -8,9 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from slm_ray import checkpoint, export, hf_layout
-from slm_ray.config import ModelConfig
-from slm_ray.tokenizer import Tokenizer
+from slm_ray import checkpoint, export
+from slm_ray.config.schema import ModelConfig
+from slm_ray.model import hf_layout
+from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.tiny_model import SENTENCES, random_model, some_tokens
 
 SHAPE = {"vocab_size": 97, "seq_len": 24, "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 48}

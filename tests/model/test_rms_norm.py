@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slm_ray.rms_norm import RMSNorm
+from slm_ray.model.rms_norm import RMSNorm
 
 
 def results(norm: nn.RMSNorm, x: Tensor, upstream: Tensor) -> list[Tensor]:

@@ -18,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from slm_ray.errors import UserError
 from slm_ray.storage import Place, place
-from slm_ray.word_encoding import WordEncoder, are_apart, cut_words, encode_flat, offsets
+from slm_ray.tokenization.word_cache import WordEncoder, are_apart, cut_words, encode_flat, offsets
 
 END_OF_TEXT = "<|endoftext|>"
 _SOME_OF_EACH = (  # code points: single ones, then one for each first byte of 2, 3 and 4 in UTF-8

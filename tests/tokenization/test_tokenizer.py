@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_ray.errors import UserError
-from slm_ray.tokenizer import END_OF_TEXT, EVERY_BYTE, Tokenizer
+from slm_ray.tokenization.tokenizer import END_OF_TEXT, EVERY_BYTE, Tokenizer
 
 STORIES = [
     "Once upon a time, there was a little girl named Lily. She didn't like the rain.",

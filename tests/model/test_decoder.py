@@ -6,8 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from slm_ray.config import ModelConfig
-from slm_ray.model import IGNORED_TARGET, Attention, Decoder, KVCache, _Window, count_parameters, rotary_tables, rotate
+from slm_ray.config.schema import ModelConfig
+from slm_ray.model.decoder import (
+    IGNORED_TARGET,
+    Attention,
+    Decoder,
+    KVCache,
+    _Window,
+    count_parameters,
+    rotary_tables,
+    rotate,
+)
 from tests.support.tiny_model import random_model, some_tokens
 
 SHAPE = {"vocab_size": 97, "seq_len": 24, "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 48}

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm_ray.config import ModelConfig
-from slm_ray.config_files import from_dict
+from slm_ray.config.files import from_dict
+from slm_ray.config.schema import ModelConfig
 
 OWN_FIELD = "slm_ray"
 _GPT2_LAYER = {

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.batches import IGNORED, Order, TokenStream, TrainBatches, evaluation_batches, permutation
+from slm_ray.dataset.batches import IGNORED, Order, TokenStream, TrainBatches, evaluation_batches, permutation
 from slm_ray.errors import UserError
 
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from slm_ray import vocabulary_loss as module
-from slm_ray.config import ModelConfig
-from slm_ray.model import Decoder
-from slm_ray.vocabulary_loss import chunk_rows, vocabulary_loss
+from slm_ray.config.schema import ModelConfig
+from slm_ray.model import linear_cross_entropy as module
+from slm_ray.model.decoder import Decoder
+from slm_ray.model.linear_cross_entropy import chunk_rows, vocabulary_loss
 
 ROWS, D_MODEL, VOCAB = 300, 16, 97
 
