@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
 from pipelines.settings import DEFAULT_FRACTION, Settings
-from slm_ray import formats, inputs, prose, storage
+from slm_ray import storage
 from slm_ray.errors import UserError
 from slm_ray.rejections import MAX_REJECTED
+from slm_ray.sources import discovery, formats, plain_text
 from slm_ray.text import CleaningRules
 from slm_ray.tokenization.training import TOKENIZER_MODELS, open_tokenizer
 
@@ -47,7 +48,7 @@ class PrepareOptions(PipelineOptions):
         _add(
             parser,
             "--cut-text",
-            choices=prose.CUTS,
+            choices=plain_text.CUTS,
             default="auto",
             help="where a story of a text file ends: at each end mark, at blank lines, before each heading "
             "` = Title = `, or after about --piece-chars characters (default: end marks if there is one, else "
@@ -57,7 +58,7 @@ class PrepareOptions(PipelineOptions):
             parser,
             "--piece-chars",
             type=int,
-            default=prose.PIECE_CHARS,
+            default=plain_text.PIECE_CHARS,
             help="usual length of the pieces of --cut-text pieces, characters (default: %(default)s)",
         )
         _add(parser, "--output", default="data/tinystories", help="data-set folder (default: %(default)s)")
@@ -65,7 +66,7 @@ class PrepareOptions(PipelineOptions):
             parser,
             "--max-stories",
             type=int,
-            help=f"take the first N stories (default: all; auto {inputs.AUTO_STORIES}, sample {inputs.SAMPLE_STORIES})",
+            help=f"take the first N stories (default: all; auto {discovery.AUTO_STORIES}, sample {discovery.SAMPLE_STORIES})",
         )
         _add(
             parser,

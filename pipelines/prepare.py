@@ -36,7 +36,7 @@ from pipelines.transforms import (
     TrainTokenizer,
     WriteShards,
 )
-from slm_ray import finished, inputs, sources, staging, stories, summary, summary_files
+from slm_ray import finished, staging, stories, summary, summary_files
 from slm_ray.cli.command import command
 from slm_ray.cli.signals import ending_on_interrupt
 from slm_ray.dataset import shards
@@ -44,7 +44,8 @@ from slm_ray.dataset.shards import Manifest
 from slm_ray.errors import UserError
 from slm_ray.finished import Done
 from slm_ray.rejections import WHAT_TO_DO, refuse_too_many
-from slm_ray.sources import Plan
+from slm_ray.sources import discovery, plan
+from slm_ray.sources.plan import Plan
 from slm_ray.storage import Place
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_plan(settings: Settings) -> Plan:
     """Find the inputs and cut them into ranges."""
     with terminal.planning() as on_bytes:
-        return sources.plan(
+        return plan.plan(
             settings.source,
             validation_source=settings.validation_source,
             max_stories=settings.max_stories,
@@ -220,9 +221,9 @@ def _is_other_auto(manifest: Manifest, settings: Settings) -> bool:
     files = manifest.source["files"]
     rows = sum(file["rows"] for file in files if file["split"] is None)
     is_sample = manifest.source["used"] == "sample"
-    if is_sample and files[0]["sha256"] != inputs.sample_digest(settings.seed):
+    if is_sample and files[0]["sha256"] != discovery.sample_digest(settings.seed):
         return False
-    default = inputs.SAMPLE_STORIES if is_sample else inputs.AUTO_STORIES
+    default = discovery.SAMPLE_STORIES if is_sample else discovery.AUTO_STORIES
     wanted = settings.parameters(*(any(file["split"] == split for file in files) for split in ("validation", "test")))
     return rows == (settings.max_stories or default) and manifest.parameters == wanted
 

@@ -20,8 +20,8 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_ha
 
 from pipelines.forked_workers import ForkedEnvironment, ForkedWorkerHandler, prepare_forks
 from slm_ray import storage
-from slm_ray.addresses import one_line
 from slm_ray.errors import UserError
+from slm_ray.sources.addresses import one_line
 from slm_ray.storage import Place
 
 ANSWER_TIMEOUT_S = 5.0

@@ -7,9 +7,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from slm_ray import inputs, sources, storage
+from slm_ray import storage
 from slm_ray.errors import UserError
 from slm_ray.near_duplicates import band_shape
+from slm_ray.sources import discovery, plan
 from slm_ray.storage import Place
 from slm_ray.text import CleaningRules
 from slm_ray.tokenization.tokenizer import MIN_VOCAB_SIZE, Tokenizer
@@ -81,14 +82,14 @@ class Settings:
             "text_column": self.text_column,
             "validation_fraction": validation,
             "test_fraction": test,
-            "rows_per_range": sources.ROWS_PER_RANGE,
+            "rows_per_range": plan.ROWS_PER_RANGE,
             "tokenizer": {"sha256": self.tokenizer.sha256} if self.tokenizer else {"trained": trained},
         }
 
 
 def _check_apart(word: str, output: Place) -> None:
     """A source folder must not hold the output: the next run would read the shards of this one as stories."""
-    if inputs.is_special(word):
+    if discovery.is_special(word):
         return
     try:
         source = storage.place(word)

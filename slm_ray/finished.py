@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from slm_ray import storage
 from slm_ray.dataset import shards
 from slm_ray.errors import UserError
-from slm_ray.sources import InputRange, Plan
+from slm_ray.sources.plan import InputRange, Plan
 from slm_ray.storage import Place
 from slm_ray.stories import CLEANED
 from slm_ray.summary import RangeSummary

@@ -19,7 +19,7 @@ from slm_ray.batch_cleaning import clean_texts
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import REJECTED, REJECTED_SCHEMA, SPLITS, Shard, shard_path, shard_schema
 from slm_ray.errors import UserError
-from slm_ray.sources import InputRange, read_ranges
+from slm_ray.sources.plan import InputRange, read_ranges
 from slm_ray.storage import Place
 from slm_ray.summary import summarize
 from slm_ray.summary_files import save_summary

@@ -22,7 +22,7 @@ ENGINES = {  # package -> the only places that may import it
     "ray.serve": {"serve"},
     "mlflow": {"slm_ray/tracking.py", "slm_ray/registry.py", "slm_ray/system_metrics.py"},
     "torch.utils.tensorboard": {"slm_ray/event_log.py"},
-    "datasets": {"slm_ray/hub.py"},
+    "datasets": {"slm_ray/sources/hub.py"},
     "fastapi": {"serve"},
     "onnx": {"slm_ray/onnx_graph.py"},
     "onnxruntime": {"slm_ray/onnx_backend.py"},
@@ -76,7 +76,7 @@ def test_the_top_level_holds_the_six_folders_and_no_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["slm_ray.dataset.shards", "slm_ray.stories", "slm_ray.tokenization.tokenizer", "slm_ray.sources"]
+    "module", ["slm_ray.dataset.shards", "slm_ray.stories", "slm_ray.tokenization.tokenizer", "slm_ray.sources.plan"]
 )
 def test_a_beam_worker_needs_neither_torch_nor_ray_nor_mlflow(module: str) -> None:
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'ray', 'mlflow'}} & set(sys.modules)))"

@@ -25,7 +25,7 @@ from slm_ray.near_duplicates import (
     similar_kept,
     similarity,
 )
-from slm_ray.sources import InputRange
+from slm_ray.sources.plan import InputRange
 from slm_ray.stories import Item
 
 WORDS = [*"abcdefghijklmnopqrst"]

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from pipelines import prepare
-from slm_ray import preflight, sources, stories
+from slm_ray import preflight, stories
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.sources import plan
 from slm_ray.storage import files_below, place
 from slm_ray.tracking import NullTracker
 
@@ -17,8 +18,8 @@ SOURCE = ("--source", "sample", "--max-stories", "60", "--vocab-size", "300")
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch):
     """Ranges of 30 stories, so that a small input has several."""
-    plan = sources.plan
-    monkeypatch.setattr(sources, "plan", lambda *args, **options: plan(*args, **options, rows_per_range=30))
+    plan = plan.plan
+    monkeypatch.setattr(plan, "plan", lambda *args, **options: plan(*args, **options, rows_per_range=30))
 
 
 def contents(address: str) -> dict[str, bytes]:

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import prepare
-from slm_ray import hub, sources, staging
+from slm_ray import staging
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.sources import hub, plan
 from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.paths import ROOT
 
@@ -24,8 +25,8 @@ GOLDEN_FINGERPRINT = "c18bb6aa7ac0dc40fef902d948194a8bf1bb69bf75c7fc9d1bebe541e6
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch):
     """Ranges of 100 stories, so that a small input has several."""
-    plan = sources.plan
-    monkeypatch.setattr(sources, "plan", lambda *args, **options: plan(*args, rows_per_range=100, **options))
+    plan = plan.plan
+    monkeypatch.setattr(plan, "plan", lambda *args, **options: plan(*args, rows_per_range=100, **options))
 
 
 def run(output: Path, *words: str) -> int:
@@ -52,8 +53,8 @@ def sample(tmp_path_factory) -> Path:
     """A data set of 320 sample stories, made in memory; not to be changed."""
     folder = tmp_path_factory.mktemp("sample")
     with pytest.MonkeyPatch.context() as patch:
-        plan = sources.plan
-        patch.setattr(sources, "plan", lambda *args, **options: plan(*args, rows_per_range=100, **options))
+        plan = plan.plan
+        patch.setattr(plan, "plan", lambda *args, **options: plan(*args, rows_per_range=100, **options))
         assert run(folder, "--runner", "DirectRunner", "--source", "sample", "--max-stories", "320") == 0
     return folder
 
@@ -204,7 +205,7 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
     manifest = load_manifest(data)
     assert (manifest.source["requested"], manifest.source["used"]) == ("auto", "sample")
 
-    stand_in = sources.plan("sample", max_stories=40, seed=9)
+    stand_in = plan.plan("sample", max_stories=40, seed=9)
     monkeypatch.setattr(prepare, "make_plan", lambda settings: stand_in)
     assert run(data, "--max-stories", "40") == 0
     assert "already holds this data set" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from pipelines.transforms import (
 from slm_ray import stories, summary, summary_files
 from slm_ray.dataset.shards import REJECTED
 from slm_ray.errors import UserError
-from slm_ray.sources import RAW_SCHEMA, InputRange, plan
+from slm_ray.sources.plan import RAW_SCHEMA, InputRange, plan
 from slm_ray.text import CleaningRules, assign_split
 from slm_ray.tokenization.tokenizer import Tokenizer
 

@@ -5,15 +5,15 @@ import io
 
 import pytest
 
-from slm_ray import csv_format
 from slm_ray.errors import UserError
+from slm_ray.sources import delimited
 
 
 def rows(
     content: bytes, column: str = "text", delimiter: str = ",", size: int = 7
 ) -> list[tuple[bytes | None, str | None]]:
     chunks = [content[start : start + size] for start in range(0, len(content), size)]
-    return list(csv_format.read("a.csv", chunks, column, delimiter))
+    return list(delimited.read("a.csv", chunks, column, delimiter))
 
 
 def good(*texts: bytes) -> list[tuple[bytes, None]]:
@@ -56,7 +56,7 @@ def test_a_file_whose_rows_cannot_be_told_apart_is_refused(content, message):
 
 
 def test_a_quote_that_nobody_closed_does_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(csv_format, "LONGEST_FIELD_CHARS", 1000)
+    monkeypatch.setattr(delimited, "LONGEST_FIELD_CHARS", 1000)
     taken = 0
 
     def chunks():
@@ -67,7 +67,7 @@ def test_a_quote_that_nobody_closed_does_not_fill_the_memory(monkeypatch):
             yield b"and so on\n" * 10
 
     with pytest.raises(UserError, match="field larger than field limit"):
-        list(csv_format.read("a.csv", chunks(), "text", ","))
+        list(delimited.read("a.csv", chunks(), "text", ","))
     assert taken < 20
 
 

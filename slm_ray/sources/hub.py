@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from slm_ray.addresses import one_line
 from slm_ray.errors import UserError
-from slm_ray.rows import column_hint
+from slm_ray.sources.addresses import one_line
+from slm_ray.sources.rows import column_hint
 
 PREFIX = "hub:"
 ANSWER_TIMEOUT_S = 4.0

@@ -13,12 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from slm_ray import addresses, formats, hub, prose
 from slm_ray.dataset.shards import json_sha256
 from slm_ray.errors import UserError
-from slm_ray.formats import Scanning, Texts
-from slm_ray.inputs import Found, InputFile, Scanner
-from slm_ray.prose import Cut
+from slm_ray.sources import addresses, formats, hub, plain_text
+from slm_ray.sources.discovery import Found, InputFile, Scanner
+from slm_ray.sources.formats import Scanning, Texts
+from slm_ray.sources.plain_text import Cut
 
 ROWS_PER_RANGE = 4000
 """Stories of one work item: 3 MB of TinyStories, so that two workers share 20,000 stories evenly."""
@@ -49,7 +49,7 @@ class InputRange:
     text_column: str
     seed: int  # of the sample corpus
     split: str | None
-    piece_chars: int = prose.PIECE_CHARS  # of text cut into pieces
+    piece_chars: int = plain_text.PIECE_CHARS  # of text cut into pieces
     compression: str = ""  # gzip or zstd
     stamp: str = ""  # of the file when it was planned, from addresses.stamp; "": nothing can change it
     unit: int = 0  # ranges of one input that have the same are read together
@@ -92,7 +92,7 @@ def plan(
     max_stories: int | None = None,
     text_column: str = "text",
     cut_text: str = "auto",
-    piece_chars: int = prose.PIECE_CHARS,
+    piece_chars: int = plain_text.PIECE_CHARS,
     seed: int = 0,
     rows_per_range: int = ROWS_PER_RANGE,
     download_folder: Path | None = None,

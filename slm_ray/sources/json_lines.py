@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from slm_ray.errors import UserError
-from slm_ray.rows import Row, RowCount, column_hint, lines
+from slm_ray.sources.rows import Row, RowCount, column_hint, lines
 
 _NOT_JSON = (ValueError, RecursionError)  # the second where brackets are nested thousands deep
 _LOOKED_AT = 20  # lines at the beginning of a file that say whether its field is text

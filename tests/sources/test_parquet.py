@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_ray.errors import UserError
-from slm_ray.sources import Plan, plan, read_range, read_ranges
+from slm_ray.sources.plan import Plan, plan, read_range, read_ranges
 
 TEXTS = [f"Story {row}." for row in range(100)]
 
@@ -54,9 +54,9 @@ def test_ranges_that_are_done_can_be_left_out(tmp_path, left):
 
 
 def test_batches_smaller_than_the_range_are_put_together(tmp_path, monkeypatch):
-    from slm_ray import parquet_format
+    from slm_ray.sources import parquet
 
-    monkeypatch.setattr(parquet_format, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(parquet, "_BATCH_ROWS", 7)
     [task] = plan(write(tmp_path / "a.parquet", TEXTS, 100), rows_per_range=20).tasks
     found = [(part.number, len(batch), batch["text"][0].as_py()) for part, batch in read_ranges((task[1], task[4]))]
     assert found == [(1, 20, b"Story 20."), (4, 20, b"Story 80.")]

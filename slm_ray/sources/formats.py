@@ -13,11 +13,11 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slm_ray import addresses, csv_format, jsonl_format, parquet_format, prose
-from slm_ray.compression import COMPRESSIONS, Watch, chunks_between, read_chunks
 from slm_ray.errors import UserError
-from slm_ray.prose import Cut, UnclearCutError
-from slm_ray.rows import Row, TooLongError
+from slm_ray.sources import addresses, delimited, json_lines, parquet, plain_text
+from slm_ray.sources.compression import COMPRESSIONS, Watch, chunks_between, read_chunks
+from slm_ray.sources.plain_text import Cut, UnclearCutError
+from slm_ray.sources.rows import Row, TooLongError
 
 KINDS = {
     ".parquet": "parquet",
@@ -102,7 +102,7 @@ def scan(address: str, scanning: Scanning) -> Scan:
 
 def read_parquet(address: str, text_column: str, parts: Sequence[range]) -> Iterator[Texts]:
     """The texts of some row ranges that follow on one another, perhaps with gaps; each as soon as it is complete."""
-    batches = parquet_format.read(address, text_column, parts[0].start, parts[-1].stop)
+    batches = parquet.read(address, text_column, parts[0].start, parts[-1].stop)
     held: list[pa.Array] = []  # rows before `position`, those of the part without a gap
     position = parts[0].start
     for part in parts:
@@ -133,20 +133,20 @@ def stream_rows(kind: str, address: str, compression: str, text_column: str, cut
     """All rows of a file, from its beginning."""
     chunks = read_chunks(address, compression)
     if kind == "jsonl":
-        return jsonl_format.read(chunks, text_column)
+        return json_lines.read(chunks, text_column)
     if kind in _DELIMITERS:
-        return csv_format.read(address, chunks, text_column, _DELIMITERS[kind])
-    finder = prose.make_finder(cut.mode, cut.piece_chars, at_start=True)
-    return ((story, None) for story in prose.read_stories(chunks, finder))
+        return delimited.read(address, chunks, text_column, _DELIMITERS[kind])
+    finder = plain_text.make_finder(cut.mode, cut.piece_chars, at_start=True)
+    return ((story, None) for story in plain_text.read_stories(chunks, finder))
 
 
 def rows_between(kind: str, address: str, text_column: str, cut: Cut, start_byte: int, end_byte: int) -> Iterator[Row]:
     """The rows of an uncompressed JSONL or text file from one border to another, perhaps some more."""
     if kind == "jsonl":
-        return jsonl_format.read(chunks_between(address, start_byte, end_byte), text_column)
-    finder = prose.make_finder(cut.mode, cut.piece_chars, at_start=False)
+        return json_lines.read(chunks_between(address, start_byte, end_byte), text_column)
+    finder = plain_text.make_finder(cut.mode, cut.piece_chars, at_start=False)
     chunks = chunks_between(address, start_byte, end_byte + finder.lookahead_bytes)
-    return ((story, None) for story in prose.read_stories(chunks, finder))
+    return ((story, None) for story in plain_text.read_stories(chunks, finder))
 
 
 def columns(rows: Sequence[Row]) -> Texts:
@@ -160,7 +160,7 @@ def columns(rows: Sequence[Row]) -> Texts:
 def _scan_parquet(address: str, scanning: Scanning, watch: Watch) -> Scan:
     for _ in _checked(address, read_chunks(address, "", watch)):
         pass
-    found = parquet_format.scan(address, scanning.text_column, scanning.step)
+    found = parquet.scan(address, scanning.text_column, scanning.step)
     return Scan(sha256=watch.sha256, n_rows=found.n_rows, units=found.units)
 
 
@@ -169,12 +169,12 @@ def _scan_rows(
 ) -> tuple[int, list[int] | None, str]:
     """Number of rows, where each `step`-th begins (None: nobody can begin there), and how a text is cut."""
     if kind in _DELIMITERS:
-        rows = csv_format.read(address, chunks, scanning.text_column, _DELIMITERS[kind])
+        rows = delimited.read(address, chunks, scanning.text_column, _DELIMITERS[kind])
         return sum(1 for _ in rows), None, ""
     if kind == "jsonl":
-        count = jsonl_format.scan(address, chunks, scanning.text_column, scanning.step)
+        count = json_lines.scan(address, chunks, scanning.text_column, scanning.step)
         return count.n_rows, count.borders, ""
-    separator, count = prose.scan(chunks, scanning.cut, scanning.step)
+    separator, count = plain_text.scan(chunks, scanning.cut, scanning.step)
     return count.n_rows, count.borders, separator
 
 

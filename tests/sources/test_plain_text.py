@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_ray import prose
 from slm_ray.errors import UserError
-from slm_ray.prose import Cut, make_finder, read_stories, scan
+from slm_ray.sources import plain_text
+from slm_ray.sources.plain_text import Cut, make_finder, read_stories, scan
 from tests.support.paths import SHARED_DATA
 
 WIKITEXT = SHARED_DATA / "wikitext-2" / "validation.txt"
-MODES = [mode for mode in prose.CUTS if mode != "auto"]
+MODES = [mode for mode in plain_text.CUTS if mode != "auto"]
 
 parts = st.sampled_from(
     [
@@ -110,7 +110,7 @@ def test_articles_begin_at_headings_of_the_first_level():
     ("text", "mode"),
     [
         (ARTICLES, "articles"),
-        (prose.BOM + ARTICLES.lstrip(), "articles"),
+        (plain_text.BOM + ARTICLES.lstrip(), "articles"),
         (ARTICLES.replace(b"\n", b"\r\n"), "articles"),
         (b"= One =\nText\n= Two =\nText\n", "articles"),
         (ARTICLES.replace(b" = Two = ", b" = = Two = = "), "blank-lines"),
@@ -126,8 +126,8 @@ def test_auto_takes_what_fits_the_text(text, mode):
 
 def test_a_byte_order_mark_is_no_part_of_a_story():
     for mode in MODES:
-        assert stories([prose.BOM + b"One."], mode) == [b"One."]
-    assert stories([prose.BOM + b"<|endoftext|>One."], "end-mark") == [b"One."]
+        assert stories([plain_text.BOM + b"One."], mode) == [b"One."]
+    assert stories([plain_text.BOM + b"<|endoftext|>One."], "end-mark") == [b"One."]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ BLANKS = b"\n\n".join(b"Story %d has an end." % number for number in range(50))
 @pytest.mark.parametrize("n_marks", [1, 4])
 def test_a_few_end_marks_among_many_blank_lines_are_refused_as_they_may_be_part_of_a_story(n_marks):
     text = BLANKS.replace(b"an end", b"<|endoftext|>", n_marks)
-    with pytest.raises(prose.UnclearCutError, match=rf"{n_marks} times <\|endoftext\|> and 49 blank lines"):
+    with pytest.raises(plain_text.UnclearCutError, match=rf"{n_marks} times <\|endoftext\|> and 49 blank lines"):
         scan([text], Cut(), 1)
     assert scan([text], Cut(mode="blank-lines"), 1)[1].n_rows == 50
     assert scan([text], Cut(mode="end-mark"), 1)[1].n_rows == n_marks + 1

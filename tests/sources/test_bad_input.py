@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slm_ray import prose, rows, stories
+from slm_ray import stories
 from slm_ray.errors import UserError
-from slm_ray.sources import plan, read_range, read_ranges
+from slm_ray.sources import plain_text, rows
+from slm_ray.sources.plan import plan, read_range, read_ranges
 from slm_ray.text import CleaningRules
 from tests.support.source_files import STORIES, write_jsonl, write_parquet
 
@@ -157,7 +158,7 @@ def test_odd_rows_are_counted_and_kept_aside(tmp_path):
 )
 def test_what_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch, name, content, message):
     monkeypatch.setattr(rows, "LONGEST_BYTES", 1 << 20)
-    monkeypatch.setattr(prose, "LONGEST_BYTES", 1 << 20)
+    monkeypatch.setattr(plain_text, "LONGEST_BYTES", 1 << 20)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         plan(str(tmp_path / name))

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slm_ray import inputs
 from slm_ray.errors import UserError
-from slm_ray.sources import Plan, plan, read_range, read_ranges
+from slm_ray.sources import discovery
+from slm_ray.sources.plan import Plan, plan, read_range, read_ranges
 from tests.support.paths import ROOT
 from tests.support.source_files import STORIES, write_jsonl, write_parquet
 
@@ -145,7 +145,7 @@ def test_the_sample_corpus_is_a_source():
     assert list(rows) == [f"sample#{row}" for row in range(5)]
     assert len(set(rows.values())) == 5
     assert rows != read_all(plan("sample", max_stories=5, seed=1))
-    assert plan("sample").n_rows == inputs.SAMPLE_STORIES
+    assert plan("sample").n_rows == discovery.SAMPLE_STORIES
 
 
 def test_several_sources_are_one_input_each_file_once(tmp_path):
@@ -249,7 +249,7 @@ def test_a_large_file_takes_little_memory(tmp_path):
             file.write((json.dumps({"text": f"{number} " + "some words " * 100}) + "\n").encode() * 1500)
     code = """
 import resource, sys
-from slm_ray.sources import plan, read_ranges
+from slm_ray.sources.plan import plan, read_ranges
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rows = sum(len(batch) for task in plan(sys.argv[1]).tasks for _, batch in read_ranges(task))
 print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)

@@ -11,9 +11,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from slm_ray import addresses
 from slm_ray.errors import UserError
-from slm_ray.sources import plan, read_ranges
+from slm_ray.sources import addresses
+from slm_ray.sources.plan import plan, read_ranges
 from tests.support.paths import ROOT
 
 LINES = [json.dumps({"text": f"Story {number}."}).encode() for number in range(10)]
@@ -152,7 +152,7 @@ def test_absent_credentials_are_one_clear_line(shelf):
     secret = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     env = {name: value for name, value in os.environ.items() if name not in secret}
     env |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": "/nowhere", "PYTHONPATH": str(ROOT)}
-    code = "from slm_ray.sources import plan; plan('s3://stories/shelf')"
+    code = "from slm_ray.sources.plan import plan; plan('s3://stories/shelf')"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == (
         "slm_ray.errors.UserError: cannot read s3://stories/shelf: Unable to locate credentials"

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slm_ray import hub
 from slm_ray.errors import UserError
-from slm_ray.sources import plan
+from slm_ray.sources import hub
+from slm_ray.sources.plan import plan
 from tests.support import hub_stand_in
 from tests.support.paths import ROOT
 
@@ -27,7 +27,7 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 from slm_ray.errors import UserError
-from slm_ray.sources import plan, read_ranges
+from slm_ray.sources.plan import plan, read_ranges
 for line in sys.stdin:
     asked = json.loads(line)
     heard = []

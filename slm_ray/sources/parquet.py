@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
-from slm_ray import addresses
 from slm_ray.errors import UserError
-from slm_ray.rows import column_hint
+from slm_ray.sources import addresses
+from slm_ray.sources.rows import column_hint
 
 _BATCH_ROWS = 1000
 _BUFFER_BYTES = 1 << 20  # of a column read ahead; without a limit it is all of the row group

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from slm_ray import addresses
 from slm_ray.errors import UserError
+from slm_ray.sources import addresses
 
 CHUNK_BYTES = 1 << 20
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}

@@ -8,7 +8,7 @@ import csv
 from collections.abc import Iterable, Iterator
 
 from slm_ray.errors import UserError
-from slm_ray.rows import Row, column_hint, lines
+from slm_ray.sources.rows import Row, column_hint, lines
 
 LONGEST_FIELD_CHARS = 1 << 26
 """A longer field is a quote that nobody closed, and must not fill the memory with the rest of the file."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from slm_ray.errors import UserError
-from slm_ray.rows import LONGEST_BYTES, RowCount, TooLongError
+from slm_ray.sources.rows import LONGEST_BYTES, RowCount, TooLongError
 from slm_ray.tokenization.tokenizer import END_OF_TEXT
 
 CUTS = ("auto", "end-mark", "blank-lines", "articles", "pieces")
