@@ -33,9 +33,9 @@ from serve.schemas import (
     written_tokens,
 )
 from serve.streaming import EventStream, ReaderGoneError, Reading, event, unless_gone
-from slm_ray.engine import PromptError
-from slm_ray.engine_thread import EngineBusyError, EngineClosedError, EngineError
-from slm_ray.story import Completion
+from slm_ray.generation.engine import PromptError
+from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineError
+from slm_ray.generation.request import Completion
 
 PAGE = Path(__file__).with_name("page") / "index.html"
 ROUTES = frozenset(

@@ -13,14 +13,14 @@ import numpy as np
 
 from serve.schemas import ModelDescription, ModelVersion
 from slm_ray import checkpoint
-from slm_ray.backends import BackendName, make_backend
-from slm_ray.engine import Engine
-from slm_ray.engine_thread import EngineClosedError, EngineThread, Load, OnPiece
 from slm_ray.errors import UserError
+from slm_ray.generation.backend_choice import BackendName, make_backend
+from slm_ray.generation.engine import Engine
+from slm_ray.generation.engine_thread import EngineClosedError, EngineThread, Load, OnPiece
+from slm_ray.generation.request import Completion
+from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
 from slm_ray.registry import ResolvedModel, discard
-from slm_ray.sampling import SamplingParams
-from slm_ray.story import Completion
 
 PROMPTS = ("", "The", "Once upon a time", "One day, a little dog")
 """What every version is asked to continue before it serves."""

@@ -7,8 +7,8 @@ import prometheus_client as prometheus
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slm_ray.engine_thread import Load
-from slm_ray.story import Completion
+from slm_ray.generation.engine_thread import Load
+from slm_ray.generation.request import Completion
 
 CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)

@@ -28,8 +28,8 @@ from serve.protection import ApiSettings
 from serve.refusals import documented, openai_error, refusal
 from serve.rollout import Rollout
 from serve.streaming import EventStream, Reading, event, unless_gone
-from slm_ray.logprobs import TokenLogprob
-from slm_ray.story import Completion, TextStream
+from slm_ray.generation.logprobs import TokenLogprob
+from slm_ray.generation.request import Completion, TextStream
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 PATH = "/v1/completions"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.schemas import MAX_TOKENS, StopText
-from slm_ray.sampling import MAX_PENALTY, MAX_SEED, MIN_PENALTY, SamplingParams
+from slm_ray.generation.sampling import MAX_PENALTY, MAX_SEED, MIN_PENALTY, SamplingParams
 
 MAX_PROMPTS = 64
 DEFAULT_MAX_TOKENS = 16

@@ -16,12 +16,12 @@ import torch
 
 from serve.loaded_model import BackendName, LoadedModel
 from serve.schemas import ModelDescription, RolloutStatus
-from slm_ray.engine_thread import EngineClosedError, OnPiece
 from slm_ray.errors import first_line
+from slm_ray.generation.engine_thread import EngineClosedError, OnPiece
+from slm_ray.generation.request import Completion
+from slm_ray.generation.sampling import SamplingParams
 from slm_ray.hardware import cpu_count
 from slm_ray.registry import RegistryError, discard, locate, resolve_model
-from slm_ray.sampling import SamplingParams
-from slm_ray.story import Completion
 
 LOGGER = logging.getLogger(__name__)
 LONGEST_WAIT_S = 60.0

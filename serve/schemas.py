@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 
-from slm_ray.logprobs import TokenLogprob
-from slm_ray.sampling import (
+from slm_ray.generation.logprobs import TokenLogprob
+from slm_ray.generation.sampling import (
     MAX_LOGPROBS,
     MAX_PENALTY,
     MAX_SEED,

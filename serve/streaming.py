@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from serve.metrics import Metrics
 from serve.rollout import Rollout
-from slm_ray.sampling import SamplingParams
-from slm_ray.story import Completion, Piece
+from slm_ray.generation.request import Completion, Piece
+from slm_ray.generation.sampling import SamplingParams
 
 
 class ReaderGoneError(Exception):

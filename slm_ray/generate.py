@@ -13,15 +13,15 @@ if __name__ == "__main__":
 import dataclasses
 from collections.abc import Sequence
 
-from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.options import parse
-from slm_ray.engine import Engine
 from slm_ray.errors import UserError
+from slm_ray.generation.backend import TorchBackend
+from slm_ray.generation.engine import Engine
+from slm_ray.generation.sampling import SamplingParams
 from slm_ray.registry import resolve_model
-from slm_ray.sampling import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from slm_ray import checkpoint
-from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import Snapshot, TrainState
 from slm_ray.dataset.batches import TokenStream, TrainBatches, evaluation_batches
-from slm_ray.engine import Engine
+from slm_ray.generation.backend import TorchBackend
+from slm_ray.generation.engine import Engine
+from slm_ray.generation.sampling import SamplingParams
 from slm_ray.meter import Meter
 from slm_ray.model.decoder import IGNORED_TARGET, Decoder
 from slm_ray.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
 from slm_ray.profiling import NoProfile, StepProfile
-from slm_ray.sampling import SamplingParams
 from slm_ray.saver import Saver
 from slm_ray.task import Surroundings, Task
 

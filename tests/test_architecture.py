@@ -24,8 +24,8 @@ ENGINES = {  # package -> the only places that may import it
     "torch.utils.tensorboard": {"slm_ray/event_log.py"},
     "datasets": {"slm_ray/sources/hub.py"},
     "fastapi": {"serve"},
-    "onnx": {"slm_ray/onnx_graph.py"},
-    "onnxruntime": {"slm_ray/onnx_backend.py"},
+    "onnx": {"slm_ray/generation/onnx_graph.py"},
+    "onnxruntime": {"slm_ray/generation/onnx_backend.py"},
 }
 EXCEPTIONS = {("ray.tune", "tune/sweep.py"), ("ray.train", "tune/sweep.py")}
 TOP_LEVEL = {"pipelines", "slm_ray", "tune", "serve", "tests", "infra"}

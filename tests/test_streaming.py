@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from serve.streaming import EventStream
-from slm_ray.backend import TorchBackend
 from slm_ray.checkpoint import load_model
-from slm_ray.engine import Engine
-from slm_ray.onnx_backend import OnnxBackend
-from slm_ray.sampling import SamplingParams
+from slm_ray.generation.backend import TorchBackend
+from slm_ray.generation.engine import Engine
+from slm_ray.generation.onnx_backend import OnnxBackend
+from slm_ray.generation.sampling import SamplingParams
 from tests.support.http_server import running
 from tests.support.tiny_model import write_endless_model
 
@@ -172,7 +172,7 @@ def test_a_backend_that_fails_is_said_in_the_form_of_the_route_and_counted(model
         raise FailError("out of memory")
 
     with running(model) as url, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slm_ray.onnx_backend.OnnxBackend.decode", fail)
+        patch.setattr("slm_ray.generation.onnx_backend.OnnxBackend.decode", fail)
         own = httpx.post(f"{url}/generate", json={"prompt": "Once"})
         assert (own.status_code, own.json()) == (500, {"detail": "the model failed in the middle of the story"})
         other = httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "Once"})

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from slm_ray import checkpoint
-from slm_ray.backend import TorchBackend
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.corpus.grammar import sample_stories
-from slm_ray.engine import Engine
+from slm_ray.generation.backend import TorchBackend
+from slm_ray.generation.engine import Engine
+from slm_ray.generation.sampling import SamplingParams
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task
 from slm_ray.registry import resolve_model
-from slm_ray.sampling import SamplingParams
 from slm_ray.task import Surroundings
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import NullTracker, client

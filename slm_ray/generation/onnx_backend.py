@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from slm_ray.backend import Array
+from slm_ray.generation.backend import Array
+from slm_ray.generation.onnx_graph import Weights, decode_graph, padded_width
 from slm_ray.model.decoder import Decoder
-from slm_ray.onnx_graph import Weights, decode_graph, padded_width
 
 Memory = NDArray[Any]
 

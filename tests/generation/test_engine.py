@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from slm_ray.backend import TorchBackend
-from slm_ray.engine import Engine, PromptError
-from slm_ray.engine_thread import EngineBusyError, EngineClosedError, EngineThread
+from slm_ray.generation.backend import TorchBackend
+from slm_ray.generation.engine import Engine, PromptError
+from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineThread
+from slm_ray.generation.request import Completion, TextStream
+from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import Decoder
-from slm_ray.sampling import SamplingParams
-from slm_ray.story import Completion, TextStream
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from tests.support.tiny_model import talkative_model, without_end
 

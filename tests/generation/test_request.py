@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.backend import TorchBackend
-from slm_ray.engine import Engine, PromptError
-from slm_ray.engine_thread import EngineThread
+from slm_ray.generation.backend import TorchBackend
+from slm_ray.generation.engine import Engine, PromptError
+from slm_ray.generation.engine_thread import EngineThread
+from slm_ray.generation.request import Completion, Piece, StopTexts
+from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import Decoder
-from slm_ray.sampling import SamplingParams
-from slm_ray.story import Completion, Piece, StopTexts
 from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.tiny_model import talkative_model, without_end
 

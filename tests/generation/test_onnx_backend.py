@@ -8,16 +8,16 @@ import onnx
 import pytest
 import torch
 
-from slm_ray.backend import Backend, TorchBackend
-from slm_ray.backends import BackendError, bits_per_byte, make_backend
 from slm_ray.config.files import load_config
 from slm_ray.config.schema import ModelConfig
 from slm_ray.dataset.batches import TokenStream
-from slm_ray.engine import Engine
+from slm_ray.generation.backend import Backend, TorchBackend
+from slm_ray.generation.backend_choice import BackendError, bits_per_byte, make_backend
+from slm_ray.generation.engine import Engine
+from slm_ray.generation.onnx_backend import OnnxBackend
+from slm_ray.generation.onnx_graph import padded_width, quantize
+from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import Decoder
-from slm_ray.onnx_backend import OnnxBackend
-from slm_ray.onnx_graph import padded_width, quantize
-from slm_ray.sampling import SamplingParams
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.trainer import Surroundings, evaluate
 from tests.support.paths import ROOT
@@ -198,7 +198,7 @@ def test_model_too_large_for_a_graph_is_refused_by_name_and_left_to_torch_by_aut
 
 def test_missing_package_is_named_and_auto_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "slm_ray.onnx_backend")
+    monkeypatch.delitem(sys.modules, "slm_ray.generation.onnx_backend")
     with pytest.raises(BackendError, match="backend onnx needs onnxruntime: pip install"):
         make_backend(small_model(), 1, "onnx")
     assert isinstance(make_backend(small_model(), 1), TorchBackend)

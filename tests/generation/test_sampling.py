@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from slm_ray.sampling import SamplingParams, draw
+from slm_ray.generation.sampling import SamplingParams, draw
 
 
 def frequencies(logits: list[float], params: SamplingParams, count: int = 4000) -> list[float]:

@@ -12,10 +12,10 @@ story goes on. That is no stranger to the model than a training sample: those be
 import collections
 from collections.abc import Iterator, Sequence
 
-from slm_ray.backend import Array, Backend
 from slm_ray.errors import UserError
-from slm_ray.sampling import SamplingParams, draw
-from slm_ray.story import Completion, Story
+from slm_ray.generation.backend import Array, Backend
+from slm_ray.generation.request import Completion, Story
+from slm_ray.generation.sampling import SamplingParams, draw
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 

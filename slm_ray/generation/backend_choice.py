@@ -16,9 +16,9 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from slm_ray.backend import Backend, TorchBackend
 from slm_ray.dataset.batches import IGNORED, TokenStream, evaluation_batches
 from slm_ray.errors import UserError
+from slm_ray.generation.backend import Backend, TorchBackend
 from slm_ray.model.decoder import Decoder
 
 LOGGER = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def _onnx(model: Decoder, max_rows: int, name: str, threads: int) -> Backend:
     if device.type != "cpu":
         raise BackendError(f"backend {name} runs on the CPU and the model is on {device}: use torch")
     try:
-        from slm_ray.onnx_backend import OnnxBackend
+        from slm_ray.generation.onnx_backend import OnnxBackend
     except ImportError as error:
         raise BackendError(f"backend {name} needs {error.name}: pip install 'slm-ray[serve]', or use torch") from error
     weights: Literal["fp32", "int8"] = "int8" if name == "onnx-int8" else "fp32"

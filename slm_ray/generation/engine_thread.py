@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from slm_ray.engine import Engine
-from slm_ray.sampling import SamplingParams
-from slm_ray.story import Completion, Piece, Story
+from slm_ray.generation.engine import Engine
+from slm_ray.generation.request import Completion, Piece, Story
+from slm_ray.generation.sampling import SamplingParams
 
 LOGGER = logging.getLogger(__name__)
 MAX_PIECES_PER_S = 200.0

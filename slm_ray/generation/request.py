@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from slm_ray.logprobs import Array, TokenLogprob, token_logprobs
-from slm_ray.sampling import SamplingParams
+from slm_ray.generation.logprobs import Array, TokenLogprob, token_logprobs
+from slm_ray.generation.sampling import SamplingParams
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
