@@ -66,7 +66,8 @@ class PrepareOptions(PipelineOptions):
             parser,
             "--max-stories",
             type=int,
-            help=f"take the first N stories (default: all; auto {discovery.AUTO_STORIES}, sample {discovery.SAMPLE_STORIES})",
+            help="take the first N stories "
+            f"(default: all; auto {discovery.AUTO_STORIES}, sample {discovery.SAMPLE_STORIES})",
         )
         _add(
             parser,

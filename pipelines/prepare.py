@@ -1,7 +1,8 @@
 """`python pipelines/prepare.py`: from a source of stories to a data-set folder, by an Apache Beam pipeline.
 
 In: `--source`. Out: the folder of `slm_ray/dataset/shards.py`, its manifest last. First command of the flow;
-`slm_ray/train.py` reads what it leaves. The same source and parameters give the same bytes on any runner, with any number of workers.
+`slm_ray/train.py` reads what it leaves. The same source and parameters give the same bytes on any runner, with any
+number of workers.
 """
 
 if __name__ == "__main__":
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_plan(settings: Settings) -> Plan:
     """Find the inputs and cut them into ranges."""
     with terminal.planning() as on_bytes:
-        return plan.plan(
+        return plan.plan_source(
             settings.source,
             validation_source=settings.validation_source,
             max_stories=settings.max_stories,

@@ -8,9 +8,9 @@ from pipelines import prepare
 from slm_ray import preflight, stories
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import load_manifest, read_split
-from slm_ray.sources import plan
 from slm_ray.storage import files_below, place
 from slm_ray.tracking import NullTracker
+from tests.support.source_files import set_rows_per_range
 
 SOURCE = ("--source", "sample", "--max-stories", "60", "--vocab-size", "300")
 
@@ -18,8 +18,7 @@ SOURCE = ("--source", "sample", "--max-stories", "60", "--vocab-size", "300")
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch):
     """Ranges of 30 stories, so that a small input has several."""
-    plan = plan.plan
-    monkeypatch.setattr(plan, "plan", lambda *args, **options: plan(*args, **options, rows_per_range=30))
+    set_rows_per_range(monkeypatch, 30)
 
 
 def contents(address: str) -> dict[str, bytes]:

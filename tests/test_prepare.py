@@ -15,9 +15,11 @@ from pipelines import prepare
 from slm_ray import staging
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import load_manifest, read_split
-from slm_ray.sources import hub, plan
+from slm_ray.sources import hub
+from slm_ray.sources.plan import plan_source
 from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.paths import ROOT
+from tests.support.source_files import set_rows_per_range
 
 GOLDEN_FINGERPRINT = "c18bb6aa7ac0dc40fef902d948194a8bf1bb69bf75c7fc9d1bebe541e694578d"
 
@@ -25,8 +27,7 @@ GOLDEN_FINGERPRINT = "c18bb6aa7ac0dc40fef902d948194a8bf1bb69bf75c7fc9d1bebe541e6
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch):
     """Ranges of 100 stories, so that a small input has several."""
-    plan = plan.plan
-    monkeypatch.setattr(plan, "plan", lambda *args, **options: plan(*args, rows_per_range=100, **options))
+    set_rows_per_range(monkeypatch, 100)
 
 
 def run(output: Path, *words: str) -> int:
@@ -53,8 +54,7 @@ def sample(tmp_path_factory) -> Path:
     """A data set of 320 sample stories, made in memory; not to be changed."""
     folder = tmp_path_factory.mktemp("sample")
     with pytest.MonkeyPatch.context() as patch:
-        plan = plan.plan
-        patch.setattr(plan, "plan", lambda *args, **options: plan(*args, rows_per_range=100, **options))
+        set_rows_per_range(patch, 100)
         assert run(folder, "--runner", "DirectRunner", "--source", "sample", "--max-stories", "320") == 0
     return folder
 
@@ -205,7 +205,7 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
     manifest = load_manifest(data)
     assert (manifest.source["requested"], manifest.source["used"]) == ("auto", "sample")
 
-    stand_in = plan.plan("sample", max_stories=40, seed=9)
+    stand_in = plan_source("sample", max_stories=40, seed=9)
     monkeypatch.setattr(prepare, "make_plan", lambda settings: stand_in)
     assert run(data, "--max-stories", "40") == 0
     assert "already holds this data set" in capsys.readouterr().out

@@ -35,11 +35,11 @@ def words(source: Path, output: Path, *more: str) -> list[str]:
 def prepare(argv: list[str], log: str, kill_at: int = 0) -> None:
     """In a process of its own: prepare, and be killed in place of change number `kill_at`."""
     from pipelines.prepare import main
-    from slm_ray.sources import plan
+    from tests.support.source_files import set_rows_per_range
 
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    plan, n_changes = plan.plan, 0
-    plan.plan = lambda *args, **options: plan(*args, **{**options, "rows_per_range": ROWS_PER_RANGE})
+    set_rows_per_range(pytest.MonkeyPatch(), ROWS_PER_RANGE)
+    n_changes = 0
 
     def counted(change):
         def wrapped(*args):

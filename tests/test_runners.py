@@ -14,8 +14,8 @@ import pytest
 from pipelines import prepare, runners
 from slm_ray.errors import UserError
 from slm_ray.finished import Done
-from slm_ray.sources import plan
 from tests.support.paths import ROOT
+from tests.support.source_files import set_rows_per_range
 
 SOURCE = ("--source", "sample", "--max-stories", "320", "--vocab-size", "512", "--near-duplicates", "0.8")
 TWO = ("--direct_num_workers", "2", "--direct_running_mode")
@@ -24,8 +24,7 @@ TWO = ("--direct_num_workers", "2", "--direct_running_mode")
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch):
     """Ranges of 50 stories, so that a small input has several."""
-    plan = plan.plan
-    monkeypatch.setattr(plan, "plan", lambda *args, **options: plan(*args, **options, rows_per_range=50))
+    set_rows_per_range(monkeypatch, 50)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -38,8 +37,7 @@ def in_memory(tmp_path_factory) -> dict[str, str]:
     """Digests of a data set that one thread made."""
     folder = tmp_path_factory.mktemp("in-memory") / "data"
     with pytest.MonkeyPatch.context() as patch:
-        plan = plan.plan
-        patch.setattr(plan, "plan", lambda *args, **options: plan(*args, **options, rows_per_range=50))
+        set_rows_per_range(patch, 50)
         assert prepare.main(["--output", str(folder), *SOURCE]) == 0
     return digests(folder)
 

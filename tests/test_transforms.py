@@ -22,7 +22,7 @@ from pipelines.transforms import (
 from slm_ray import stories, summary, summary_files
 from slm_ray.dataset.shards import REJECTED
 from slm_ray.errors import UserError
-from slm_ray.sources.plan import RAW_SCHEMA, InputRange, plan
+from slm_ray.sources.plan import RAW_SCHEMA, InputRange, plan_source
 from slm_ray.text import CleaningRules, assign_split
 from slm_ray.tokenization.tokenizer import Tokenizer
 
@@ -75,7 +75,7 @@ def run(transform, inputs, expected, view):
 
 
 def test_read_stories():
-    made = plan("sample", max_stories=3, rows_per_range=2)
+    made = plan_source("sample", max_stories=3, rows_per_range=2)
     ids = [["sample#0", "sample#1"], ["sample#2"]]
     run(ReadStories(), list(made.tasks), ids, lambda item: column(item, "story_id"))
 

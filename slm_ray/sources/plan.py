@@ -85,7 +85,7 @@ class Plan:
         return any(part.split == "validation" for part in self.ranges)
 
 
-def plan(
+def plan_source(
     source: str | Sequence[str],
     *,
     validation_source: str | Sequence[str] | None = None,

@@ -13,7 +13,7 @@ import pytest
 
 from slm_ray.errors import UserError
 from slm_ray.sources import addresses
-from slm_ray.sources.plan import plan, read_ranges
+from slm_ray.sources.plan import plan_source, read_ranges
 from tests.support.paths import ROOT
 
 LINES = [json.dumps({"text": f"Story {number}."}).encode() for number in range(10)]
@@ -21,7 +21,7 @@ JSONL = b"\n".join(LINES)
 
 
 def read(*words: str, **options: Any) -> dict[str, str]:
-    made = plan(words, rows_per_range=4, **options)
+    made = plan_source(words, rows_per_range=4, **options)
     return {
         story: text.decode()
         for task in made.tasks
@@ -93,7 +93,7 @@ def test_files_folders_and_globs_of_a_remote_place():
 )
 def test_a_bad_address_is_one_clear_line(word, message):
     with pytest.raises(UserError) as caught:
-        plan(word)
+        plan_source(word)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -101,7 +101,7 @@ def test_a_bad_address_is_one_clear_line(word, message):
 def test_an_absent_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # whether installed or not
     with pytest.raises(UserError, match=r"cannot read gs://a/b.jsonl: Please install gcsfs"):
-        plan("gs://a/b.jsonl")
+        plan_source("gs://a/b.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_an_object_store_is_read_like_a_disk(shelf):
 
 def test_the_digest_does_not_depend_on_the_place(shelf, tmp_path):
     (tmp_path / "d.jsonl").write_bytes(JSONL)
-    assert plan(f"{shelf}/c/d.jsonl").source == plan(str(tmp_path / "d.jsonl")).source
+    assert plan_source(f"{shelf}/c/d.jsonl").source == plan_source(str(tmp_path / "d.jsonl")).source
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_digest_does_not_depend_on_the_place(shelf, tmp_path):
 )
 def test_what_an_object_store_has_not_is_one_clear_line(shelf, word, message):
     with pytest.raises(UserError) as caught:
-        plan(word)
+        plan_source(word)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -152,7 +152,7 @@ def test_absent_credentials_are_one_clear_line(shelf):
     secret = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     env = {name: value for name, value in os.environ.items() if name not in secret}
     env |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": "/nowhere", "PYTHONPATH": str(ROOT)}
-    code = "from slm_ray.sources.plan import plan; plan('s3://stories/shelf')"
+    code = "from slm_ray.sources.plan import plan_source; plan_source('s3://stories/shelf')"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == (
         "slm_ray.errors.UserError: cannot read s3://stories/shelf: Unable to locate credentials"

@@ -12,7 +12,7 @@ import pytest
 from slm_ray import stories
 from slm_ray.errors import UserError
 from slm_ray.sources import plain_text, rows
-from slm_ray.sources.plan import plan, read_range, read_ranges
+from slm_ray.sources.plan import plan_source, read_range, read_ranges
 from slm_ray.text import CleaningRules
 from tests.support.source_files import STORIES, write_jsonl, write_parquet
 
@@ -75,7 +75,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
 def test_a_bad_input_is_one_clear_line(tmp_path, name, message):
     bad_files(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
-        plan(str(tmp_path / name))
+        plan_source(str(tmp_path / name))
     assert "\n" not in str(caught.value)
 
 
@@ -85,12 +85,12 @@ def test_flipped_bytes_in_a_page_are_found_when_it_is_read(tmp_path):
     content[200:260] = bytes(byte ^ 255 for byte in content[200:260])
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a.parquet is damaged"):
-        read_range(plan(str(path)).ranges[0])
+        read_range(plan_source(str(path)).ranges[0])
 
 
 def test_a_line_of_endless_brackets_is_one_bad_row(tmp_path):
     lines = [b'{"text": "One."}', b"[" * 100_000, b'{"text": ' + b"[" * 100_000, b'{"text": "Two."}']
-    [part] = plan(str(write_jsonl(tmp_path / "a.jsonl", lines))).ranges
+    [part] = plan_source(str(write_jsonl(tmp_path / "a.jsonl", lines))).ranges
     batch = read_range(part)
     assert batch["problem"].to_pylist() == [None, "bad_json", "bad_json", None]
 
@@ -98,7 +98,7 @@ def test_a_line_of_endless_brackets_is_one_bad_row(tmp_path):
 def test_a_first_line_of_endless_brackets_is_one_line_of_error(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [b"[" * 100_000])
     with pytest.raises(UserError, match=r"a.jsonl is not JSONL: its first line is not JSON \(.{,100}\)$"):
-        plan(str(path))
+        plan_source(str(path))
 
 
 HUGE = b"word " * 10_000_000
@@ -132,7 +132,7 @@ def odd_files(folder: Path) -> dict[str, dict[str, int]]:
 
 def test_odd_rows_are_counted_and_kept_aside(tmp_path):
     expected = odd_files(tmp_path)
-    made = plan(str(tmp_path))
+    made = plan_source(str(tmp_path))
     found: dict[str, Counter[str]] = {}
     for task in made.tasks:
         for part, batch in read_ranges(task):
@@ -161,4 +161,4 @@ def test_what_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch, name, c
     monkeypatch.setattr(plain_text, "LONGEST_BYTES", 1 << 20)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        plan(str(tmp_path / name))
+        plan_source(str(tmp_path / name))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from slm_ray.errors import UserError
-from slm_ray.sources.plan import Plan, plan, read_ranges
+from slm_ray.sources.plan import Plan, plan_source, read_ranges
 
 TEXTS = [f'Story "{number}",\nwith two lines.' for number in range(50)]
 LINES = [text.replace("\n", " ") for text in TEXTS]  # TSV has no field over several lines
@@ -51,8 +51,8 @@ def write(path: Path, content: bytes) -> Path:
 @pytest.mark.parametrize("end", PACKERS)
 @pytest.mark.parametrize("name", CONTENTS)
 def test_a_compressed_file_holds_the_same_stories(tmp_path, name, end):
-    plain = plan(str(write(tmp_path / name, CONTENTS[name])), rows_per_range=8)
-    packed = plan(str(write(tmp_path / f"{name}{end}", PACKERS[end](CONTENTS[name]))), rows_per_range=8)
+    plain = plan_source(str(write(tmp_path / name, CONTENTS[name])), rows_per_range=8)
+    packed = plan_source(str(write(tmp_path / f"{name}{end}", PACKERS[end](CONTENTS[name]))), rows_per_range=8)
     assert stories(packed) == stories(plain) == EXPECTED.get(name, TEXTS)
     assert [(part.first_row, part.n_rows) for part in packed.ranges] == [(p.first_row, p.n_rows) for p in plain.ranges]
     assert [len(task) for task in packed.tasks] == [7]
@@ -63,7 +63,7 @@ def test_a_compressed_file_holds_the_same_stories(tmp_path, name, end):
 def test_members_on_end_are_one_file(tmp_path, end):
     content = CONTENTS["a.jsonl"]
     packed = PACKERS[end](content[:700]) + PACKERS[end](content[700:])
-    assert stories(plan(str(write(tmp_path / f"a.jsonl{end}", packed)))) == TEXTS
+    assert stories(plan_source(str(write(tmp_path / f"a.jsonl{end}", packed)))) == TEXTS
 
 
 @pytest.mark.parametrize("end", PACKERS)
@@ -81,22 +81,22 @@ def test_members_on_end_are_one_file(tmp_path, end):
 def test_damage_is_one_clear_line(tmp_path, end, damage):
     path = write(tmp_path / f"a.txt{end}", damage(PACKERS[end](CONTENTS["blank.txt"])))
     with pytest.raises(UserError, match=rf"a.txt{end} is damaged or cut short, or is no (gzip|zstd) file: ") as caught:
-        plan(str(path))
+        plan_source(str(path))
     assert "\n" not in str(caught.value)
 
 
 def test_nothing_compressed_is_nothing(tmp_path):
     with pytest.raises(UserError, match=r"a.jsonl.gz is empty"):
-        plan(str(write(tmp_path / "a.jsonl.gz", gzip.compress(b""))))
+        plan_source(str(write(tmp_path / "a.jsonl.gz", gzip.compress(b""))))
 
 
 def test_parquet_is_not_compressed_again(tmp_path):
     with pytest.raises(UserError, match=r"a.parquet.gz: expected a file that ends in .parquet, .*\(all but Parquet"):
-        plan(str(write(tmp_path / "a.parquet.gz", gzip.compress(b"x"))))
+        plan_source(str(write(tmp_path / "a.parquet.gz", gzip.compress(b"x"))))
 
 
 def test_ranges_that_are_done_can_be_left_out(tmp_path):
-    made = plan(str(write(tmp_path / "a.jsonl.gz", gzip.compress(CONTENTS["a.jsonl"]))), rows_per_range=8)
+    made = plan_source(str(write(tmp_path / "a.jsonl.gz", gzip.compress(CONTENTS["a.jsonl"]))), rows_per_range=8)
     [task] = made.tasks
     found = [(part.number, batch["story_id"][0].as_py()) for part, batch in read_ranges((task[2], task[5]))]
     assert found == [(2, "a.jsonl.gz#16"), (5, "a.jsonl.gz#40")]
@@ -104,7 +104,7 @@ def test_ranges_that_are_done_can_be_left_out(tmp_path):
 
 def test_a_file_that_shrinks_after_planning_is_found(tmp_path):
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(CONTENTS["a.jsonl"]))
-    [task] = plan(str(path), rows_per_range=20).tasks
+    [task] = plan_source(str(path), rows_per_range=20).tasks
     write(path, gzip.compress(CONTENTS["a.jsonl"][:1500]))
     with pytest.raises(UserError, match=r"a\.jsonl\.gz changed while it was prepared"):
         list(read_ranges(task))
@@ -113,6 +113,6 @@ def test_a_file_that_shrinks_after_planning_is_found(tmp_path):
 def test_planning_says_how_much_it_read(tmp_path):
     path = write(tmp_path / "a.txt", b"One line of a story.\n" * 200_000)
     heard: list[int] = []
-    plan(str(path), on_bytes=heard.append)
+    plan_source(str(path), on_bytes=heard.append)
     assert sum(heard) == path.stat().st_size
     assert len(heard) > 3

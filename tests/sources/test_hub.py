@@ -17,7 +17,7 @@ import pytest
 
 from slm_ray.errors import UserError
 from slm_ray.sources import hub
-from slm_ray.sources.plan import plan
+from slm_ray.sources.plan import plan_source
 from tests.support import hub_stand_in
 from tests.support.paths import ROOT
 
@@ -27,12 +27,12 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 from slm_ray.errors import UserError
-from slm_ray.sources.plan import plan, read_ranges
+from slm_ray.sources.plan import plan_source, read_ranges
 for line in sys.stdin:
     asked = json.loads(line)
     heard = []
     try:
-        made = plan(asked.pop("source"), download_folder=Path(sys.argv[1]), on_bytes=heard.append, **asked)
+        made = plan_source(asked.pop("source"), download_folder=Path(sys.argv[1]), on_bytes=heard.append, **asked)
         rows = {}
         for task in made.tasks:
             for part, batch in read_ranges(task):
@@ -225,15 +225,15 @@ def test_a_word_that_names_nothing_is_refused(word):
 
 def test_auto_falls_back_to_the_sample_corpus_and_says_why(monkeypatch):
     monkeypatch.setattr(hub, "unreachable", lambda name: "no network")
-    made = plan("auto", max_stories=7)
+    made = plan_source("auto", max_stories=7)
     assert (made.source["requested"], made.source["used"], made.source["why"]) == ("auto", "sample", "no network")
-    assert made.source["digest"] == plan("sample", max_stories=7).source["digest"]
+    assert made.source["digest"] == plan_source("sample", max_stories=7).source["digest"]
 
 
 def test_an_explicit_hub_source_never_falls_back(monkeypatch):
     monkeypatch.setattr(hub, "unreachable", lambda name: "no network")
     with pytest.raises(UserError, match=r"cannot get hub:a/b \(no network\): use --source sample, a path"):
-        plan("hub:a/b")
+        plan_source("hub:a/b")
 
 
 def test_the_hub_is_not_asked_when_it_is_switched_off(monkeypatch):
@@ -282,12 +282,12 @@ def test_the_hub_is_asked_with_the_token(hub_server, monkeypatch):
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_of_the_hub_is_an_answer(hub_server, status):
     with pytest.raises(UserError, match=rf"cannot get hub:status-{status} \(.* answered {status}\): .* \(HF_TOKEN\)$"):
-        plan(f"hub:status-{status}")
+        plan_source(f"hub:status-{status}")
 
 
 def test_auto_does_not_hide_a_refusal(hub_server):
     with pytest.raises(UserError, match=r"cannot get hub:roneneldan/TinyStories \(.* answered 401\)"):
-        plan("auto", max_stories=7)
+        plan_source("auto", max_stories=7)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_ray.errors import UserError
-from slm_ray.sources.plan import Plan, plan, read_range, read_ranges
+from slm_ray.sources.plan import Plan, plan_source, read_range, read_ranges
 
 TEXTS = [f"Story {row}." for row in range(100)]
 
@@ -32,7 +32,7 @@ def task_rows(made: Plan) -> list[list[int]]:
     ],
 )
 def test_ranges_of_one_row_group_are_one_task(tmp_path, row_group_size, tasks):
-    made = plan(write(tmp_path / "a.parquet", TEXTS, row_group_size), rows_per_range=20)
+    made = plan_source(write(tmp_path / "a.parquet", TEXTS, row_group_size), rows_per_range=20)
     assert task_rows(made) == tasks
     found = [
         text.decode() for task in made.tasks for _, batch in read_ranges(task) for text in batch["text"].to_pylist()
@@ -43,7 +43,7 @@ def test_ranges_of_one_row_group_are_one_task(tmp_path, row_group_size, tasks):
 
 @pytest.mark.parametrize("left", [(0,), (1, 3), (2, 4), (0, 4), (0, 1, 2, 3, 4), ()])
 def test_ranges_that_are_done_can_be_left_out(tmp_path, left):
-    [task] = plan(write(tmp_path / "a.parquet", TEXTS, 100), rows_per_range=20).tasks
+    [task] = plan_source(write(tmp_path / "a.parquet", TEXTS, 100), rows_per_range=20).tasks
     wanted = tuple(task[number] for number in left)
     found = [(part.number, batch) for part, batch in read_ranges(wanted)]
     assert [number for number, _ in found] == list(left)
@@ -57,7 +57,7 @@ def test_batches_smaller_than_the_range_are_put_together(tmp_path, monkeypatch):
     from slm_ray.sources import parquet
 
     monkeypatch.setattr(parquet, "_BATCH_ROWS", 7)
-    [task] = plan(write(tmp_path / "a.parquet", TEXTS, 100), rows_per_range=20).tasks
+    [task] = plan_source(write(tmp_path / "a.parquet", TEXTS, 100), rows_per_range=20).tasks
     found = [(part.number, len(batch), batch["text"][0].as_py()) for part, batch in read_ranges((task[1], task[4]))]
     assert found == [(1, 20, b"Story 20."), (4, 20, b"Story 80.")]
 
@@ -72,13 +72,13 @@ def test_batches_smaller_than_the_range_are_put_together(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_strings_of_any_encoding_are_text(tmp_path, kind):
     path = write(tmp_path / "a.parquet", pa.array(["One.", None, "", "One."], pa.string()).cast(kind))
-    batch = read_range(plan(path).ranges[0])
+    batch = read_range(plan_source(path).ranges[0])
     assert batch["text"].to_pylist() == [b"One.", None, b"", b"One."]
     assert batch["problem"].to_pylist() == [None, "not_text", None, None]
 
 
 def test_a_column_of_nothing_but_nulls_is_rows_without_text(tmp_path):
-    batch = read_range(plan(write(tmp_path / "a.parquet", pa.nulls(3))).ranges[0])
+    batch = read_range(plan_source(write(tmp_path / "a.parquet", pa.nulls(3))).ranges[0])
     assert batch["problem"].to_pylist() == ["not_text"] * 3
 
 
@@ -86,4 +86,4 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     table = pa.table([["a"], ["b"]], names=["text", "text"])
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(UserError, match="has several columns 'text'"):
-        plan(str(tmp_path / "a.parquet"))
+        plan_source(str(tmp_path / "a.parquet"))

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+
+from slm_ray.sources import plan
 
 STORIES = [f"Story number {number}, with\n\na blank line." for number in range(10)]
 
@@ -17,3 +20,9 @@ def write_parquet(path: Path, texts: list[str | None], row_group_size: int = 3) 
 def write_jsonl(path: Path, lines: list[bytes]) -> Path:
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
+
+
+def set_rows_per_range(patch: pytest.MonkeyPatch, rows: int) -> None:
+    """Let `plan_source` cut short ranges, so that a small input has several."""
+    original = plan.plan_source
+    patch.setattr(plan, "plan_source", lambda *args, **options: original(*args, **{**options, "rows_per_range": rows}))

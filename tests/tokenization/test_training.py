@@ -122,11 +122,11 @@ def test_ids_beyond_16_bits_are_taken_wide() -> None:
 
 
 TRAIN = """
-from slm_ray import vocabularies
+from slm_ray.tokenization import training
 from slm_ray.corpus.grammar import sample_stories
 stories = [str(story) for story in sample_stories(0, 60)]
-for model in vocabularies.TOKENIZER_MODELS:
-    print(vocabularies.train(stories[::-1], 600, model).sha256)
+for model in training.TOKENIZER_MODELS:
+    print(training.train(stories[::-1], 600, model).sha256)
 """
 
 
@@ -240,11 +240,11 @@ def hub() -> Iterator[str]:
 OPEN = """
 import sys
 from pipelines import prepare
-from slm_ray import vocabularies
+from slm_ray.tokenization import training
 for name in sys.argv[1:]:
     try:
-        print(vocabularies.open_tokenizer(name).sha256)
-    except vocabularies.UserError as error:
+        print(training.open_tokenizer(name).sha256)
+    except training.UserError as error:
         print("error:", error)
 """
 
