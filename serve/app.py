@@ -39,12 +39,12 @@ from serve.joined_ray import check_port, joined_ray, refuse_second_serve
 from serve.options import AppConfig, ServeConfig, app_config
 from serve.refusals import RETRY_AFTER_S
 from serve.rollout import Rollout, start_rollout
-from slm_ray import checkpoint
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
 from slm_ray.registry import discard, resolve_model
+from slm_ray.runs import checkpoint
 from slm_ray.tracking import resolve_uri
 
 APP_NAME, DEPLOYMENT = "slm-ray", "stories"

@@ -12,7 +12,6 @@ from concurrent.futures import Future
 import numpy as np
 
 from serve.schemas import ModelDescription, ModelVersion
-from slm_ray import checkpoint
 from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.generation.engine import Engine
@@ -21,6 +20,7 @@ from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
 from slm_ray.registry import ResolvedModel, discard
+from slm_ray.runs import checkpoint
 
 PROMPTS = ("", "The", "Once upon a time", "One day, a little dog")
 """What every version is asked to continue before it serves."""

@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from slm_ray.checkpoint import load_model
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.options import parse
@@ -24,6 +23,7 @@ from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import BackendName, bits_per_byte, make_backend
 from slm_ray.model.decoder import Decoder
 from slm_ray.registry import resolve_model
+from slm_ray.runs.checkpoint import load_model
 from slm_ray.task import Surroundings
 from slm_ray.trainer import evaluate
 

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from slm_ray import checkpoint
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
 from slm_ray.registry import resolve_model
+from slm_ray.runs import checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

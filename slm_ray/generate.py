@@ -13,7 +13,6 @@ if __name__ == "__main__":
 import dataclasses
 from collections.abc import Sequence
 
-from slm_ray.checkpoint import load_model
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.options import parse
@@ -22,6 +21,7 @@ from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.registry import resolve_model
+from slm_ray.runs.checkpoint import load_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,16 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 
-from slm_ray import checkpoint, storage, tracking
+from slm_ray import storage, tracking
 from slm_ray.config.files import from_dict, load_config
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.dataset.batches import TokenStream, TrainBatches
 from slm_ray.dataset.shards import load_manifest, read_split
 from slm_ray.errors import UserError
-from slm_ray.mirrored_run import open_run
-from slm_ray.run_folder import RunFolder, newest_run
+from slm_ray.runs import checkpoint
+from slm_ray.runs.remote_run import open_run
+from slm_ray.runs.run_folder import RunFolder, newest_run
 from slm_ray.task import Task
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import Tracker

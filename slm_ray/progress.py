@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from slm_ray.history import History, Tail
+from slm_ray.runs.history import History, Tail
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 5.0

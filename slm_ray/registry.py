@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from slm_ray import checkpoint
 from slm_ray.errors import UserError, first_line
+from slm_ray.runs import checkpoint
 from slm_ray.tracking import OFF, client, resolve_uri, sqlite_file
 
 CHAMPION = "champion"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.batches import TokenStream
-from slm_ray.history import History
-from slm_ray.run_folder import RunFolder
+from slm_ray.runs.history import History
+from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import Tracker
 

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slm_ray import checkpoint
-from slm_ray.checkpoint import Snapshot, TrainState
 from slm_ray.dataset.batches import TokenStream, TrainBatches, evaluation_batches
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
@@ -22,6 +20,8 @@ from slm_ray.meter import Meter
 from slm_ray.model.decoder import IGNORED_TARGET, Decoder
 from slm_ray.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
 from slm_ray.profiling import NoProfile, StepProfile
+from slm_ray.runs import checkpoint
+from slm_ray.runs.checkpoint import Snapshot, TrainState
 from slm_ray.saver import Saver
 from slm_ray.task import Surroundings, Task
 

@@ -29,7 +29,7 @@ from slm_ray.errors import UserError
 from slm_ray.event_log import WithEventLog
 from slm_ray.model.decoder import parameter_count
 from slm_ray.preflight import load_task
-from slm_ray.run_folder import RunFolder
+from slm_ray.runs.run_folder import RunFolder
 from slm_ray.task import Surroundings, Task
 from slm_ray.tracking import Tracker
 from slm_ray.watchdog import Watchdog

@@ -19,8 +19,9 @@ import pytest
 
 from pipelines import prepare
 from serve import app
-from slm_ray import checkpoint, evaluate, export, generate, tracking, train
+from slm_ray import evaluate, export, generate, tracking, train
 from slm_ray.dataset.shards import load_manifest
+from slm_ray.runs import checkpoint
 from tests.support.paths import ROOT
 from tune import sweep
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from slm_ray import checkpoint, loop
+from slm_ray import loop
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.history import History
 from slm_ray.loop import fit
 from slm_ray.preflight import parse_config, refuse_conflicts
+from slm_ray.runs import checkpoint
+from slm_ray.runs.history import History
 from slm_ray.task import Surroundings
 from slm_ray.trainer import Trainer
 from slm_ray.watchdog import Watchdog

@@ -20,10 +20,11 @@ import pytest
 import ray
 import yaml
 
-from slm_ray import checkpoint, loop, worker_group
+from slm_ray import loop, worker_group
 from slm_ray.config.schema import TrainConfig
 from slm_ray.loop import fit
-from slm_ray.run_folder import RunFolder
+from slm_ray.runs import checkpoint
+from slm_ray.runs.run_folder import RunFolder
 from slm_ray.task import Surroundings
 from slm_ray.train import run_training
 from tests.support.fault_runs import (

@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from slm_ray import checkpoint, loop
+from slm_ray import loop
 from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.dataset.batches import TokenStream
 from slm_ray.dataset.shards import load_manifest
 from slm_ray.errors import UserError
-from slm_ray.history import History, plot_loss
 from slm_ray.loop import fit
 from slm_ray.model.decoder import Decoder
 from slm_ray.preflight import load_task
-from slm_ray.run_folder import RunFolder, newest_run
+from slm_ray.runs import checkpoint
+from slm_ray.runs.history import History, plot_loss
+from slm_ray.runs.run_folder import RunFolder, newest_run
 from slm_ray.task import Surroundings, Task
 from slm_ray.tracking import NullTracker
 from slm_ray.trainer import Trainer, evaluate

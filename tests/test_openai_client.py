@@ -7,11 +7,11 @@ import openai
 import pytest
 
 from serve.protection import ApiSettings, key_digests
-from slm_ray.checkpoint import load_model
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.runs.checkpoint import load_model
 from tests.support.http_server import running
 from tests.support.tiny_model import write_endless_model, write_tiny_model
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray import checkpoint, registry, tracking
-from slm_ray.checkpoint import TrainState
+from slm_ray import registry, tracking
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
+from slm_ray.runs import checkpoint
+from slm_ray.runs.checkpoint import TrainState
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 

@@ -16,13 +16,14 @@ import torch
 
 from serve.loaded_model import LoadedModel
 from serve.rollout import Rollout, Watch, start_rollout
-from slm_ray import checkpoint, registry, run_folder, tracking
+from slm_ray import registry, tracking
 from slm_ray.errors import UserError
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.runs import checkpoint, run_folder
 from tests.support.tiny_model import write_endless_model
 
 STORY = SamplingParams(max_tokens=12, temperature=1, seed=1)

@@ -24,11 +24,11 @@ from serve.inner_port import keep_to_this_machine
 from serve.loaded_model import LoadedModel
 from serve.protection import MAX_BODY_BYTES
 from serve.rollout import Rollout
-from slm_ray.checkpoint import load_model
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.registry import resolve_model
+from slm_ray.runs.checkpoint import load_model
 from tests.support.paths import ROOT
 from tests.support.tiny_model import write_tiny_model
 

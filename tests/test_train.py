@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from slm_ray import checkpoint, registry, tracking
+from slm_ray import registry, tracking
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.history import History
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task, parse_config, refuse_conflicts, resolve
-from slm_ray.run_folder import RunFolder
+from slm_ray.runs import checkpoint
+from slm_ray.runs.history import History
+from slm_ray.runs.run_folder import RunFolder
 from slm_ray.task import Surroundings
 from slm_ray.train import describe, main, run_training
 

@@ -33,7 +33,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.shards import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.preflight import DEFAULT_PRESET
-from slm_ray.run_folder import RunFolder
+from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import replace_file
 from slm_ray.train import TrainResult, default_workers, describe, flatten, run_training
 from tune.results import METRIC, Trial, format_table, keep_results

@@ -18,7 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.loop import DIVERGED
-from slm_ray.run_folder import RunFolder
+from slm_ray.runs.run_folder import RunFolder
 from slm_ray.train import run_training
 from tune.results import METRIC, Trial
 

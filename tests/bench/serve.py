@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from slm_ray import checkpoint
 from slm_ray.config.files import load_config
 from slm_ray.corpus.grammar import sample_stories
 from slm_ray.model.decoder import Decoder, count_parameters
+from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 from serve_options import options, prompts
 
-from slm_ray.checkpoint import load_model
+from slm_ray.runs.checkpoint import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120

@@ -14,7 +14,7 @@ import numpy as np
 from gguf_file import write_gguf
 from serve_options import END_ID, PROMPT_TOKENS, measure, options
 
-from slm_ray.checkpoint import load_model
+from slm_ray.runs.checkpoint import load_model
 
 FLASH_ATTENTION = 1
 

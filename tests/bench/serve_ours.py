@@ -6,10 +6,10 @@ Arguments: see `serve_options.py`.
 import torch
 from serve_options import END_ID, measure, options
 
-from slm_ray.checkpoint import load_model
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.runs.checkpoint import load_model
 
 
 def main() -> None:

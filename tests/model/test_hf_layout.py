@@ -8,9 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from slm_ray import checkpoint, export
+from slm_ray import export
 from slm_ray.config.schema import ModelConfig
 from slm_ray.model import hf_layout
+from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.tiny_model import SENTENCES, random_model, some_tokens
 

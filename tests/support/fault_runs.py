@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from slm_ray import checkpoint, tracking
+from slm_ray import tracking
 from slm_ray.config.schema import TrainConfig
-from slm_ray.history import History
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task, resolve
-from slm_ray.run_folder import RunFolder
+from slm_ray.runs import checkpoint
+from slm_ray.runs.history import History
+from slm_ray.runs.run_folder import RunFolder
 from slm_ray.task import Surroundings, Task
 from slm_ray.tracking import NullTracker
 

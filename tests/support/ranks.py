@@ -22,7 +22,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.batches import Batch, TrainBatches
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task, resolve
-from slm_ray.run_folder import RunFolder
+from slm_ray.runs.run_folder import RunFolder
 from slm_ray.task import Surroundings
 from slm_ray.tracking import NullTracker
 from tests.support.paths import ROOT

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from slm_ray import checkpoint
 from slm_ray.config.schema import ModelConfig
 from slm_ray.model.decoder import Decoder
+from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 SENTENCES = [

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray import checkpoint
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.corpus.grammar import sample_stories
@@ -16,6 +15,7 @@ from slm_ray.generation.sampling import SamplingParams
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task
 from slm_ray.registry import resolve_model
+from slm_ray.runs import checkpoint
 from slm_ray.task import Surroundings
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import NullTracker, client

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_ray import checkpoint, storage
+from slm_ray import storage
 from slm_ray.errors import UserError
+from slm_ray.runs import checkpoint
 
 RAY_STATE = ".ray"
 LOGGER = logging.getLogger(__name__)

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from slm_ray import checkpoint, loop, storage, tracking, worker_group
+from slm_ray import loop, storage, tracking, worker_group
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.loop import fit
-from slm_ray.mirrored_run import MirroredRun, open_run
 from slm_ray.preflight import load_task, parse_config, resolve
-from slm_ray.run_folder import RunFolder
+from slm_ray.runs import checkpoint
+from slm_ray.runs.remote_run import MirroredRun, open_run
+from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import Place, files_below, place
 from slm_ray.task import Surroundings, Task
 from slm_ray.train import describe, run_training

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slm_ray import checkpoint, storage
+from slm_ray import storage
 from slm_ray.errors import UserError
-from slm_ray.run_folder import RAY_STATE, RunFolder, link
+from slm_ray.runs import checkpoint
+from slm_ray.runs.run_folder import RAY_STATE, RunFolder, link
 from slm_ray.storage import Place
 
 STOP_POLL_S = 5.0
