@@ -17,8 +17,8 @@ from pipelines.page import visible
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import REJECTED, SPLITS, Manifest, Shard
 from slm_ray.errors import UserError
+from slm_ray.preparation.steps import EVIDENCE_BYTES
 from slm_ray.storage import Place
-from slm_ray.stories import EVIDENCE_BYTES
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 BORDER = "|"

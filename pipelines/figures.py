@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.measures import RARE, fit_zipf, share_within, suggested_seq_len
-from slm_ray.summary import DataSummary, percentile
+from slm_ray.preparation.summary import DataSummary, percentile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

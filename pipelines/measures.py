@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from slm_ray.summary import percentile
+from slm_ray.preparation.summary import percentile
 
 SHORTEST_SEQ_LEN = 64
 RARE = 10

@@ -1,4 +1,4 @@
-"""The step that finds stories nearly equal to others: a thin wire around `slm_ray.near_duplicates`.
+"""The step that finds stories nearly equal to others: a thin wire around `slm_ray.preparation.near_duplicates`.
 
 In: cleaned rows, `(InputRange, RecordBatch)` as between all steps. Out: which rows of which range to leave out. An
 option; stands beside `FindDuplicates` of `pipelines/transforms.py` and gives what that gives.
@@ -11,7 +11,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
-from slm_ray import near_duplicates
+from slm_ray.preparation import near_duplicates
 
 
 @dataclass

@@ -13,9 +13,9 @@ from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentP
 from pipelines.settings import DEFAULT_FRACTION, Settings
 from slm_ray import storage
 from slm_ray.errors import UserError
-from slm_ray.rejections import MAX_REJECTED
+from slm_ray.preparation.cleaning import CleaningRules
+from slm_ray.preparation.rejections import MAX_REJECTED
 from slm_ray.sources import discovery, formats, plain_text
-from slm_ray.text import CleaningRules
 from slm_ray.tokenization.training import TOKENIZER_MODELS, open_tokenizer
 
 DESCRIPTION = "Prepare a data set: read stories, clean, split, tokenize, and write checked Parquet shards."

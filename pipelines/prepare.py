@@ -37,14 +37,14 @@ from pipelines.transforms import (
     TrainTokenizer,
     WriteShards,
 )
-from slm_ray import finished, staging, stories, summary, summary_files
 from slm_ray.cli.command import command
 from slm_ray.cli.signals import ending_on_interrupt
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import Manifest
 from slm_ray.errors import UserError
-from slm_ray.finished import Done
-from slm_ray.rejections import WHAT_TO_DO, refuse_too_many
+from slm_ray.preparation import resume, staging, steps, summary, summary_files
+from slm_ray.preparation.rejections import WHAT_TO_DO, refuse_too_many
+from slm_ray.preparation.resume import Done
 from slm_ray.sources import discovery, plan
 from slm_ray.sources.plan import Plan
 from slm_ray.storage import Place
@@ -169,11 +169,11 @@ def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Place
     else:
         share = min(1.0, TOKENIZER_STORIES / plan.n_rows)
         tokenizer = cleaned | TrainTokenizer(settings.vocab_size, share, fractions, settings.tokenizer_model)
-    _ = tokenizer | "SaveTokenizer" >> beam.Map(stories.save_tokenizer, folder=folder)
+    _ = tokenizer | "SaveTokenizer" >> beam.Map(steps.save_tokenizer, folder=folder)
 
     distinct = (
         ranges
-        | "NotWritten" >> beam.Filter(finished.is_left, written=done.written)
+        | "NotWritten" >> beam.Filter(resume.is_left, written=done.written)
         | LoadCleaned(folder)
         | DropDuplicates(duplicates)
     )

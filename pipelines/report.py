@@ -14,8 +14,8 @@ from pipelines import figures, page
 from pipelines.measures import RARE, fit_zipf, mean, share_within, suggested_seq_len
 from pipelines.page import Code
 from slm_ray.dataset.shards import REJECTED, SPLITS, Manifest, Split
+from slm_ray.preparation.summary import DataSummary, Sample, percentile
 from slm_ray.storage import Place, make_folder
-from slm_ray.summary import DataSummary, Sample, percentile
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 N_FREQUENT = 10  # words and tokens listed

@@ -9,10 +9,10 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.errors import UserError
-from slm_ray.near_duplicates import band_shape
+from slm_ray.preparation.cleaning import CleaningRules
+from slm_ray.preparation.near_duplicates import band_shape
 from slm_ray.sources import discovery, plan
 from slm_ray.storage import Place
-from slm_ray.text import CleaningRules
 from slm_ray.tokenization.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 
 TOKENIZER_STORIES = 20_000

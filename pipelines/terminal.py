@@ -15,10 +15,10 @@ from tqdm import tqdm
 from pipelines.page import visible
 from slm_ray import storage
 from slm_ray.dataset.shards import SPLITS, Manifest
-from slm_ray.finished import Done
+from slm_ray.preparation.resume import Done
+from slm_ray.preparation.steps import CLEANED
+from slm_ray.preparation.summary_files import SUMMARIES
 from slm_ray.storage import Place
-from slm_ray.stories import CLEANED
-from slm_ray.summary_files import SUMMARIES
 
 POLL_S = 0.2
 PLANNING_LINE_S = 10.0

@@ -1,4 +1,4 @@
-"""The steps of the pipeline as Beam transforms: thin wires around the pure functions of `slm_ray.stories`.
+"""The steps of the pipeline as Beam transforms: thin wires around the pure functions of `slm_ray.preparation.steps`.
 
 In: a PCollection of tasks, which are tuples of `InputRange`. Out: shards and summaries in a folder. Elements are
 `(InputRange, RecordBatch)`, so Beam's cost per element is paid once per 4,000 stories. Every callable handed to Beam
@@ -13,15 +13,15 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import AsDict, AsSingleton, PCollection
 
-from slm_ray import stories
-from slm_ray.text import CleaningRules
+from slm_ray.preparation import steps
+from slm_ray.preparation.cleaning import CleaningRules
 
 
 class ReadStories(beam.PTransform):
     """Tasks, ranges that are read together, to the raw rows of each range. Begins by spreading them over workers."""
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Reshuffle() | beam.FlatMap(stories.read_items)
+        return pcoll | beam.Reshuffle() | beam.FlatMap(steps.read_items)
 
 
 @dataclass
@@ -34,7 +34,7 @@ class CleanStories(beam.PTransform):
         super().__init__()
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Map(partial(stories.clean_batch, rules=self.rules))
+        return pcoll | beam.Map(partial(steps.clean_batch, rules=self.rules))
 
 
 @dataclass
@@ -47,7 +47,7 @@ class KeepCleaned(beam.PTransform):
         super().__init__()
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Map(partial(stories.keep_cleaned, folder=self.folder))
+        return pcoll | beam.Map(partial(steps.keep_cleaned, folder=self.folder))
 
 
 @dataclass
@@ -60,7 +60,7 @@ class LoadCleaned(beam.PTransform):
         super().__init__()
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Reshuffle() | beam.Map(partial(stories.load_cleaned, folder=self.folder))
+        return pcoll | beam.Reshuffle() | beam.Map(partial(steps.load_cleaned, folder=self.folder))
 
 
 class FindDuplicates(beam.PTransform):
@@ -69,9 +69,9 @@ class FindDuplicates(beam.PTransform):
     def expand(self, pcoll: PCollection) -> PCollection:
         return (
             pcoll
-            | "Hashes" >> beam.FlatMap(stories.hash_rows).with_output_types(tuple[int, Any])
+            | "Hashes" >> beam.FlatMap(steps.hash_rows).with_output_types(tuple[int, Any])
             | "Equal" >> beam.GroupByKey()
-            | "NotLowest" >> beam.FlatMap(stories.find_duplicates).with_output_types(tuple[int, Any])
+            | "NotLowest" >> beam.FlatMap(steps.find_duplicates).with_output_types(tuple[int, Any])
             | "ByRange" >> beam.GroupByKey()
         )
 
@@ -91,9 +91,9 @@ class TrainTokenizer(beam.PTransform):
     def expand(self, pcoll: PCollection) -> PCollection:
         return (
             pcoll
-            | "Choose" >> beam.Map(partial(stories.sample_texts, share=self.share, fractions=self.fractions))
+            | "Choose" >> beam.Map(partial(steps.sample_texts, share=self.share, fractions=self.fractions))
             | beam.GroupByKey()
-            | "Train" >> beam.Map(partial(stories.train_tokenizer, vocab_size=self.vocab_size, model=self.model))
+            | "Train" >> beam.Map(partial(steps.train_tokenizer, vocab_size=self.vocab_size, model=self.model))
         )
 
 
@@ -108,7 +108,7 @@ class DropDuplicates(beam.PTransform):
         super().__init__()
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Map(stories.drop_duplicates, duplicates=AsDict(self.duplicates), reason=self.reason)
+        return pcoll | beam.Map(steps.drop_duplicates, duplicates=AsDict(self.duplicates), reason=self.reason)
 
 
 @dataclass
@@ -121,7 +121,7 @@ class SplitStories(beam.PTransform):
         super().__init__()
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Map(partial(stories.split_batch, fractions=self.fractions))
+        return pcoll | beam.Map(partial(steps.split_batch, fractions=self.fractions))
 
 
 @dataclass
@@ -134,7 +134,7 @@ class TokenizeStories(beam.PTransform):
         super().__init__()
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Map(stories.tokenize_batch, tokenizer_json=AsSingleton(self.tokenizer))
+        return pcoll | beam.Map(steps.tokenize_batch, tokenizer_json=AsSingleton(self.tokenizer))
 
 
 @dataclass
@@ -148,4 +148,4 @@ class WriteShards(beam.PTransform):
         super().__init__()
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Map(stories.write_range, folder=self.folder, tokenizer_json=AsSingleton(self.tokenizer))
+        return pcoll | beam.Map(steps.write_range, folder=self.folder, tokenizer_json=AsSingleton(self.tokenizer))

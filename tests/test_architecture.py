@@ -76,7 +76,8 @@ def test_the_top_level_holds_the_six_folders_and_no_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["slm_ray.dataset.shards", "slm_ray.stories", "slm_ray.tokenization.tokenizer", "slm_ray.sources.plan"]
+    "module",
+    ["slm_ray.dataset.shards", "slm_ray.preparation.steps", "slm_ray.tokenization.tokenizer", "slm_ray.sources.plan"],
 )
 def test_a_beam_worker_needs_neither_torch_nor_ray_nor_mlflow(module: str) -> None:
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'ray', 'mlflow'}} & set(sys.modules)))"

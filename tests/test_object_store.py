@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from pipelines import prepare
-from slm_ray import preflight, stories
+from slm_ray import preflight
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.preparation import steps
 from slm_ray.storage import files_below, place
 from slm_ray.tracking import NullTracker
 from tests.support.source_files import set_rows_per_range
@@ -42,18 +43,18 @@ def test_a_data_set_in_an_object_store_is_that_of_a_disk(s3, tmp_path, capsys):
 
 
 def test_what_was_finished_in_an_object_store_is_not_done_again(s3, monkeypatch, capsys):
-    written = stories.write_range
+    written = steps.write_range
 
     def fail_at_the_last(item, folder, tokenizer_json):
         if item[0].number == 1:
             raise OSError(28, "No space left on device")
         return written(item, folder, tokenizer_json)
 
-    monkeypatch.setattr(stories, "write_range", fail_at_the_last)
+    monkeypatch.setattr(steps, "write_range", fail_at_the_last)
     assert run("s3://stories/broken") == 2
     assert "cannot write to s3://stories/broken: [Errno 28] No space left on device" in capsys.readouterr().err
     assert not place("s3://stories/broken/manifest.json").exists()
-    monkeypatch.setattr(stories, "write_range", written)
+    monkeypatch.setattr(steps, "write_range", written)
     assert run("s3://stories/broken") == 0
     assert "skipping 2 of 2 ranges that are cleaned, 1 that are written" in capsys.readouterr().err
     assert not [name for name in contents("s3://stories/broken") if ".staging" in name]

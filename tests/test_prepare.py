@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import prepare
-from slm_ray import staging
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.preparation import staging
 from slm_ray.sources import hub
 from slm_ray.sources.plan import plan_source
 from slm_ray.tokenization.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import figures, measures, report
 from slm_ray.dataset.shards import Manifest, Shard, Split
-from slm_ray.summary import DataSummary, Sample
+from slm_ray.preparation.summary import DataSummary, Sample
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e"

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray import storage, stories
+from slm_ray import storage
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import load_manifest
-from slm_ray.summary_files import SUMMARIES
+from slm_ray.preparation import steps
+from slm_ray.preparation.summary_files import SUMMARIES
 from tests.support.paths import ROOT
 
 N_STORIES, ROWS_PER_RANGE = 90, 30
@@ -231,7 +232,7 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path, victim):
         workers: list[int] = []
         try:
             deadline = time.monotonic() + 120
-            while not list(data.glob(f".staging/*/{stories.CLEANED}/*.arrow")):
+            while not list(data.glob(f".staging/*/{steps.CLEANED}/*.arrow")):
                 assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.02)
             workers = children(process.pid)

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import prepare, runners
 from slm_ray.errors import UserError
-from slm_ray.finished import Done
+from slm_ray.preparation.resume import Done
 from tests.support.paths import ROOT
 from tests.support.source_files import set_rows_per_range
 

@@ -19,11 +19,11 @@ from pipelines.transforms import (
     TrainTokenizer,
     WriteShards,
 )
-from slm_ray import stories, summary, summary_files
 from slm_ray.dataset.shards import REJECTED
 from slm_ray.errors import UserError
+from slm_ray.preparation import steps, summary, summary_files
+from slm_ray.preparation.cleaning import CleaningRules, assign_split
 from slm_ray.sources.plan import RAW_SCHEMA, InputRange, plan_source
-from slm_ray.text import CleaningRules, assign_split
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 RULES = CleaningRules(min_chars=5)
@@ -47,14 +47,14 @@ def make_range(number: int = 0, split: str | None = None, n_rows: int = 4) -> In
     )
 
 
-def raw_item(texts: list[str], number: int = 0, split: str | None = None) -> stories.Item:
+def raw_item(texts: list[str], number: int = 0, split: str | None = None) -> steps.Item:
     rows = [[f"a{number}#{row}" for row in range(len(texts))], [text.encode() for text in texts], [None] * len(texts)]
     columns = [pa.array(column, field.type) for column, field in zip(rows, RAW_SCHEMA)]
     return make_range(number, split, len(texts)), pa.RecordBatch.from_arrays(columns, schema=RAW_SCHEMA)
 
 
-def clean_item(texts: list[str], number: int = 0, split: str | None = None) -> stories.Item:
-    return stories.clean_batch(raw_item(texts, number, split), RULES)
+def clean_item(texts: list[str], number: int = 0, split: str | None = None) -> steps.Item:
+    return steps.clean_batch(raw_item(texts, number, split), RULES)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def tokenizer_json() -> str:
     return Tokenizer.train(TEXTS, 300).to_json()
 
 
-def column(item: stories.Item, name: str) -> list[object]:
+def column(item: steps.Item, name: str) -> list[object]:
     values: list[object] = item[1][name].to_pylist()
     return values
 
@@ -103,11 +103,11 @@ def test_what_is_kept_in_files_comes_back(tmp_path):
 
 
 def test_a_cleaned_range_that_is_torn_is_named(tmp_path):
-    part = stories.keep_cleaned(clean_item(TEXTS), str(tmp_path))
-    path = stories.cleaned_path(tmp_path, 0)
+    part = steps.keep_cleaned(clean_item(TEXTS), str(tmp_path))
+    path = steps.cleaned_path(tmp_path, 0)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"cleaned/00000.arrow is damaged .* run again"):
-        stories.load_cleaned(part, str(tmp_path))
+        steps.load_cleaned(part, str(tmp_path))
 
 
 def test_find_duplicates_across_ranges_keeps_the_lowest():
@@ -145,37 +145,37 @@ def test_a_range_of_a_validation_source_is_all_validation():
 
 
 def test_train_tokenizer_does_not_depend_on_ranges():
-    expected = [Tokenizer.from_json(stories.train_tokenizer((0, [sample(clean_item(TEXTS))]), 300)).sha256]
+    expected = [Tokenizer.from_json(steps.train_tokenizer((0, [sample(clean_item(TEXTS))]), 300)).sha256]
     split_up = [clean_item(TEXTS[2:], number=1), clean_item(TEXTS[:2])]
     transform = TrainTokenizer(300, share=1.0, fractions=(0.0, 0.0))
     run(transform, split_up, expected, lambda text: Tokenizer.from_json(text).sha256)
 
 
-def sample(item: stories.Item) -> list[tuple[bytes, str]]:
-    return stories.sample_texts(item, 1.0, (0.0, 0.0))[1]
+def sample(item: steps.Item) -> list[tuple[bytes, str]]:
+    return steps.sample_texts(item, 1.0, (0.0, 0.0))[1]
 
 
 def test_the_tokenizer_learns_from_training_stories_only():
     item = clean_item([f"Story number {number} of many." for number in range(200)])
-    texts = {text for _, text in stories.sample_texts(item, 1.0, (0.3, 0.3))[1]}
+    texts = {text for _, text in steps.sample_texts(item, 1.0, (0.3, 0.3))[1]}
     assert texts == {text for text in column(item, "text") if assign_split(str(text), (0.3, 0.3)) == "train"}
-    assert len(stories.sample_texts(item, 0.25, (0.0, 0.0))[1]) == pytest.approx(50, abs=25)
+    assert len(steps.sample_texts(item, 0.25, (0.0, 0.0))[1]) == pytest.approx(50, abs=25)
 
 
 def test_tokenize_stories(tokenizer_json):
     tokenizer = Tokenizer.from_json(tokenizer_json)
-    item = stories.split_batch(clean_item(TEXTS), (0.0, 0.0))
+    item = steps.split_batch(clean_item(TEXTS), (0.0, 0.0))
     ids = [[*tokenizer.encode(text), 0] for text in ("The cat sat down.", "A dog ran home.", "the CAT sat down.")]
     with Pipeline(runner="FnApiRunner") as pipeline:
         learned = pipeline | "Tokenizer" >> Create([tokenizer_json])
         results = pipeline | Create([item]) | TokenizeStories(learned)
         assert_that(results, lambda found: equal_to([[*ids, [0]]])([column(part, "tokens") for part in found]))
-    assert column(stories.tokenize_batch(item, tokenizer_json), "n_bytes") == [17, 15, 17, 0]
+    assert column(steps.tokenize_batch(item, tokenizer_json), "n_bytes") == [17, 15, 17, 0]
 
 
 def test_write_shards(tokenizer_json, tmp_path):
-    item = stories.split_batch(clean_item(TEXTS, number=3), (0.0, 0.0))
-    item = stories.tokenize_batch(item, tokenizer_json)
+    item = steps.split_batch(clean_item(TEXTS, number=3), (0.0, 0.0))
+    item = steps.tokenize_batch(item, tokenizer_json)
     with Pipeline(runner="FnApiRunner") as pipeline:
         learned = pipeline | "Tokenizer" >> Create([tokenizer_json])
         results = pipeline | Create([item]) | WriteShards(str(tmp_path), learned)
@@ -193,9 +193,9 @@ def test_write_shards(tokenizer_json, tmp_path):
 
 
 def test_long_evidence_is_cut_even_inside_a_character():
-    item = stories.clean_batch(raw_item(["é" * 300 + "\x00"]), RULES)
+    item = steps.clean_batch(raw_item(["é" * 300 + "\x00"]), RULES)
     assert column(item, "reason") == ["control_characters"]
-    assert column(item, "text") == ["é" * (stories.EVIDENCE_BYTES // 2)]
+    assert column(item, "text") == ["é" * (steps.EVIDENCE_BYTES // 2)]
 
 
 def test_a_percentile_is_a_value_that_occurs():
@@ -204,8 +204,8 @@ def test_a_percentile_is_a_value_that_occurs():
 
 
 def test_a_lost_story_is_noticed(tokenizer_json, tmp_path):
-    item = stories.tokenize_batch(stories.split_batch(clean_item(TEXTS), (0.0, 0.0)), tokenizer_json)
-    stories.write_range(item, str(tmp_path), tokenizer_json)
+    item = steps.tokenize_batch(steps.split_batch(clean_item(TEXTS), (0.0, 0.0)), tokenizer_json)
+    steps.write_range(item, str(tmp_path), tokenizer_json)
     found = summary.merge(summary_files.load_summaries(tmp_path))
     summary.check(found, 4)
     with pytest.raises(RuntimeError, match="stories do not add up: planned 5, read 4"):

@@ -77,7 +77,7 @@ def _endless(source: str | None) -> Iterator[str]:
     import pyarrow.parquet as pq
 
     from slm_ray.corpus.grammar import sample_stories
-    from slm_ray.text import CleaningRules, examine
+    from slm_ray.preparation.cleaning import CleaningRules, examine
 
     stories = pq.read_table(source)["text"].to_pylist() if source else list(sample_stories(0, 20_000))
     stories = [text for text in stories if examine(text.encode(), CleaningRules()) == (" ".join(text.split()), None)]

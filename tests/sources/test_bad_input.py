@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slm_ray import stories
 from slm_ray.errors import UserError
+from slm_ray.preparation import steps
+from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.sources import plain_text, rows
 from slm_ray.sources.plan import plan_source, read_range, read_ranges
-from slm_ray.text import CleaningRules
 from tests.support.source_files import STORIES, write_jsonl, write_parquet
 
 
@@ -136,7 +136,7 @@ def test_odd_rows_are_counted_and_kept_aside(tmp_path):
     found: dict[str, Counter[str]] = {}
     for task in made.tasks:
         for part, batch in read_ranges(task):
-            _, cleaned = stories.clean_batch((part, batch), CleaningRules())
+            _, cleaned = steps.clean_batch((part, batch), CleaningRules())
             reasons = [reason for reason in cleaned["reason"].to_pylist() if reason]
             found.setdefault(part.source_name, Counter()).update(reasons)
             assert "\ufeff" not in "".join(cleaned["text"].to_pylist())

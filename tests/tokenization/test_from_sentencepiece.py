@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray.errors import UserError
-from slm_ray.text import clean_story
+from slm_ray.preparation.cleaning import clean_story
 from slm_ray.tokenization import training
 from slm_ray.tokenization.from_sentencepiece import convert
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pipelines import prepare
 from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
-from slm_ray.text import clean_story
+from slm_ray.preparation.cleaning import clean_story
 from slm_ray.tokenization import training
 from slm_ray.tokenization.from_sentencepiece import convert
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, PROBES, Tokenizer

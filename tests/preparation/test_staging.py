@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from slm_ray import staging
+from slm_ray.preparation import staging
 
 
 def key() -> str:

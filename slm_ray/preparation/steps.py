@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slm_ray import storage
-from slm_ray.batch_cleaning import clean_texts
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import REJECTED, REJECTED_SCHEMA, SPLITS, Shard, shard_path, shard_schema
 from slm_ray.errors import UserError
+from slm_ray.preparation.batch_cleaning import clean_texts
+from slm_ray.preparation.cleaning import HASH_BYTES, CleaningRules, is_sampled
+from slm_ray.preparation.summary import summarize
+from slm_ray.preparation.summary_files import save_summary
 from slm_ray.sources.plan import InputRange, read_ranges
 from slm_ray.storage import Place
-from slm_ray.summary import summarize
-from slm_ray.summary_files import save_summary
-from slm_ray.text import HASH_BYTES, CleaningRules, is_sampled
 from slm_ray.tokenization import training
 from slm_ray.tokenization.tokenizer import cached_tokenizer
 from slm_ray.tokenization.word_cache import cut_words

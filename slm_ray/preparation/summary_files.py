@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from slm_ray.dataset.shards import Shard
+from slm_ray.preparation.summary import RangeSummary, Sample
 from slm_ray.storage import Place, make_folder, replace_file
-from slm_ray.summary import RangeSummary, Sample
 
 SUMMARIES = "ranges"  # folder of the summaries, beside the staged shards
 _FORMAT = "slm-ray range summary 2"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.near_duplicates import FindNearDuplicates
 from slm_ray.errors import UserError
-from slm_ray.near_duplicates import (
+from slm_ray.preparation.near_duplicates import (
     N_HASHES,
     N_NEIGHBOURS,
     band_shape,
@@ -25,8 +25,8 @@ from slm_ray.near_duplicates import (
     similar_kept,
     similarity,
 )
+from slm_ray.preparation.steps import Item
 from slm_ray.sources.plan import InputRange
-from slm_ray.stories import Item
 
 WORDS = [*"abcdefghijklmnopqrst"]
 THRESHOLD = 0.8

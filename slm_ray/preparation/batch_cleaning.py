@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from slm_ray.text import HASH_BYTES, CleaningRules, examine, story_hash
+from slm_ray.preparation.cleaning import HASH_BYTES, CleaningRules, examine, story_hash
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from slm_ray import storage
 from slm_ray.dataset import shards
 from slm_ray.errors import UserError
+from slm_ray.preparation.steps import CLEANED
+from slm_ray.preparation.summary import RangeSummary
+from slm_ray.preparation.summary_files import load_summaries
 from slm_ray.sources.plan import InputRange, Plan
 from slm_ray.storage import Place
-from slm_ray.stories import CLEANED
-from slm_ray.summary import RangeSummary
-from slm_ray.summary_files import load_summaries
 
 
 @dataclass(frozen=True)

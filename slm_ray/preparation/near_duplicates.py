@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from slm_ray.errors import UserError
-from slm_ray.stories import Item, Positions, row_positions, rows_by_range
+from slm_ray.preparation.steps import Item, Positions, row_positions, rows_by_range
 
 Signatures = npt.NDArray[np.uint8]
 """(stories, N_HASHES): 8 bits of the lowest value of each hash function."""
