@@ -43,9 +43,9 @@ from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
-from slm_ray.registry import discard, resolve_model
 from slm_ray.runs import checkpoint
-from slm_ray.tracking import resolve_uri
+from slm_ray.tracking.mlflow_runs import resolve_uri
+from slm_ray.tracking.registry import discard, resolve_model
 
 APP_NAME, DEPLOYMENT = "slm-ray", "stories"
 MAX_QUEUED = 64

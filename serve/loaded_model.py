@@ -19,8 +19,8 @@ from slm_ray.generation.engine_thread import EngineClosedError, EngineThread, Lo
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
-from slm_ray.registry import ResolvedModel, discard
 from slm_ray.runs import checkpoint
+from slm_ray.tracking.registry import ResolvedModel, discard
 
 PROMPTS = ("", "The", "Once upon a time", "One day, a little dog")
 """What every version is asked to continue before it serves."""

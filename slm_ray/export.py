@@ -22,8 +22,8 @@ from slm_ray.cli.script import quiet_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
-from slm_ray.registry import resolve_model
 from slm_ray.runs import checkpoint
+from slm_ray.tracking.registry import resolve_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from slm_ray.errors import UserError
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
-from slm_ray.registry import resolve_model
 from slm_ray.runs.checkpoint import load_model
+from slm_ray.tracking.registry import resolve_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 
-from slm_ray import storage, tracking
+from slm_ray import storage
 from slm_ray.config.files import from_dict, load_config
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import ModelConfig, TrainConfig
@@ -22,7 +22,8 @@ from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder, newest_run
 from slm_ray.task import Task
 from slm_ray.tokenization.tokenizer import Tokenizer
-from slm_ray.tracking import Tracker
+from slm_ray.tracking import mlflow_runs
+from slm_ray.tracking.mlflow_runs import Tracker
 
 DEFAULT_PRESET = "story-5m"
 
@@ -75,9 +76,9 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
         raise UserError(f"model.vocab_size ({config.model.vocab_size}) must be the data set's, {vocab_size}")
     workers = config.workers or default_workers()
     config.check_batch(workers)
-    tracking_uri = tracking.resolve_uri(config.tracking_uri)
-    if config.register and tracking_uri == tracking.OFF:
-        raise UserError(f"register ({config.register}) needs an MLflow store, and tracking_uri is {tracking.OFF}")
+    tracking_uri = mlflow_runs.resolve_uri(config.tracking_uri)
+    if config.register and tracking_uri == mlflow_runs.OFF:
+        raise UserError(f"register ({config.register}) needs an MLflow store, and tracking_uri is {mlflow_runs.OFF}")
     return dataclasses.replace(
         config,
         data=str(data),

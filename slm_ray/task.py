@@ -15,7 +15,7 @@ from slm_ray.dataset.batches import TokenStream
 from slm_ray.runs.history import History
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tokenization.tokenizer import Tokenizer
-from slm_ray.tracking import Tracker
+from slm_ray.tracking.mlflow_runs import Tracker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,13 +25,12 @@ import ray
 import yaml
 from ray.train import UserCallback
 
-from slm_ray import cluster, loop, registry, tracking
+from slm_ray import cluster, loop
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.cli.signals import StoppedError, ending_on_sigterm
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.event_log import require_tensorboard
 from slm_ray.preflight import load_task, parse_config, refuse_conflicts, resolve
 from slm_ray.profiling import read_operators
 from slm_ray.progress import watch
@@ -39,7 +38,9 @@ from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History, plot_loss
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.task import Task
-from slm_ray.tracking import Tracker
+from slm_ray.tracking import mlflow_runs, registry
+from slm_ray.tracking.mlflow_runs import Tracker
+from slm_ray.tracking.tensorboard_tracker import require_tensorboard
 from slm_ray.worker_group import run_workers
 
 LOGGER = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def run_training(
     if config.tensorboard:
         require_tensorboard()
     config = resolve(config, default_workers)
-    task = load_task(config, tracking.NullTracker())
+    task = load_task(config, mlflow_runs.NullTracker())
     refuse_conflicts(config, task)
     cluster.connect()
     _check_resources(config)
@@ -138,13 +139,13 @@ def default_workers() -> int:
 def _tracker(config: TrainConfig, task: Task, parent_run_id: str) -> Tracker:
     newest = task.folder.newest_whole()
     run_id = checkpoint.load_state(newest).run_id if newest is not None else ""
-    if tracking.has_run(config.tracking_uri, run_id):
-        tracker = tracking.continue_run(config.tracking_uri, run_id)
+    if mlflow_runs.has_run(config.tracking_uri, run_id):
+        tracker = mlflow_runs.continue_run(config.tracking_uri, run_id)
         tracker.set_running()
         return tracker
     tags = {"data_fingerprint": task.data_fingerprint, "slm_ray.folder": str(task.folder.path)}
     params = flatten(dataclasses.asdict(config)) | {"resolved_max_steps": task.max_steps}
-    tracker = tracking.start_run(config.tracking_uri, config.experiment, config.name, params, tags, parent_run_id)
+    tracker = mlflow_runs.start_run(config.tracking_uri, config.experiment, config.name, params, tags, parent_run_id)
     tracker.log_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), "config.yaml")  # for --config
     return tracker
 
@@ -203,7 +204,7 @@ def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> Train
         raise UserError(f"the run is finished and its record could not be copied: {error}") from error
     tracker.set_tags({"status": str(summary["status"]), "best_step": str(int(summary["best"]["step"]))})
     version = ""
-    if config.register and config.tracking_uri != tracking.OFF:
+    if config.register and config.tracking_uri != mlflow_runs.OFF:
         version = registry.registered_version(config.tracking_uri, config.register, folder.best, tracker.run_id)
         version = version or registry.register(config.tracking_uri, config.register, folder.best, tracker.run_id)
     return TrainResult(
@@ -268,7 +269,7 @@ def describe(result: TrainResult) -> str:
     if "://" in result.kept_at:
         lines.insert(0, f"kept     {result.kept_at}  (best and latest below are copies of it)")
     if result.run_id:
-        lines.append(f"run      {result.run_id}  (to see it: {tracking.ui_command(result.tracking_uri)})")
+        lines.append(f"run      {result.run_id}  (to see it: {mlflow_runs.ui_command(result.tracking_uri)})")
     if result.version:
         lines.append(f"model    version {result.version} is the champion now")
     if result.operators:

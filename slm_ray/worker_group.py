@@ -21,17 +21,18 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
 
-from slm_ray import cluster, event_log, hardware, loop, system_metrics, tracking
+from slm_ray import cluster, hardware, loop
 from slm_ray.cli.signals import Signals, StoppedError
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.event_log import WithEventLog
 from slm_ray.model.decoder import parameter_count
 from slm_ray.preflight import load_task
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.task import Surroundings, Task
-from slm_ray.tracking import Tracker
+from slm_ray.tracking import mlflow_runs, system_metrics, tensorboard_tracker
+from slm_ray.tracking.mlflow_runs import Tracker
+from slm_ray.tracking.tensorboard_tracker import WithEventLog
 from slm_ray.watchdog import Watchdog
 
 POLL_S = 0.2
@@ -177,7 +178,7 @@ def _worker(given: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // context.get_local_world_size()))
-    task = load_task(config, tracking.NullTracker())
+    task = load_task(config, mlflow_runs.NullTracker())
     watchdog = Watchdog(config.hang_timeout_s)
     around = Surroundings(
         rank=context.get_world_rank(),
@@ -206,10 +207,10 @@ def _tracked(task: Task, run_id: str) -> Iterator[Task]:
     def warn(text: str) -> None:
         task.history.append({"message": text})
 
-    machine = tracking.continue_run(config.tracking_uri, run_id if context.get_local_rank() == 0 else "", warn)
-    tracker: Tracker = machine if context.get_world_rank() == 0 else tracking.NullTracker()
+    machine = mlflow_runs.continue_run(config.tracking_uri, run_id if context.get_local_rank() == 0 else "", warn)
+    tracker: Tracker = machine if context.get_world_rank() == 0 else mlflow_runs.NullTracker()
     if config.tensorboard and context.get_world_rank() == 0:
-        tracker = WithEventLog(machine, task.folder.path / event_log.FOLDER, warn)
+        tracker = WithEventLog(machine, task.folder.path / tensorboard_tracker.FOLDER, warn)
     node = f"node-{context.get_node_rank()}" if context.get_node_rank() else ""
     try:
         with system_metrics.logged(machine, node=node):

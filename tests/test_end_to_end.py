@@ -19,9 +19,10 @@ import pytest
 
 from pipelines import prepare
 from serve import app
-from slm_ray import evaluate, export, generate, tracking, train
+from slm_ray import evaluate, export, generate, train
 from slm_ray.dataset.shards import load_manifest
 from slm_ray.runs import checkpoint
+from slm_ray.tracking import mlflow_runs
 from tests.support.paths import ROOT
 from tune import sweep
 
@@ -164,7 +165,7 @@ def test_ctrl_c_ends_a_training_plainly_and_nothing_listened_beyond_loopback(tin
 
 
 def _runs(store: Path) -> list[Any]:
-    client = tracking.client(f"sqlite:///{store}")
+    client = mlflow_runs.client(f"sqlite:///{store}")
     return list(client.search_runs([client.get_experiment_by_name("slm-ray").experiment_id]))
 
 

@@ -24,7 +24,7 @@ from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History, plot_loss
 from slm_ray.runs.run_folder import RunFolder, newest_run
 from slm_ray.task import Surroundings, Task
-from slm_ray.tracking import NullTracker
+from slm_ray.tracking.mlflow_runs import NullTracker
 from slm_ray.trainer import Trainer, evaluate
 
 

@@ -11,7 +11,7 @@ from slm_ray.loop import fit
 from slm_ray.meter import Meter, memory
 from slm_ray.preflight import load_task, resolve
 from slm_ray.task import Surroundings
-from slm_ray.tracking import NullTracker
+from slm_ray.tracking.mlflow_runs import NullTracker
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from slm_ray.loop import fit
 from slm_ray.preflight import load_task, resolve
 from slm_ray.profiling import OperatorTime, operator_table, read_operators, window
 from slm_ray.task import Surroundings, Task
-from slm_ray.tracking import NullTracker
+from slm_ray.tracking.mlflow_runs import NullTracker
 
 
 class Kept(NullTracker):

@@ -16,7 +16,6 @@ import torch
 
 from serve.loaded_model import LoadedModel
 from serve.rollout import Rollout, Watch, start_rollout
-from slm_ray import registry, tracking
 from slm_ray.errors import UserError
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
@@ -24,6 +23,7 @@ from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.runs import checkpoint, run_folder
+from slm_ray.tracking import mlflow_runs, registry
 from tests.support.tiny_model import write_endless_model
 
 STORY = SamplingParams(max_tokens=12, temperature=1, seed=1)
@@ -233,7 +233,7 @@ def test_a_reference_that_is_gone_for_a_while_is_said_and_followed_again(served:
 def test_a_moved_alias_is_followed_and_a_store_that_is_gone_costs_nothing(
     versions: list[Path], mlflow_uri: str, tmp_path: Path
 ) -> None:
-    run_id = tracking.start_run(mlflow_uri, "tests", "rollout", {}).run_id
+    run_id = mlflow_runs.start_run(mlflow_uri, "tests", "rollout", {}).run_id
     uri = f"sqlite:///{tmp_path / 'moved.db'}"
     assert registry.register(mlflow_uri, "rolled", versions[0], run_id) == "1"
     shutil.copy(mlflow_uri.removeprefix("sqlite:///"), tmp_path / "moved.db")

@@ -27,8 +27,8 @@ from serve.rollout import Rollout
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
-from slm_ray.registry import resolve_model
 from slm_ray.runs.checkpoint import load_model
+from slm_ray.tracking.registry import resolve_model
 from tests.support.paths import ROOT
 from tests.support.tiny_model import write_tiny_model
 

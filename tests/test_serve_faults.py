@@ -20,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from slm_ray import registry, tracking
+from slm_ray.tracking import mlflow_runs, registry
 from tests.support.paths import ROOT
 from tests.support.tiny_model import write_endless_model
 
@@ -91,7 +91,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def started(folder: Path, options: str) -> Iterator[Server]:
     """The command with a registered model, until the block is left."""
     uri, port = f"sqlite:///{folder / 'mlflow.db'}", free_port()
-    run_id = tracking.start_run(uri, "tests", "faults", {}).run_id
+    run_id = mlflow_runs.start_run(uri, "tests", "faults", {}).run_id
     registry.register(uri, "tiny", write_endless_model(folder / "v1", seed=1), run_id)
     options += f" --model models:/tiny@champion --tracking-uri {uri} --port {port}"
     options += " --watch-interval-s 0.5 --drain-s 60"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from slm_ray import registry, tracking
 from slm_ray.config.schema import OptimConfig, TrainConfig
 from slm_ray.errors import UserError
+from slm_ray.tracking import mlflow_runs, registry
 from tune.results import Trial, draw_heat_map, format_table
 from tune.sweep import MODEL_NAME, SweepConfig, _registered_name, main, parse_config, run_config, run_sweep, trial_name
 
@@ -94,7 +94,7 @@ def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(tiny_config:
     assert final.version == "1"
     with (folder / "results.csv").open(encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 2
-    store = tracking.client(first.tracking_uri)
+    store = mlflow_runs.client(first.tracking_uri)
     child = store.get_run(final.run_id)
     parent = store.get_run(child.data.tags["mlflow.parentRunId"])
     assert {artifact.path for artifact in store.list_artifacts(parent.info.run_id)} == {"heatmap.png", "results.csv"}

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from slm_ray import registry, tracking
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.loop import fit
@@ -15,6 +14,7 @@ from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.task import Surroundings
+from slm_ray.tracking import mlflow_runs, registry
 from slm_ray.train import describe, main, run_training
 
 pytestmark = pytest.mark.ray
@@ -31,7 +31,7 @@ def losses(config: TrainConfig) -> dict[int, float]:
 
 def fit_here(config: TrainConfig) -> None:
     """The same run in this process, without Ray."""
-    fit(load_task(resolve(config, lambda: 1), tracking.NullTracker()), Surroundings())
+    fit(load_task(resolve(config, lambda: 1), mlflow_runs.NullTracker()), Surroundings())
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
     assert result.version == "1"
     found = registry.resolve_model("models:/tiny-stories@champion", config.tracking_uri)
     assert found.run_id == result.run_id
-    run = tracking.client(config.tracking_uri).get_run(result.run_id)
+    run = mlflow_runs.client(config.tracking_uri).get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["model.d_ff"] == "64"
     assert run.data.metrics["val_loss"] == pytest.approx(checkpoint.load_state(folder.latest).metrics["val_loss"])
@@ -132,7 +132,9 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
 
     with pytest.raises(UserError, match="batch_size was 8 and is now 4"):
         run_training(dataclasses.replace(longer, batch_size=4), is_quiet=True)
-    other = dataclasses.replace(load_task(resolve(longer, lambda: 1), tracking.NullTracker()), data_fingerprint="other")
+    other = dataclasses.replace(
+        load_task(resolve(longer, lambda: 1), mlflow_runs.NullTracker()), data_fingerprint="other"
+    )
     with pytest.raises(UserError, match="was trained on data set"):
         refuse_conflicts(longer, other)
     refuse_conflicts(dataclasses.replace(longer, force=True), other)

@@ -24,7 +24,7 @@ from typing import Any
 
 import ray
 
-from slm_ray import cluster, hardware, tracking
+from slm_ray import cluster, hardware
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.files import load_config
@@ -35,6 +35,7 @@ from slm_ray.errors import UserError
 from slm_ray.preflight import DEFAULT_PRESET
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import replace_file
+from slm_ray.tracking import mlflow_runs
 from slm_ray.train import TrainResult, default_workers, describe, flatten, run_training
 from tune.results import METRIC, Trial, format_table, keep_results
 from tune.trials import DRIVER_CPUS, finished_trial, has_ended, run_trials
@@ -120,7 +121,7 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
         raise UserError(f"output ({sweep.output}) must be a folder: a sweep does not go to an object store yet")
     if sweep.resume and not sweep.name:
         raise UserError("--resume needs the sweep's --name")
-    tracking_uri = tracking.resolve_uri(sweep.tracking_uri)
+    tracking_uri = mlflow_runs.resolve_uri(sweep.tracking_uri)
     register = _registered_name(sweep.register, tracking_uri)
     cluster.connect(with_dashboard=True)  # which Train asks about lost trials
     for workers in (sweep.trial_workers, sweep.workers or default_workers()):
@@ -144,14 +145,14 @@ def _registered_name(register: str, tracking_uri: str) -> str:
     Raises:
         UserError: a name of the user's own, and no store.
     """
-    if tracking_uri != tracking.OFF:
+    if tracking_uri != mlflow_runs.OFF:
         return register
     if register not in ("", MODEL_NAME):
-        raise UserError(f"register ({register}) needs an MLflow store, and tracking_uri is {tracking.OFF}")
+        raise UserError(f"register ({register}) needs an MLflow store, and tracking_uri is {mlflow_runs.OFF}")
     return ""
 
 
-def _open(sweep: SweepConfig, folder: Path) -> tracking.Tracker:
+def _open(sweep: SweepConfig, folder: Path) -> mlflow_runs.Tracker:
     """Begin a sweep's folder and MLflow run, or continue them."""
     record = folder / "sweep.json"
     shared = _shared(sweep)
@@ -162,13 +163,13 @@ def _open(sweep: SweepConfig, folder: Path) -> tracking.Tracker:
         changed = sorted(name for name in shared if shared[name] != known["shared"].get(name))
         if changed:
             raise UserError(f"{folder} was made with another {', '.join(changed)}: take another --name")
-        if tracking.has_run(sweep.tracking_uri, known["run_id"]) or sweep.tracking_uri == tracking.OFF:
-            parent = tracking.continue_run(sweep.tracking_uri, known["run_id"])
+        if mlflow_runs.has_run(sweep.tracking_uri, known["run_id"]) or sweep.tracking_uri == mlflow_runs.OFF:
+            parent = mlflow_runs.continue_run(sweep.tracking_uri, known["run_id"])
             parent.set_running()
             return parent
     grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
     tags = {"data_fingerprint": shared["data_fingerprint"]}
-    parent = tracking.start_run(sweep.tracking_uri, sweep.experiment, sweep.name, flatten(shared) | grid, tags)
+    parent = mlflow_runs.start_run(sweep.tracking_uri, sweep.experiment, sweep.name, flatten(shared) | grid, tags)
     content = {"run_id": parent.run_id, "shared": shared, "grid": grid}
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from slm_ray.hardware import resolve_compile, resolve_precision
 from slm_ray.model.decoder import parameter_count
 from slm_ray.preflight import load_task, resolve
 from slm_ray.task import Surroundings
-from slm_ray.tracking import NullTracker
+from slm_ray.tracking.mlflow_runs import NullTracker
 from slm_ray.trainer import Trainer
 
 MAX_PARAMETERS = 5.3e6

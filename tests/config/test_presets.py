@@ -14,7 +14,7 @@ from slm_ray.model import hf_layout
 from slm_ray.model.decoder import parameter_count
 from slm_ray.preflight import load_task, resolve
 from slm_ray.task import Surroundings
-from slm_ray.tracking import NullTracker
+from slm_ray.tracking.mlflow_runs import NullTracker
 from tests.support.paths import ROOT
 
 PRESETS = ROOT / "slm_ray" / "presets"

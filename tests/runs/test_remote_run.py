@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from slm_ray import loop, storage, tracking, worker_group
+from slm_ray import loop, storage, worker_group
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.loop import fit
@@ -19,6 +19,7 @@ from slm_ray.runs.remote_run import MirroredRun, open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import Place, files_below, place
 from slm_ray.task import Surroundings, Task
+from slm_ray.tracking import mlflow_runs
 from slm_ray.train import describe, run_training
 from slm_ray.trainer import Trainer
 
@@ -40,7 +41,7 @@ def config(
     """The tiny run, kept in a place of its own in the store."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     output = f"s3://stories/{tmp_path.name}"
-    return dataclasses.replace(tiny_config, output=output, tracking_uri=tracking.OFF, sample_prompt="")
+    return dataclasses.replace(tiny_config, output=output, tracking_uri=mlflow_runs.OFF, sample_prompt="")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +53,7 @@ def machine_of_the_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def task_of(config: TrainConfig, **changes: Any) -> Task:
-    return load_task(resolve(dataclasses.replace(config, **changes), lambda: 1), tracking.NullTracker())
+    return load_task(resolve(dataclasses.replace(config, **changes), lambda: 1), mlflow_runs.NullTracker())
 
 
 def remote(config: TrainConfig) -> Place:

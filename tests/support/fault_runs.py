@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from slm_ray import tracking
 from slm_ray.config.schema import TrainConfig
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task, resolve
@@ -14,13 +13,14 @@ from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.task import Surroundings, Task
-from slm_ray.tracking import NullTracker
+from slm_ray.tracking import mlflow_runs
+from slm_ray.tracking.mlflow_runs import NullTracker
 
 
 def with_dropout(config: TrainConfig) -> TrainConfig:
     """The run with dropout on, and without tracker and stories on the way."""
     model = dataclasses.replace(config.model, dropout=0.1)
-    return dataclasses.replace(config, model=model, tracking_uri=tracking.OFF, sample_prompt="")
+    return dataclasses.replace(config, model=model, tracking_uri=mlflow_runs.OFF, sample_prompt="")
 
 
 def task_of(config: TrainConfig, **changes: Any) -> Task:

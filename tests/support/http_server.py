@@ -12,7 +12,7 @@ from serve.api import create_api
 from serve.loaded_model import LoadedModel
 from serve.protection import ApiSettings
 from serve.rollout import Rollout
-from slm_ray.registry import resolve_model
+from slm_ray.tracking.registry import resolve_model
 
 
 @contextlib.contextmanager

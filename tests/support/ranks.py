@@ -24,7 +24,7 @@ from slm_ray.loop import fit
 from slm_ray.preflight import load_task, resolve
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.task import Surroundings
-from slm_ray.tracking import NullTracker
+from slm_ray.tracking.mlflow_runs import NullTracker
 from tests.support.paths import ROOT
 
 

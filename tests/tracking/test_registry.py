@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray import registry, tracking
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import TrainState
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tracking import mlflow_runs, registry
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def folder(tmp_path: Path, tiny_tokenizer: Tokenizer) -> Path:
     return tmp_path / "checkpoint"
 
 
-def start(mlflow_uri: str) -> tracking.Tracker:
-    return tracking.start_run(mlflow_uri, "tests", "a run", {"model.d_ff": 512})
+def start(mlflow_uri: str) -> mlflow_runs.Tracker:
+    return mlflow_runs.start_run(mlflow_uri, "tests", "a run", {"model.d_ff": 512})
 
 
 def test_a_registered_version_carries_its_lineage_and_is_found_as_champion(
@@ -43,7 +43,7 @@ def test_a_registered_version_carries_its_lineage_and_is_found_as_champion(
     first = registry.register(mlflow_uri, "stories", folder, run.run_id)
     second = registry.register(mlflow_uri, "stories", folder, run.run_id)
     assert (first, second) == ("1", "2")
-    tags = tracking.client(mlflow_uri).get_model_version("stories", "2").tags
+    tags = mlflow_runs.client(mlflow_uri).get_model_version("stories", "2").tags
     assert tags["data_fingerprint"] == "abc"
     assert tags["step"] == "7"
     assert tags["val_bits_per_byte"] == "0.75"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.errors import UserError
-from slm_ray.outbox import Outbox
-from slm_ray.tracking import Tracker
+from slm_ray.tracking.delivery_queue import Outbox
+from slm_ray.tracking.mlflow_runs import Tracker
 
 FOLDER = "tensorboard"
 FLUSH_EVERY_S = 10

@@ -1,18 +1,18 @@
 """What a run asks of its machine, at MLflow."""
 
-from slm_ray import system_metrics, tracking
+from slm_ray.tracking import mlflow_runs, system_metrics
 
 CPU = "system/cpu_utilization_percentage"
 
 
 def test_a_run_has_the_metrics_of_its_machine_however_short_it_was(mlflow_uri: str) -> None:
-    tracker = tracking.start_run(mlflow_uri, "tests", "a run", {})
+    tracker = mlflow_runs.start_run(mlflow_uri, "tests", "a run", {})
     with system_metrics.logged(tracker):
         pass
     with system_metrics.logged(tracker, node="node-1", interval_s=0.01):
         pass
     tracker.close()
-    store = tracking.client(mlflow_uri)
+    store = mlflow_runs.client(mlflow_uri)
     metrics = store.get_run(tracker.run_id).data.metrics
     assert 0 <= metrics[CPU] <= 100
     assert metrics["system/system_memory_usage_megabytes"] > 0
@@ -20,5 +20,5 @@ def test_a_run_has_the_metrics_of_its_machine_however_short_it_was(mlflow_uri: s
 
 
 def test_nothing_runs_where_nothing_is_tracked() -> None:
-    with system_metrics.logged(tracking.NullTracker()):
+    with system_metrics.logged(mlflow_runs.NullTracker()):
         pass

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from slm_ray.tracking import Tracker
+from slm_ray.tracking.mlflow_runs import Tracker
 
 INTERVAL_S = 10.0
 

@@ -6,32 +6,32 @@ from typing import Any
 
 import pytest
 
-from slm_ray import system_metrics, tracking
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.loop import fit
 from slm_ray.preflight import load_task, resolve
 from slm_ray.task import Surroundings
+from slm_ray.tracking import mlflow_runs, system_metrics
 
 
-def start(mlflow_uri: str, **more: Any) -> tracking.Tracker:
-    return tracking.start_run(mlflow_uri, "tests", "a run", {"model.d_ff": 512}, {"data_fingerprint": "abc"}, **more)
+def start(mlflow_uri: str, **more: Any) -> mlflow_runs.Tracker:
+    return mlflow_runs.start_run(mlflow_uri, "tests", "a run", {"model.d_ff": 512}, {"data_fingerprint": "abc"}, **more)
 
 
 def test_a_run_keeps_parameters_metrics_texts_and_its_parent(mlflow_uri: str) -> None:
     parent = start(mlflow_uri)
     run = start(mlflow_uri, parent_run_id=parent.run_id)
-    worker = tracking.continue_run(mlflow_uri, run.run_id)
+    worker = mlflow_runs.continue_run(mlflow_uri, run.run_id)
     worker.log_metrics({"val_loss": 2.5}, step=10)
     worker.close()
     run.log_text("Once", "samples/step-10.txt")
     run.finish()
-    kept = tracking.client(mlflow_uri).get_run(run.run_id)
+    kept = mlflow_runs.client(mlflow_uri).get_run(run.run_id)
     assert kept.data.params["model.d_ff"] == "512"
     assert kept.data.metrics["val_loss"] == 2.5
     assert kept.data.tags["mlflow.parentRunId"] == parent.run_id
     assert kept.info.status == "FINISHED"
-    assert tracking.client(mlflow_uri).list_artifacts(run.run_id)[0].path == "samples"
+    assert mlflow_runs.client(mlflow_uri).list_artifacts(run.run_id)[0].path == "samples"
     assert Path(kept.info.artifact_uri.removeprefix("file://")).is_relative_to(
         Path(mlflow_uri.removeprefix("sqlite:///")).parent
     )
@@ -41,15 +41,15 @@ def test_the_store_is_the_option_then_the_variable_then_a_file_here(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert tracking.resolve_uri("") == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert mlflow_runs.resolve_uri("") == f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking.resolve_uri("") == "http://127.0.0.1:5000"
-    assert tracking.resolve_uri("sqlite:////x/y.db") == "sqlite:////x/y.db"
+    assert mlflow_runs.resolve_uri("") == "http://127.0.0.1:5000"
+    assert mlflow_runs.resolve_uri("sqlite:////x/y.db") == "sqlite:////x/y.db"
 
 
 def test_a_store_that_fails_does_not_end_a_run_and_is_warned_of_once(mlflow_uri: str) -> None:
     said: list[str] = []
-    tracker = tracking.MlflowTracker(mlflow_uri, "no such run", said.append)
+    tracker = mlflow_runs.MlflowTracker(mlflow_uri, "no such run", said.append)
     for step in range(3):
         tracker.log_metrics({"val_loss": 1.0}, step)
     tracker.log_text("Once", "sample.txt")
@@ -61,14 +61,14 @@ def test_a_store_that_fails_does_not_end_a_run_and_is_warned_of_once(mlflow_uri:
 
 def test_a_store_that_cannot_be_opened_by_a_worker_does_not_end_a_run() -> None:
     said: list[str] = []
-    assert isinstance(tracking.continue_run("gopher://nowhere", "r1", said.append), tracking.NullTracker)
+    assert isinstance(mlflow_runs.continue_run("gopher://nowhere", "r1", said.append), mlflow_runs.NullTracker)
     assert said[0].startswith("the run goes on without MLflow: ")
 
 
 def test_a_training_goes_on_when_its_server_is_gone(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     said: list[str] = []
-    tracker = tracking.continue_run("http://127.0.0.1:9", "r1", said.append)
+    tracker = mlflow_runs.continue_run("http://127.0.0.1:9", "r1", said.append)
     task = load_task(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), tracker)
     with system_metrics.logged(tracker):
         assert fit(task, Surroundings())["status"] == "finished"
@@ -80,24 +80,24 @@ def test_a_training_goes_on_when_its_server_is_gone(tiny_config: TrainConfig, mo
 def test_a_run_that_had_ended_is_shown_as_running_again(mlflow_uri: str) -> None:
     run = start(mlflow_uri)
     run.finish()
-    again = tracking.continue_run(mlflow_uri, run.run_id)
+    again = mlflow_runs.continue_run(mlflow_uri, run.run_id)
     again.set_running()
     again.close()
-    assert tracking.client(mlflow_uri).get_run(run.run_id).info.status == "RUNNING"
+    assert mlflow_runs.client(mlflow_uri).get_run(run.run_id).info.status == "RUNNING"
 
 
 def test_tracking_can_be_turned_off() -> None:
-    tracker = tracking.start_run(tracking.OFF, "tests", "a run", {})
+    tracker = mlflow_runs.start_run(mlflow_runs.OFF, "tests", "a run", {})
     tracker.log_metrics({"val_loss": 1.0}, 1)
     assert tracker.run_id == ""
-    assert isinstance(tracking.continue_run(tracking.OFF, "x"), tracking.NullTracker)
+    assert isinstance(mlflow_runs.continue_run(mlflow_runs.OFF, "x"), mlflow_runs.NullTracker)
 
 
 @pytest.mark.parametrize("bad", ["gopher://nowhere", "http://127.0.0.1:9"])
 def test_an_unusable_store_is_one_clear_line(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match="cannot be used") as caught:
-        tracking.start_run(bad, "tests", "a run", {})
+        mlflow_runs.start_run(bad, "tests", "a run", {})
     assert "\n" not in str(caught.value)
 
 
@@ -105,10 +105,10 @@ def test_a_store_that_is_no_database_is_one_clear_line_and_in_a_worker_a_warning
     (tmp_path / "mlflow.db").write_bytes(b"no database " * 500)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     with pytest.raises(UserError, match="cannot be used: "):
-        tracking.start_run(uri, "experiment", "run", {})
-    assert not tracking.has_run(uri, "some-run")
+        mlflow_runs.start_run(uri, "experiment", "run", {})
+    assert not mlflow_runs.has_run(uri, "some-run")
     warnings: list[str] = []
-    tracker = tracking.continue_run(uri, "some-run", warnings.append)
+    tracker = mlflow_runs.continue_run(uri, "some-run", warnings.append)
     tracker.log_metrics({"loss": 1.0}, 1)
     tracker.close()
     assert warnings

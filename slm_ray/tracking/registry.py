@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 
 from slm_ray.errors import UserError, first_line
 from slm_ray.runs import checkpoint
-from slm_ray.tracking import OFF, client, resolve_uri, sqlite_file
+from slm_ray.tracking.mlflow_runs import OFF, client, resolve_uri, sqlite_file
 
 CHAMPION = "champion"
 REGISTERED = "models:/"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slm_ray.errors import UserError, first_line
-from slm_ray.outbox import Outbox
+from slm_ray.tracking.delivery_queue import Outbox
 
 LOGGER = logging.getLogger(__name__)
 OFF = "none"

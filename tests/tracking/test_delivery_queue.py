@@ -2,8 +2,8 @@
 
 import threading
 
-from slm_ray import outbox
-from slm_ray.outbox import Outbox
+from slm_ray.tracking import delivery_queue
+from slm_ray.tracking.delivery_queue import Outbox
 
 
 def fail() -> None:
@@ -47,11 +47,11 @@ def test_no_more_than_so_many_wait() -> None:
     box, is_over = Outbox("the store", said.append), threading.Event()
     box.put(is_over.wait)
     made: list[int] = []
-    for _ in range(outbox.CAPACITY + 5):
+    for _ in range(delivery_queue.CAPACITY + 5):
         box.put(lambda: made.append(1))
     is_over.set()
     assert box.flush()
-    assert len(made) == outbox.CAPACITY - 1
+    assert len(made) == delivery_queue.CAPACITY - 1
     assert "10,000 records are waiting" in said[0]
 
 

@@ -1,0 +1,5 @@
+"""Where runs are recorded and models registered. MLflow and TensorBoard are known here only.
+
+In: metrics, parameters and files of a run; a checkpoint to register; a reference to a model. Out: MLflow runs and
+versions, event files, the folder of a checkpoint. May know: mlflow, tensorboard, runs, errors.
+"""
