@@ -20,8 +20,8 @@ from slm_ray.errors import first_line
 from slm_ray.generation.engine_thread import EngineClosedError, OnPiece
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
-from slm_ray.hardware import cpu_count
 from slm_ray.tracking.registry import RegistryError, discard, locate, resolve_model
+from slm_ray.training.hardware import cpu_count
 
 LOGGER = logging.getLogger(__name__)
 LONGEST_WAIT_S = 60.0

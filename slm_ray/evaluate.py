@@ -23,9 +23,9 @@ from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import BackendName, bits_per_byte, make_backend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.checkpoint import load_model
-from slm_ray.task import Surroundings
 from slm_ray.tracking.registry import resolve_model
-from slm_ray.trainer import evaluate
+from slm_ray.training.inputs import Surroundings
+from slm_ray.training.trainer import evaluate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,13 +20,14 @@ import pytest
 import ray
 import yaml
 
-from slm_ray import loop, worker_group
+from slm_ray import worker_group
 from slm_ray.config.schema import TrainConfig
-from slm_ray.loop import fit
 from slm_ray.runs import checkpoint
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.task import Surroundings
 from slm_ray.train import run_training
+from slm_ray.training import loop
+from slm_ray.training.inputs import Surroundings
+from slm_ray.training.loop import fit
 from tests.support.fault_runs import (
     assert_no_orphans,
     assert_same_run,

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from pipelines import prepare
-from slm_ray import preflight
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import load_manifest, read_split
 from slm_ray.preparation import steps
 from slm_ray.storage import files_below, place
 from slm_ray.tracking.mlflow_runs import NullTracker
+from slm_ray.training import preflight
 from tests.support.source_files import set_rows_per_range
 
 SOURCE = ("--source", "sample", "--max-stories", "60", "--vocab-size", "300")

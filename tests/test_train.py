@@ -8,14 +8,14 @@ import pytest
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.loop import fit
-from slm_ray.preflight import load_task, parse_config, refuse_conflicts, resolve
 from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.task import Surroundings
 from slm_ray.tracking import mlflow_runs, registry
 from slm_ray.train import describe, main, run_training
+from slm_ray.training.inputs import Surroundings
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import load_task, parse_config, refuse_conflicts, resolve
 
 pytestmark = pytest.mark.ray
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import ray
 
-from slm_ray import cluster, hardware
+from slm_ray import cluster
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.files import load_config
@@ -32,11 +32,12 @@ from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.shards import load_manifest
 from slm_ray.errors import UserError
-from slm_ray.preflight import DEFAULT_PRESET
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import replace_file
 from slm_ray.tracking import mlflow_runs
 from slm_ray.train import TrainResult, default_workers, describe, flatten, run_training
+from slm_ray.training import hardware
+from slm_ray.training.preflight import DEFAULT_PRESET
 from tune.results import METRIC, Trial, format_table, keep_results
 from tune.trials import DRIVER_CPUS, finished_trial, has_ended, run_trials
 

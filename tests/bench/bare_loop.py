@@ -11,12 +11,12 @@ from peer_options import FOREVER, Stopwatch, options
 from slm_ray.config.files import load_config
 from slm_ray.dataset.batches import TokenStream, TrainBatches
 from slm_ray.dataset.shards import load_manifest, read_split
-from slm_ray.hardware import resolve_precision
 from slm_ray.model.decoder import Decoder
-from slm_ray.optim import learning_rate, make_optimizer, set_learning_rate
-from slm_ray.preflight import resolve
 from slm_ray.storage import place
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.training.hardware import resolve_precision
+from slm_ray.training.optim import learning_rate, make_optimizer, set_learning_rate
+from slm_ray.training.preflight import resolve
 
 
 def main() -> None:

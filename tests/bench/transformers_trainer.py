@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from slm_ray.config.files import load_config
 from slm_ray.dataset.shards import load_manifest, read_split
-from slm_ray.hardware import resolve_precision
 from slm_ray.storage import place
+from slm_ray.training.hardware import resolve_precision
 
 
 class Windows(torch.utils.data.Dataset):  # type: ignore[type-arg]

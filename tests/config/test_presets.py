@@ -9,12 +9,12 @@ import pytest
 
 from slm_ray.config.files import load_config, presets
 from slm_ray.config.schema import ModelConfig, TrainConfig
-from slm_ray.loop import fit
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import parameter_count
-from slm_ray.preflight import load_task, resolve
-from slm_ray.task import Surroundings
 from slm_ray.tracking.mlflow_runs import NullTracker
+from slm_ray.training.inputs import Surroundings
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import load_task, resolve
 from tests.support.paths import ROOT
 
 PRESETS = ROOT / "slm_ray" / "presets"

@@ -19,7 +19,7 @@ from slm_ray.generation.onnx_graph import padded_width, quantize
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import Decoder
 from slm_ray.tokenization.tokenizer import Tokenizer
-from slm_ray.trainer import Surroundings, evaluate
+from slm_ray.training.trainer import Surroundings, evaluate
 from tests.support.paths import ROOT
 from tests.support.tiny_model import SENTENCES, random_model, some_tokens, talkative_model, without_end
 

@@ -10,10 +10,10 @@ import torch
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
-from slm_ray.optim import OptimConfig, make_optimizer
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import TrainState
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.training.optim import OptimConfig, make_optimizer
 
 STATE = TrainState(
     step=3,

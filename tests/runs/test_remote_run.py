@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from slm_ray import loop, storage, worker_group
+from slm_ray import storage, worker_group
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.loop import fit
-from slm_ray.preflight import load_task, parse_config, resolve
 from slm_ray.runs import checkpoint
 from slm_ray.runs.remote_run import MirroredRun, open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import Place, files_below, place
-from slm_ray.task import Surroundings, Task
 from slm_ray.tracking import mlflow_runs
 from slm_ray.train import describe, run_training
-from slm_ray.trainer import Trainer
+from slm_ray.training import loop
+from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import load_task, parse_config, resolve
+from slm_ray.training.trainer import Trainer
 
 pytestmark = pytest.mark.ray
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from slm_ray.config.schema import TrainConfig
-from slm_ray.loop import fit
-from slm_ray.preflight import load_task, resolve
 from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.task import Surroundings, Task
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.mlflow_runs import NullTracker
+from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import load_task, resolve
 
 
 def with_dropout(config: TrainConfig) -> TrainConfig:

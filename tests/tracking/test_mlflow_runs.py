@@ -8,10 +8,10 @@ import pytest
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.loop import fit
-from slm_ray.preflight import load_task, resolve
-from slm_ray.task import Surroundings
 from slm_ray.tracking import mlflow_runs, system_metrics
+from slm_ray.training.inputs import Surroundings
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import load_task, resolve
 
 
 def start(mlflow_uri: str, **more: Any) -> mlflow_runs.Tracker:

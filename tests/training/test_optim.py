@@ -8,8 +8,8 @@ import torch
 from slm_ray.config.schema import ModelConfig, OptimConfig
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
-from slm_ray.muon import Muon
-from slm_ray.optim import (
+from slm_ray.training.muon import Muon
+from slm_ray.training.optim import (
     AnyOptimizer,
     CombinedOptimizer,
     learning_rate,

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from slm_ray import loop
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.loop import fit
-from slm_ray.preflight import parse_config, refuse_conflicts
 from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History
-from slm_ray.task import Surroundings
-from slm_ray.trainer import Trainer
+from slm_ray.training import loop
+from slm_ray.training.inputs import Surroundings
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import parse_config, refuse_conflicts
+from slm_ray.training.trainer import Trainer
 from slm_ray.watchdog import Watchdog
 from tests.support.fault_runs import (
     assert_no_orphans,

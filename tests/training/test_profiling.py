@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 
-from slm_ray import profiling
 from slm_ray.config.schema import TrainConfig
-from slm_ray.loop import fit
-from slm_ray.preflight import load_task, resolve
-from slm_ray.profiling import OperatorTime, operator_table, read_operators, window
-from slm_ray.task import Surroundings, Task
 from slm_ray.tracking.mlflow_runs import NullTracker
+from slm_ray.training import profiling
+from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import load_task, resolve
+from slm_ray.training.profiling import OperatorTime, operator_table, read_operators, window
 
 
 class Kept(NullTracker):

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from slm_ray import meter
 from slm_ray.config.schema import TrainConfig
-from slm_ray.loop import fit
-from slm_ray.meter import Meter, memory
-from slm_ray.preflight import load_task, resolve
-from slm_ray.task import Surroundings
 from slm_ray.tracking.mlflow_runs import NullTracker
+from slm_ray.training import metrics
+from slm_ray.training.inputs import Surroundings
+from slm_ray.training.loop import fit
+from slm_ray.training.metrics import Meter, memory
+from slm_ray.training.preflight import load_task, resolve
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def test_mfu_is_the_models_operations_over_the_machines(measured: Meter) -> None
 def test_a_peak_that_was_measured_on_a_busy_machine_is_mended(measured: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     measured.peak = 5e9
     for rate, expected in ((8e9, 8e9), (1e9, 8e9)):
-        monkeypatch.setattr(meter, "peak_flops_per_s", lambda *_, rate=rate, **__: rate)
+        monkeypatch.setattr(metrics, "peak_flops_per_s", lambda *_, rate=rate, **__: rate)
         measured.measure_peak_again()
         assert measured.peak == expected
 
 
 def test_the_share_of_reading_batches_is_of_each_interval(measured: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.25, 1.0, 1.25])
-    monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     for _ in range(2):
         with measured.reading():
             pass
@@ -66,5 +66,5 @@ def test_memory_is_resident_and_at_most_the_peak() -> None:
 
 
 def test_memory_that_cannot_be_read_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(meter.sys.modules, "psutil", None)
+    monkeypatch.setitem(metrics.sys.modules, "psutil", None)
     assert memory(torch.device("cpu")) == {}

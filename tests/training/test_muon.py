@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from slm_ray import muon
-from slm_ray.muon import Muon, orthogonalize, with_even_rows
-from slm_ray.task import Surroundings
+from slm_ray.training import muon
+from slm_ray.training.inputs import Surroundings
+from slm_ray.training.muon import Muon, orthogonalize, with_even_rows
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 20), (1, 20, 6)])

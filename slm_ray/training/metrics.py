@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 
 from slm_ray.config.schema import TrainConfig
-from slm_ray.task import Surroundings
-from slm_ray.utilization import peak_flops_per_s, train_flops_per_token
+from slm_ray.training.inputs import Surroundings
+from slm_ray.training.peak_flops import peak_flops_per_s, train_flops_per_token
 
 
 class Meter:

@@ -13,7 +13,7 @@ from torch import nn
 
 from slm_ray.config.schema import OptimConfig
 from slm_ray.errors import UserError
-from slm_ray.muon import Muon, Ranks
+from slm_ray.training.muon import Muon, Ranks
 
 OF_CONFIG = ("weight_decay", "betas", "eps", "momentum", "normalize_rows", "lr_factor")
 """What a group takes from the config, not from a checkpoint."""

@@ -16,14 +16,14 @@ from slm_ray.dataset.batches import TokenStream, TrainBatches, evaluation_batche
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
-from slm_ray.meter import Meter
 from slm_ray.model.decoder import IGNORED_TARGET, Decoder
-from slm_ray.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
-from slm_ray.profiling import NoProfile, StepProfile
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import Snapshot, TrainState
-from slm_ray.saver import Saver
-from slm_ray.task import Surroundings, Task
+from slm_ray.training.checkpointing import Saver
+from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.training.metrics import Meter
+from slm_ray.training.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
+from slm_ray.training.profiling import NoProfile, StepProfile
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 EXPLODED = 3.0

@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-from slm_ray import loop
 from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.dataset.batches import TokenStream
 from slm_ray.dataset.shards import load_manifest
 from slm_ray.errors import UserError
-from slm_ray.loop import fit
 from slm_ray.model.decoder import Decoder
-from slm_ray.preflight import load_task
 from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History, plot_loss
 from slm_ray.runs.run_folder import RunFolder, newest_run
-from slm_ray.task import Surroundings, Task
 from slm_ray.tracking.mlflow_runs import NullTracker
-from slm_ray.trainer import Trainer, evaluate
+from slm_ray.training import loop
+from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import load_task
+from slm_ray.training.trainer import Trainer, evaluate
 
 
 class KilledError(Exception):

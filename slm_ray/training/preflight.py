@@ -20,10 +20,10 @@ from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder, newest_run
-from slm_ray.task import Task
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.mlflow_runs import Tracker
+from slm_ray.training.inputs import Task
 
 DEFAULT_PRESET = "story-5m"
 

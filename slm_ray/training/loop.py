@@ -13,10 +13,10 @@ import torch
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.optim import learning_rate
-from slm_ray.profiling import step_profile
-from slm_ray.task import Surroundings, Task
-from slm_ray.trainer import DivergedError, Trainer
+from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.training.optim import learning_rate
+from slm_ray.training.profiling import step_profile
+from slm_ray.training.trainer import DivergedError, Trainer
 
 FINISHED = "finished"
 DIVERGED = "diverged"

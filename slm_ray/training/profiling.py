@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from slm_ray.task import Surroundings, Task
+from slm_ray.training.inputs import Surroundings, Task
 
 TRACE = "profile/trace.json"
 OPERATORS = "profile/operators.txt"
