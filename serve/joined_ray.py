@@ -14,7 +14,7 @@ from ray.serve.context import _get_global_client
 
 from serve.ending import SPARE_S, ending_within
 from serve.inner_port import BY_PORT
-from slm_ray import cluster
+from slm_ray.distributed import cluster
 from slm_ray.errors import UserError
 
 LOCAL_SETTINGS = {

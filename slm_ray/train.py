@@ -25,13 +25,14 @@ import ray
 import yaml
 from ray.train import UserCallback
 
-from slm_ray import cluster
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.cli.signals import StoppedError, ending_on_sigterm
 from slm_ray.config.schema import TrainConfig
+from slm_ray.distributed import cluster
+from slm_ray.distributed.progress import watch
+from slm_ray.distributed.workers import run_workers
 from slm_ray.errors import UserError
-from slm_ray.progress import watch
 from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History, plot_loss
 from slm_ray.runs.run_folder import RunFolder
@@ -42,7 +43,6 @@ from slm_ray.training import loop
 from slm_ray.training.inputs import Task
 from slm_ray.training.preflight import load_task, parse_config, refuse_conflicts, resolve
 from slm_ray.training.profiling import read_operators
-from slm_ray.worker_group import run_workers
 
 LOGGER = logging.getLogger(__name__)
 MAX_CPU_WORKERS = 2

@@ -16,8 +16,8 @@ EVERYWHERE = [
 ]
 ENGINES = {  # package -> the only places that may import it
     "apache_beam": {"pipelines"},
-    "ray": {"slm_ray/cluster.py", "slm_ray/train.py", "slm_ray/worker_group.py", "tune", "serve"},
-    "ray.train": {"slm_ray/train.py", "slm_ray/worker_group.py"},
+    "ray": {"slm_ray/distributed/cluster.py", "slm_ray/train.py", "slm_ray/distributed/workers.py", "tune", "serve"},
+    "ray.train": {"slm_ray/train.py", "slm_ray/distributed/workers.py"},
     "ray.tune": {"tune"},
     "ray.serve": {"serve"},
     "mlflow": {"slm_ray/tracking/mlflow_runs.py", "slm_ray/tracking/registry.py", "slm_ray/tracking/system_metrics.py"},

@@ -24,13 +24,13 @@ from typing import Any
 
 import ray
 
-from slm_ray import cluster
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.files import load_config
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.shards import load_manifest
+from slm_ray.distributed import cluster
 from slm_ray.errors import UserError
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import replace_file

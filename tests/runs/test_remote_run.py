@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from slm_ray import storage, worker_group
+from slm_ray import storage
 from slm_ray.config.schema import TrainConfig
+from slm_ray.distributed import workers
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.runs.remote_run import MirroredRun, open_run
@@ -209,4 +210,4 @@ def test_what_the_store_refused_once_is_there_after_the_next_checkpoint(
 
 
 def test_a_signal_is_not_taken_for_an_early_one_where_the_record_is_elsewhere(config: TrainConfig) -> None:
-    assert worker_group._begun(task_of(config))()
+    assert workers._begun(task_of(config))()

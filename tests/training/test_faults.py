@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from slm_ray.config.schema import TrainConfig
+from slm_ray.distributed.watchdog import Watchdog
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History
@@ -23,7 +24,6 @@ from slm_ray.training.inputs import Surroundings
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import parse_config, refuse_conflicts
 from slm_ray.training.trainer import Trainer
-from slm_ray.watchdog import Watchdog
 from tests.support.fault_runs import (
     assert_no_orphans,
     assert_same_run,

@@ -21,10 +21,11 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
 
-from slm_ray import cluster
 from slm_ray.cli.signals import Signals, StoppedError
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
+from slm_ray.distributed import cluster
+from slm_ray.distributed.watchdog import Watchdog
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import parameter_count
 from slm_ray.runs.run_folder import RunFolder
@@ -34,7 +35,6 @@ from slm_ray.tracking.tensorboard_tracker import WithEventLog
 from slm_ray.training import hardware, loop
 from slm_ray.training.inputs import Surroundings, Task
 from slm_ray.training.preflight import load_task
-from slm_ray.watchdog import Watchdog
 
 POLL_S = 0.2
 RESIZE_CHECK_S = 30.0

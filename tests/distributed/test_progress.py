@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray import progress
-from slm_ray.progress import duration, watch
+from slm_ray.distributed import progress
+from slm_ray.distributed.progress import duration, watch
 from slm_ray.runs.history import History, Tail
 
 STEP = {"step": 10, "train_loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "tokens_per_s": 1000.0, "tokens": 40960.0}

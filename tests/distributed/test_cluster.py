@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from slm_ray import cluster
+from slm_ray.distributed import cluster
+from slm_ray.distributed.workers import CLEANER, UNUSED, SpareTrainer
 from slm_ray.errors import UserError
-from slm_ray.worker_group import CLEANER, UNUSED, SpareTrainer
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.ray
@@ -22,7 +22,7 @@ import json, sys, time
 import psutil, ray
 from ray.train import RunConfig, ScalingConfig
 from slm_ray import cluster
-from slm_ray.worker_group import SpareTrainer
+from slm_ray.distributed.workers import SpareTrainer
 
 def look(given):
     time.sleep(3)  # Ray starts some of its processes beside the training

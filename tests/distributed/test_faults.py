@@ -20,8 +20,8 @@ import pytest
 import ray
 import yaml
 
-from slm_ray import worker_group
 from slm_ray.config.schema import TrainConfig
+from slm_ray.distributed import workers
 from slm_ray.runs import checkpoint
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.train import run_training
@@ -205,7 +205,7 @@ def test_a_driver_that_is_terminated_and_one_that_is_killed_are_resumed_as_if_no
 def test_elastic_workers_go_on_when_a_node_leaves_and_when_it_comes_back(
     config: TrainConfig, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_group, "RESIZE_CHECK_S", 2.0)
+    monkeypatch.setattr(workers, "RESIZE_CHECK_S", 2.0)
     config = dataclasses.replace(
         config,
         workers="1:2", max_steps=100_000, log_interval_steps=1, eval_interval_steps=40, max_failures=8,
