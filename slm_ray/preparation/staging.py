@@ -39,6 +39,9 @@ _SHARD_NAME = re.compile(r"[0-9]{5,}\.parquet")
 
 DECIDING_PACKAGES = ("pyarrow", "tokenizers", "ftfy", "sentencepiece", "numpy")
 """Another version of these may write other bytes, so it does not continue what one began."""
+DECIDING_CODE = ("sources", "preparation", "dataset", "tokenization", "corpus", "storage.py", "errors.py")
+"""Another version of these rooms and files of the package does not either."""
+PACKAGE = Path(__file__).parents[1]
 
 
 @contextlib.contextmanager
@@ -61,8 +64,8 @@ def only_writer(output: Place) -> Iterator[None]:
 def job_key(source_digest: str, parameters: dict[str, Any]) -> str:
     """A name for all that decides about a job's bytes: the same job, and no other, goes on in its staging folder.
 
-    That includes this package's own code, whole, and Python's tables of characters: half a data set cleaned by one
-    version and half by the next would be neither's.
+    That includes the code of the rooms that make the bytes, and Python's tables of characters: half a data set cleaned
+    by one version and half by the next would be neither's. What trains and serves is left out.
     """
     versions = {name: _version(name) for name in DECIDING_PACKAGES}
     versions |= {"slm_ray": _code_digest(), "unicode": unicodedata.unidata_version}
@@ -70,9 +73,9 @@ def job_key(source_digest: str, parameters: dict[str, Any]) -> str:
 
 
 def _code_digest() -> str:
-    package = Path(__file__).parent
-    files = sorted(package.rglob("*.py"))
-    return json_sha256({file.relative_to(package).as_posix(): file.read_text(encoding="utf-8") for file in files})
+    found = [path for name in DECIDING_CODE for path in (PACKAGE / name, *(PACKAGE / name).rglob("*.py"))]
+    files = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in found if path.is_file()}
+    return json_sha256(files)
 
 
 def begin(output: Place, key: str) -> Place:

@@ -40,7 +40,7 @@ def test_ray_does_not_take_sigterm_for_itself(tmp_path: Path) -> None:
 import os, signal
 from slm_ray.cli.script import quiet_environment
 quiet_environment()
-from slm_ray import cluster
+from slm_ray.distributed import cluster
 from slm_ray.cli.signals import StoppedError, ending_on_sigterm
 with ending_on_sigterm():
     cluster.connect()

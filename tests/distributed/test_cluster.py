@@ -21,7 +21,7 @@ LOCAL_RUN = """
 import json, sys, time
 import psutil, ray
 from ray.train import RunConfig, ScalingConfig
-from slm_ray import cluster
+from slm_ray.distributed import cluster
 from slm_ray.distributed.workers import SpareTrainer
 
 def look(given):

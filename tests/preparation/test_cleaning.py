@@ -5,7 +5,6 @@ import time
 
 import ftfy
 import pytest
-import slm_ray.text
 from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,7 +41,7 @@ def test_all_white_space_becomes_single_spaces():
 @given(st.text(st.sampled_from("ab \n\u00a0"), max_size=40), st.integers(1, 9))
 def test_a_giant_is_cleaned_like_any_other(text, part_chars):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slm_ray.preparation.cleaning, "PART_CHARS", part_chars)
+        patch.setattr("slm_ray.preparation.cleaning.PART_CHARS", part_chars)
         assert clean_story(text) == " ".join(text.split())
 
 

@@ -1,6 +1,7 @@
 """Which jobs go on in one staging folder."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -27,9 +28,20 @@ def test_another_version_of_the_program_does_not_go_on_with_what_this_one_began(
     assert key() != before
 
 
-def test_the_code_counts_whole(tmp_path, monkeypatch):
-    (tmp_path / "text.py").write_text("LONGEST = 1\n")
-    monkeypatch.setattr(staging.resources, "files", lambda _: tmp_path)
+@pytest.mark.parametrize(
+    ("name", "decides"),
+    [("sources/rows.py", True), ("storage.py", True), ("training/loop.py", False), ("train.py", False)],
+)
+def test_the_code_that_makes_the_bytes_counts_and_no_other(
+    name: str, decides: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("LONGEST = 1\n")
+    monkeypatch.setattr(staging, "PACKAGE", tmp_path)
     before = key()
-    (tmp_path / "text.py").write_text("LONGEST = 2\n")
-    assert key() != before
+    (tmp_path / name).write_text("LONGEST = 2  # other\n")
+    assert (key() != before) == decides
+
+
+def test_every_room_that_decides_is_there() -> None:
+    assert [name for name in staging.DECIDING_CODE if not (staging.PACKAGE / name).exists()] == []
