@@ -32,13 +32,13 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve.api import create_api
-from serve.ending import SPARE_S, ending_within
-from serve.inner_port import keep_to_this_machine
-from serve.joined_ray import check_port, joined_ray, refuse_second_serve
+from serve.api.error_responses import RETRY_AFTER_S
+from serve.api.routes import create_api
+from serve.models.rollout import Rollout, start_rollout
 from serve.options import AppConfig, ServeConfig, app_config
-from serve.refusals import RETRY_AFTER_S
-from serve.rollout import Rollout, start_rollout
+from serve.ray_connection import check_port, joined_ray, refuse_second_serve
+from serve.replica_port import keep_to_this_machine
+from serve.shutdown import SPARE_S, ending_within
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.options import parse

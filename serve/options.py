@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from serve.loaded_model import BackendName
-from serve.protection import ApiSettings, key_digests
+from serve.api.middleware import ApiSettings, key_digests
+from serve.models.loaded_model import BackendName
 from slm_ray.errors import UserError
 
 DEFAULT_MODEL = "models:/tinystories@champion"

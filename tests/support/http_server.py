@@ -8,10 +8,10 @@ from pathlib import Path
 
 import uvicorn
 
-from serve.api import create_api
-from serve.loaded_model import LoadedModel
-from serve.protection import ApiSettings
-from serve.rollout import Rollout
+from serve.api.middleware import ApiSettings
+from serve.api.routes import create_api
+from serve.models.loaded_model import LoadedModel
+from serve.models.rollout import Rollout
 from slm_ray.tracking.registry import resolve_model
 
 

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
-from serve.protection import page_policy
+from serve.api.middleware import page_policy
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "serve" / "page" / "index.html"

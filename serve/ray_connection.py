@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import ray
 from ray.serve.context import _get_global_client
 
-from serve.ending import SPARE_S, ending_within
-from serve.inner_port import BY_PORT
+from serve.replica_port import BY_PORT
+from serve.shutdown import SPARE_S, ending_within
 from slm_ray.distributed import cluster
 from slm_ray.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.schemas import MAX_TOKENS, StopText
+from serve.api.schemas import MAX_TOKENS, StopText
 from slm_ray.generation.sampling import MAX_PENALTY, MAX_SEED, MIN_PENALTY, SamplingParams
 
 MAX_PROMPTS = 64

@@ -7,9 +7,9 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from serve.api.middleware import ApiSettings, BodyLimit, key_digests
 from serve.app import _http_options
 from serve.options import AppConfig, ServeConfig
-from serve.protection import ApiSettings, BodyLimit, key_digests
 from slm_ray.errors import UserError
 from tests.support.http_server import running
 from tests.support.tiny_model import write_endless_model

@@ -12,8 +12,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from serve.metrics import Metrics
-from serve.openai_schemas import (
+from serve.api.error_responses import documented, openai_error, refusal
+from serve.api.metrics import Metrics
+from serve.api.middleware import ApiSettings
+from serve.api.openai_schemas import (
     MAX_PROMPTS,
     Choice,
     CompletionAnswer,
@@ -24,10 +26,8 @@ from serve.openai_schemas import (
     ModelList,
     chunk,
 )
-from serve.protection import ApiSettings
-from serve.refusals import documented, openai_error, refusal
-from serve.rollout import Rollout
-from serve.streaming import EventStream, Reading, event, unless_gone
+from serve.api.streaming import EventStream, Reading, event, unless_gone
+from serve.models.rollout import Rollout
 from slm_ray.generation.logprobs import TokenLogprob
 from slm_ray.generation.request import Completion, TextStream
 from slm_ray.tokenization.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve.streaming import EventStream
+from serve.api.streaming import EventStream
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.onnx_backend import OnnxBackend

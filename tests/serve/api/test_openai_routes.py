@@ -6,7 +6,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from serve.protection import ApiSettings, key_digests
+from serve.api.middleware import ApiSettings, key_digests
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.request import Completion

@@ -19,11 +19,11 @@ import psutil
 import pytest
 from fastapi import FastAPI
 
-from serve.api import create_api
-from serve.inner_port import keep_to_this_machine
-from serve.loaded_model import LoadedModel
-from serve.protection import MAX_BODY_BYTES
-from serve.rollout import Rollout
+from serve.api.middleware import MAX_BODY_BYTES
+from serve.api.routes import create_api
+from serve.models.loaded_model import LoadedModel
+from serve.models.rollout import Rollout
+from serve.replica_port import keep_to_this_machine
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams

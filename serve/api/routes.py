@@ -16,13 +16,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from serve.metrics import CONTENT_TYPE, CountAnswers, Metrics
-from serve.openai_api import add_openai_routes
-from serve.openai_schemas import CompletionRequest
-from serve.protection import MAX_BODY_BYTES, ApiSettings, BodyLimit, Keys, RateLimit, SafeHeaders, page_policy
-from serve.refusals import RETRY_AFTER_S, documented, refusal
-from serve.rollout import Rollout
-from serve.schemas import (
+from serve.api.error_responses import RETRY_AFTER_S, documented, refusal
+from serve.api.metrics import CONTENT_TYPE, CountAnswers, Metrics
+from serve.api.middleware import MAX_BODY_BYTES, ApiSettings, BodyLimit, Keys, RateLimit, SafeHeaders, page_policy
+from serve.api.openai_routes import add_openai_routes
+from serve.api.openai_schemas import CompletionRequest
+from serve.api.schemas import (
     GenerateAnswer,
     GenerateRequest,
     Health,
@@ -32,12 +31,13 @@ from serve.schemas import (
     sentence,
     written_tokens,
 )
-from serve.streaming import EventStream, ReaderGoneError, Reading, event, unless_gone
+from serve.api.streaming import EventStream, ReaderGoneError, Reading, event, unless_gone
+from serve.models.rollout import Rollout
 from slm_ray.generation.engine import PromptError
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineError
 from slm_ray.generation.request import Completion
 
-PAGE = Path(__file__).with_name("page") / "index.html"
+PAGE = Path(__file__).parents[1] / "page" / "index.html"
 ROUTES = frozenset(
     {"/", "/generate", "/health", "/ready", "/metrics", "/model", "/openapi.json", "/v1/completions", "/v1/models"}
 )

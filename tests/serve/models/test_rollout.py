@@ -14,8 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from serve.loaded_model import LoadedModel
-from serve.rollout import Rollout, Watch, start_rollout
+from serve.models.loaded_model import LoadedModel
+from serve.models.rollout import Rollout, Watch, start_rollout
 from slm_ray.errors import UserError
 from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.metrics import Metrics
-from serve.rollout import Rollout
+from serve.api.metrics import Metrics
+from serve.models.rollout import Rollout
 from slm_ray.generation.request import Completion, Piece
 from slm_ray.generation.sampling import SamplingParams
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from serve.openai_schemas import OpenaiError, OpenaiErrorBody
-from serve.schemas import ErrorAnswer
+from serve.api.openai_schemas import OpenaiError, OpenaiErrorBody
+from serve.api.schemas import ErrorAnswer
 
 RETRY_AFTER_S = 2
 _KINDS = {

@@ -14,8 +14,8 @@ from concurrent.futures import Future
 
 import torch
 
-from serve.loaded_model import BackendName, LoadedModel
-from serve.schemas import ModelDescription, RolloutStatus
+from serve.api.schemas import ModelDescription, RolloutStatus
+from serve.models.loaded_model import BackendName, LoadedModel
 from slm_ray.errors import first_line
 from slm_ray.generation.engine_thread import EngineClosedError, OnPiece
 from slm_ray.generation.request import Completion

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.refusals import refusal
+from serve.api.error_responses import refusal
 from slm_ray.errors import UserError
 
 MAX_BODY_BYTES = 64 * 1024
