@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.page import visible
+from pipelines.report.markup import visible
 from slm_ray.dataset import shards
 from slm_ray.dataset.shards import REJECTED, SPLITS, Manifest, Shard
 from slm_ray.errors import UserError

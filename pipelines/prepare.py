@@ -22,8 +22,9 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import PCollection
 
-from pipelines import explain, options, report, runners, terminal
+from pipelines import explain, options, runners, terminal
 from pipelines.near_duplicates import FindNearDuplicates
+from pipelines.report import report
 from pipelines.settings import TOKENIZER_STORIES, Settings
 from pipelines.transforms import (
     CleanStories,

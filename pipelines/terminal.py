@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipelines.page import visible
+from pipelines.report.markup import visible
 from slm_ray import storage
 from slm_ray.dataset.shards import SPLITS, Manifest
 from slm_ray.preparation.resume import Done

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import figures, page
-from pipelines.measures import RARE, fit_zipf, mean, share_within, suggested_seq_len
-from pipelines.page import Code
+from pipelines.report import figures, markup
+from pipelines.report.markup import Code
+from pipelines.report.measures import RARE, fit_zipf, mean, share_within, suggested_seq_len
 from slm_ray.dataset.shards import REJECTED, SPLITS, Manifest, Split
 from slm_ray.preparation.summary import DataSummary, Sample, percentile
 from slm_ray.storage import Place, make_folder
@@ -43,7 +43,7 @@ def _page(manifest: Manifest, found: DataSummary, tokenizer: Tokenizer, pictures
         f"<h2>{_n_stories(len(found.samples))} as tokens</h2>" + _stories(found.samples, tokenizer),
         "<h2>Where it comes from</h2>" + _origin(manifest),
     ]
-    return page.document(f"Data set report: {title}", sections)
+    return markup.document(f"Data set report: {title}", sections)
 
 
 def _title(manifest: Manifest) -> str:
@@ -67,14 +67,14 @@ def _header(title: str, manifest: Manifest, found: DataSummary) -> str:
         (f"{suggested_seq_len(found.tokens):,}", "tokens: the sequence length suggested"),
     ]
     return (
-        f"<header><h1>{page.text(title)}</h1>\n<p>Data set report. Fingerprint "
-        f"{page.code(manifest.fingerprint)}</p></header>\n" + page.tiles(numbers)
+        f"<header><h1>{markup.text(title)}</h1>\n<p>Data set report. Fingerprint "
+        f"{markup.code(manifest.fingerprint)}</p></header>\n" + markup.tiles(numbers)
     )
 
 
 def _splits(manifest: Manifest) -> str:
     rows = [_split_row(name, manifest.splits[name]) for name in SPLITS]
-    return page.table(["split", "stories", "tokens", "bytes of text", "bytes a token", "shards"], rows)
+    return markup.table(["split", "stories", "tokens", "bytes of text", "bytes a token", "shards"], rows)
 
 
 def _split_row(name: str, split: Split) -> tuple[object, ...]:
@@ -86,15 +86,15 @@ def _fates(found: DataSummary, pictures: Mapping[str, bytes]) -> str:
     """The account, the figure where there is one, and examples of each reason."""
     reasons = sorted(found.reasons.items(), key=lambda item: (-item[1], item[0]))
     counts = [("kept", found.kept), *reasons, ("read", found.read)]
-    account = page.table(
+    account = markup.table(
         ["", "stories", "share"], [(name, count, f"{count / max(1, found.read):.2%}") for name, count in counts]
     )
     if not reasons:
         return account + '<p class="note">No story was a duplicate, and none was rejected.</p>'
-    shown = page.figure(pictures["rejections"], "Stories kept aside, by reason")
+    shown = markup.figure(pictures["rejections"], "Stories kept aside, by reason")
     note = f'<p class="note">All of them are in <code>{REJECTED}/</code>, with the beginning of their text.</p>'
     examples = "".join(
-        page.table([reason, "begins with"], [(Code(story_id), found.evidence[story_id]) for story_id in ids])
+        markup.table([reason, "begins with"], [(Code(story_id), found.evidence[story_id]) for story_id in ids])
         for reason, ids in ((reason, found.examples[reason]) for reason, _ in reasons)
     )
     return (
@@ -117,10 +117,10 @@ def _lengths(found: DataSummary, pictures: Mapping[str, bytes]) -> str:
         f"{share_within(found.tokens, seq_len):.1%} of the stories fit into it whole, and "
         f"{share_within(found.tokens, seq_len // 2):.1%} into {seq_len // 2:,}."
     )
-    drawn = [page.figure(pictures[unit], f"Stories by number of {unit}") for unit in units]
-    drawn.append(page.figure(pictures["sequence"], "Share of stories that fit, by sequence length"))
+    drawn = [markup.figure(pictures[unit], f"Stories by number of {unit}") for unit in units]
+    drawn.append(markup.figure(pictures["sequence"], "Share of stories that fit, by sequence length"))
     return (
-        page.table(["per story", "mean", "median", "95th percentile", "longest"], rows)
+        markup.table(["per story", "mean", "median", "95th percentile", "longest"], rows)
         + f'<p class="answer">{answer}</p><div class="figures">{"".join(drawn)}</div>'
     )
 
@@ -145,8 +145,8 @@ def _words(found: DataSummary, pictures: Mapping[str, bytes]) -> str:
     rows = [(Code(word), count, f"{count / n_words:.2%}") for word, count in frequent]
     return (
         f'<p>{about}</p><p class="answer">{law}</p><div class="columns">'
-        + page.figure(pictures["zipf"], "Occurrences of words by rank, on logarithmic axes, with the fitted line")
-        + page.table(["most frequent words", "occurrences", "share"], rows)
+        + markup.figure(pictures["zipf"], "Occurrences of words by rank, on logarithmic axes, with the fitted line")
+        + markup.table(["most frequent words", "occurrences", "share"], rows)
         + "</div>"
     )
 
@@ -168,8 +168,8 @@ def _tokens(found: DataSummary, tokenizer: Tokenizer, pictures: Mapping[str, byt
     ]
     return (
         f'<p class="answer">{about}</p><div class="columns">'
-        + page.figure(pictures["vocabulary"], "Occurrences of tokens by rank, on logarithmic axes")
-        + page.table(["most frequent tokens", "id", "occurrences", "share"], rows)
+        + markup.figure(pictures["vocabulary"], "Occurrences of tokens by rank, on logarithmic axes")
+        + markup.table(["most frequent tokens", "id", "occurrences", "share"], rows)
         + '</div><p class="note">␣ is a space, which belongs to the token after it.</p>'
     )
 
@@ -180,8 +180,8 @@ def _stories(samples: list[Sample], tokenizer: Tokenizer) -> str:
     shown = [f'<p class="note">{note}</p>']
     for sample in samples:
         pieces = list(zip(sample.tokens, tokenizer.pieces(sample.tokens), strict=True))
-        shown.append(f"<h3>{page.code(sample.story_id)}, {sample.n_tokens:,} tokens</h3>")
-        shown.append(page.story(pieces, tokenizer.end_id, sample.n_tokens - len(pieces)))
+        shown.append(f"<h3>{markup.code(sample.story_id)}, {sample.n_tokens:,} tokens</h3>")
+        shown.append(markup.story(pieces, tokenizer.end_id, sample.n_tokens - len(pieces)))
     return "\n".join(shown)
 
 
@@ -200,12 +200,12 @@ def _origin(manifest: Manifest) -> str:
     ]
     parameters = [(name.replace("_", " "), _plain(value)) for name, value in sorted(manifest.parameters.items())]
     return (
-        page.table(["", ""], facts)
+        markup.table(["", ""], facts)
         + "<h3>Inputs</h3>"
-        + page.table(["file", "stories", "split", "sha256"], files[:N_FILES])
+        + markup.table(["file", "stories", "split", "sha256"], files[:N_FILES])
         + more
         + "<h3>Parameters</h3>"
-        + page.table(["parameter", "value"], parameters)
+        + markup.table(["parameter", "value"], parameters)
     )
 
 

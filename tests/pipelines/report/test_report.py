@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import figures, measures, report
+from pipelines.report import figures, measures, report
 from slm_ray.dataset.shards import Manifest, Shard, Split
 from slm_ray.preparation.summary import DataSummary, Sample
 from slm_ray.tokenization.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.measures import RARE, fit_zipf, share_within, suggested_seq_len
+from pipelines.report.measures import RARE, fit_zipf, share_within, suggested_seq_len
 from slm_ray.preparation.summary import DataSummary, percentile
 
 if TYPE_CHECKING:
