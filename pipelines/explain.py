@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipelines.report.markup import visible
 from slm_ray.dataset import shards
-from slm_ray.dataset.shards import REJECTED, SPLITS, Manifest, Shard
+from slm_ray.dataset.manifest import REJECTED, SPLITS, TOKENIZER, Manifest, Shard, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.preparation.steps import EVIDENCE_BYTES
 from slm_ray.storage import Place
@@ -42,7 +42,7 @@ def explain(folder: Place, story_id: str) -> str:
     Raises:
         UserError: there is no data set, no such story, or a shard was altered; says which.
     """
-    manifest = shards.load_manifest(folder)
+    manifest = load_manifest(folder)
     file, row = _source(manifest, story_id)
     place = _find(folder, manifest, story_id, range_number(manifest, file, row))
     lines = {
@@ -193,6 +193,6 @@ def _normal(text: str) -> str:
 
 
 def _tokenizer(folder: Place, manifest: Manifest) -> Tokenizer:
-    path = folder / shards.TOKENIZER
+    path = folder / TOKENIZER
     shards.checked_content(path, manifest.tokenizer["sha256"])
     return Tokenizer.load(path)

@@ -16,7 +16,8 @@ from slm_ray.errors import UserError
 from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.preparation.rejections import MAX_REJECTED
 from slm_ray.sources import discovery, formats, plain_text
-from slm_ray.tokenization.training import TOKENIZER_MODELS, open_tokenizer
+from slm_ray.tokenization.loading import open_tokenizer
+from slm_ray.tokenization.training import TOKENIZER_MODELS
 
 DESCRIPTION = "Prepare a data set: read stories, clean, split, tokenize, and write checked Parquet shards."
 DEFAULT_VOCAB_SIZE = 4096

@@ -40,8 +40,7 @@ from pipelines.transforms import (
 )
 from slm_ray.cli.command import command
 from slm_ray.cli.signals import ending_on_interrupt
-from slm_ray.dataset import shards
-from slm_ray.dataset.shards import Manifest
+from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, TOKENIZER, Manifest, fingerprint, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.preparation import resume, staging, steps, summary, summary_files
 from slm_ray.preparation.rejections import WHAT_TO_DO, refuse_too_many
@@ -107,10 +106,10 @@ def earlier_data_set(settings: Settings, plan: Plan) -> Manifest | None:
     Raises:
         UserError: it is another one, and not to be replaced.
     """
-    if settings.force or not (settings.output / shards.MANIFEST).exists():
+    if settings.force or not (settings.output / MANIFEST).exists():
         return None
     try:
-        manifest = shards.load_manifest(settings.output)
+        manifest = load_manifest(settings.output)
     except UserError as error:
         raise UserError(f"{error}, with --force") from error
     if not (_is_same(manifest, settings, plan) or _is_other_auto(manifest, settings)):
@@ -135,14 +134,14 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
     with runners.user_errors(settings.output):
         # Beam waits for workers that may never have begun; what is finished is in files, so nothing is lost by leaving
         with ending_on_interrupt(), terminal.progress(staged, len(plan.ranges)):
-            if len(done.written) < len(plan.ranges) or not (staged / shards.TOKENIZER).exists():
+            if len(done.written) < len(plan.ranges) or not (staged / TOKENIZER).exists():
                 with runners.make_pipeline(beam_options, staged) as pipeline:
                     build(pipeline, plan, settings, staged, done)
         found = summary.merge(summary_files.load_summaries(staged))
         summary.check(found, plan.n_rows)
-        refuse_too_many(found.reasons, found.read, settings.max_rejected, str(staged / shards.REJECTED))
+        refuse_too_many(found.reasons, found.read, settings.max_rejected, str(staged / REJECTED))
         _refuse_nothing(found)
-        tokenizer = Tokenizer.load(staged / shards.TOKENIZER)
+        tokenizer = Tokenizer.load(staged / TOKENIZER)
         manifest = make_manifest(plan, parameters, tokenizer, found)
         report.write(staged / staging.REPORT, manifest, found, tokenizer)
         staging.publish(settings.output, staged, manifest)
@@ -189,11 +188,11 @@ def make_manifest(
 ) -> Manifest:
     """All that identifies the data set, and its fingerprint."""
     return Manifest(
-        format_version=shards.FORMAT_VERSION,
+        format_version=FORMAT_VERSION,
         source=plan.source,
         parameters=parameters,
         tokenizer={
-            "file": shards.TOKENIZER,
+            "file": TOKENIZER,
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
             "end_token": END_OF_TEXT,
@@ -202,7 +201,7 @@ def make_manifest(
         splits=found.splits,
         rejected=found.rejected,
         counts=found.counts,
-        fingerprint=shards.fingerprint(
+        fingerprint=fingerprint(
             source_digest=plan.source["digest"],
             parameters=parameters,
             tokenizer_sha256=tokenizer.sha256,

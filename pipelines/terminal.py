@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pipelines.report.markup import visible
 from slm_ray import storage
-from slm_ray.dataset.shards import SPLITS, Manifest
+from slm_ray.dataset.manifest import SPLITS, Manifest
 from slm_ray.preparation.resume import Done
 from slm_ray.preparation.steps import CLEANED
 from slm_ray.preparation.summary_files import SUMMARIES

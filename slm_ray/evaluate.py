@@ -18,7 +18,8 @@ from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.options import parse
 from slm_ray.dataset.batches import TokenStream
-from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import BackendName, bits_per_byte, make_backend
 from slm_ray.model.decoder import Decoder

@@ -6,12 +6,14 @@ the two differ. Everything of a data set is read and written through here.
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 from upath import UPath
 
@@ -156,3 +158,9 @@ def put(source: Place, target: Place) -> None:
 def _below(file: Place, folder: Place) -> str:
     """`a/b.txt` of the file `s3://bucket/folder/a/b.txt`."""
     return file.as_posix().removeprefix(folder.as_posix()).lstrip("/")
+
+
+def json_sha256(content: Any) -> str:
+    """sha256 of a value's one JSON form: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

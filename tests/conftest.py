@@ -19,6 +19,7 @@ from slm_ray.cli.script import quiet_environment
 from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.corpus.grammar import sample_stories
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.training import train_bpe
 from tests.support.data_sets import write_data
 from tests.support.ray_files import starts_ray
 
@@ -56,7 +57,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Tokenizer:
     """512 entries, trained on the sample corpus."""
-    return Tokenizer.train(sample_stories(0, TINY_STORIES), vocab_size=512)
+    return train_bpe(sample_stories(0, TINY_STORIES), vocab_size=512)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from slm_ray.cli.script import quiet_environment
 from slm_ray.config.files import load_config
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import TrainConfig
-from slm_ray.dataset.shards import load_manifest
+from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed import cluster
 from slm_ray.errors import UserError
 from slm_ray.runs.run_folder import RunFolder

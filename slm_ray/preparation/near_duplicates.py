@@ -25,7 +25,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from slm_ray.errors import UserError
-from slm_ray.preparation.steps import Item, Positions, row_positions, rows_by_range
+from slm_ray.preparation.steps import Positions, row_positions, rows_by_range
+from slm_ray.sources.reading import Item
 
 Signatures = npt.NDArray[np.uint8]
 """(stories, N_HASHES): 8 bits of the lowest value of each hash function."""

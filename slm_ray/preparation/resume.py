@@ -12,7 +12,8 @@ from slm_ray.errors import UserError
 from slm_ray.preparation.steps import CLEANED
 from slm_ray.preparation.summary import RangeSummary
 from slm_ray.preparation.summary_files import load_summaries
-from slm_ray.sources.plan import InputRange, Plan
+from slm_ray.sources.plan import Plan
+from slm_ray.sources.reading import InputRange
 from slm_ray.storage import Place
 
 

@@ -16,19 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray import storage
-from slm_ray.dataset.shards import (
-    FORMAT_VERSION,
-    MANIFEST,
-    REJECTED,
-    SPLITS,
-    TOKENIZER,
-    Manifest,
-    checked_content,
-    json_sha256,
-    load_manifest,
-)
+from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, SPLITS, TOKENIZER, Manifest, load_manifest
+from slm_ray.dataset.shards import checked_content
 from slm_ray.errors import UserError
-from slm_ray.storage import Place
+from slm_ray.storage import Place, json_sha256
 
 STAGING = ".staging"
 REPORT = "report"

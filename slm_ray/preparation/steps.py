@@ -15,21 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slm_ray import storage
-from slm_ray.dataset import shards
-from slm_ray.dataset.shards import REJECTED, REJECTED_SCHEMA, SPLITS, Shard, shard_path, shard_schema
+from slm_ray.dataset import manifest, shards
+from slm_ray.dataset.manifest import REJECTED, SPLITS, Shard
+from slm_ray.dataset.shards import REJECTED_SCHEMA, shard_path, shard_schema
 from slm_ray.errors import UserError
 from slm_ray.preparation.batch_cleaning import clean_texts
 from slm_ray.preparation.cleaning import HASH_BYTES, CleaningRules, is_sampled
 from slm_ray.preparation.summary import summarize
 from slm_ray.preparation.summary_files import save_summary
-from slm_ray.sources.plan import InputRange, read_ranges
+from slm_ray.sources.reading import InputRange, Item, read_ranges
 from slm_ray.storage import Place
 from slm_ray.tokenization import training
 from slm_ray.tokenization.tokenizer import cached_tokenizer
 from slm_ray.tokenization.word_cache import cut_words
-
-Item = tuple[InputRange, pa.RecordBatch]
-"""What flows between the steps: a range and its rows."""
 
 Positions = npt.NDArray[np.uint64]
 """Where stories stand, as one number each: see `row_positions`."""
@@ -174,7 +172,7 @@ def train_tokenizer(group: tuple[int, Iterable[list[tuple[bytes, str]]]], vocab_
 
 def save_tokenizer(tokenizer_json: str, folder: str) -> None:
     """Put `tokenizer.json` into the staging folder."""
-    storage.replace_file(storage.place(folder) / shards.TOKENIZER, tokenizer_json.encode("utf-8"))
+    storage.replace_file(storage.place(folder) / manifest.TOKENIZER, tokenizer_json.encode("utf-8"))
 
 
 def drop_duplicates(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slm_ray.dataset.shards import REJECTED, SPLITS, Shard, Split
+from slm_ray.dataset.manifest import REJECTED, SPLITS, Shard, Split
 from slm_ray.preparation.rejections import NOT_REJECTED
 from slm_ray.tokenization.tokenizer import Tokenizer
 

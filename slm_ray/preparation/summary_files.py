@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from slm_ray.dataset.shards import Shard
+from slm_ray.dataset.manifest import Shard
 from slm_ray.preparation.summary import RangeSummary, Sample
 from slm_ray.storage import Place, make_folder, replace_file
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slm_ray.dataset.shards import json_sha256
 from slm_ray.errors import UserError
 from slm_ray.sources import addresses, formats, hub
+from slm_ray.storage import json_sha256
 
 AUTO_DATASET = "roneneldan/TinyStories"
 AUTO_STORIES = 20_000

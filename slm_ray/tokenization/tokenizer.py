@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from slm_ray.errors import UserError
 from slm_ray.storage import Place, place
@@ -82,28 +81,6 @@ class Tokenizer:
                     f"{name} has BPE dropout, which encodes a text anew each time: set model.dropout to null"
                 )
         return tokenizer
-
-    @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int = 4096) -> "Tokenizer":
-        """Learn byte-level BPE (GPT-2's pre-token pattern) with `<|endoftext|>` as id 0.
-
-        All 256 bytes are in the alphabet, so any Unicode text can be written and read back. The result
-        depends on the counts of words alone, not on the order of `texts`. Little text may give fewer ids than
-        `vocab_size`.
-        """
-        if vocab_size < MIN_VOCAB_SIZE:
-            raise UserError(f"vocab_size ({vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end mark")
-        inner = tokenizers.Tokenizer(models.BPE())
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        inner.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[END_OF_TEXT],
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        inner.train_from_iterator(texts, trainer)
-        return cls(inner)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end mark."""

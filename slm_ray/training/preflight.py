@@ -15,7 +15,8 @@ from slm_ray.config.files import from_dict, load_config
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.dataset.batches import TokenStream, TrainBatches
-from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.runs.remote_run import open_run

@@ -10,7 +10,8 @@ from peer_options import FOREVER, Stopwatch, options
 
 from slm_ray.config.files import load_config
 from slm_ray.dataset.batches import TokenStream, TrainBatches
-from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.shards import read_split
 from slm_ray.model.decoder import Decoder
 from slm_ray.storage import place
 from slm_ray.tokenization.tokenizer import Tokenizer

@@ -14,7 +14,8 @@ from peer_options import FOREVER, Stopwatch, options
 from torch import Tensor, nn
 
 from slm_ray.config.files import load_config
-from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.shards import read_split
 from slm_ray.storage import place
 
 

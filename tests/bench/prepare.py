@@ -91,10 +91,10 @@ def write_tokenizer(source: Path, path: Path) -> Path:
     """One tokenizer for all sides, learned from the first file."""
     import pyarrow.parquet as pq
 
-    from slm_ray.tokenization.tokenizer import Tokenizer
+    from slm_ray.tokenization.training import train_bpe
 
     texts = pq.read_table(source / "000.parquet")["text"].to_pylist()[:20_000]
-    Tokenizer.train((" ".join(text.split()) for text in texts), vocab_size=4096).save(path)
+    train_bpe((" ".join(text.split()) for text in texts), vocab_size=4096).save(path)
     return path
 
 

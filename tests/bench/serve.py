@@ -27,7 +27,7 @@ from slm_ray.config.files import load_config
 from slm_ray.corpus.grammar import sample_stories
 from slm_ray.model.decoder import Decoder, count_parameters
 from slm_ray.runs import checkpoint
-from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.training import train_bpe
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = Path(__file__).resolve().parent
@@ -87,7 +87,7 @@ def model_folder(given: argparse.Namespace) -> Iterator[Path]:
 def write_random_model(folder: Path, given: argparse.Namespace) -> Path:
     """Random weights in the preset's shape, with room for prompt and story; the end mark is never the likeliest."""
     torch.manual_seed(0)
-    tokenizer = Tokenizer.train([*sample_stories(0, 200), made_up_words()], given.vocab_size)
+    tokenizer = train_bpe([*sample_stories(0, 200), made_up_words()], given.vocab_size)
     assert tokenizer.vocab_size == given.vocab_size
     shape = load_config(given.preset).model
     seq_len = max(shape.seq_len, given.tokens + 32)

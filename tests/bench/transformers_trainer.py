@@ -12,7 +12,8 @@ from peer_options import FOREVER, Stopwatch, options
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from slm_ray.config.files import load_config
-from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.shards import read_split
 from slm_ray.storage import place
 from slm_ray.training.hardware import resolve_precision
 

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_ray.dataset import shards
-from slm_ray.dataset.shards import Manifest, Split, fingerprint, load_manifest, read_split, shard_path, shard_schema
+from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, Manifest, Split, fingerprint, load_manifest
+from slm_ray.dataset.shards import read_split, shard_path, shard_schema
 from slm_ray.errors import UserError
 
 GOLDEN_SHA256 = "680aadfdb32898ee917bd075fdac44b09b6fa36ed24aa659757045c390ef2794"
@@ -26,7 +27,7 @@ def make_data_set(folder, vocab_size: int = 4096) -> Manifest:
     splits = {"train": Split.of((second, first)), "validation": Split.of(()), "test": Split.of(())}
     digest = fingerprint(source_digest="s", parameters={}, tokenizer_sha256="t", splits=splits)
     manifest = Manifest(
-        format_version=shards.FORMAT_VERSION,
+        format_version=FORMAT_VERSION,
         source={"digest": "s"},
         parameters={},
         tokenizer={"sha256": "t", "vocab_size": vocab_size, "end_token_id": 0},
@@ -35,7 +36,7 @@ def make_data_set(folder, vocab_size: int = 4096) -> Manifest:
         counts={"read": 3, "kept": 3, "duplicates": 0, "rejected": {}},
         fingerprint=digest,
     )
-    (folder / shards.MANIFEST).write_text(manifest.to_json())
+    (folder / MANIFEST).write_text(manifest.to_json())
     return manifest
 
 
@@ -88,7 +89,7 @@ def test_without_a_manifest_there_is_no_data_set(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 99}', "not json"])
 def test_a_strange_manifest_is_refused_in_one_line(tmp_path, text):
-    (tmp_path / shards.MANIFEST).write_text(text)
+    (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(UserError, match="is no manifest this version reads") as caught:
         load_manifest(tmp_path)
     assert "\n" not in str(caught.value)

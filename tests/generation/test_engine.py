@@ -14,6 +14,7 @@ from slm_ray.generation.request import Completion, TextStream
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import Decoder
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
+from slm_ray.tokenization.training import train_bpe
 from tests.support.tiny_model import talkative_model, without_end
 
 SENTENCES = [
@@ -26,7 +27,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=40)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(SENTENCES, vocab_size=300)
+    return train_bpe(SENTENCES, vocab_size=300)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from slm_ray.generation.onnx_graph import padded_width, quantize
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import Decoder
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.training import train_bpe
 from slm_ray.training.trainer import Surroundings, evaluate
 from tests.support.paths import ROOT
 from tests.support.tiny_model import SENTENCES, random_model, some_tokens, talkative_model, without_end
@@ -45,7 +46,7 @@ SHAPES: dict[str, dict[str, object]] = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(SENTENCES, vocab_size=300)
+    return train_bpe(SENTENCES, vocab_size=300)
 
 
 def small_model(**changes: object) -> Decoder:
@@ -134,7 +135,7 @@ def test_prompt_logprobs_come_from_either_backend(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("changes", [{}, GPT2, {"tie_embeddings": False, "bias": True, "n_kv_heads": 2}])
 def test_int8_stays_near_fp32_but_is_not_it(changes: dict[str, object]) -> None:
-    model = talkative_model(Tokenizer.train(SENTENCES, vocab_size=300), **changes)
+    model = talkative_model(train_bpe(SENTENCES, vocab_size=300), **changes)
     stream = TokenStream(some_tokens(300, rows=1, steps=200)[0].numpy(), n_bytes=700)
     whole = evaluate(model, stream, seq_len=64, around=Surroundings())["val_bits_per_byte"]
     exact = bits_per_byte(OnnxBackend(model, 1, threads=1), stream)

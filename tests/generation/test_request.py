@@ -15,6 +15,7 @@ from slm_ray.generation.request import Completion, Piece, StopTexts
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import Decoder
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.training import train_bpe
 from tests.support.tiny_model import talkative_model, without_end
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
@@ -22,7 +23,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=40)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(["Tom and Mia played in the garden until the sun went down."] * 3, vocab_size=290)
+    return train_bpe(["Tom and Mia played in the garden until the sun went down."] * 3, vocab_size=290)
 
 
 @pytest.fixture(scope="module")

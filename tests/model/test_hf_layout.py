@@ -12,7 +12,7 @@ from slm_ray import export
 from slm_ray.config.schema import ModelConfig
 from slm_ray.model import hf_layout
 from slm_ray.runs import checkpoint
-from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.training import train_bpe
 from tests.support.tiny_model import SENTENCES, random_model, some_tokens
 
 SHAPE = {"vocab_size": 97, "seq_len": 24, "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 48}
@@ -99,7 +99,7 @@ def test_weights_of_a_bias_free_gpt2_under_llama_names_are_still_read() -> None:
 def test_export_says_when_transformers_will_not_open_it(
     name: str, is_known: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer = Tokenizer.train(SENTENCES, vocab_size=300)
+    tokenizer = train_bpe(SENTENCES, vocab_size=300)
     config = dataclasses.replace(ALL[name], vocab_size=tokenizer.vocab_size)
     state = checkpoint.TrainState(
         step=1, samples_seen=1, seed=0, world_size=1, data_fingerprint="", config={}, metrics={}

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import explain, prepare
-from slm_ray.dataset import shards
+from slm_ray.dataset.manifest import MANIFEST, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.tokenization.tokenizer import Tokenizer
 
@@ -56,7 +56,7 @@ def test_a_kept_story_is_shown_from_source_to_tokens(data, split):
     found = fields(data, row["story_id"])
     assert found["story"] == f"b.jsonl#{number}"
     assert found["source"] == f"b.jsonl, row {number} of {ROWS}, counted from 0"
-    assert shards.load_manifest(data).source["files"][1]["sha256"] in found["digest"]
+    assert load_manifest(data).source["files"][1]["sha256"] in found["digest"]
     assert found["split"] == split
     assert found["shard"].startswith(f"{split}/00001.parquet, row {len(rows) - 1} of {len(rows)}, sha256 ")
     assert found["size"].startswith(f"{len(text)} bytes of text, {len(row['tokens'])} tokens with the end mark")
@@ -143,8 +143,8 @@ def test_a_row_names_its_range():
 
 
 def test_a_file_without_rows_is_said_to_have_none(data, tmp_path):
-    manifest = json.loads((data / shards.MANIFEST).read_text())
+    manifest = json.loads((data / MANIFEST).read_text())
     manifest["source"]["files"].append({"name": "empty.csv", "rows": 0, "sha256": "", "split": None})
-    (tmp_path / shards.MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"no story empty.csv#0: empty.csv has no rows$"):
         explain.explain(tmp_path, "empty.csv#0")

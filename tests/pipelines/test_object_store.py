@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from pipelines import prepare
-from slm_ray.dataset import shards
-from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.dataset import manifest
+from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.shards import read_split
 from slm_ray.preparation import steps
 from slm_ray.storage import files_below, place
 from slm_ray.tracking.mlflow_runs import NullTracker
@@ -78,7 +79,7 @@ def test_a_place_that_cannot_be_written_is_one_clear_line(s3, capsys, address, m
     assert run(address) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
-    assert shards.MANIFEST not in line
+    assert manifest.MANIFEST not in line
 
 
 def test_training_reads_its_data_from_an_object_store(s3, tiny_config, tmp_path):

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import prepare
-from slm_ray.dataset import shards
-from slm_ray.dataset.shards import load_manifest, read_split
+from slm_ray.dataset.manifest import MANIFEST, load_manifest
+from slm_ray.dataset.shards import read_split
 from slm_ray.preparation import staging
 from slm_ray.sources import hub
 from slm_ray.sources.plan import plan_source
@@ -140,9 +140,9 @@ def test_a_tokenizer_is_reused(sample, tmp_path):
 
 
 def test_what_is_finished_is_not_done_again(sample, capsys):
-    before = (sample / shards.MANIFEST).stat().st_mtime_ns
+    before = (sample / MANIFEST).stat().st_mtime_ns
     assert run(sample, *SAMPLE) == 0
-    assert (sample / shards.MANIFEST).stat().st_mtime_ns == before
+    assert (sample / MANIFEST).stat().st_mtime_ns == before
     assert "already holds this data set" in capsys.readouterr().out
 
 
@@ -183,7 +183,7 @@ def test_folders_of_somebody_else_are_not_replaced(tmp_path, capsys, force):
 def test_a_failing_job_leaves_the_earlier_data_set_whole(tmp_path, capsys):
     data = tmp_path / "data"
     assert run(data, "--source", str(write_stories(tmp_path / "a.jsonl", [story(n) for n in range(30)]))) == 0
-    manifest = (data / shards.MANIFEST).read_bytes()
+    manifest = (data / MANIFEST).read_bytes()
     bad = tmp_path / "bad.parquet"
     pq.write_table(pa.table({"text": ["some words " * 2000]}), bad)
     content = bytearray(bad.read_bytes())
@@ -193,7 +193,7 @@ def test_a_failing_job_leaves_the_earlier_data_set_whole(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.splitlines()[-1].startswith(f"error: {bad} is damaged and cannot be read as Parquet")
     assert "while running" not in error
-    assert (data / shards.MANIFEST).read_bytes() == manifest
+    assert (data / MANIFEST).read_bytes() == manifest
     assert len(read_split(data, "train")[0])
 
 
@@ -255,7 +255,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, words, message)
     [line] = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("prepare: ")]
     assert line.startswith("error: ")
     assert message in line
-    assert not (tmp_path / "data" / shards.MANIFEST).exists()
+    assert not (tmp_path / "data" / MANIFEST).exists()
 
 
 @pytest.mark.parametrize("output", ["stories", "stories/out"])
@@ -299,7 +299,7 @@ def test_near_duplicates_are_told_apart_from_equal_stories(tmp_path, capsys):
 def test_a_manifest_of_another_version_is_replaced_with_force(tmp_path, capsys):
     source = write_stories(tmp_path / "a.jsonl", [story(number) for number in range(30)])
     assert run(tmp_path / "data", "--source", str(source)) == 0
-    manifest = tmp_path / "data" / shards.MANIFEST
+    manifest = tmp_path / "data" / MANIFEST
     manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 0'))
     assert run(tmp_path / "data", "--source", str(source)) == 2
     assert "prepare the data again, with --force" in capsys.readouterr().err
@@ -310,7 +310,7 @@ def test_a_torn_manifest_is_named_and_replaced_with_force(tmp_path, capsys):
     words = ("--source", str(write_stories(tmp_path / "a.jsonl", [story(number) for number in range(30)])))
     assert run(tmp_path / "data", *words) == 0
     whole = digests(tmp_path / "data")
-    (tmp_path / "data" / shards.MANIFEST).write_text("{")
+    (tmp_path / "data" / MANIFEST).write_text("{")
     assert run(tmp_path / "data", *words) == 2
     assert "manifest.json is no manifest this version reads (Expecting" in capsys.readouterr().err
     (tmp_path / "data" / "train" / "cat.png").write_bytes(b"somebody's")

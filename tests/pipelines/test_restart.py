@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from slm_ray import storage
-from slm_ray.dataset import shards
-from slm_ray.dataset.shards import load_manifest
+from slm_ray.dataset import manifest
+from slm_ray.dataset.manifest import load_manifest
 from slm_ray.preparation import steps
 from slm_ray.preparation.summary_files import SUMMARIES
 from tests.support.paths import ROOT
@@ -110,7 +110,7 @@ def test_killed_at_any_change_it_ends_with_the_same_files(source, uninterrupted,
     data = tmp_path / "data"
     code, _ = run(words(source, data), tmp_path / "log", kill_at=1 + round(share * (n_changes - 1)))
     assert code == -signal.SIGKILL
-    assert (data / shards.MANIFEST).exists() == (share == 1)  # the last change removes the staging folder
+    assert (data / manifest.MANIFEST).exists() == (share == 1)  # the last change removes the staging folder
     before = finished_files(data)
 
     code, log = run(words(source, data), tmp_path / "log")
@@ -161,7 +161,7 @@ def test_a_full_disk_is_one_line_and_what_was_finished_is_kept(source, uninterru
     process.join()
     assert process.exitcode == 2
     assert log.read_text().splitlines()[-2] == f"error: cannot write to {data}: [Errno 27] File too large"
-    assert not (data / shards.MANIFEST).exists()
+    assert not (data / manifest.MANIFEST).exists()
     assert not [path for path in data.rglob(".*") if path.is_file()]  # nothing half-written lies beside
     assert run(words(source, data), log)[0] == 0
     assert "skipping" in log.read_text()
@@ -244,7 +244,7 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path, victim):
     if victim == "worker":
         assert code == 2
         assert "a worker process ended" in (tmp_path / "log").read_text().splitlines()[-1]
-    assert not (data / shards.MANIFEST).exists()
+    assert not (data / manifest.MANIFEST).exists()
 
     again = subprocess.run(command(data), cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr

@@ -19,12 +19,15 @@ from pipelines.transforms import (
     TrainTokenizer,
     WriteShards,
 )
-from slm_ray.dataset.shards import REJECTED
+from slm_ray.dataset.manifest import REJECTED
 from slm_ray.errors import UserError
 from slm_ray.preparation import steps, summary, summary_files
 from slm_ray.preparation.cleaning import CleaningRules, assign_split
-from slm_ray.sources.plan import RAW_SCHEMA, InputRange, plan_source
+from slm_ray.sources import reading
+from slm_ray.sources.plan import plan_source
+from slm_ray.sources.reading import RAW_SCHEMA, InputRange
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.training import train_bpe
 
 RULES = CleaningRules(min_chars=5)
 TEXTS = ["The cat sat down.", "A dog ran  home.", "the CAT sat\ndown.", "Hm."]
@@ -47,22 +50,22 @@ def make_range(number: int = 0, split: str | None = None, n_rows: int = 4) -> In
     )
 
 
-def raw_item(texts: list[str], number: int = 0, split: str | None = None) -> steps.Item:
+def raw_item(texts: list[str], number: int = 0, split: str | None = None) -> reading.Item:
     rows = [[f"a{number}#{row}" for row in range(len(texts))], [text.encode() for text in texts], [None] * len(texts)]
     columns = [pa.array(column, field.type) for column, field in zip(rows, RAW_SCHEMA)]
     return make_range(number, split, len(texts)), pa.RecordBatch.from_arrays(columns, schema=RAW_SCHEMA)
 
 
-def clean_item(texts: list[str], number: int = 0, split: str | None = None) -> steps.Item:
+def clean_item(texts: list[str], number: int = 0, split: str | None = None) -> reading.Item:
     return steps.clean_batch(raw_item(texts, number, split), RULES)
 
 
 @pytest.fixture(scope="module")
 def tokenizer_json() -> str:
-    return Tokenizer.train(TEXTS, 300).to_json()
+    return train_bpe(TEXTS, 300).to_json()
 
 
-def column(item: steps.Item, name: str) -> list[object]:
+def column(item: reading.Item, name: str) -> list[object]:
     values: list[object] = item[1][name].to_pylist()
     return values
 
@@ -151,7 +154,7 @@ def test_train_tokenizer_does_not_depend_on_ranges():
     run(transform, split_up, expected, lambda text: Tokenizer.from_json(text).sha256)
 
 
-def sample(item: steps.Item) -> list[tuple[bytes, str]]:
+def sample(item: reading.Item) -> list[tuple[bytes, str]]:
     return steps.sample_texts(item, 1.0, (0.0, 0.0))[1]
 
 

@@ -25,8 +25,7 @@ from slm_ray.preparation.near_duplicates import (
     similar_kept,
     similarity,
 )
-from slm_ray.preparation.steps import Item
-from slm_ray.sources.plan import InputRange
+from slm_ray.sources.reading import InputRange, Item
 
 WORDS = [*"abcdefghijklmnopqrst"]
 THRESHOLD = 0.8

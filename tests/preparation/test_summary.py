@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_ray.dataset.shards import Shard
+from slm_ray.dataset.manifest import Shard
 from slm_ray.preparation import summary, summary_files
 from slm_ray.preparation.cleaning import story_hash
 from slm_ray.tokenization.tokenizer import Tokenizer

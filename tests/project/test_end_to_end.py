@@ -20,7 +20,7 @@ import pytest
 from pipelines import prepare
 from serve import app
 from slm_ray import evaluate, export, generate, train
-from slm_ray.dataset.shards import load_manifest
+from slm_ray.dataset.manifest import load_manifest
 from slm_ray.runs import checkpoint
 from slm_ray.tracking import mlflow_runs
 from tests.support.paths import ROOT

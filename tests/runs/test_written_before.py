@@ -14,6 +14,7 @@ from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.training import train_bpe
 from slm_ray.tracking.mlflow_runs import NullTracker, client
 from slm_ray.tracking.registry import resolve_model
 from slm_ray.training.inputs import Surroundings
@@ -37,7 +38,7 @@ def test_a_run_of_before_is_resumed_as_if_nothing_had_changed(tmp_path: Path) ->
     shutil.copytree(V1 / "run", tmp_path / "runs" / "old" / "checkpoints" / "step-00000004")
     (tmp_path / "data").mkdir()
     tokenizer = Tokenizer.load(V1 / "run" / "model" / "tokenizer.json")
-    assert tokenizer.sha256 == Tokenizer.train(sample_stories(0, 120), vocab_size=272).sha256
+    assert tokenizer.sha256 == train_bpe(sample_stories(0, 120), vocab_size=272).sha256
     write_data(tmp_path / "data", tokenizer, {"train": [(0, 60), (60, 110)], "validation": [(110, 120)]})
     state = checkpoint.load_state(V1 / "run")
     saved = from_dict(TrainConfig, state.config, "state.json")

@@ -13,7 +13,8 @@ import pytest
 
 from slm_ray.errors import UserError
 from slm_ray.sources import addresses
-from slm_ray.sources.plan import plan_source, read_ranges
+from slm_ray.sources.plan import plan_source
+from slm_ray.sources.reading import read_ranges
 from tests.support.paths import ROOT
 
 LINES = [json.dumps({"text": f"Story {number}."}).encode() for number in range(10)]

@@ -13,7 +13,8 @@ from slm_ray.errors import UserError
 from slm_ray.preparation import steps
 from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.sources import plain_text, rows
-from slm_ray.sources.plan import plan_source, read_range, read_ranges
+from slm_ray.sources.plan import plan_source
+from slm_ray.sources.reading import read_range, read_ranges
 from tests.support.source_files import STORIES, write_jsonl, write_parquet
 
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from slm_ray.errors import UserError
-from slm_ray.sources.plan import Plan, plan_source, read_ranges
+from slm_ray.sources.plan import Plan, plan_source
+from slm_ray.sources.reading import read_ranges
 
 TEXTS = [f'Story "{number}",\nwith two lines.' for number in range(50)]
 LINES = [text.replace("\n", " ") for text in TEXTS]  # TSV has no field over several lines

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_ray.errors import UserError
-from slm_ray.sources.plan import Plan, plan_source, read_range, read_ranges
+from slm_ray.sources.plan import Plan, plan_source
+from slm_ray.sources.reading import read_range, read_ranges
 
 TEXTS = [f"Story {row}." for row in range(100)]
 

@@ -6,31 +6,32 @@ import pyarrow as pa
 
 from slm_ray.corpus.grammar import sample_stories
 from slm_ray.dataset import shards
+from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, Manifest, Split, fingerprint
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 
 def write_data(folder: Path, tokenizer: Tokenizer, ranges: dict[str, list[tuple[int, int]]]) -> None:
     """Write sample stories, given by split and shard as (start, stop), as a data set."""
     splits = {}
-    for split in shards.SPLITS:
+    for split in SPLITS:
         written = []
         for number, (start, stop) in enumerate(ranges.get(split, [])):
             path = folder / shards.shard_path(split, number)
             written.append(shards.write_shard(path, _table(tokenizer, start, stop)))
-        splits[split] = shards.Split.of(tuple(written))
-    tokenizer.save(folder / shards.TOKENIZER)
-    mark = shards.fingerprint(source_digest="test", parameters={}, tokenizer_sha256=tokenizer.sha256, splits=splits)
-    manifest = shards.Manifest(
-        format_version=shards.FORMAT_VERSION,
+        splits[split] = Split.of(tuple(written))
+    tokenizer.save(folder / TOKENIZER)
+    mark = fingerprint(source_digest="test", parameters={}, tokenizer_sha256=tokenizer.sha256, splits=splits)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
         source={},
         parameters={},
         tokenizer={"vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
         splits=splits,
-        rejected=shards.Split.of(()),
+        rejected=Split.of(()),
         counts={},
         fingerprint=mark,
     )
-    (folder / shards.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def _table(tokenizer: Tokenizer, start: int, stop: int) -> pa.Table:

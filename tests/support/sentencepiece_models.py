@@ -8,7 +8,7 @@ import sentencepiece
 from hypothesis import strategies as st
 
 from slm_ray.corpus.grammar import sample_stories
-from slm_ray.tokenization import training
+from slm_ray.tokenization import loading
 from slm_ray.tokenization.from_sentencepiece import convert
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -46,5 +46,5 @@ def sentencepiece_model(kind: str, **changes: Any) -> bytes:
 
 @cache
 def from_model(kind: str, **changes: Any) -> Tokenizer:
-    text = training.with_end_mark(convert(sentencepiece_model(kind, **changes), "stories.model"))
+    text = loading.with_end_mark(convert(sentencepiece_model(kind, **changes), "stories.model"))
     return Tokenizer.from_json(text, must_keep_text=True)

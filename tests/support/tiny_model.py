@@ -9,6 +9,7 @@ from slm_ray.config.schema import ModelConfig
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.training import train_bpe
 
 SENTENCES = [
     "Once upon a time there was a little cat called Mia.",
@@ -69,7 +70,7 @@ def write_endless_model(folder: Path, seed: int = 0) -> Path:
 
 def _write(folder: Path, seed: int, *, is_endless: bool = False, **shape: int) -> Path:
     torch.manual_seed(seed)
-    tokenizer = Tokenizer.train(SENTENCES, vocab_size=300)
+    tokenizer = train_bpe(SENTENCES, vocab_size=300)
     model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
     if is_endless:
         model.embed_tokens.weight.data[tokenizer.end_id] = 0  # it is the output layer too: the logit is 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from slm_ray.errors import UserError
 from slm_ray.preparation.cleaning import clean_story
-from slm_ray.tokenization import training
+from slm_ray.tokenization import loading
 from slm_ray.tokenization.from_sentencepiece import convert
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from tests.support.sentencepiece_models import STORIES, TEXTS, from_model, sentencepiece_model
@@ -69,7 +69,7 @@ def test_a_mark_of_sentencepiece_that_is_the_end_mark_keeps_its_id() -> None:
 def test_a_model_that_changes_text_is_refused(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
     (tmp_path / "lossy.model").write_bytes(sentencepiece_model(**{"kind": "unigram", **changes}))
     with pytest.raises(UserError, match=rf"lossy.model: .*{why}.*; train it with --normalization_rule_name=identity"):
-        training.open_tokenizer(str(tmp_path / "lossy.model"))
+        loading.open_tokenizer(str(tmp_path / "lossy.model"))
 
 
 @settings(deadline=None, max_examples=100)
@@ -82,6 +82,6 @@ def test_a_broken_model_is_refused(data: st.DataObject) -> None:
         if flipped:
             flipped[place] ^= 0xFF
     try:
-        Tokenizer.from_json(training.with_end_mark(convert(bytes(flipped), "x.model")), must_keep_text=True)
+        Tokenizer.from_json(loading.with_end_mark(convert(bytes(flipped), "x.model")), must_keep_text=True)
     except UserError as error:
         assert "\n" not in str(error)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from slm_ray.errors import UserError
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, EVERY_BYTE, Tokenizer
+from slm_ray.tokenization.training import train_bpe
 
 STORIES = [
     "Once upon a time, there was a little girl named Lily. She didn't like the rain.",
@@ -23,7 +24,7 @@ PROSE = st.lists(WORDS, max_size=12).map(" ".join)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(STORIES, vocab_size=400)
+    return train_bpe(STORIES, vocab_size=400)
 
 
 def test_the_end_mark_is_id_zero_and_special(tokenizer):
@@ -91,7 +92,7 @@ def test_pieces_show_token_borders(tokenizer):
 
 
 def test_training_does_not_depend_on_order():
-    assert Tokenizer.train(STORIES, 400).sha256 == Tokenizer.train(STORIES[::-1], 400).sha256
+    assert train_bpe(STORIES, 400).sha256 == train_bpe(STORIES[::-1], 400).sha256
 
 
 def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
@@ -125,12 +126,12 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path):
 
 def test_a_vocabulary_without_room_for_all_bytes_is_refused():
     with pytest.raises(UserError, match="at least 257"):
-        Tokenizer.train(STORIES, vocab_size=256)
+        train_bpe(STORIES, vocab_size=256)
 
 
 @given(texts=st.lists(st.text() | PROSE, max_size=4))
 def test_a_tokenizer_with_a_normalizer_is_encoded_plainly(texts):
-    inner = tokenizers.Tokenizer.from_str(Tokenizer.train(STORIES, 300).to_json())
+    inner = tokenizers.Tokenizer.from_str(train_bpe(STORIES, 300).to_json())
     inner.normalizer = tokenizers.normalizers.Lowercase()
     tokenizer = Tokenizer.from_json(inner.to_str())
     assert tokenizer.encode_batch(texts).to_pylist() == [tokenizer.encode(text) for text in texts]

@@ -23,7 +23,7 @@ from pipelines import prepare
 from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
 from slm_ray.preparation.cleaning import clean_story
-from slm_ray.tokenization import training
+from slm_ray.tokenization import loading, training
 from slm_ray.tokenization.from_sentencepiece import convert
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, PROBES, Tokenizer
 from tests.support.paths import ROOT
@@ -44,7 +44,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "sentencepiece_unigram": lambda: from_model("unigram"),
     "sentencepiece_bpe": lambda: from_model("bpe"),
     "sentencepiece_without_prefix": lambda: from_model("unigram", add_dummy_prefix=False),
-    "end_mark_added": lambda: Tokenizer.from_json(training.with_end_mark(byte_level()), must_keep_text=True),
+    "end_mark_added": lambda: Tokenizer.from_json(loading.with_end_mark(byte_level()), must_keep_text=True),
 }
 
 
@@ -144,11 +144,11 @@ def test_a_file_a_folder_and_a_model_are_opened(tmp_path: Path) -> None:
     trained = KINDS["bpe"]()
     trained.save(tmp_path / "tokenizer.json")
     (tmp_path / "stories.model").write_bytes(sentencepiece_model("unigram"))
-    assert training.open_tokenizer(str(tmp_path)).sha256 == trained.sha256
-    assert training.open_tokenizer(str(tmp_path / "tokenizer.json")).sha256 == trained.sha256
-    converted = training.open_tokenizer(str(tmp_path / "stories.model"))
+    assert loading.open_tokenizer(str(tmp_path)).sha256 == trained.sha256
+    assert loading.open_tokenizer(str(tmp_path / "tokenizer.json")).sha256 == trained.sha256
+    converted = loading.open_tokenizer(str(tmp_path / "stories.model"))
     converted.save(tmp_path / "tokenizer.json")
-    assert training.open_tokenizer(str(tmp_path)).sha256 == converted.sha256
+    assert loading.open_tokenizer(str(tmp_path)).sha256 == converted.sha256
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -156,24 +156,24 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.model").write_bytes(b"no model")
     for name, why in [("x.json", "is not a tokenizer.json"), ("x.model", "is not a SentencePiece .model")]:
         with pytest.raises(UserError, match=f"{name} {why}"):
-            training.open_tokenizer(str(tmp_path / name))
+            loading.open_tokenizer(str(tmp_path / name))
     for missing in (tmp_path, tmp_path / "absent.json", tmp_path / "absent.model"):
         with pytest.raises(UserError, match=r"cannot read the tokenizer .*give a tokenizer.json, a folder"):
-            training.open_tokenizer(str(missing))
+            loading.open_tokenizer(str(missing))
 
 
 def test_the_end_mark_takes_the_next_free_id_and_moves_no_other() -> None:
     before = tokenizers.Tokenizer.from_str(byte_level())
     before.add_special_tokens(["</s>", "<pad>"])
-    after = Tokenizer.from_json(training.with_end_mark(before.to_str()))
+    after = Tokenizer.from_json(loading.with_end_mark(before.to_str()))
     assert (after.end_id, after.vocab_size) == (402, 403)
     assert {**before.get_vocab(), END_OF_TEXT: 402} == tokenizers.Tokenizer.from_str(after.to_json()).get_vocab()
 
 
 def test_an_end_mark_that_is_plain_text_becomes_special() -> None:
-    config = json.loads(training.with_end_mark(byte_level()))
+    config = json.loads(loading.with_end_mark(byte_level()))
     config["added_tokens"][0]["special"] = False
-    tokenizer = Tokenizer.from_json(training.with_end_mark(json.dumps(config)), must_keep_text=True)
+    tokenizer = Tokenizer.from_json(loading.with_end_mark(json.dumps(config)), must_keep_text=True)
     assert tokenizer.end_id == 400
     assert 400 not in tokenizer.encode(f"a{END_OF_TEXT}")
 
@@ -181,7 +181,7 @@ def test_an_end_mark_that_is_plain_text_becomes_special() -> None:
 def test_an_entry_named_like_the_end_mark_becomes_it() -> None:
     config = json.loads(byte_level())
     config["model"]["vocab"][END_OF_TEXT] = 400
-    tokenizer = Tokenizer.from_json(training.with_end_mark(json.dumps(config)), must_keep_text=True)
+    tokenizer = Tokenizer.from_json(loading.with_end_mark(json.dumps(config)), must_keep_text=True)
     assert (tokenizer.end_id, tokenizer.vocab_size) == (400, 401)
 
 
@@ -190,7 +190,7 @@ def test_an_end_mark_that_a_text_can_contain_is_refused(tmp_path: Path) -> None:
     config["model"]["vocab"].append([END_OF_TEXT, 0.0])
     (tmp_path / "x.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match="in a story become the end mark"):
-        training.open_tokenizer(str(tmp_path / "x.json"))
+        loading.open_tokenizer(str(tmp_path / "x.json"))
 
 
 def test_ids_with_holes_are_refused() -> None:
@@ -198,7 +198,7 @@ def test_ids_with_holes_are_refused() -> None:
     config["model"]["vocab"]["zzzz"] = config["model"]["vocab"].pop("a") + 400
     config["model"]["vocab"]["a"] = 401
     with pytest.raises(UserError, match="its ids have holes"):
-        training.with_end_mark(json.dumps(config))
+        loading.with_end_mark(json.dumps(config))
 
 
 # the hub
@@ -261,7 +261,7 @@ def open_by_name(endpoint: str, home: Path, *names: str) -> list[str]:
 
 
 def test_the_hub_is_asked_by_name_and_without_it_its_copy_is_used(hub: str, tmp_path: Path) -> None:
-    wanted = Tokenizer.from_json(training.with_end_mark(byte_level())).sha256
+    wanted = Tokenizer.from_json(loading.with_end_mark(byte_level())).sha256
     *opened, refused = open_by_name(hub, tmp_path, "gpt2", "hub:some/one@v2", "hub:some/one@v3")
     assert opened == [wanted, wanted]
     assert refused.startswith("error: cannot get the tokenizer hub:some/one@v3 (")

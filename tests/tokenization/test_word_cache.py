@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from slm_ray.tokenization import word_cache
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.training import train_bpe
 from slm_ray.tokenization.word_cache import are_apart, cut_words
 
 TEXTS = st.lists(
@@ -18,7 +19,7 @@ TEXTS = st.lists(
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(["The cat's dog ran 12 miles! It isn't far, is it? a b as bs sa ab ba"] * 3, 400)
+    return train_bpe(["The cat's dog ran 12 miles! It isn't far, is it? a b as bs sa ab ba"] * 3, 400)
 
 
 def test_words_keep_the_space_before_them():

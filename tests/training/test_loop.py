@@ -14,7 +14,7 @@ import torch
 
 from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.dataset.batches import TokenStream
-from slm_ray.dataset.shards import load_manifest
+from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.report import figures, measures, report
-from slm_ray.dataset.shards import Manifest, Shard, Split
+from slm_ray.dataset.manifest import Manifest, Shard, Split
 from slm_ray.preparation.summary import DataSummary, Sample
 from slm_ray.tokenization.tokenizer import Tokenizer
 
