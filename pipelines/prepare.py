@@ -23,13 +23,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import PCollection
 
 from pipelines import explain, options, runners, terminal
-from pipelines.near_duplicates import FindNearDuplicates
 from pipelines.report import report
 from pipelines.settings import TOKENIZER_STORIES, Settings
 from pipelines.transforms import (
     CleanStories,
     DropDuplicates,
     FindDuplicates,
+    FindNearDuplicates,
     KeepCleaned,
     LoadCleaned,
     ReadStories,

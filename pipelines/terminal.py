@@ -4,7 +4,6 @@ In: a staging folder, a manifest. Out: text for the terminal. Nothing here decid
 """
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +12,10 @@ from typing import Any
 from tqdm import tqdm
 
 from pipelines.report.markup import visible
-from slm_ray import storage
+from slm_ray import periodic, storage
 from slm_ray.dataset.manifest import SPLITS, Manifest
+from slm_ray.preparation.cleaned_files import CLEANED
 from slm_ray.preparation.resume import Done
-from slm_ray.preparation.steps import CLEANED
 from slm_ray.preparation.summary_files import SUMMARIES
 from slm_ray.storage import Place
 
@@ -50,14 +49,28 @@ def progress(staged: Place, n_ranges: int) -> Iterator[None]:
     The files are the one sign of progress that every runner gives. A bar on a terminal; elsewhere one line per
     tenth of the work.
     """
-    done = threading.Event()
-    watching = threading.Thread(target=_watch, args=(staged, n_ranges, done), daemon=True)
-    watching.start()
+    is_terminal = sys.stderr.isatty()
+    bars = [
+        (folder, word, tqdm(total=n_ranges, unit="range", desc=f"prepare: {word}", disable=not is_terminal))
+        for folder, word in ((CLEANED, "cleaned"), (SUMMARIES, "written"))
+    ]
+    shown = dict.fromkeys((CLEANED, SUMMARIES), 0)  # tenths of the work
+
+    def show() -> None:
+        for folder, word, bar in bars:
+            finished = len(list((staged / folder).glob("[0-9]*")))
+            bar.update(finished - bar.n)
+            bar.refresh()  # the clock goes on
+            if not is_terminal and finished * 10 // n_ranges > shown[folder]:
+                shown[folder] = finished * 10 // n_ranges
+                sys.stderr.write(f"prepare: {finished} of {n_ranges} ranges {word}\n")
+
     try:
-        yield
+        with periodic.every(POLL_S if storage.is_local(staged) else REMOTE_POLL_S, show):
+            yield
     finally:
-        done.set()
-        watching.join()
+        for _, _, bar in bars:
+            bar.close()
 
 
 def account(manifest: Manifest, output: Place, examples: Mapping[str, Sequence[str]]) -> str:
@@ -121,25 +134,3 @@ def continuation_notice(done: Done, n_ranges: int) -> str:
         f"prepare: continuing an interrupted job; skipping {len(done.cleaned)} of {n_ranges} ranges that are cleaned, "
         f"{len(done.written)} that are written"
     )
-
-
-def _watch(staged: Place, n_ranges: int, done: threading.Event) -> None:
-    is_terminal = sys.stderr.isatty()
-    bars = [
-        (folder, word, tqdm(total=n_ranges, unit="range", desc=f"prepare: {word}", disable=not is_terminal))
-        for folder, word in ((CLEANED, "cleaned"), (SUMMARIES, "written"))
-    ]
-    said = dict.fromkeys((CLEANED, SUMMARIES), 0)
-    while True:
-        is_last = done.wait(POLL_S if storage.is_local(staged) else REMOTE_POLL_S)
-        for folder, word, bar in bars:
-            finished = len(list((staged / folder).glob("[0-9]*")))
-            bar.update(finished - bar.n)
-            bar.refresh()  # the clock goes on
-            if not is_terminal and finished * 10 // n_ranges > said[folder]:
-                said[folder] = finished * 10 // n_ranges
-                sys.stderr.write(f"prepare: {finished} of {n_ranges} ranges {word}\n")
-        if is_last:
-            for _, _, bar in bars:
-                bar.close()
-            return

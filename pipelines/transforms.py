@@ -13,8 +13,9 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import AsDict, AsSingleton, PCollection
 
-from slm_ray.preparation import steps
+from slm_ray.preparation import cleaned_files, near_duplicates, steps
 from slm_ray.preparation.cleaning import CleaningRules
+from slm_ray.preparation.duplicates import find_duplicates, hash_rows
 
 
 class ReadStories(beam.PTransform):
@@ -47,7 +48,7 @@ class KeepCleaned(beam.PTransform):
         super().__init__()
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Map(partial(steps.keep_cleaned, folder=self.folder))
+        return pcoll | beam.Map(partial(cleaned_files.keep_cleaned, folder=self.folder))
 
 
 @dataclass
@@ -60,7 +61,7 @@ class LoadCleaned(beam.PTransform):
         super().__init__()
 
     def expand(self, pcoll: PCollection) -> PCollection:
-        return pcoll | beam.Reshuffle() | beam.Map(partial(steps.load_cleaned, folder=self.folder))
+        return pcoll | beam.Reshuffle() | beam.Map(partial(cleaned_files.load_cleaned, folder=self.folder))
 
 
 class FindDuplicates(beam.PTransform):
@@ -69,9 +70,9 @@ class FindDuplicates(beam.PTransform):
     def expand(self, pcoll: PCollection) -> PCollection:
         return (
             pcoll
-            | "Hashes" >> beam.FlatMap(steps.hash_rows).with_output_types(tuple[int, Any])
+            | "Hashes" >> beam.FlatMap(hash_rows).with_output_types(tuple[int, Any])
             | "Equal" >> beam.GroupByKey()
-            | "NotLowest" >> beam.FlatMap(steps.find_duplicates).with_output_types(tuple[int, Any])
+            | "NotLowest" >> beam.FlatMap(find_duplicates).with_output_types(tuple[int, Any])
             | "ByRange" >> beam.GroupByKey()
         )
 
@@ -149,3 +150,26 @@ class WriteShards(beam.PTransform):
 
     def expand(self, pcoll: PCollection) -> PCollection:
         return pcoll | beam.Map(steps.write_range, folder=self.folder, tokenizer_json=AsSingleton(self.tokenizer))
+
+
+@dataclass
+class FindNearDuplicates(beam.PTransform):
+    """Cleaned rows to `(range number, arrays of rows)` to leave out. Only signatures and positions are shuffled.
+
+    Rows with a reason take no part. All signatures meet under one key, 136 bytes a story: see `near_duplicates`.
+    """
+
+    threshold: float  # similarity, 0.1 to 1
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, pcoll: PCollection) -> PCollection:
+        find = partial(near_duplicates.find_near_duplicates, threshold=self.threshold)
+        return (
+            pcoll
+            | "Sign" >> beam.FlatMap(near_duplicates.sign_rows).with_output_types(tuple[int, Any])
+            | "Together" >> beam.GroupByKey()
+            | "NotLowest" >> beam.FlatMap(find).with_output_types(tuple[int, Any])
+            | "ByRange" >> beam.GroupByKey()
+        )

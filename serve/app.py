@@ -14,226 +14,21 @@ if __name__ == "__main__":
 
     run("serve.app")
 
-import contextlib
-import logging
-import re
 import signal
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any
 
-from fastapi import FastAPI
-from ray import serve
-from ray.exceptions import RayError
-from ray.serve import Application
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
-
-from serve.api.error_responses import RETRY_AFTER_S
-from serve.api.routes import create_api
-from serve.models.rollout import Rollout, start_rollout
-from serve.options import AppConfig, ServeConfig, app_config
-from serve.ray_connection import check_port, joined_ray, refuse_second_serve
-from serve.replica_port import keep_to_this_machine
-from serve.shutdown import SPARE_S, ending_within
+from serve.deployment import app, reporting, serving
+from serve.options import ServeConfig
+from serve.ray_connection import check_port
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.options import parse
-from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
-from slm_ray.tracking.mlflow_runs import resolve_uri
 from slm_ray.tracking.registry import discard, resolve_model
 
-APP_NAME, DEPLOYMENT = "slm-ray", "stories"
-MAX_QUEUED = 64
-SPARE_ONGOING = 16
-"""Requests that a replica takes beyond its rows and its line: questions for its health, and what it refuses itself."""
-PASSING_ON_S = 1.0
-"""Time for the proxy to pass the last answers on: a replica does not see whether they have arrived."""
-PROXY_SPARE_S = 10.0
-QUIET = {"log_level": "WARNING", "enable_access_log": False}
-
-
-class Stories:
-    """What a replica can be asked by the process that started the server, beside its HTTP routes."""
-
-    app: FastAPI
-
-    @property
-    def _rollout(self) -> Rollout:
-        rollout: Rollout = self.app.state.rollout
-        return rollout
-
-    async def drain(self, drain_s: float) -> None:
-        """Take no more stories and wait until those that run are finished, but not for longer than `drain_s`."""
-        await self._rollout.close(drain_s)
-
-    async def report(self) -> tuple[str, str]:
-        """Which replica it is, and what it serves or how its last change of the version went."""
-        detail = self._rollout.status.detail or f"serves {self._rollout.current.title}"
-        return serve.get_replica_context().replica_id.unique_id, detail
-
-
-def app(args: dict[str, Any]) -> Application:
-    """Build the Serve application out of options by name; the model is found and read where a replica starts.
-
-    With more waiting requests than `MAX_QUEUED` the proxy answers 429.
-
-    Raises:
-        UserError: an unknown option, or a value that is refused.
-    """
-    return build_app(app_config(args))
-
-
-def build_app(config: AppConfig) -> Application:
-    """The Serve application."""
-    reference, uri = _absolute(config.model), resolve_uri(config.tracking_uri)
-    settings = config.api_settings()  # here: the keys are in this process's environment
-
-    def build() -> FastAPI:
-        keep_to_this_machine()
-        _log_as_serve_does()
-        rollout = start_rollout(
-            reference,
-            uri,
-            config.most_replicas,
-            rows=config.rows,
-            max_waiting=config.max_waiting,
-            backend=config.backend,
-            watch_interval_s=config.watch_interval_s,
-            drain_s=config.request_timeout_s,
-        )
-        api = create_api(rollout, settings)
-        api.state.rollout = rollout
-        return api
-
-    deployment = serve.deployment(
-        name=DEPLOYMENT,
-        **_scale(config),
-        # A reservation, not a limit: with one, training on a small cluster would wait for ever for its last core.
-        ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=config.rows + config.max_waiting + SPARE_ONGOING,
-        max_queued_requests=MAX_QUEUED,
-        backpressure_config={"status_code": 429, "retry_after_s": RETRY_AFTER_S},
-        graceful_shutdown_timeout_s=config.drain_s,
-        graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=2,
-        max_constructor_retry_count=1,
-        logging_config=QUIET,
-    )
-    return deployment(serve.ingress(build)(Stories)).bind()
-
-
-def _scale(config: AppConfig) -> dict[str, Any]:
-    """A replica more when the rows of those at hand are all in use, one less after minutes of quiet."""
-    if config.most_replicas == config.replicas:
-        return {"num_replicas": config.replicas}
-    autoscaling = {
-        "min_replicas": config.replicas,
-        "max_replicas": config.most_replicas,
-        "target_ongoing_requests": config.rows,
-        "look_back_period_s": 10,
-        "upscale_delay_s": 10,
-        "downscale_delay_s": 300,
-    }
-    return {"autoscaling_config": autoscaling}
-
-
-def _log_as_serve_does() -> None:
-    """What this project logs goes where Ray Serve's own lines go: a file of the replica."""
-    for name in ("serve", "slm_ray"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        logger.handlers = list(logging.getLogger("ray.serve").handlers)
-        logger.propagate = False
-
-
-def _absolute(reference: str) -> str:
-    """A replica's working folder may be another."""
-    return str(Path(reference).absolute()) if Path(reference).is_dir() else reference
-
-
-@contextlib.contextmanager
-def serving(config: ServeConfig) -> Iterator[DeploymentHandle]:
-    """Start Serve in a cluster, and on leaving let running stories finish and end it.
-
-    Raises:
-        UserError: no cluster, one in which Serve runs already, or the deployment fails.
-    """
-    with joined_ray() as is_own_cluster:
-        refuse_second_serve()
-        handle = None
-        try:
-            handle = _deploy(config)
-            yield handle
-        finally:
-            with ending_within(config.drain_s + SPARE_S):
-                if handle is not None:
-                    _drain(handle, config.drain_s)
-                # A cluster of our own needs no tidying beyond that: deleting the application would answer the last
-                # requests with 404 instead of 503.
-                if not is_own_cluster:
-                    with contextlib.suppress(RayServeException):  # interrupted before Serve ran
-                        serve.shutdown()
-
-
-def _deploy(config: ServeConfig) -> DeploymentHandle:
-    try:
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options=_http_options(config),
-            logging_config=QUIET,
-        )
-        return serve.run(build_app(config), name=APP_NAME, route_prefix="/")
-    except (RuntimeError, TimeoutError, RayError) as error:
-        raise UserError(f"the model could not be deployed: {_reason() or ' '.join(str(error).split())}") from error
-
-
-def _http_options(config: ServeConfig) -> dict[str, Any]:
-    """The proxy waits longer than the application, which says in its own words that the time is up."""
-    timeout_s = config.request_timeout_s + PROXY_SPARE_S
-    return {"host": config.host, "port": config.port, "request_timeout_s": timeout_s}
-
-
-def _reason() -> str:
-    """What a replica ended with: the last line of the traceback that Serve keeps, without the name of the exception."""
-    with contextlib.suppress(RayServeException, RayError, KeyError):
-        message = serve.status().applications[APP_NAME].deployments[DEPLOYMENT].message
-        lines = re.findall(r"^(?:\w+\.)+\w*(?:Error|Exception): (.+)$", message, re.MULTILINE)
-        return lines[-1] if lines else ""
-    return ""
-
-
-def _drain(handle: DeploymentHandle, drain_s: float) -> None:
-    """Let every replica finish what it writes; meanwhile new requests are answered with 503."""
-    with contextlib.suppress(Exception):  # a replica that died has nothing to finish
-        handle.broadcast("drain", drain_s).results(timeout_s=drain_s + SPARE_S / 2)
-    time.sleep(PASSING_ON_S)
-
-
-@contextlib.contextmanager
-def _reporting(handle: DeploymentHandle, interval_s: float) -> Iterator[None]:
-    """Within the block, a thread prints what each replica serves, whenever that changes."""
-    is_over = threading.Event()
-
-    def report() -> None:
-        known: dict[str, str] = {}
-        while not is_over.wait(interval_s):
-            with contextlib.suppress(Exception):  # a replica that died just now is found missing the next time
-                now = dict(handle.broadcast("report").results(timeout_s=interval_s + SPARE_S))
-                for replica, detail in (dict.fromkeys(known, "is gone") | now).items():
-                    if known.get(replica) != detail:
-                        print(f"replica {replica}: {detail}", flush=True)
-                known = now
-
-    threading.Thread(target=report, name="report", daemon=True).start()
-    try:
-        yield
-    finally:
-        is_over.set()
+__all__ = ["app", "main"]  # `serve run serve.app:app` finds the application here
 
 
 def _example(url: str) -> str:
@@ -258,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard(model)
     check_port(config.host, config.port)
     signal.signal(signal.SIGTERM, _stop)
-    with serving(config) as handle, _reporting(handle, config.watch_interval_s):
+    with serving(config) as handle, reporting(handle, config.watch_interval_s):
         signal.signal(signal.SIGTERM, _stop)  # Ray has put its own in place
         print(f"serving {model.name} {model.version} at {config.url} (Ctrl-C stops it)")
         print(_example(config.url), flush=True)

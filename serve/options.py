@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from serve.api.middleware import ApiSettings, key_digests
+from serve.api.settings import ApiSettings, key_digests
 from serve.models.loaded_model import BackendName
 from slm_ray.errors import UserError
 

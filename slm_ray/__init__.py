@@ -1,7 +1,6 @@
 """SLM-Ray: a folder of stories in, a small language model behind an HTTP endpoint out.
 
-The core of the system: text, tokens, shards, batches, the model, the training loop, checkpoints and generation.
-It knows neither Beam nor Ray nor MLflow, but for `train.py` (Ray Train) and `tracking.py` (MLflow).
+Rooms, bottom up: what all use (`errors`, `storage`, `periodic`, `corpus`, `config`, `cli`); `model`, `dataset` and
+`tokenization`; `sources`, `generation` and `runs`; `preparation` and `tracking`; `training`; `distributed`; the command
+lines. A room imports only rooms below it.
 """
-
-__version__ = "0.1.0"

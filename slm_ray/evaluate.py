@@ -21,12 +21,12 @@ from slm_ray.dataset.batches import TokenStream
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
-from slm_ray.generation.backend_choice import BackendName, bits_per_byte, make_backend
+from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.checkpoint import load_model
 from slm_ray.tracking.registry import resolve_model
-from slm_ray.training.inputs import Surroundings
-from slm_ray.training.trainer import evaluate
+from slm_ray.training.context import Surroundings
+from slm_ray.training.evaluation import bits_per_byte, evaluate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

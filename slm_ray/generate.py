@@ -17,9 +17,9 @@ from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
-from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs.checkpoint import load_model
 from slm_ray.tracking.registry import resolve_model
 

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from slm_ray.tracking.mlflow_runs import Tracker
+from slm_ray.tracking.tracker import Tracker
 
 METRIC = "val_bits_per_byte"
 

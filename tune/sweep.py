@@ -26,18 +26,19 @@ import ray
 
 from slm_ray.cli.command import command
 from slm_ray.cli.script import quiet_environment
-from slm_ray.config.files import load_config
+from slm_ray.config.files import DEFAULT_PRESET, flatten, load_config
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed import cluster
+from slm_ray.distributed.cluster import default_workers
+from slm_ray.distributed.driver import TrainResult, run_training
 from slm_ray.errors import UserError
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import replace_file
-from slm_ray.tracking import mlflow_runs
-from slm_ray.train import TrainResult, default_workers, describe, flatten, run_training
+from slm_ray.tracking import mlflow_runs, tracker
+from slm_ray.train import describe
 from slm_ray.training import hardware
-from slm_ray.training.preflight import DEFAULT_PRESET
 from tune.results import METRIC, Trial, format_table, keep_results
 from tune.trials import DRIVER_CPUS, finished_trial, has_ended, run_trials
 
@@ -153,7 +154,7 @@ def _registered_name(register: str, tracking_uri: str) -> str:
     return ""
 
 
-def _open(sweep: SweepConfig, folder: Path) -> mlflow_runs.Tracker:
+def _open(sweep: SweepConfig, folder: Path) -> tracker.Tracker:
     """Begin a sweep's folder and MLflow run, or continue them."""
     record = folder / "sweep.json"
     shared = _shared(sweep)

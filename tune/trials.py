@@ -17,9 +17,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
+from slm_ray.distributed.driver import run_training
+from slm_ray.runs.outcome import DIVERGED
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.train import run_training
-from slm_ray.training.loop import DIVERGED
 from tune.results import METRIC, Trial
 
 DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CPU would leave none for the workers

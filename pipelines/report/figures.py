@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.report.measures import RARE, fit_zipf, share_within, suggested_seq_len
-from slm_ray.preparation.summary import DataSummary, percentile
+from pipelines.report.measures import RARE, fit_zipf, percentile, share_within, suggested_seq_len
+from slm_ray.preparation.summary import DataSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

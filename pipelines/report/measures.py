@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from slm_ray.preparation.summary import percentile
-
 SHORTEST_SEQ_LEN = 64
 RARE = 10
 """A token that occurs less often will hardly be learned."""
@@ -66,3 +64,13 @@ def fit_zipf(counts: npt.NDArray[np.int64]) -> ZipfFit | None:
     ranks = np.unique(np.geomspace(first, last, FIT_POINTS).round().astype(np.int64))
     slope, intercept = np.polyfit(np.log10(ranks), np.log10(counts[ranks - 1]), 1)
     return ZipfFit(slope=float(slope), intercept=float(intercept), first=first, last=last, n_ranks=len(ranks))
+
+
+def percentile(histogram: Mapping[int, int], share: float) -> int:
+    """The smallest value that at least `share` of all do not exceed: of `{3: 1, 5: 3}` at 0.5 it is 5."""
+    left = share * sum(histogram.values())
+    for value in sorted(histogram):
+        left -= histogram[value]
+        if left <= 0:
+            return value
+    return max(histogram, default=0)

@@ -12,9 +12,9 @@ import numpy as np
 
 from pipelines.report import figures, markup
 from pipelines.report.markup import Code
-from pipelines.report.measures import RARE, fit_zipf, mean, share_within, suggested_seq_len
+from pipelines.report.measures import RARE, fit_zipf, mean, percentile, share_within, suggested_seq_len
 from slm_ray.dataset.manifest import REJECTED, SPLITS, Manifest, Split
-from slm_ray.preparation.summary import DataSummary, Sample, percentile
+from slm_ray.preparation.summary import DataSummary, Sample
 from slm_ray.storage import Place, make_folder
 from slm_ray.tokenization.tokenizer import Tokenizer
 

@@ -5,7 +5,6 @@ In: what happened. Out: the text form. Each replica has its own: a scrape throug
 
 import prometheus_client as prometheus
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slm_ray.generation.engine_thread import Load
 from slm_ray.generation.request import Completion
@@ -57,30 +56,3 @@ class Metrics:
         self._waiting.set(load.waiting)
         content: bytes = prometheus.generate_latest(self._registry)
         return content
-
-
-class CountAnswers:
-    """ASGI middleware: counts every answer by its route, one of `routes`, and its status."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._routes = routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        route = scope["path"] if scope["path"] in self._routes else "other"
-
-        async def count(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._metrics.answered(route, message["status"])
-            await send(message)
-
-        try:
-            await self._app(scope, receive, count)
-        except Exception:  # it is answered outside of all middlewares
-            self._metrics.answered(route, 500)
-            raise
-        return None

@@ -6,71 +6,25 @@ In: connections. Out: the same, or a refusal in the form of its route (`refusals
 import asyncio
 import base64
 import collections
-import dataclasses
 import hashlib
 import hmac
 import math
-import os
 import re
 import time
-from collections.abc import Mapping
-from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.error_responses import refusal
-from slm_ray.errors import UserError
+from serve.api.metrics import Metrics
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_S = 10.0
 """Longest time for a body to arrive."""
-KEYS_VARIABLE = "SLM_API_KEYS"
-MIN_KEY_LENGTH = 8
 OPEN_ROUTES = frozenset({"/health", "/"})
 """They ask for no key: whether the server lives is no secret, and the page has the field for the key."""
 READING = frozenset({"GET", "HEAD"})
 MAX_CALLERS = 10_000
 """Callers whose rate is remembered; those that have been silent for longest are forgotten first."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ApiSettings:
-    """What protects the routes."""
-
-    key_digests: tuple[bytes, ...] = ()
-    """SHA-256 of every API key; without any, no key is asked for."""
-    requests_per_minute: int = 0
-    """Of one key, or without keys of one address; 0 does not limit."""
-    cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may call this server, as https://example.org; `*` allows all. None by default."""
-    request_timeout_s: float = 300.0
-    """Longest time for a request, waiting included."""
-    max_choices: int = 16
-    """Most stories that one request may ask for."""
-
-
-def key_digests(environment: Mapping[str, str] = os.environ) -> tuple[bytes, ...]:
-    """Digests of the keys that SLM_API_KEYS names: a file with one a line, or the keys themselves with commas between.
-
-    Raises:
-        UserError: it is set but holds no key, or one that is too short to be a secret.
-    """
-    value = environment.get(KEYS_VARIABLE)
-    if value is None:
-        return ()
-    try:
-        path = Path(value).expanduser()
-        if value.startswith(("/", "~", ".")) and not path.is_file():
-            raise UserError(f"{KEYS_VARIABLE}: there is no file {value}")
-        text = path.read_text(encoding="utf-8") if path.is_file() else value
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{KEYS_VARIABLE}: the file cannot be read: {error}") from error
-    keys = [key.strip() for key in text.replace(",", "\n").splitlines() if key.strip()]
-    if not keys:
-        raise UserError(f"{KEYS_VARIABLE} is set and holds no key: unset it, or give keys or a file of them")
-    if any(len(key) < MIN_KEY_LENGTH for key in keys):
-        raise UserError(f"{KEYS_VARIABLE}: a key must have at least {MIN_KEY_LENGTH} characters")
-    return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
 
 class Keys:
@@ -222,3 +176,30 @@ class SafeHeaders:
             await send(message)
 
         return await self._app(scope, receive, with_headers)
+
+
+class CountAnswers:
+    """ASGI middleware: counts every answer by its route, one of `routes`, and its status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        route = scope["path"] if scope["path"] in self._routes else "other"
+
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.answered(route, message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, count)
+        except Exception:  # it is answered outside of all middlewares
+            self._metrics.answered(route, 500)
+            raise
+        return None

@@ -14,7 +14,6 @@ from fastapi.responses import JSONResponse, Response
 
 from serve.api.error_responses import documented, openai_error, refusal
 from serve.api.metrics import Metrics
-from serve.api.middleware import ApiSettings
 from serve.api.openai_schemas import (
     MAX_PROMPTS,
     Choice,
@@ -26,10 +25,12 @@ from serve.api.openai_schemas import (
     ModelList,
     chunk,
 )
+from serve.api.settings import ApiSettings
 from serve.api.streaming import EventStream, Reading, event, unless_gone
 from serve.models.rollout import Rollout
+from slm_ray.generation.detokenizer import TextStream
 from slm_ray.generation.logprobs import TokenLogprob
-from slm_ray.generation.request import Completion, TextStream
+from slm_ray.generation.request import Completion
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 PATH = "/v1/completions"

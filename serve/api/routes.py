@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from serve.api.error_responses import RETRY_AFTER_S, documented, refusal
-from serve.api.metrics import CONTENT_TYPE, CountAnswers, Metrics
-from serve.api.middleware import MAX_BODY_BYTES, ApiSettings, BodyLimit, Keys, RateLimit, SafeHeaders, page_policy
+from serve.api.metrics import CONTENT_TYPE, Metrics
+from serve.api.middleware import MAX_BODY_BYTES, BodyLimit, CountAnswers, Keys, RateLimit, SafeHeaders, page_policy
 from serve.api.openai_routes import add_openai_routes
 from serve.api.openai_schemas import CompletionRequest
 from serve.api.schemas import (
@@ -31,6 +31,7 @@ from serve.api.schemas import (
     sentence,
     written_tokens,
 )
+from serve.api.settings import ApiSettings
 from serve.api.streaming import EventStream, ReaderGoneError, Reading, event, unless_gone
 from serve.models.rollout import Rollout
 from slm_ray.generation.engine import PromptError

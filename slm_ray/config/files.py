@@ -16,6 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 
+DEFAULT_PRESET = "story-5m"
+
 Config = TypeVar("Config")
 
 
@@ -88,3 +90,11 @@ def load_config(name_or_file: str) -> TrainConfig:
     if not isinstance(values, dict):
         raise UserError(f"{name_or_file}: expected fields with values, got a {type(values).__name__}")
     return from_dict(TrainConfig, values, name_or_file)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by their dotted names: `{"model": {"d_ff": 512}}` -> `{"model.d_ff": 512}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -16,7 +16,10 @@ from typing import Any
 
 import ray
 
+from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
+
+MAX_CPU_WORKERS = 2
 
 LOCAL = "local"
 ANSWER_TIMEOUT_S = 5.0
@@ -96,3 +99,28 @@ def _check_answers(address: str) -> None:
 
 def _no_answer(address: str) -> UserError:
     return UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: unset it to start a local one")
+
+
+def check_resources(config: TrainConfig) -> None:
+    """On a single node, more workers than it has CPUs would wait for ever; a cluster of several may still grow.
+
+    Raises:
+        UserError: too many workers, or some would get a GPU and others none.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    fewest, _ = config.worker_range
+    if config.precision == "fp16" and not gpus:
+        raise UserError("precision fp16 needs a GPU, and there is none: take bf16 or fp32, or leave it to auto")
+    if 0 < gpus < fewest:
+        raise UserError(f"{config.workers} workers and {gpus:g} GPU(s): give --workers {int(gpus) or 1}, one each")
+    wanted = fewest * config.cpus_per_worker
+    if len(ray.nodes()) == 1 and wanted > cpus:
+        raise UserError(f"{config.workers} workers need {wanted:g} CPUs and this machine has {cpus:g}: lower --workers")
+
+
+def default_workers() -> int:
+    """Every GPU of the cluster or, without one, up to two CPU workers."""
+    connect()
+    resources = ray.cluster_resources()
+    return int(resources.get("GPU", 0)) or max(1, min(MAX_CPU_WORKERS, int(resources.get("CPU", 1))))

@@ -6,13 +6,13 @@ so that it looks the same with local workers, on a cluster, and in `ray job logs
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
 
+from slm_ray import periodic
 from slm_ray.runs.history import History, Tail
 
 POLL_S = 0.5
@@ -28,17 +28,18 @@ def watch(history: History, max_steps: int, *, is_quiet: bool = False) -> Iterat
     if is_quiet:
         yield
         return
-    is_over = threading.Event()
     tail = Tail(history.path)
     tail.new_lines()  # of a resumed run
     view = _Bar(max_steps) if sys.stderr.isatty() else _Lines(max_steps)
-    thread = threading.Thread(target=_follow, args=(tail, view, is_over), daemon=True)
-    thread.start()
+
+    def show_new() -> None:
+        for line in tail.new_lines():
+            view.show(line)
+
     try:
-        yield
+        with periodic.every(POLL_S, show_new):
+            yield
     finally:
-        is_over.set()
-        thread.join()
         view.close()
 
 
@@ -130,12 +131,3 @@ def _text(line: dict[str, Any], max_steps: int, left: str = "") -> str:
         return "  ".join([place, *figures, *_speed(line), left])
     sample = f"\n    {line['sample'][:200]!r}" if "sample" in line else ""
     return f"{place}  validation {line['val_loss']:.4f} nats, {line['val_bits_per_byte']:.4f} bits per byte{sample}"
-
-
-def _follow(tail: Tail, view: _Lines | _Bar, is_over: threading.Event) -> None:
-    while True:
-        is_last = is_over.wait(POLL_S)
-        for line in tail.new_lines():
-            view.show(line)
-        if is_last:
-            return

@@ -30,11 +30,11 @@ from slm_ray.errors import UserError
 from slm_ray.model.decoder import parameter_count
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking import mlflow_runs, system_metrics, tensorboard_tracker
-from slm_ray.tracking.mlflow_runs import Tracker
 from slm_ray.tracking.tensorboard_tracker import WithEventLog
+from slm_ray.tracking.tracker import NullTracker, Tracker
 from slm_ray.training import hardware, loop
-from slm_ray.training.inputs import Surroundings, Task
-from slm_ray.training.preflight import load_task
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import Task, load_task
 
 POLL_S = 0.2
 RESIZE_CHECK_S = 30.0
@@ -179,7 +179,7 @@ def _worker(given: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // context.get_local_world_size()))
-    task = load_task(config, mlflow_runs.NullTracker())
+    task = load_task(config, NullTracker())
     watchdog = Watchdog(config.hang_timeout_s)
     around = Surroundings(
         rank=context.get_world_rank(),
@@ -209,7 +209,7 @@ def _tracked(task: Task, run_id: str) -> Iterator[Task]:
         task.history.append({"message": text})
 
     machine = mlflow_runs.continue_run(config.tracking_uri, run_id if context.get_local_rank() == 0 else "", warn)
-    tracker: Tracker = machine if context.get_world_rank() == 0 else mlflow_runs.NullTracker()
+    tracker: Tracker = machine if context.get_world_rank() == 0 else NullTracker()
     if config.tensorboard and context.get_world_rank() == 0:
         tracker = WithEventLog(machine, task.folder.path / tensorboard_tracker.FOLDER, warn)
     node = f"node-{context.get_node_rank()}" if context.get_node_rank() else ""

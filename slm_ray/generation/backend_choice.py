@@ -9,16 +9,14 @@ a quarter of the memory and are the faster way for up to four stories at a time,
 """
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 
-from slm_ray.dataset.batches import IGNORED, TokenStream, evaluation_batches
 from slm_ray.errors import UserError
-from slm_ray.generation.backend import Backend, TorchBackend
+from slm_ray.generation.backend import Backend
+from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 
 LOGGER = logging.getLogger(__name__)
@@ -74,18 +72,3 @@ def _onnx(model: Decoder, max_rows: int, name: str, threads: int) -> Backend:
     for row in range(max_rows):
         backend.read(row, [])
     return backend
-
-
-def bits_per_byte(backend: Backend, stream: TokenStream) -> float:
-    """Loss over a stream by what a backend computes, each target once: how `onnx-int8` compares with `onnx`.
-
-    The figure is that of `evaluate.py`: bits of all targets over the UTF-8 bytes of the stories.
-    """
-    nats = 0.0
-    for inputs, targets in evaluation_batches(stream, seq_len=backend.config.seq_len, batch_size=1):
-        logits = backend.read(0, inputs[0].tolist())
-        assert logits is not None
-        wanted = torch.from_numpy(targets[0])  # (T,)
-        nats += F.cross_entropy(torch.from_numpy(logits).double(), wanted, ignore_index=IGNORED, reduction="sum").item()
-    backend.read(0, [])
-    return nats / math.log(2) / stream.n_bytes

@@ -4,16 +4,14 @@ In: tokens, one after another. Out: pieces of text, and a `Completion` at the en
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Literal
 
+from slm_ray.generation.detokenizer import StopTexts, TextStream
 from slm_ray.generation.logprobs import Array, TokenLogprob, token_logprobs
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
-_PARTIAL = "\ufffd"  # how part of a character decodes
-_TEXT_CONTEXT_TOKENS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,73 +39,6 @@ class Piece:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     """Of the tokens written since the piece before, where asked for."""
-
-
-class TextStream:
-    """Turns tokens into text as they come, whole characters only.
-
-    A byte-level token may hold part of a character: its text is held back until the rest is there. The pieces
-    join to the text of all the tokens. `context` are the tokens before the first one, so that a tokenizer that
-    treats the beginning of a text in its own way is not misled.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._given = list(context[-_TEXT_CONTEXT_TOKENS:])
-        self._held: list[int] = []
-
-    def push(self, token: int) -> str:
-        """The text that is certain now, which may be none."""
-        self._held.append(token)
-        piece = self._held_text()
-        if not piece or piece.endswith(_PARTIAL):
-            return ""
-        self._given, self._held = self._held, []
-        return piece
-
-    def flush(self) -> str:
-        """What is left at the end; part of a character becomes U+FFFD."""
-        piece = self._held_text()
-        self._held = []
-        return piece
-
-    def _held_text(self) -> str:
-        before = self._tokenizer.decode(self._given)
-        return self._tokenizer.decode(self._given + self._held)[len(before) :]
-
-
-class StopTexts:
-    """Finds the first stop text in a text that comes in pieces; what may be the beginning of one is held back."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._longest = max(map(len, stops), default=0)
-        self._held = ""
-
-    def push(self, piece: str) -> tuple[str, bool]:
-        """The text that is certain now, and whether a stop text was found: then it ends before it."""
-        if not self._stops:
-            return piece, False
-        text = self._held + piece
-        found = [at for at in map(text.find, self._stops) if at >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
-        sure = len(text) - self._possible(text)
-        self._held = text[sure:]
-        return text[:sure], False
-
-    def flush(self) -> str:
-        """What was held back, at the end."""
-        text, self._held = self._held, ""
-        return text
-
-    def _possible(self, text: str) -> int:
-        """Characters at the end that may begin a stop text."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stops):
-                return length
-        return 0
 
 
 class Story:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from slm_ray.preparation.cleaning import HASH_BYTES, CleaningRules, examine, story_hash
+from slm_ray.preparation.cleaning import CleaningRules, examine
+from slm_ray.preparation.splits import HASH_BYTES, story_hash
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

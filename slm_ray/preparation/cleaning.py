@@ -5,30 +5,12 @@ Stands between `sources` (reading) and `tokenizer`. Pure functions of the text a
 depends on the order of stories, on the runner or on the number of workers.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ftfy import fix_encoding
 
-REASONS = (
-    "not_text",  # null, a number, a list: no string at all
-    "bad_json",  # a JSONL line that is not an object
-    "bad_csv",  # a CSV row with more or fewer fields than the header
-    "invalid_utf8",  # bytes that are not UTF-8, a lone surrogate
-    "empty",  # nothing but white space and invisible characters
-    "control_characters",  # NUL and the like: binary data, not prose
-    "too_short",  # fewer than `min_chars`
-    "too_long",  # more than `max_chars`
-    "too_few_words",  # fewer than `min_words`
-    "other_characters",  # more than the share `max_other_characters` of another script, emoji, symbols
-    "duplicate",  # equal to a kept story but for white space and case
-    "near_duplicate",  # similar to a kept story, see `near_duplicates`
-)
-"""Every reason for which a story is kept aside; each is counted in the manifest and listed in `rejected/`."""
-
-HASH_BYTES = 16
 PART_CHARS = 2**20
 _WHITE = re.compile(r"\s")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # \x1c to \x1f count as white space
@@ -155,32 +137,3 @@ def examine(raw: bytes, rules: CleaningRules) -> tuple[str, str | None]:
         text = normalise_quotes(text) if rules.normalise_quotes else text
     text = clean_story(text, rules.keep_paragraphs)
     return text, rejection_reason(text, rules)
-
-
-def story_hash(text: str) -> bytes:
-    """16 bytes that name a story: equal for texts that differ only in white space and case."""
-    normalised = " ".join(text.split()).casefold()
-    return hashlib.blake2b(normalised.encode("utf-8"), digest_size=HASH_BYTES).digest()
-
-
-def split_of_hash(digest: bytes, fractions: tuple[float, float]) -> str:
-    """The split of a story by its `story_hash`; `fractions` are the shares of validation and test."""
-    validation, test = fractions
-    place = int.from_bytes(digest[:8]) / 2**64  # uniform in [0, 1)
-    if place < validation:
-        return "validation"
-    return "test" if place < validation + test else "train"
-
-
-def assign_split(text: str, fractions: tuple[float, float]) -> str:
-    """The split of a story by its text: `train`, `validation` or `test`.
-
-    Two copies that differ only in white space or case always share a split, so no copy of a training story is
-    ever validated on. `fractions` are the shares of validation and test.
-    """
-    return split_of_hash(story_hash(text), fractions)
-
-
-def is_sampled(digest: bytes, share: float) -> bool:
-    """Whether a story belongs to a fixed sample of about `share` of all, by other bits than the split's."""
-    return int.from_bytes(digest[8:16]) < share * 2**64

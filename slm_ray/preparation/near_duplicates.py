@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from slm_ray.errors import UserError
-from slm_ray.preparation.steps import Positions, row_positions, rows_by_range
+from slm_ray.preparation.duplicates import Positions, row_positions, rows_by_range
 from slm_ray.sources.reading import Item
 
 Signatures = npt.NDArray[np.uint8]

@@ -8,6 +8,22 @@ from collections.abc import Mapping
 
 from slm_ray.errors import UserError
 
+REASONS = (
+    "not_text",  # null, a number, a list: no string at all
+    "bad_json",  # a JSONL line that is not an object
+    "bad_csv",  # a CSV row with more or fewer fields than the header
+    "invalid_utf8",  # bytes that are not UTF-8, a lone surrogate
+    "empty",  # nothing but white space and invisible characters
+    "control_characters",  # NUL and the like: binary data, not prose
+    "too_short",  # fewer than `min_chars`
+    "too_long",  # more than `max_chars`
+    "too_few_words",  # fewer than `min_words`
+    "other_characters",  # more than the share `max_other_characters` of another script, emoji, symbols
+    "duplicate",  # equal to a kept story but for white space and case
+    "near_duplicate",  # similar to a kept story, see `near_duplicates`
+)
+"""Every reason for which a story is kept aside; each is counted in the manifest and listed in `rejected/`."""
+
 MAX_REJECTED = 0.05
 """The default limit, as a share of the stories read."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from slm_ray import storage
 from slm_ray.dataset import shards
 from slm_ray.errors import UserError
-from slm_ray.preparation.steps import CLEANED
+from slm_ray.preparation.cleaned_files import CLEANED
 from slm_ray.preparation.summary import RangeSummary
 from slm_ray.preparation.summary_files import load_summaries
 from slm_ray.sources.plan import Plan

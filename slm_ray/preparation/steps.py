@@ -18,34 +18,18 @@ from slm_ray import storage
 from slm_ray.dataset import manifest, shards
 from slm_ray.dataset.manifest import REJECTED, SPLITS, Shard
 from slm_ray.dataset.shards import REJECTED_SCHEMA, shard_path, shard_schema
-from slm_ray.errors import UserError
 from slm_ray.preparation.batch_cleaning import clean_texts
-from slm_ray.preparation.cleaning import HASH_BYTES, CleaningRules, is_sampled
+from slm_ray.preparation.cleaned_files import CLEANED_SCHEMA
+from slm_ray.preparation.cleaning import CleaningRules
+from slm_ray.preparation.splits import is_sampled, splits_of_hashes
 from slm_ray.preparation.summary import summarize
 from slm_ray.preparation.summary_files import save_summary
 from slm_ray.sources.reading import InputRange, Item, read_ranges
-from slm_ray.storage import Place
 from slm_ray.tokenization import training
 from slm_ray.tokenization.tokenizer import cached_tokenizer
 from slm_ray.tokenization.word_cache import cut_words
 
-Positions = npt.NDArray[np.uint64]
-"""Where stories stand, as one number each: see `row_positions`."""
-
-CLEANED = "cleaned"  # folder of the cleaned ranges, beside the staged shards
-CLEANED_SCHEMA = pa.schema(
-    [
-        pa.field("story_id", pa.string(), nullable=False),
-        pa.field("text", pa.large_string(), nullable=False),  # clean, or evidence
-        pa.field("reason", pa.string()),  # null: kept
-        pa.field("hash", pa.binary(HASH_BYTES)),  # null: rejected
-    ]
-)
 EVIDENCE_BYTES = 200  # of the text of a rejected story
-HASH_BUCKETS = 16  # the hashes of a data set are compared in this many independent parts
-
-_ROW_BITS = 32
-_MAIN_SOURCE = np.uint64(1 << 62)
 
 
 def read_items(task: Sequence[InputRange]) -> Iterator[Item]:
@@ -68,86 +52,6 @@ def clean_batch(item: Item, rules: CleaningRules) -> Item:
         reasons, hashes = pc.coalesce(batch["problem"], reasons.take(rows)), hashes.take(rows)
     columns = [batch["story_id"], texts, reasons, hashes]
     return part, _with_evidence(pa.RecordBatch.from_arrays(columns, schema=CLEANED_SCHEMA))
-
-
-def cleaned_path(folder: Place, number: int) -> Place:
-    """Where a cleaned range waits."""
-    return folder / CLEANED / f"{number:05d}.arrow"
-
-
-def keep_cleaned(item: Item, folder: str) -> InputRange:
-    """Write a cleaned range into the staging folder `folder`; the range alone goes on."""
-    part, batch = item
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    path = cleaned_path(storage.place(folder), part.number)
-    storage.make_folder(path.parent)
-    storage.replace_file(path, memoryview(sink.getvalue()))
-    return part
-
-
-def load_cleaned(part: InputRange, folder: str) -> Item:
-    """A cleaned range, read back; only what is used of it is read from a disk.
-
-    Raises:
-        UserError: it is not the file that was written.
-    """
-    path = cleaned_path(storage.place(folder), part.number)
-    try:
-        source = pa.memory_map(str(path)) if storage.is_local(path) else pa.BufferReader(path.read_bytes())
-        batch = pa.ipc.open_file(source).get_batch(0)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove the folder {folder} and run again") from error
-    return part, batch
-
-
-def row_positions(part: InputRange, rows: npt.NDArray[np.intp]) -> Positions:
-    """Rows as numbers whose order says which of two equal stories is kept: the lower one.
-
-    Validation rows of their own source come before all others, so a copy in the training source is the one
-    that goes; then the lower range, then the lower row.
-    """
-    base = np.uint64(part.number << _ROW_BITS)
-    if part.split is None:
-        base |= _MAIN_SOURCE
-    return rows.astype(np.uint64) | base
-
-
-def rows_by_range(positions: Positions) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """`(range number, rows)`, both in order, of some `row_positions`."""
-    positions = np.sort(positions)
-    numbers = (positions & ~_MAIN_SOURCE) >> np.uint64(_ROW_BITS)
-    rows = (positions & np.uint64(2**_ROW_BITS - 1)).astype(np.int64)
-    for number in np.unique(numbers):
-        yield int(number), rows[numbers == number]
-
-
-def hash_rows(item: Item) -> Iterator[tuple[int, tuple[pa.Array, Positions]]]:
-    """`(bucket, (hashes, positions))` of the kept rows: all that has to be shuffled to find duplicates."""
-    part, batch = item
-    rows = np.flatnonzero(batch["reason"].is_null().to_numpy(zero_copy_only=False))
-    hashes = batch["hash"].take(pa.array(rows))
-    positions = row_positions(part, rows)
-    buckets = _hash_bytes(hashes)[:, 0] % HASH_BUCKETS
-    for bucket in np.unique(buckets):
-        inside = np.flatnonzero(buckets == bucket)
-        yield int(bucket), (hashes.take(pa.array(inside)), positions[inside])
-
-
-def find_duplicates(
-    group: tuple[int, Iterable[tuple[pa.Array, Positions]]],
-) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """`(range number, rows)` of all stories of one bucket that equal another one with a lower position."""
-    parts = list(group[1])
-    table = pa.table(
-        {
-            "hash": pa.concat_arrays([hashes for hashes, _ in parts]),
-            "position": pa.array(np.concatenate([positions for _, positions in parts])),
-        }
-    )
-    lowest = table.group_by("hash").aggregate([("position", "min")])["position_min"]
-    yield from rows_by_range(np.setdiff1d(table["position"].to_numpy(), lowest.to_numpy()))
 
 
 def sample_texts(item: Item, share: float, fractions: tuple[float, float]) -> tuple[int, list[tuple[bytes, str]]]:
@@ -196,7 +100,7 @@ def split_batch(item: Item, fractions: tuple[float, float]) -> Item:
     if part.split is not None:
         splits = pa.repeat(pa.scalar(part.split), batch.num_rows)
     else:
-        splits = _splits_of(batch["hash"], fractions)
+        splits = splits_of_hashes(batch["hash"], fractions)
     kept = batch["reason"].is_null()
     return part, batch.append_column("split", pc.if_else(kept, splits, pa.scalar(None, pa.string())))
 
@@ -238,19 +142,6 @@ def _write(folder: str, split: str, number: int, table: pa.Table, is_in: pa.Chun
     """Write those rows that are in the split."""
     rows = table.select(schema.names).filter(is_in).cast(schema)
     return shards.write_shard(storage.place(folder) / shard_path(split, number), rows)
-
-
-def _hash_bytes(hashes: pa.FixedSizeBinaryArray) -> npt.NDArray[np.uint8]:
-    """The hashes as rows of bytes, (rows, 16); where a hash is null they mean nothing."""
-    content = np.frombuffer(hashes.buffers()[1], np.uint8)
-    return content.reshape(-1, HASH_BYTES)[hashes.offset : hashes.offset + len(hashes)]
-
-
-def _splits_of(hashes: pa.FixedSizeBinaryArray, fractions: tuple[float, float]) -> pa.Array:
-    """`text.split_of_hash` of every row."""
-    validation, test = fractions
-    places = _hash_bytes(hashes)[:, :8].copy().view(">u8")[:, 0] / 2**64  # (rows,) uniform in [0, 1)
-    return pa.array(np.where(places < validation, "validation", np.where(places < validation + test, "test", "train")))
 
 
 def _with_end_mark(lists: pa.ListArray, end_id: int) -> pa.ListArray:

@@ -172,16 +172,6 @@ def check(summary: DataSummary, planned_rows: int) -> None:
         )
 
 
-def percentile(histogram: Mapping[int, int], share: float) -> int:
-    """The smallest value that at least `share` of all do not exceed: of `{3: 1, 5: 3}` at 0.5 it is 5."""
-    left = share * sum(histogram.values())
-    for value in sorted(histogram):
-        left -= histogram[value]
-        if left <= 0:
-            return value
-    return max(histogram, default=0)
-
-
 def _histogram(lengths: npt.NDArray[Any]) -> dict[int, int]:
     values, counts = np.unique(lengths, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))

@@ -10,70 +10,15 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from slm_ray.errors import UserError, first_line
 from slm_ray.tracking.delivery_queue import Outbox
+from slm_ray.tracking.tracker import NullTracker, Tracker
 
 LOGGER = logging.getLogger(__name__)
 OFF = "none"
 _SQLITE = "sqlite:///"
-
-
-class Tracker(Protocol):
-    """What the loop needs of a tracker."""
-
-    @property
-    def run_id(self) -> str:
-        """Id of the run, empty where nothing is recorded."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values at a step; the same step again replaces nothing and harms nothing."""
-
-    def log_text(self, text: str, name: str) -> None:
-        """Keep a text as an artifact called `name`."""
-
-    def log_file(self, path: Path, folder: str = "") -> None:
-        """Keep a file as an artifact."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Attach names with values to the run."""
-
-    def set_running(self) -> None:
-        """Show a run that had ended as running again."""
-
-    def finish(self, status: str = "FINISHED") -> None:
-        """End the run with MLflow's status word: FINISHED, FAILED or KILLED; then `close`."""
-
-    def close(self) -> None:
-        """Wait until what was recorded is delivered; the run may go on."""
-
-
-class NullTracker:
-    """Records nothing."""
-
-    run_id = ""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Nothing."""
-
-    def log_text(self, text: str, name: str) -> None:
-        """Nothing."""
-
-    def log_file(self, path: Path, folder: str = "") -> None:
-        """Nothing."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Nothing."""
-
-    def set_running(self) -> None:
-        """Nothing."""
-
-    def finish(self, status: str = "FINISHED") -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 class MlflowTracker:

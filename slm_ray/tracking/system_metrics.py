@@ -6,12 +6,12 @@ request that fails and may hold up the end of a run for minutes.
 """
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from slm_ray.tracking.mlflow_runs import Tracker
+from slm_ray import periodic
+from slm_ray.tracking.tracker import Tracker
 
 INTERVAL_S = 10.0
 
@@ -27,28 +27,22 @@ def logged(tracker: Tracker, *, node: str = "", interval_s: float = 0.0) -> Iter
     if not tracker.run_id:
         yield
         return
-    is_over = threading.Event()
-    thread = threading.Thread(target=_follow, args=(tracker, node, interval_s, is_over), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
-
-
-def _follow(tracker: Tracker, node: str, interval_s: float, is_over: threading.Event) -> None:
     from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 
+    collectors: list[Any] = []
+    prefix = f"system/{node}/" if node else "system/"
+
+    def start() -> None:
+        collectors.extend(_collectors())
+        _sample(collectors)  # of the CPU, a first reading only marks the time from which the next one counts
+
+    def log() -> None:
+        values = {prefix + name: value for name, value in _sample(collectors).items()}
+        tracker.log_metrics(values, int(time.time()))
+
     interval_s = interval_s or MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or INTERVAL_S
-    collectors = _collectors()
-    _sample(collectors)  # of the CPU, a first reading only marks the time from which the next one counts
-    is_last = False
-    while not is_last:
-        is_last = is_over.wait(interval_s)
-        values = _sample(collectors)
-        prefix = f"system/{node}/" if node else "system/"
-        tracker.log_metrics({prefix + name: value for name, value in values.items()}, int(time.time()))
+    with periodic.every(interval_s, log, at_start=start):
+        yield
 
 
 def _collectors() -> list[Any]:

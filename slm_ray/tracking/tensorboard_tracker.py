@@ -11,7 +11,7 @@ from typing import Any
 
 from slm_ray.errors import UserError
 from slm_ray.tracking.delivery_queue import Outbox
-from slm_ray.tracking.mlflow_runs import Tracker
+from slm_ray.tracking.tracker import Tracker
 
 FOLDER = "tensorboard"
 FLUSH_EVERY_S = 10

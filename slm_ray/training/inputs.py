@@ -4,42 +4,18 @@ In: from `preflight`, what to train on; from `train`, how the ranks hear of each
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
+from slm_ray import storage
 from slm_ray.config.schema import TrainConfig
-from slm_ray.dataset.batches import TokenStream
+from slm_ray.dataset.batches import TokenStream, TrainBatches
+from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.shards import read_split
+from slm_ray.errors import UserError
 from slm_ray.runs.history import History
+from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tokenization.tokenizer import Tokenizer
-from slm_ray.tracking.mlflow_runs import Tracker
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What the loop needs to know of the world. The defaults are one process alone."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module
-    """Makes the gradients of all ranks one (DDP)."""
-    all_sum: Callable[[Tensor], Tensor] = lambda values: values
-    """Sums a tensor over the ranks."""
-    report: Callable[[Mapping[str, Any]], None] = lambda _metrics: None
-    """Called by every rank after each validation; a barrier."""
-    is_stop_requested: Callable[[], bool] = lambda: False
-    """Whether the run is to save and leave after this step; rank 0 is asked, and tells the others."""
-    beat: Callable[[], None] = lambda: None
-    """Called whenever something was done, for whoever watches over a rank that hangs."""
-
-    @property
-    def is_chief(self) -> bool:
-        """Rank 0 writes and speaks."""
-        return self.rank == 0
+from slm_ray.tracking.tracker import Tracker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,3 +40,41 @@ class Task:
     def eval_interval(self) -> int:
         """Steps between validations, resolved."""
         return self.config.eval_interval_steps or min(500, -(-self.max_steps // 8))
+
+
+def load_task(config: TrainConfig, tracker: Tracker) -> Task:
+    """Read what a resolved config trains on; every digest of the data set is checked on the way.
+
+    Raises:
+        UserError: the data set is missing, damaged, or too small for one sample.
+    """
+    data = storage.place(config.data)
+    manifest = load_manifest(data)
+    tokenizer = Tokenizer.load(data / "tokenizer.json")
+    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
+        raise UserError(f"{data / 'tokenizer.json'} is not the one its manifest lists: prepare the data again")
+    streams = {
+        split: TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.end_id)
+        for split in ("train", "validation")
+    }
+    if not streams["validation"].n_targets:
+        raise UserError(f"{data} has no validation stories: prepare it with a larger --validation-fraction")
+    folder = open_run(config.output, config.name)
+    folder.fetch()
+    return Task(
+        config=config,
+        max_steps=config.max_steps or _steps(config, streams["train"]),
+        data_fingerprint=manifest.fingerprint,
+        train=streams["train"],
+        validation=streams["validation"],
+        tokenizer=tokenizer,
+        folder=folder,
+        tracker=tracker,
+    )
+
+
+def _steps(config: TrainConfig, stream: TokenStream) -> int:
+    batches = TrainBatches.of_stream(
+        stream, seq_len=config.model.seq_len, batch_size=config.batch_size, seed=config.seed, rank=0, world_size=1
+    )
+    return max(1, round(config.epochs * batches.steps_per_epoch))

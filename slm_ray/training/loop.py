@@ -13,15 +13,13 @@ import torch
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.runs.outcome import DIVERGED, FINISHED, STOPPED, UNSAVED
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import Task
 from slm_ray.training.optim import learning_rate
 from slm_ray.training.profiling import step_profile
 from slm_ray.training.trainer import DivergedError, Trainer
 
-FINISHED = "finished"
-DIVERGED = "diverged"
-STOPPED = "stopped"
-UNSAVED = "unsaved"
 LONG_INTERVAL_STEPS = 100
 """Between validations: then half a second more at one, to measure the machine again, is little."""
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import torch
 
 from slm_ray.config.schema import TrainConfig
-from slm_ray.training.inputs import Surroundings
-from slm_ray.training.peak_flops import peak_flops_per_s, train_flops_per_token
+from slm_ray.model.flops import train_flops_per_token
+from slm_ray.training.context import Surroundings
+from slm_ray.training.peak_flops import peak_flops_per_s
 
 
 class Meter:

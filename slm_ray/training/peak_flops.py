@@ -15,34 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm_ray.config.schema import ModelConfig
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 N_SPANS = 4
 SPAN_S = 0.1
 ENOUGH_S = 0.01
 """A product that takes this long is large enough to keep the machine busy."""
 LARGEST_SIDE = {"cpu": 1024, "cuda": 8192}
-
-
-def matmul_weights(config: ModelConfig) -> int:
-    """Weights that a token is multiplied with: of every linear layer, the output layer included, tied or not.
-
-    A look-up in the token or position embedding multiplies nothing; norms and biases are left out.
-    """
-    attention = 2 * config.d_model * (config.n_heads + config.kv_heads) * config.head_width
-    feed_forward = (3 if config.mlp == "swiglu" else 2) * config.d_model * config.d_ff
-    return config.n_layers * (attention + feed_forward) + config.d_model * config.vocab_size
-
-
-def train_flops_per_token(config: ModelConfig) -> int:
-    """Operations of forward and backward for one token: 6 N + 12 n_layers d_attn seq_len, d_attn = n_heads x d_head.
-
-    N is `matmul_weights`. Attention counts as if it were not causal, as in the paper; what is computed twice (gradient
-    checkpoints) counts once.
-    """
-    d_attn = config.n_heads * config.head_width
-    return 6 * matmul_weights(config) + 12 * config.n_layers * d_attn * config.seq_len
 
 
 def peak_flops_per_s(

@@ -6,61 +6,18 @@ or a `UserError`, while nothing has been started or written. Ray is not known he
 
 import dataclasses
 import datetime
-import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from slm_ray import storage
-from slm_ray.config.files import from_dict, load_config
-from slm_ray.config.options import parse, take_option
+from slm_ray.config.files import from_dict
 from slm_ray.config.schema import ModelConfig, TrainConfig
-from slm_ray.dataset.batches import TokenStream, TrainBatches
 from slm_ray.dataset.manifest import load_manifest
-from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
-from slm_ray.runs.remote_run import open_run
-from slm_ray.runs.run_folder import RunFolder, newest_run
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
-from slm_ray.tracking.mlflow_runs import Tracker
 from slm_ray.training.inputs import Task
-
-DEFAULT_PRESET = "story-5m"
-
-
-def parse_config(argv: Sequence[str] | None) -> TrainConfig:
-    """Preset or file, then the options over it; with --resume, the options over the run's own config.
-
-    Raises:
-        UserError: no such preset or file, or nothing to resume.
-    """
-    origin, rest = take_option("config", "", sys.argv[1:] if argv is None else argv)
-    about = f"Train a model with Ray Train. --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
-    if "--resume" not in rest or not {"-h", "--help"}.isdisjoint(rest):
-        return parse(TrainConfig, rest, prog="train.py", about=about, default=load_config(origin or DEFAULT_PRESET))
-    if origin:
-        raise UserError("--resume continues a run with its own config: leave out --config")
-    named = {name: take_option(name, getattr(TrainConfig, name), rest)[0] for name in ("output", "name")}
-    from_dict(TrainConfig, named, "options")  # the others are checked over the run's own config
-    folder = _run_to_resume(**named)
-    folder.fetch()
-    newest = folder.newest_whole()
-    if newest is None:
-        raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")
-    saved = from_dict(TrainConfig, checkpoint.load_state(newest).config, str(newest))
-    here = dataclasses.replace(saved, resume=True, force=False, output=named["output"], name=folder.path.name)
-    return parse(TrainConfig, rest, prog="train.py", about=about, default=here)
-
-
-def _run_to_resume(output: str, name: str) -> RunFolder:
-    """The run of that name, or the newest of a folder on this machine."""
-    if name:
-        return open_run(output, name)
-    where = storage.place(output)
-    if not storage.is_local(where):
-        raise UserError(f"--resume needs the --name of a run in {output}")
-    return newest_run(where)
 
 
 def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainConfig:
@@ -89,44 +46,6 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
         tracking_uri=tracking_uri,
         model=dataclasses.replace(config.model, vocab_size=vocab_size),
     )
-
-
-def load_task(config: TrainConfig, tracker: Tracker) -> Task:
-    """Read what a resolved config trains on; every digest of the data set is checked on the way.
-
-    Raises:
-        UserError: the data set is missing, damaged, or too small for one sample.
-    """
-    data = storage.place(config.data)
-    manifest = load_manifest(data)
-    tokenizer = Tokenizer.load(data / "tokenizer.json")
-    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
-        raise UserError(f"{data / 'tokenizer.json'} is not the one its manifest lists: prepare the data again")
-    streams = {
-        split: TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.end_id)
-        for split in ("train", "validation")
-    }
-    if not streams["validation"].n_targets:
-        raise UserError(f"{data} has no validation stories: prepare it with a larger --validation-fraction")
-    folder = open_run(config.output, config.name)
-    folder.fetch()
-    return Task(
-        config=config,
-        max_steps=config.max_steps or _steps(config, streams["train"]),
-        data_fingerprint=manifest.fingerprint,
-        train=streams["train"],
-        validation=streams["validation"],
-        tokenizer=tokenizer,
-        folder=folder,
-        tracker=tracker,
-    )
-
-
-def _steps(config: TrainConfig, stream: TokenStream) -> int:
-    batches = TrainBatches.of_stream(
-        stream, seq_len=config.model.seq_len, batch_size=config.batch_size, seed=config.seed, rank=0, world_size=1
-    )
-    return max(1, round(config.epochs * batches.steps_per_epoch))
 
 
 def refuse_conflicts(config: TrainConfig, task: Task) -> None:

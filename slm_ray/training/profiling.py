@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import Task
 
 TRACE = "profile/trace.json"
 OPERATORS = "profile/operators.txt"

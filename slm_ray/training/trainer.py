@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slm_ray.dataset.batches import TokenStream, TrainBatches, evaluation_batches
-from slm_ray.generation.backend import TorchBackend
+from slm_ray.dataset.batches import TrainBatches
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
-from slm_ray.model.decoder import IGNORED_TARGET, Decoder
+from slm_ray.generation.torch_backend import TorchBackend
+from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import Snapshot, TrainState
 from slm_ray.training.checkpointing import Saver
-from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.training.context import Surroundings
+from slm_ray.training.evaluation import evaluate
+from slm_ray.training.inputs import Task
 from slm_ray.training.metrics import Meter
 from slm_ray.training.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
 from slm_ray.training.profiling import NoProfile, StepProfile
@@ -32,31 +34,6 @@ EXPLODED = 3.0
 
 class DivergedError(Exception):
     """The loss or its gradient ceased to be a number, or grew beyond reason; the message says which."""
-
-
-def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, around: Surroundings) -> dict[str, float]:
-    """Loss of a model over a stream, each target once, in the caller's autocast and summed over the ranks.
-
-    Windows of seq_len targets do not overlap. Returns `val_loss` in nats per token, `val_perplexity`, and
-    `val_bits_per_byte`: nats / ln 2 / UTF-8 bytes of the stories.
-    """
-    sums = torch.zeros(2, dtype=torch.float64, device=around.device)
-    windows = evaluation_batches(stream, seq_len=seq_len, batch_size=32, rank=around.rank, world_size=around.world_size)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        for inputs, targets in windows:
-            around.beat()
-            x, y = torch.from_numpy(inputs).to(around.device), torch.from_numpy(targets).to(around.device)
-            sums += torch.stack([model(x, y).double(), (y != IGNORED_TARGET).sum().double()])
-    model.train(was_training)
-    nats, tokens = around.all_sum(sums).tolist()
-    loss = nats / tokens
-    return {
-        "val_loss": loss,
-        "val_perplexity": math.exp(min(loss, 700.0)),
-        "val_bits_per_byte": nats / math.log(2) / stream.n_bytes,
-    }
 
 
 class Trainer:

@@ -20,10 +20,11 @@ import torch
 from slm_ray.config.files import from_dict, load_config
 from slm_ray.config.schema import TrainConfig
 from slm_ray.model.decoder import parameter_count
-from slm_ray.tracking.mlflow_runs import NullTracker
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.context import Surroundings
 from slm_ray.training.hardware import resolve_compile, resolve_precision
-from slm_ray.training.inputs import Surroundings
-from slm_ray.training.preflight import load_task, resolve
+from slm_ray.training.inputs import load_task
+from slm_ray.training.preflight import resolve
 from slm_ray.training.trainer import Trainer
 
 MAX_PARAMETERS = 5.3e6

@@ -11,10 +11,11 @@ from slm_ray.config.files import load_config, presets
 from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import parameter_count
-from slm_ray.tracking.mlflow_runs import NullTracker
-from slm_ray.training.inputs import Surroundings
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import load_task
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import load_task, resolve
+from slm_ray.training.preflight import resolve
 from tests.support.paths import ROOT
 
 PRESETS = ROOT / "slm_ray" / "presets"

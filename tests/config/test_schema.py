@@ -8,7 +8,7 @@ import pytest
 from slm_ray.config.files import from_dict, load_config, presets
 from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.training.preflight import parse_config
+from slm_ray.train import parse_config
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 
 from slm_ray.config.schema import TrainConfig
+from slm_ray.distributed.driver import run_training
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.tracking import mlflow_runs, registry
-from slm_ray.train import describe, main, run_training
-from slm_ray.training.inputs import Surroundings
+from slm_ray.tracking import mlflow_runs, registry, tracker
+from slm_ray.train import describe, main, parse_config
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import load_task
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import load_task, parse_config, refuse_conflicts, resolve
+from slm_ray.training.preflight import refuse_conflicts, resolve
 
 pytestmark = pytest.mark.ray
 
@@ -31,7 +33,7 @@ def losses(config: TrainConfig) -> dict[int, float]:
 
 def fit_here(config: TrainConfig) -> None:
     """The same run in this process, without Ray."""
-    fit(load_task(resolve(config, lambda: 1), mlflow_runs.NullTracker()), Surroundings())
+    fit(load_task(resolve(config, lambda: 1), tracker.NullTracker()), Surroundings())
 
 
 @pytest.mark.parametrize(
@@ -132,9 +134,7 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
 
     with pytest.raises(UserError, match="batch_size was 8 and is now 4"):
         run_training(dataclasses.replace(longer, batch_size=4), is_quiet=True)
-    other = dataclasses.replace(
-        load_task(resolve(longer, lambda: 1), mlflow_runs.NullTracker()), data_fingerprint="other"
-    )
+    other = dataclasses.replace(load_task(resolve(longer, lambda: 1), tracker.NullTracker()), data_fingerprint="other")
     with pytest.raises(UserError, match="was trained on data set"):
         refuse_conflicts(longer, other)
     refuse_conflicts(dataclasses.replace(longer, force=True), other)

@@ -22,11 +22,10 @@ import yaml
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
-from slm_ray.runs import checkpoint
+from slm_ray.distributed.driver import run_training
+from slm_ray.runs import checkpoint, outcome
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.train import run_training
-from slm_ray.training import loop
-from slm_ray.training.inputs import Surroundings
+from slm_ray.training.context import Surroundings
 from slm_ray.training.loop import fit
 from tests.support.fault_runs import (
     assert_no_orphans,
@@ -196,7 +195,7 @@ def test_a_driver_that_is_terminated_and_one_that_is_killed_are_resumed_as_if_no
     assert max(losses(folder)) - step_of_latest(folder) <= 50
 
     folder.clear_requests()  # as every driver does first; the rest is run without Ray
-    assert fit(task_of(config), Surroundings())["status"] == loop.FINISHED
+    assert fit(task_of(config), Surroundings())["status"] == outcome.FINISHED
     assert_same_run(folder, run_without_faults(config))
     assert_no_orphans(folder)
 

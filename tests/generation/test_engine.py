@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from slm_ray.generation.backend import TorchBackend
+from slm_ray.generation.detokenizer import TextStream
 from slm_ray.generation.engine import Engine, PromptError
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineThread
-from slm_ray.generation.request import Completion, TextStream
+from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from slm_ray.tokenization.training import train_bpe

@@ -11,16 +11,18 @@ import torch
 from slm_ray.config.files import load_config
 from slm_ray.config.schema import ModelConfig
 from slm_ray.dataset.batches import TokenStream
-from slm_ray.generation.backend import Backend, TorchBackend
-from slm_ray.generation.backend_choice import BackendError, bits_per_byte, make_backend
+from slm_ray.generation.backend import Backend
+from slm_ray.generation.backend_choice import BackendError, make_backend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.onnx_backend import OnnxBackend
 from slm_ray.generation.onnx_graph import padded_width, quantize
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train_bpe
-from slm_ray.training.trainer import Surroundings, evaluate
+from slm_ray.training.evaluation import bits_per_byte, evaluate
+from slm_ray.training.trainer import Surroundings
 from tests.support.paths import ROOT
 from tests.support.tiny_model import SENTENCES, random_model, some_tokens, talkative_model, without_end
 

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.generation.backend import TorchBackend
+from slm_ray.generation.detokenizer import StopTexts
 from slm_ray.generation.engine import Engine, PromptError
 from slm_ray.generation.engine_thread import EngineThread
-from slm_ray.generation.request import Completion, Piece, StopTexts
+from slm_ray.generation.request import Completion, Piece
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train_bpe

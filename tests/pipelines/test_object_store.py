@@ -10,8 +10,8 @@ from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import read_split
 from slm_ray.preparation import steps
 from slm_ray.storage import files_below, place
-from slm_ray.tracking.mlflow_runs import NullTracker
-from slm_ray.training import preflight
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training import inputs, preflight
 from tests.support.source_files import set_rows_per_range
 
 SOURCE = ("--source", "sample", "--max-stories", "60", "--vocab-size", "300")
@@ -88,7 +88,7 @@ def test_training_reads_its_data_from_an_object_store(s3, tiny_config, tmp_path)
         tiny_config, data="s3://stories/data", model=dataclasses.replace(tiny_config.model, vocab_size=0)
     )
     resolved = preflight.resolve(config, lambda: 1)
-    task = preflight.load_task(resolved, NullTracker())
+    task = inputs.load_task(resolved, NullTracker())
     assert resolved.data == "s3://stories/data"
     assert task.data_fingerprint == load_manifest("s3://stories/data").fingerprint
     assert task.train.n_targets == load_manifest("s3://stories/data").splits["train"].tokens

@@ -15,7 +15,7 @@ import pytest
 from slm_ray import storage
 from slm_ray.dataset import manifest
 from slm_ray.dataset.manifest import load_manifest
-from slm_ray.preparation import steps
+from slm_ray.preparation import cleaned_files
 from slm_ray.preparation.summary_files import SUMMARIES
 from tests.support.paths import ROOT
 
@@ -232,7 +232,7 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path, victim):
         workers: list[int] = []
         try:
             deadline = time.monotonic() + 120
-            while not list(data.glob(f".staging/*/{steps.CLEANED}/*.arrow")):
+            while not list(data.glob(f".staging/*/{cleaned_files.CLEANED}/*.arrow")):
                 assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.02)
             workers = children(process.pid)

@@ -7,6 +7,7 @@ import pytest
 from apache_beam import Create, Pipeline
 from apache_beam.testing.util import assert_that, equal_to
 
+from pipelines.report import measures
 from pipelines.transforms import (
     CleanStories,
     DropDuplicates,
@@ -21,8 +22,9 @@ from pipelines.transforms import (
 )
 from slm_ray.dataset.manifest import REJECTED
 from slm_ray.errors import UserError
-from slm_ray.preparation import steps, summary, summary_files
-from slm_ray.preparation.cleaning import CleaningRules, assign_split
+from slm_ray.preparation import cleaned_files, steps, summary, summary_files
+from slm_ray.preparation.cleaning import CleaningRules
+from slm_ray.preparation.splits import assign_split
 from slm_ray.sources import reading
 from slm_ray.sources.plan import plan_source
 from slm_ray.sources.reading import RAW_SCHEMA, InputRange
@@ -106,11 +108,11 @@ def test_what_is_kept_in_files_comes_back(tmp_path):
 
 
 def test_a_cleaned_range_that_is_torn_is_named(tmp_path):
-    part = steps.keep_cleaned(clean_item(TEXTS), str(tmp_path))
-    path = steps.cleaned_path(tmp_path, 0)
+    part = cleaned_files.keep_cleaned(clean_item(TEXTS), str(tmp_path))
+    path = cleaned_files.cleaned_path(tmp_path, 0)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"cleaned/00000.arrow is damaged .* run again"):
-        steps.load_cleaned(part, str(tmp_path))
+        cleaned_files.load_cleaned(part, str(tmp_path))
 
 
 def test_find_duplicates_across_ranges_keeps_the_lowest():
@@ -202,8 +204,8 @@ def test_long_evidence_is_cut_even_inside_a_character():
 
 
 def test_a_percentile_is_a_value_that_occurs():
-    assert [summary.percentile({3: 1, 5: 3}, share) for share in (0.1, 0.25, 0.5, 1.0)] == [3, 3, 5, 5]
-    assert summary.percentile({}, 0.5) == 0
+    assert [measures.percentile({3: 1, 5: 3}, share) for share in (0.1, 0.25, 0.5, 1.0)] == [3, 3, 5, 5]
+    assert measures.percentile({}, 0.5) == 0
 
 
 def test_a_lost_story_is_noticed(tokenizer_json, tmp_path):

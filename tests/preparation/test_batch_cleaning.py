@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from slm_ray.preparation import batch_cleaning
 from slm_ray.preparation.batch_cleaning import clean_texts
-from slm_ray.preparation.cleaning import CleaningRules, examine, story_hash
+from slm_ray.preparation.cleaning import CleaningRules, examine
+from slm_ray.preparation.splits import story_hash
 
 CHARACTERS = "aB' .\n\t\r\x0b\x0c\x1c\x1f\x00\x07é’\u2028\u00a0\u200b\ufeffâ€™"
 RULES = st.builds(

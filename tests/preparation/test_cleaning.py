@@ -11,18 +11,16 @@ from hypothesis import strategies as st
 
 from slm_ray.preparation.cleaning import (
     _SUSPECT,
-    REASONS,
     CleaningRules,
-    assign_split,
     clean_story,
     examine,
-    is_sampled,
     normalise_quotes,
     other_characters,
     rejection_reason,
     repair_encoding,
-    story_hash,
 )
+from slm_ray.preparation.rejections import REASONS
+from slm_ray.preparation.splits import assign_split, is_sampled, story_hash
 
 FRACTIONS = (0.02, 0.02)
 ANY_LENGTH = CleaningRules(min_chars=0)

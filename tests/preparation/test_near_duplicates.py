@@ -10,7 +10,7 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.near_duplicates import FindNearDuplicates
+from pipelines.transforms import FindNearDuplicates
 from slm_ray.errors import UserError
 from slm_ray.preparation.near_duplicates import (
     N_HASHES,

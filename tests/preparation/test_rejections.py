@@ -3,8 +3,7 @@
 import pytest
 
 from slm_ray.errors import UserError
-from slm_ray.preparation.cleaning import REASONS
-from slm_ray.preparation.rejections import HANDFUL, NOT_REJECTED, WHAT_TO_DO, refuse_too_many
+from slm_ray.preparation.rejections import HANDFUL, NOT_REJECTED, REASONS, WHAT_TO_DO, refuse_too_many
 
 
 def test_the_share_the_most_frequent_reason_and_a_way_out_are_said():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from slm_ray.dataset.manifest import Shard
 from slm_ray.preparation import summary, summary_files
-from slm_ray.preparation.cleaning import story_hash
+from slm_ray.preparation.splits import story_hash
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 TEXTS = ['"Hi," said Tom.', "Tom ran.\nTom - and Ann - ran home!", "ANN slept.", "Hm.", "Hi there."]

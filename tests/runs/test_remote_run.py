@@ -12,17 +12,18 @@ import torch
 from slm_ray import storage
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
+from slm_ray.distributed.driver import run_training
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, outcome
 from slm_ray.runs.remote_run import MirroredRun, open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import Place, files_below, place
-from slm_ray.tracking import mlflow_runs
-from slm_ray.train import describe, run_training
-from slm_ray.training import loop
-from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.tracking import mlflow_runs, tracker
+from slm_ray.train import describe, parse_config
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import Task, load_task
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import load_task, parse_config, resolve
+from slm_ray.training.preflight import resolve
 from slm_ray.training.trainer import Trainer
 
 pytestmark = pytest.mark.ray
@@ -55,7 +56,7 @@ def machine_of_the_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def task_of(config: TrainConfig, **changes: Any) -> Task:
-    return load_task(resolve(dataclasses.replace(config, **changes), lambda: 1), mlflow_runs.NullTracker())
+    return load_task(resolve(dataclasses.replace(config, **changes), lambda: 1), tracker.NullTracker())
 
 
 def remote(config: TrainConfig) -> Place:
@@ -84,14 +85,14 @@ def test_a_run_lies_in_the_store_and_goes_on_from_there_on_another_machine(confi
     fit(local, Surroundings())
     steps = iter(range(1, 100))
     task = task_of(config, max_steps=12)
-    assert fit(task, Surroundings(is_stop_requested=lambda: next(steps) == 6))["status"] == loop.STOPPED
+    assert fit(task, Surroundings(is_stop_requested=lambda: next(steps) == 6))["status"] == outcome.STOPPED
     expected = {f"checkpoints/step-{step:08d}/{name}" for step in (4, 6) for name in CHECKPOINT}
     assert contents(config) == expected | {"latest.txt", "best.txt", "metrics.jsonl", "summary.json"}
 
     another_machine(task)
     again = task_of(config, max_steps=12)
     assert again.folder.best.resolve().name == "step-00000004"
-    assert fit(again, Surroundings())["status"] == loop.FINISHED
+    assert fit(again, Surroundings())["status"] == outcome.FINISHED
     assert_equal(weights(again.folder), weights(local.folder))
     assert again.history.series("train_loss") == local.history.series("train_loss")
     assert {name.split("/")[1] for name in contents(config) if name.startswith("checkpoints")} == {
@@ -118,11 +119,11 @@ def test_an_upload_that_breaks_off_leaves_the_checkpoint_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(MirroredRun, "_upload", broken)
-        assert fit(task, Surroundings())["status"] == loop.UNSAVED
+        assert fit(task, Surroundings())["status"] == outcome.UNSAVED
     assert "the bucket is gone" in str(list(task.history.lines())[-1])
     again = task_of(config)
     assert [path.name for path in again.folder.checkpoints()] == ["step-00000004"]
-    assert fit(again, Surroundings())["status"] == loop.FINISHED
+    assert fit(again, Surroundings())["status"] == outcome.FINISHED
     assert "checkpoints/step-00000008/complete.json" in contents(config)
 
 

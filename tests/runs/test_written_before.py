@@ -9,17 +9,18 @@ import pytest
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.corpus.grammar import sample_stories
-from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train_bpe
-from slm_ray.tracking.mlflow_runs import NullTracker, client
+from slm_ray.tracking.mlflow_runs import client
 from slm_ray.tracking.registry import resolve_model
-from slm_ray.training.inputs import Surroundings
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import load_task
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import load_task
 from tests.support.data_sets import write_data
 
 V1 = Path(__file__).with_name("checkpoint_v1")

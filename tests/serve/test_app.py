@@ -24,9 +24,9 @@ from serve.api.routes import create_api
 from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import Rollout
 from serve.replica_port import keep_to_this_machine
-from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs.checkpoint import load_model
 from slm_ray.tracking.registry import resolve_model
 from tests.support.paths import ROOT
@@ -234,8 +234,8 @@ def test_a_mistake_ends_before_ray_starts(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray Serve uses deprecated features of pydantic
-        from serve import app
-    monkeypatch.setattr(app, "serving", lambda _: pytest.fail("Ray must not start"))
+        from serve import app, deployment
+    monkeypatch.setattr(deployment, "serving", lambda _: pytest.fail("Ray must not start"))
     assert app.main(["--model", str(model), *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

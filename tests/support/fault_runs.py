@@ -11,10 +11,11 @@ from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking import mlflow_runs
-from slm_ray.tracking.mlflow_runs import NullTracker
-from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import Task, load_task
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import load_task, resolve
+from slm_ray.training.preflight import resolve
 
 
 def with_dropout(config: TrainConfig) -> TrainConfig:

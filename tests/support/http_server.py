@@ -8,8 +8,8 @@ from pathlib import Path
 
 import uvicorn
 
-from serve.api.middleware import ApiSettings
 from serve.api.routes import create_api
+from serve.api.settings import ApiSettings
 from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import Rollout
 from slm_ray.tracking.registry import resolve_model

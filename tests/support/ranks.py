@@ -21,10 +21,11 @@ from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.batches import Batch, TrainBatches
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.tracking.mlflow_runs import NullTracker
-from slm_ray.training.inputs import Surroundings
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import load_task
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import load_task, resolve
+from slm_ray.training.preflight import resolve
 from tests.support.paths import ROOT
 
 

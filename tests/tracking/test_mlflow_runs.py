@@ -9,12 +9,14 @@ import pytest
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.tracking import mlflow_runs, system_metrics
-from slm_ray.training.inputs import Surroundings
+from slm_ray.tracking.tracker import NullTracker, Tracker
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import load_task
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import load_task, resolve
+from slm_ray.training.preflight import resolve
 
 
-def start(mlflow_uri: str, **more: Any) -> mlflow_runs.Tracker:
+def start(mlflow_uri: str, **more: Any) -> Tracker:
     return mlflow_runs.start_run(mlflow_uri, "tests", "a run", {"model.d_ff": 512}, {"data_fingerprint": "abc"}, **more)
 
 
@@ -61,7 +63,7 @@ def test_a_store_that_fails_does_not_end_a_run_and_is_warned_of_once(mlflow_uri:
 
 def test_a_store_that_cannot_be_opened_by_a_worker_does_not_end_a_run() -> None:
     said: list[str] = []
-    assert isinstance(mlflow_runs.continue_run("gopher://nowhere", "r1", said.append), mlflow_runs.NullTracker)
+    assert isinstance(mlflow_runs.continue_run("gopher://nowhere", "r1", said.append), NullTracker)
     assert said[0].startswith("the run goes on without MLflow: ")
 
 
@@ -90,7 +92,7 @@ def test_tracking_can_be_turned_off() -> None:
     tracker = mlflow_runs.start_run(mlflow_runs.OFF, "tests", "a run", {})
     tracker.log_metrics({"val_loss": 1.0}, 1)
     assert tracker.run_id == ""
-    assert isinstance(mlflow_runs.continue_run(mlflow_runs.OFF, "x"), mlflow_runs.NullTracker)
+    assert isinstance(mlflow_runs.continue_run(mlflow_runs.OFF, "x"), NullTracker)
 
 
 @pytest.mark.parametrize("bad", ["gopher://nowhere", "http://127.0.0.1:9"])

@@ -10,7 +10,7 @@ from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import TrainState
 from slm_ray.tokenization.tokenizer import Tokenizer
-from slm_ray.tracking import mlflow_runs, registry
+from slm_ray.tracking import mlflow_runs, registry, tracker
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, tiny_tokenizer: Tokenizer) -> Path:
     return tmp_path / "checkpoint"
 
 
-def start(mlflow_uri: str) -> mlflow_runs.Tracker:
+def start(mlflow_uri: str) -> tracker.Tracker:
     return mlflow_runs.start_run(mlflow_uri, "tests", "a run", {"model.d_ff": 512})
 
 

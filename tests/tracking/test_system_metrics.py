@@ -1,6 +1,7 @@
 """What a run asks of its machine, at MLflow."""
 
 from slm_ray.tracking import mlflow_runs, system_metrics
+from slm_ray.tracking.tracker import NullTracker
 
 CPU = "system/cpu_utilization_percentage"
 
@@ -20,5 +21,5 @@ def test_a_run_has_the_metrics_of_its_machine_however_short_it_was(mlflow_uri: s
 
 
 def test_nothing_runs_where_nothing_is_tracked() -> None:
-    with system_metrics.logged(mlflow_runs.NullTracker()):
+    with system_metrics.logged(NullTracker()):
         pass

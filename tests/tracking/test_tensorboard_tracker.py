@@ -7,8 +7,8 @@ import pytest
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.tracking.mlflow_runs import NullTracker
 from slm_ray.tracking.tensorboard_tracker import WithEventLog, require_tensorboard
+from slm_ray.tracking.tracker import NullTracker
 from slm_ray.train import main
 
 needs_tensorboard = pytest.mark.skipif(

@@ -17,12 +17,12 @@ import torch
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed.watchdog import Watchdog
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, outcome
 from slm_ray.runs.history import History
-from slm_ray.training import loop
-from slm_ray.training.inputs import Surroundings
+from slm_ray.train import parse_config
+from slm_ray.training.context import Surroundings
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import parse_config, refuse_conflicts
+from slm_ray.training.preflight import refuse_conflicts
 from slm_ray.training.trainer import Trainer
 from tests.support.fault_runs import (
     assert_no_orphans,
@@ -122,7 +122,7 @@ def test_a_full_disk_costs_one_checkpoint_and_the_run_goes_on(
     monkeypatch.setattr(checkpoint, "write", write)
     task = task_of(config)
     summary = fit(task, Surroundings())
-    assert summary["status"] == loop.FINISHED
+    assert summary["status"] == outcome.FINISHED
     assert any("could not be written (No space left on device)" in message for message in messages(task.folder))
     assert [path.name for path in task.folder.checkpoints()] == ["step-00000008"]
     assert_same_run(task.folder, run_without_faults(config))
@@ -159,12 +159,12 @@ def test_a_disk_that_stays_full_keeps_the_last_good_checkpoint_and_says_so(confi
         summary = fit(longer, Surroundings())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert summary["status"] == loop.UNSAVED
+    assert summary["status"] == outcome.UNSAVED
     assert any("could not be written" in message for message in messages(task.folder))
     assert checkpoint.load_state(task.folder.latest).step == 8
     kept = checkpoint.load_model(task.folder.latest)[0].state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in kept.items())
-    assert fit(longer, Surroundings())["status"] == loop.FINISHED
+    assert fit(longer, Surroundings())["status"] == outcome.FINISHED
     assert_no_orphans(task.folder)
 
 

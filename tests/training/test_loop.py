@@ -17,15 +17,15 @@ from slm_ray.dataset.batches import TokenStream
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, outcome
 from slm_ray.runs.history import History, plot_loss
 from slm_ray.runs.run_folder import RunFolder, newest_run
-from slm_ray.tracking.mlflow_runs import NullTracker
-from slm_ray.training import loop
-from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.context import Surroundings
+from slm_ray.training.evaluation import evaluate
+from slm_ray.training.inputs import Task, load_task
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import load_task
-from slm_ray.training.trainer import Trainer, evaluate
+from slm_ray.training.trainer import Trainer
 
 
 class KilledError(Exception):
@@ -163,9 +163,9 @@ def test_a_run_that_is_asked_to_stop_loses_no_step_and_no_bit(task: Task, step: 
     fit(task, Surroundings())
     stopped = elsewhere(task, "stopped")
     summary = fit(stopped, stop_at(step, stopped))
-    assert (summary["status"], summary["step"]) == (loop.STOPPED, step)
+    assert (summary["status"], summary["step"]) == (outcome.STOPPED, step)
     assert checkpoint.load_state(stopped.folder.latest).step == step
-    assert fit(stopped, Surroundings())["status"] == loop.FINISHED
+    assert fit(stopped, Surroundings())["status"] == outcome.FINISHED
     assert losses(stopped) == losses(task)
     assert stopped.history.series("val_loss") == task.history.series("val_loss")
     expected = weights(task)
@@ -187,7 +187,7 @@ def test_patience_ends_a_run_that_no_longer_learns_and_a_resume_leaves_it_so(tas
     optim = dataclasses.replace(task.config.optim, lr=1e-30, warmup_steps=0)  # the validation loss stands still
     short = elsewhere(task, "short", optim=optim, eval_interval_steps=1, patience=3)
     summary = fit(short, Surroundings())
-    assert (summary["status"], summary["step"], summary["best"]["step"]) == (loop.FINISHED, 4, 1)
+    assert (summary["status"], summary["step"], summary["best"]["step"]) == (outcome.FINISHED, 4, 1)
     assert fit(short, Surroundings())["step"] == 4
     longer = dataclasses.replace(short, config=dataclasses.replace(short.config, patience=5))
     assert fit(longer, Surroundings())["step"] == 6
@@ -248,7 +248,7 @@ def test_a_run_that_explodes_stops_before_its_weights_are_spoiled(task: Task, sp
         patch.setattr(Trainer, "__init__", lambda self, *rest: (trainers.append(self), init(self, *rest))[1])
         patch.setattr(Decoder, "forward", forward_wrongly)
         summary = fit(task, Surroundings())
-    assert summary["status"] == loop.DIVERGED
+    assert summary["status"] == outcome.DIVERGED
     assert spoiled in summary["reason"]
     assert checkpoint.load_state(task.folder.latest).step == 4
     assert all(torch.isfinite(tensor).all() for tensor in trainers[0].model.state_dict().values())
@@ -311,7 +311,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", train_step)
         summary = fit(task, Surroundings(report=poison))
-    assert summary["status"] == loop.DIVERGED
+    assert summary["status"] == outcome.DIVERGED
     assert calls == [4]
     assert checkpoint.load_state(task.folder.latest).step == 4
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from slm_ray.config.schema import TrainConfig
-from slm_ray.tracking.mlflow_runs import NullTracker
+from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import metrics
-from slm_ray.training.inputs import Surroundings
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import load_task
 from slm_ray.training.loop import fit
 from slm_ray.training.metrics import Meter, memory
-from slm_ray.training.preflight import load_task, resolve
+from slm_ray.training.preflight import resolve
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slm_ray.training import muon
-from slm_ray.training.inputs import Surroundings
+from slm_ray.training.context import Surroundings
 from slm_ray.training.muon import Muon, orthogonalize, with_even_rows
 
 

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slm_ray.config.schema import ModelConfig
 from slm_ray.model.decoder import Decoder
-from slm_ray.training.peak_flops import matmul_rates, matmul_weights, peak_flops_per_s, train_flops_per_token
+from slm_ray.model.flops import matmul_weights, train_flops_per_token
+from slm_ray.training.peak_flops import matmul_rates, peak_flops_per_s
 
 SHAPES = [
     ModelConfig(vocab_size=96, seq_len=16, n_layers=2, d_model=32, n_heads=4, d_ff=48),

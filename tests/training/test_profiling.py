@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 
 from slm_ray.config.schema import TrainConfig
-from slm_ray.tracking.mlflow_runs import NullTracker
+from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import profiling
-from slm_ray.training.inputs import Surroundings, Task
+from slm_ray.training.context import Surroundings
+from slm_ray.training.inputs import Task, load_task
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import load_task, resolve
+from slm_ray.training.preflight import resolve
 from slm_ray.training.profiling import OperatorTime, operator_table, read_operators, window
 
 

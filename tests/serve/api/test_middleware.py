@@ -7,8 +7,9 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.api.middleware import ApiSettings, BodyLimit, key_digests
-from serve.app import _http_options
+from serve.api.middleware import BodyLimit
+from serve.api.settings import ApiSettings, key_digests
+from serve.deployment import _http_options
 from serve.options import AppConfig, ServeConfig
 from slm_ray.errors import UserError
 from tests.support.http_server import running

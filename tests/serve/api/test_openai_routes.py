@@ -6,11 +6,11 @@ from pathlib import Path
 import openai
 import pytest
 
-from serve.api.middleware import ApiSettings, key_digests
-from slm_ray.generation.backend import TorchBackend
+from serve.api.settings import ApiSettings, key_digests
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs.checkpoint import load_model
 from tests.support.http_server import running
 from tests.support.tiny_model import write_endless_model, write_tiny_model

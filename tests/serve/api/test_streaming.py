@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from serve.api.streaming import EventStream
-from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.onnx_backend import OnnxBackend
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs.checkpoint import load_model
 from tests.support.http_server import running
 from tests.support.tiny_model import write_endless_model

@@ -17,11 +17,11 @@ import torch
 from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import Rollout, Watch, start_rollout
 from slm_ray.errors import UserError
-from slm_ray.generation.backend import TorchBackend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs import checkpoint, run_folder
 from slm_ray.tracking import mlflow_runs, registry
 from tests.support.tiny_model import write_endless_model

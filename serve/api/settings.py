@@ -1,0 +1,55 @@
+"""What the HTTP interface is given: keys, limits, origins.
+
+In: options and SLM_API_KEYS. Out: `ApiSettings`; keys are kept as digests.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from slm_ray.errors import UserError
+
+KEYS_VARIABLE = "SLM_API_KEYS"
+MIN_KEY_LENGTH = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ApiSettings:
+    """What protects the routes."""
+
+    key_digests: tuple[bytes, ...] = ()
+    """SHA-256 of every API key; without any, no key is asked for."""
+    requests_per_minute: int = 0
+    """Of one key, or without keys of one address; 0 does not limit."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call this server, as https://example.org; `*` allows all. None by default."""
+    request_timeout_s: float = 300.0
+    """Longest time for a request, waiting included."""
+    max_choices: int = 16
+    """Most stories that one request may ask for."""
+
+
+def key_digests(environment: Mapping[str, str] = os.environ) -> tuple[bytes, ...]:
+    """Digests of the keys that SLM_API_KEYS names: a file with one a line, or the keys themselves with commas between.
+
+    Raises:
+        UserError: it is set but holds no key, or one that is too short to be a secret.
+    """
+    value = environment.get(KEYS_VARIABLE)
+    if value is None:
+        return ()
+    try:
+        path = Path(value).expanduser()
+        if value.startswith(("/", "~", ".")) and not path.is_file():
+            raise UserError(f"{KEYS_VARIABLE}: there is no file {value}")
+        text = path.read_text(encoding="utf-8") if path.is_file() else value
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{KEYS_VARIABLE}: the file cannot be read: {error}") from error
+    keys = [key.strip() for key in text.replace(",", "\n").splitlines() if key.strip()]
+    if not keys:
+        raise UserError(f"{KEYS_VARIABLE} is set and holds no key: unset it, or give keys or a file of them")
+    if any(len(key) < MIN_KEY_LENGTH for key in keys):
+        raise UserError(f"{KEYS_VARIABLE}: a key must have at least {MIN_KEY_LENGTH} characters")
+    return tuple(hashlib.sha256(key.encode()).digest() for key in keys)

@@ -1,0 +1,35 @@
+"""What one rank knows of the others, and who watches over it.
+
+In: from Ray Train or from a test, rank, device and how to sum over ranks. Out: an argument of `loop.fit`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What the loop needs to know of the world. The defaults are one process alone."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module
+    """Makes the gradients of all ranks one (DDP)."""
+    all_sum: Callable[[Tensor], Tensor] = lambda values: values
+    """Sums a tensor over the ranks."""
+    report: Callable[[Mapping[str, Any]], None] = lambda _metrics: None
+    """Called by every rank after each validation; a barrier."""
+    is_stop_requested: Callable[[], bool] = lambda: False
+    """Whether the run is to save and leave after this step; rank 0 is asked, and tells the others."""
+    beat: Callable[[], None] = lambda: None
+    """Called whenever something was done, for whoever watches over a rank that hangs."""
+
+    @property
+    def is_chief(self) -> bool:
+        """Rank 0 writes and speaks."""
+        return self.rank == 0

@@ -1,0 +1,55 @@
+"""The loss of a model over a whole stream.
+
+In: a model, a token stream. Out: nats a token, perplexity, bits per byte.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from slm_ray.dataset.batches import IGNORED, TokenStream, evaluation_batches
+from slm_ray.generation.backend import Backend
+from slm_ray.model.decoder import IGNORED_TARGET
+from slm_ray.training.context import Surroundings
+
+
+def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, around: Surroundings) -> dict[str, float]:
+    """Loss of a model over a stream, each target once, in the caller's autocast and summed over the ranks.
+
+    Windows of seq_len targets do not overlap. Returns `val_loss` in nats per token, `val_perplexity`, and
+    `val_bits_per_byte`: nats / ln 2 / UTF-8 bytes of the stories.
+    """
+    sums = torch.zeros(2, dtype=torch.float64, device=around.device)
+    windows = evaluation_batches(stream, seq_len=seq_len, batch_size=32, rank=around.rank, world_size=around.world_size)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for inputs, targets in windows:
+            around.beat()
+            x, y = torch.from_numpy(inputs).to(around.device), torch.from_numpy(targets).to(around.device)
+            sums += torch.stack([model(x, y).double(), (y != IGNORED_TARGET).sum().double()])
+    model.train(was_training)
+    nats, tokens = around.all_sum(sums).tolist()
+    loss = nats / tokens
+    return {
+        "val_loss": loss,
+        "val_perplexity": math.exp(min(loss, 700.0)),
+        "val_bits_per_byte": nats / math.log(2) / stream.n_bytes,
+    }
+
+
+def bits_per_byte(backend: Backend, stream: TokenStream) -> float:
+    """Loss over a stream by what a backend computes, each target once: how `onnx-int8` compares with `onnx`.
+
+    The figure is that of `evaluate.py`: bits of all targets over the UTF-8 bytes of the stories.
+    """
+    nats = 0.0
+    for inputs, targets in evaluation_batches(stream, seq_len=backend.config.seq_len, batch_size=1):
+        logits = backend.read(0, inputs[0].tolist())
+        assert logits is not None
+        wanted = torch.from_numpy(targets[0])  # (T,)
+        nats += F.cross_entropy(torch.from_numpy(logits).double(), wanted, ignore_index=IGNORED, reduction="sum").item()
+    backend.read(0, [])
+    return nats / math.log(2) / stream.n_bytes
