@@ -18,7 +18,7 @@ from slm_ray.dataset import shards
 from slm_ray.dataset.manifest import REJECTED, SPLITS, TOKENIZER, Manifest, Shard, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.preparation.steps import EVIDENCE_BYTES
-from slm_ray.storage import Place
+from slm_ray.storage import StoragePath
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 BORDER = "|"
@@ -36,7 +36,7 @@ class Found:
     story: dict[str, Any]  # the columns of this row
 
 
-def explain(folder: Place, story_id: str) -> str:
+def explain(folder: StoragePath, story_id: str) -> str:
     """Source, split, shard, tokens and text of a story; of one kept aside its reason and the evidence.
 
     Raises:
@@ -91,7 +91,7 @@ def range_number(manifest: Manifest, wanted: Mapping[str, Any], row: int) -> int
     return before + row // step
 
 
-def _find(folder: Place, manifest: Manifest, story_id: str, number: int) -> Found:
+def _find(folder: StoragePath, manifest: Manifest, story_id: str, number: int) -> Found:
     """Look in the shards of the story's range, and, should ranges be cut otherwise, in all."""
     expected = {shards.shard_path(split, number) for split in (*SPLITS, REJECTED)}
     listed = list(_all_shards(manifest))
@@ -103,7 +103,7 @@ def _find(folder: Place, manifest: Manifest, story_id: str, number: int) -> Foun
     return place
 
 
-def _search(folder: Place, listed: Sequence[tuple[str, Shard]], story_id: str) -> Found | None:
+def _search(folder: StoragePath, listed: Sequence[tuple[str, Shard]], story_id: str) -> Found | None:
     """The place of a story; an altered shard is an error only where the story is in no other one."""
     altered = None
     for split, shard in listed:
@@ -126,14 +126,14 @@ def _all_shards(manifest: Manifest) -> Iterator[tuple[str, Shard]]:
     yield from ((REJECTED, shard) for shard in manifest.rejected.shards)
 
 
-def _kept(folder: Place, manifest: Manifest, place: Found) -> dict[str, str]:
+def _kept(folder: StoragePath, manifest: Manifest, place: Found) -> dict[str, str]:
     tokenizer = _tokenizer(folder, manifest)
     tokens, n_bytes = place.story["tokens"], place.story["n_bytes"]
     pieces = BORDER.join(visible(piece) for piece in tokenizer.pieces(tokens))
     return {
         "split": place.split,
         "shard": _shard(place),
-        "size": f"{n_bytes:,} bytes of text, {len(tokens):,} tokens with the end mark, "
+        "size": f"{n_bytes:,} bytes of text, {len(tokens):,} tokens with the end-of-text token, "
         f"{n_bytes / len(tokens):.2f} bytes a token",
         "text": "\n          ".join(visible(line) for line in tokenizer.decode(tokens).split("\n")),
         "tokens": pieces,
@@ -141,7 +141,7 @@ def _kept(folder: Place, manifest: Manifest, place: Found) -> dict[str, str]:
     }
 
 
-def _aside(folder: Place, manifest: Manifest, place: Found) -> dict[str, str]:
+def _aside(folder: StoragePath, manifest: Manifest, place: Found) -> dict[str, str]:
     reason, evidence = place.story["reason"], place.story["text"]
     is_cut = len(evidence.encode("utf-8")) >= EVIDENCE_BYTES - 3  # a character of 4 bytes may be cut off
     kept = f"the first {EVIDENCE_BYTES} bytes: " if is_cut else ""
@@ -163,7 +163,7 @@ def _shard(place: Found) -> str:
     return f"{place.shard.file}, row {place.row:,} of {place.shard.rows:,}, sha256 {place.shard.sha256}"
 
 
-def _twin(folder: Place, manifest: Manifest, evidence: str, is_cut: bool) -> str:
+def _twin(folder: StoragePath, manifest: Manifest, evidence: str, is_cut: bool) -> str:
     """The kept story that a duplicate equals, found by all that is left of the duplicate: its beginning."""
     tokenizer = _tokenizer(folder, manifest)
     for split in SPLITS:
@@ -192,7 +192,7 @@ def _normal(text: str) -> str:
     return " ".join(text.rstrip("\N{REPLACEMENT CHARACTER}").split()).casefold()
 
 
-def _tokenizer(folder: Place, manifest: Manifest) -> Tokenizer:
+def _tokenizer(folder: StoragePath, manifest: Manifest) -> Tokenizer:
     path = folder / TOKENIZER
     shards.checked_content(path, manifest.tokenizer["sha256"])
     return Tokenizer.load(path)

@@ -51,8 +51,8 @@ class PrepareOptions(PipelineOptions):
             "--cut-text",
             choices=plain_text.CUTS,
             default="auto",
-            help="where a story of a text file ends: at each end mark, at blank lines, before each heading "
-            "` = Title = `, or after about --piece-chars characters (default: end marks if there is one, else "
+            help="where a story of a text file ends: at each end-of-text token, at blank lines, before each heading "
+            "` = Title = `, or after about --piece-chars characters (default: end-of-text tokens if there is one, else "
             "headings if there are two, else blank lines)",
         )
         _add(
@@ -194,7 +194,7 @@ def _settings(own: argparse.Namespace) -> Settings:
     return Settings(
         source=tuple(own.source or ["auto"]),
         validation_source=tuple(own.validation_source) if own.validation_source else None,
-        output=storage.place(own.output),
+        output=storage.storage_path(own.output),
         max_stories=own.max_stories,
         rules=CleaningRules(
             keep_paragraphs=own.keep_paragraphs,

@@ -47,7 +47,7 @@ from slm_ray.preparation.rejections import WHAT_TO_DO, refuse_too_many
 from slm_ray.preparation.resume import Done
 from slm_ray.sources import discovery, plan
 from slm_ray.sources.plan import Plan
-from slm_ray.storage import Place
+from slm_ray.storage import StoragePath
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     runners.prepare_workers(beam_options)
     plan = make_plan(settings)
-    with staging.only_writer(settings.output):
+    with staging.locked(settings.output):
         with runners.user_errors(settings.output):
             was_interrupted = staging.finish_publishing(settings.output)
         if was_interrupted:
@@ -148,7 +148,7 @@ def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tu
     return manifest, found
 
 
-def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: Place, done: Done) -> PCollection:
+def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: StoragePath, done: Done) -> PCollection:
     """The graph. Cleaned ranges wait in `staged`, so that nothing but hashes and the tokenizer's sample is shuffled."""
     fractions = settings.fractions(plan.has_own_validation, plan.has_own_test)
     folder = str(staged)
@@ -196,7 +196,7 @@ def make_manifest(
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
             "end_token": END_OF_TEXT,
-            "end_token_id": tokenizer.end_id,
+            "end_token_id": tokenizer.eos_id,
         },
         splits=found.splits,
         rejected=found.rejected,

@@ -22,7 +22,7 @@ from pipelines.forked_workers import ForkedEnvironment, ForkedWorkerHandler, pre
 from slm_ray import storage
 from slm_ray.errors import UserError
 from slm_ray.sources.addresses import one_line
-from slm_ray.storage import Place
+from slm_ray.storage import StoragePath
 
 ANSWER_TIMEOUT_S = 5.0
 _STEP_NAME = re.compile(r" \[while running .*", flags=re.S)
@@ -43,7 +43,7 @@ def prepare_workers(beam_options: PipelineOptions) -> None:
         prepare_forks(direct.direct_num_workers or os.cpu_count() or 1)
 
 
-def make_pipeline(beam_options: PipelineOptions, staged: Place) -> beam.Pipeline:
+def make_pipeline(beam_options: PipelineOptions, staged: StoragePath) -> beam.Pipeline:
     """A pipeline on the runner asked for; worker processes of this machine log into the staging folder, if it is local.
 
     Beam's own `DirectRunner` tries to download the Prism binary and runs elsewhere when it cannot: which code
@@ -76,7 +76,7 @@ def _refuse_absent(endpoint: str | None) -> None:
 
 
 @contextmanager
-def user_errors(output: Place) -> Iterator[None]:
+def user_errors(output: StoragePath) -> Iterator[None]:
     """A user's mistake found on a worker, or a Ctrl-C, comes back with Beam's words around it: unwrap it."""
     try:
         yield

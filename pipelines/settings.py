@@ -12,7 +12,7 @@ from slm_ray.errors import UserError
 from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.preparation.near_duplicates import band_shape
 from slm_ray.sources import discovery, plan
-from slm_ray.storage import Place
+from slm_ray.storage import StoragePath
 from slm_ray.tokenization.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 
 TOKENIZER_STORIES = 20_000
@@ -27,7 +27,7 @@ class Settings:
 
     source: tuple[str, ...]
     validation_source: tuple[str, ...] | None
-    output: Place
+    output: StoragePath
     max_stories: int | None  # None: the source's default
     rules: CleaningRules
     near_duplicates: float | None  # similarity from which on stories are left out; None: keep all
@@ -50,7 +50,9 @@ class Settings:
         if not all((*self.source, *(self.validation_source or ("-",)))):
             raise UserError("a source is an empty word: name auto, sample, hub:NAME, or files, folders and globs")
         if self.tokenizer is None and self.vocab_size < MIN_VOCAB_SIZE:
-            raise UserError(f"vocab_size ({self.vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end mark")
+            raise UserError(
+                f"vocab_size ({self.vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end-of-text token"
+            )
         _check_fractions(self.validation_fraction or 0.0, self.test_fraction or 0.0)
         if not 0 <= self.rules.min_chars <= self.rules.max_chars:
             raise UserError(f"min_chars ({self.rules.min_chars}) must be from 0 to max_chars ({self.rules.max_chars})")
@@ -87,12 +89,12 @@ class Settings:
         }
 
 
-def _check_apart(word: str, output: Place) -> None:
+def _check_apart(word: str, output: StoragePath) -> None:
     """A source folder must not hold the output: the next run would read the shards of this one as stories."""
     if discovery.is_special(word):
         return
     try:
-        source = storage.place(word)
+        source = storage.storage_path(word)
     except UserError:  # the search for the inputs says it better
         return
     if (storage.is_local(source) and not source.is_dir()) or not storage.is_below(output, source):

@@ -17,7 +17,7 @@ from slm_ray.dataset.manifest import SPLITS, Manifest
 from slm_ray.preparation.cleaned_files import CLEANED
 from slm_ray.preparation.resume import Done
 from slm_ray.preparation.summary_files import SUMMARIES
-from slm_ray.storage import Place
+from slm_ray.storage import StoragePath
 
 POLL_S = 0.2
 PLANNING_LINE_S = 10.0
@@ -26,8 +26,8 @@ REMOTE_POLL_S = 5.0  # an object store is asked less often
 
 @contextmanager
 def planning() -> Iterator[Callable[[int], None]]:
-    """Show how much of the source was looked through, where that takes longer than a moment."""
-    bar = tqdm(unit="B", unit_scale=True, desc="prepare: looked through", delay=1.0, disable=not sys.stderr.isatty())
+    """Show how much of the source was scanned, where that takes longer than a moment."""
+    bar = tqdm(unit="B", unit_scale=True, desc="prepare: scanned", delay=1.0, disable=not sys.stderr.isatty())
     said, n_bytes = time.monotonic(), 0
 
     def on_bytes(n: int) -> None:
@@ -36,14 +36,14 @@ def planning() -> Iterator[Callable[[int], None]]:
         bar.update(n)
         if bar.disable and time.monotonic() - said > PLANNING_LINE_S:
             said = time.monotonic()
-            sys.stderr.write(f"prepare: {n_bytes / 1e6:,.0f} MB of the source looked through\n")
+            sys.stderr.write(f"prepare: {n_bytes / 1e6:,.0f} MB of the source scanned\n")
 
     with bar:
         yield on_bytes
 
 
 @contextmanager
-def progress(staged: Place, n_ranges: int) -> Iterator[None]:
+def progress(staged: StoragePath, n_ranges: int) -> Iterator[None]:
     """Show how many ranges are cleaned and how many are written, by their files in the staging folder.
 
     The files are the one sign of progress that every runner gives. A bar on a terminal; elsewhere one line per
@@ -73,7 +73,7 @@ def progress(staged: Place, n_ranges: int) -> Iterator[None]:
             bar.close()
 
 
-def account(manifest: Manifest, output: Place, examples: Mapping[str, Sequence[str]]) -> str:
+def account(manifest: Manifest, output: StoragePath, examples: Mapping[str, Sequence[str]]) -> str:
     """What became of the stories, the sizes of the splits, and how to name the data set."""
     counts = manifest.counts
     near = counts.get("near_duplicates", 0)

@@ -127,7 +127,7 @@ class SplitStories(beam.PTransform):
 
 @dataclass
 class TokenizeStories(beam.PTransform):
-    """Add each kept story's tokens, end mark included."""
+    """Add each kept story's tokens, end-of-text token included."""
 
     tokenizer: PCollection  # one element, the content of tokenizer.json
 

@@ -23,7 +23,7 @@ from serve.deployment import app, reporting, serving
 from serve.options import ServeConfig
 from serve.ray_connection import check_port
 from slm_ray.cli.command import command
-from slm_ray.cli.script import quiet_environment
+from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
 from slm_ray.runs import checkpoint
 from slm_ray.tracking.registry import discard, resolve_model
@@ -43,7 +43,7 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the model and the port, then serve until Ctrl-C (exit code 130) or SIGTERM (0)."""
-    quiet_environment()
+    set_default_environment()
     about = (ServeConfig.__doc__ or "").splitlines()[0]
     config = parse(ServeConfig, argv, prog="serve/app.py", about=about, default=ServeConfig())
     model = resolve_model(config.model, config.tracking_uri)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from slm_ray.cli.command import EXIT_USER_ERROR
 from slm_ray.cli.signals import end_now
-from slm_ray.errors import UserError, first_line
+from slm_ray.errors import UserError, one_line
 
 SPARE_S = 20
 """What ending takes beyond the stories: so long after them the process ends all the same."""
@@ -42,6 +42,6 @@ def _end_for(reason: BaseException | None) -> None:
     if isinstance(reason, SystemExit):
         os._exit(int(reason.code or 0))
     if isinstance(reason, Exception):
-        os.write(2, f"error: {first_line(reason)}\n".encode())
+        os.write(2, f"error: {one_line(reason)}\n".encode())
         os._exit(EXIT_USER_ERROR if isinstance(reason, UserError) else 1)
     end_now()

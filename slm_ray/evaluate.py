@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from slm_ray.cli.command import command
-from slm_ray.cli.script import quiet_environment
+from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
 from slm_ray.dataset.batches import TokenStream
 from slm_ray.dataset.manifest import load_manifest
@@ -25,7 +25,7 @@ from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.checkpoint import load_model
 from slm_ray.tracking.registry import resolve_model
-from slm_ray.training.context import Surroundings
+from slm_ray.training.context import TrainContext
 from slm_ray.training.evaluation import bits_per_byte, evaluate
 
 
@@ -59,7 +59,7 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, float | str]:
     tokens, n_bytes = read_split(config.data, config.split, manifest=manifest)
     if not len(tokens):
         raise UserError(f"{config.data} has no stories in its {config.split} split")
-    stream = TokenStream.of_split(tokens, n_bytes, tokenizer.end_id)
+    stream = TokenStream.of_split(tokens, n_bytes, tokenizer.eos_id)
     metrics = _measure(model, stream, config.backend)
     return {
         "model": f"{resolved.name} {resolved.version}",
@@ -73,7 +73,7 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, float | str]:
 
 def _measure(model: Decoder, stream: TokenStream, backend: BackendName) -> dict[str, float]:
     if backend == "torch":
-        metrics = evaluate(model, stream, seq_len=model.config.seq_len, around=Surroundings())
+        metrics = evaluate(model, stream, seq_len=model.config.seq_len, around=TrainContext())
         return {name.removeprefix("val_"): value for name, value in metrics.items()}
     bits = bits_per_byte(make_backend(model, 1, backend), stream)
     loss = bits * math.log(2) * stream.n_bytes / stream.n_targets
@@ -83,7 +83,7 @@ def _measure(model: Decoder, stream: TokenStream, backend: BackendName) -> dict[
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, measure, print."""
-    quiet_environment()
+    set_default_environment()
     about = (EvaluateConfig.__doc__ or "").splitlines()[0]
     config = parse(EvaluateConfig, argv, prog="evaluate.py", about=about, default=EvaluateConfig())
     print(json.dumps(evaluate_model(config)))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from slm_ray.cli.command import command
-from slm_ray.cli.script import quiet_environment
+from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
@@ -68,7 +68,7 @@ def export_model(config: ExportConfig) -> Path:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, copy, say where."""
-    quiet_environment()
+    set_default_environment()
     about = (ExportConfig.__doc__ or "").splitlines()[0]
     config = parse(ExportConfig, argv, prog="export.py", about=about, default=ExportConfig())
     output = export_model(config)

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from slm_ray.cli.command import command
-from slm_ray.cli.script import quiet_environment
+from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
 from slm_ray.generation.engine import Engine
@@ -84,7 +84,7 @@ def write_stories(config: GenerateConfig) -> list[str]:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the options, write, print."""
-    quiet_environment()
+    set_default_environment()
     about = (GenerateConfig.__doc__ or "").splitlines()[0]
     config = parse(GenerateConfig, argv, prog="generate.py", about=about, default=GenerateConfig())
     print("\n\n".join(write_stories(config)))

@@ -1,7 +1,7 @@
 """Where files lie: a folder of this machine, or the address of an object store (`s3://`, `gs://`), used alike.
 
-In: a path or an address. Out: a `Place`, which reads and writes like a `pathlib.Path`, and the few operations in which
-the two differ. Everything of a data set is read and written through here.
+In: a path or an address. Out: a `StoragePath`, which reads and writes like a `pathlib.Path`, and the few operations in
+which the two differ. Everything of a data set is read and written through here.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from upath import UPath
 
 from slm_ray.errors import UserError
 
-Place: TypeAlias = Path | UPath
+StoragePath: TypeAlias = Path | UPath
 """A `Path` for this machine, a `UPath` for anything else."""
 
 
-def place(address: str | Place) -> Place:
+def storage_path(address: str | StoragePath) -> StoragePath:
     """What an address or path stands for; a relative path is taken from the working folder.
 
     Raises:
@@ -53,12 +53,12 @@ def _local(address: str) -> Path:
         raise UserError(f"{address}: {error}") from error
 
 
-def is_local(where: Place) -> TypeGuard[Path]:
+def is_local(where: StoragePath) -> TypeGuard[Path]:
     """Whether it lies on this machine, so that it can be locked, mapped and renamed."""
     return isinstance(where, Path)
 
 
-def is_below(where: Place, folder: Place) -> bool:
+def is_below(where: StoragePath, folder: StoragePath) -> bool:
     """Whether it is that folder or lies in it; links on this machine are followed."""
     if isinstance(where, Path) and isinstance(folder, Path):
         return where.resolve().is_relative_to(folder.resolve())
@@ -66,14 +66,14 @@ def is_below(where: Place, folder: Place) -> bool:
     return f"{ours}/".startswith(f"{other}/")
 
 
-def make_folder(folder: Place) -> None:
+def make_folder(folder: StoragePath) -> None:
     """Make it, with those above it. An object store has no folders, and a bucket is not made by the way."""
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
-def held(folder: Path, refusal: str) -> Iterator[None]:
+def locked(folder: Path, refusal: str) -> Iterator[None]:
     """Make a folder, and keep others who ask for it out until the end of the block or of this process.
 
     The folder itself is locked, so that no lock file is in the way of what lies there. An object store knows no locks.
@@ -102,7 +102,7 @@ def _lock(descriptor: int, refusal: str) -> None:
         return
 
 
-def replace_file(path: Place, content: bytes | memoryview) -> None:
+def replace_file(path: StoragePath, content: bytes | memoryview) -> None:
     """Put a file in place at once: readers see the old one or the new one, never a part.
 
     An object store does that by itself; on a disk it is written beside and renamed.
@@ -118,13 +118,13 @@ def replace_file(path: Place, content: bytes | memoryview) -> None:
         beside.unlink(missing_ok=True)
 
 
-def files_below(folder: Place) -> Iterator[Place]:
+def files_below(folder: StoragePath) -> Iterator[StoragePath]:
     """All files in a folder and its folders; none where there is no folder."""
     if folder.exists():
         yield from (path for path in folder.rglob("*") if path.is_file())
 
 
-def remove(path: Place) -> None:
+def remove(path: StoragePath) -> None:
     """A file, or a folder with all that is in it; nothing where there is nothing."""
     if isinstance(path, Path):
         if path.is_dir() and not path.is_symlink():  # of a link, the link alone is ours
@@ -135,7 +135,7 @@ def remove(path: Place) -> None:
         path.fs.rm(path.path, recursive=True)
 
 
-def put(source: Place, target: Place) -> None:
+def put(source: StoragePath, target: StoragePath) -> None:
     """Let a file or folder stand where another one may be; repeated after an interruption, it goes on.
 
     One rename on a disk. In an object store every file is copied, which leaves the source, and what else was there
@@ -155,7 +155,7 @@ def put(source: Place, target: Place) -> None:
                 file.unlink()
 
 
-def _below(file: Place, folder: Place) -> str:
+def _below(file: StoragePath, folder: StoragePath) -> str:
     """`a/b.txt` of the file `s3://bucket/folder/a/b.txt`."""
     return file.as_posix().removeprefix(folder.as_posix()).lstrip("/")
 

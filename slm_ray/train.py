@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from slm_ray import storage
 from slm_ray.cli.command import command
-from slm_ray.cli.script import quiet_environment
+from slm_ray.cli.script import set_default_environment
 from slm_ray.cli.signals import StoppedError, ending_on_sigterm
 from slm_ray.config.files import DEFAULT_PRESET, from_dict, load_config
 from slm_ray.config.options import parse, take_option
@@ -33,7 +33,7 @@ from slm_ray.tracking import mlflow_runs
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, train, say what came out."""
-    quiet_environment()
+    set_default_environment()
     try:
         with ending_on_sigterm():
             result = run_training(parse_config(argv))
@@ -85,7 +85,7 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
     from_dict(TrainConfig, named, "options")  # the others are checked over the run's own config
     folder = _run_to_resume(**named)
     folder.fetch()
-    newest = folder.newest_whole()
+    newest = folder.latest_valid()
     if newest is None:
         raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")
     saved = from_dict(TrainConfig, checkpoint.load_state(newest).config, str(newest))
@@ -97,7 +97,7 @@ def _run_to_resume(output: str, name: str) -> RunFolder:
     """The run of that name, or the newest of a folder on this machine."""
     if name:
         return open_run(output, name)
-    where = storage.place(output)
+    where = storage.storage_path(output)
     if not storage.is_local(where):
         raise UserError(f"--resume needs the --name of a run in {output}")
     return newest_run(where)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
-from slm_ray.cli.script import quiet_environment
+from slm_ray.cli.script import set_default_environment
 from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.corpus.grammar import sample_stories
 from slm_ray.tokenization.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ from tests.support.ray_files import starts_ray
 
 hypothesis.settings.register_profile("steady", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("steady")
-quiet_environment()
+set_default_environment()
 TINY_STORIES = 120
 
 

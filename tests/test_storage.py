@@ -7,20 +7,20 @@ import pytest
 
 from slm_ray import storage
 from slm_ray.errors import UserError
-from slm_ray.storage import Place
+from slm_ray.storage import StoragePath
 
 
 @pytest.fixture(params=["folder", "memory"])
-def root(request, tmp_path) -> Place:
-    return tmp_path if request.param == "folder" else storage.place(f"memory://{uuid.uuid4().hex}")
+def root(request, tmp_path) -> StoragePath:
+    return tmp_path if request.param == "folder" else storage.storage_path(f"memory://{uuid.uuid4().hex}")
 
 
-def listed(folder: Place) -> dict[str, bytes]:
+def listed(folder: StoragePath) -> dict[str, bytes]:
     below = len(folder.as_posix()) + 1
     return {file.as_posix()[below:]: file.read_bytes() for file in storage.files_below(folder)}
 
 
-def write(folder: Place, **files: bytes) -> None:
+def write(folder: StoragePath, **files: bytes) -> None:
     for name, content in files.items():
         path = folder / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,15 +65,15 @@ def test_a_link_is_removed_and_what_it_points_to_is_not(tmp_path):
 @pytest.mark.parametrize("address", ["", "~nosuchuser/data"])
 def test_no_path_at_all_is_one_line(address):
     with pytest.raises(UserError):
-        storage.place(address)
+        storage.storage_path(address)
 
 
 def test_a_relative_path_is_taken_from_here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert storage.place("data/x") == tmp_path / "data/x"
-    assert storage.place(f"file://{tmp_path}") == tmp_path
+    assert storage.storage_path("data/x") == tmp_path / "data/x"
+    assert storage.storage_path(f"file://{tmp_path}") == tmp_path
 
 
 def test_an_unknown_file_system_is_one_line():
     with pytest.raises(UserError, match="cannot reach nosuch://bucket"):
-        storage.place("nosuch://bucket")
+        storage.storage_path("nosuch://bucket")

@@ -25,7 +25,7 @@ from typing import Any
 import ray
 
 from slm_ray.cli.command import command
-from slm_ray.cli.script import quiet_environment
+from slm_ray.cli.script import set_default_environment
 from slm_ray.config.files import DEFAULT_PRESET, flatten, load_config
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import TrainConfig
@@ -258,7 +258,7 @@ def _train_final(sweep: SweepConfig, best: Trial, parent_run_id: str) -> TrainRe
         best.d_ff,
         output=str(folder.path.parent),
         name=name,
-        resume=folder.newest_whole() is not None,
+        resume=folder.latest_valid() is not None,
     )
     return run_training(config, parent_run_id=parent_run_id)
 
@@ -280,7 +280,7 @@ def parse_config(argv: Sequence[str] | None) -> SweepConfig:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, sweep, say what came out."""
-    quiet_environment()
+    set_default_environment()
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     _, final = run_sweep(parse_config(argv))
     if final is not None:

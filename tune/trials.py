@@ -28,7 +28,7 @@ DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CP
 def finished_trial(config: TrainConfig) -> Trial | None:
     """What a trial's folder holds, once it has run to its last step; that the rest is equal is seen to before."""
     folder = RunFolder(Path(config.output) / config.name)
-    if not (folder.path / "summary.json").exists() or folder.newest_whole() is None:
+    if not (folder.path / "summary.json").exists() or folder.latest_valid() is None:
         return None
     summary = folder.read_summary()
     if summary["status"] != "finished" or summary["max_steps"] != config.max_steps:
@@ -69,7 +69,7 @@ def train_trial(plain: Mapping[str, Any], parent_run_id: str) -> None:
     """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped."""
     config = from_dict(TrainConfig, plain, "the sweep's config")
     folder = RunFolder(Path(config.output) / config.name)
-    resumed = dataclasses.replace(config, resume=folder.newest_whole() is not None)
+    resumed = dataclasses.replace(config, resume=folder.latest_valid() is not None)
     run_training(resumed, parent_run_id=parent_run_id, is_quiet=True, callbacks=[TuneReportCallback()])
 
 

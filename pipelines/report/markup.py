@@ -118,10 +118,10 @@ def tiles(pairs: Iterable[tuple[str, str]]) -> str:
     )
 
 
-def story(pieces: Sequence[tuple[int, str]], end_id: int, left_out: int) -> str:
+def story(pieces: Sequence[tuple[int, str]], eos_id: int, left_out: int) -> str:
     """A story as tokens, given as (id, text): each in its own shade, its id on hover and in a list to unfold."""
     spans = "".join(
-        f'<span{_end_class(token, end_id)} title="token {token}">{html.escape(_lines_kept(piece))}</span>'
+        f'<span{_end_class(token, eos_id)} title="token {token}">{html.escape(_lines_kept(piece))}</span>'
         for token, piece in pieces
     )
     more = f" … and {left_out:,} more tokens" if left_out else ""
@@ -142,8 +142,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int) or (type(value) is str and _NUMBER.fullmatch(value) is not None)
 
 
-def _end_class(token: int, end_id: int) -> str:
-    return ' class="end"' if token == end_id else ""
+def _end_class(token: int, eos_id: int) -> str:
+    return ' class="end"' if token == eos_id else ""
 
 
 def _lines_kept(piece: str) -> str:

@@ -34,7 +34,7 @@ class ZipfFit:
 
 
 def suggested_seq_len(token_lengths: Mapping[int, int]) -> int:
-    """The smallest of 64, 128, 256, 512, ... that holds 95 % of the stories, end mark included."""
+    """The smallest of 64, 128, 256, 512, ... that holds 95 % of the stories, end-of-text token included."""
     p95 = percentile(token_lengths, 0.95)
     seq_len = SHORTEST_SEQ_LEN
     while seq_len < p95:

@@ -15,14 +15,14 @@ from pipelines.report.markup import Code
 from pipelines.report.measures import RARE, fit_zipf, mean, percentile, share_within, suggested_seq_len
 from slm_ray.dataset.manifest import REJECTED, SPLITS, Manifest, Split
 from slm_ray.preparation.summary import DataSummary, Sample
-from slm_ray.storage import Place, make_folder
+from slm_ray.storage import StoragePath, make_folder
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 N_FREQUENT = 10  # words and tokens listed
 N_FILES = 20  # sources listed
 
 
-def write(folder: Place, manifest: Manifest, found: DataSummary, tokenizer: Tokenizer) -> None:
+def write(folder: StoragePath, manifest: Manifest, found: DataSummary, tokenizer: Tokenizer) -> None:
     """Write the page and its figures into `folder`."""
     make_folder(folder)
     pictures = figures.draw_all(found)
@@ -60,7 +60,7 @@ def _header(title: str, manifest: Manifest, found: DataSummary) -> str:
     used = int(np.count_nonzero(found.token_counts))
     numbers = [
         (f"{found.kept:,}", f"stories kept, {found.kept / max(1, found.read):.1%} of those read"),
-        (f"{n_tokens:,}", "tokens, end marks included"),
+        (f"{n_tokens:,}", "tokens, end-of-text tokens included"),
         (f"{n_bytes / 1e6:,.1f} MB", "of cleaned text"),
         (f"{n_bytes / max(1, n_tokens):.2f}", "bytes a token"),
         (f"{used / manifest.tokenizer['vocab_size']:.1%}", f"of {manifest.tokenizer['vocab_size']:,} tokens used"),
@@ -113,7 +113,7 @@ def _lengths(found: DataSummary, pictures: Mapping[str, bytes]) -> str:
     seq_len = suggested_seq_len(found.tokens)
     answer = (
         f"<strong>Suggested sequence length: {seq_len:,} tokens.</strong> It is the smallest of 64, 128, 256, 512, … "
-        f"that holds the 95th percentile ({percentile(found.tokens, 0.95):,} tokens, end mark included); "
+        f"that holds the 95th percentile ({percentile(found.tokens, 0.95):,} tokens, end-of-text token included); "
         f"{share_within(found.tokens, seq_len):.1%} of the stories fit into it whole, and "
         f"{share_within(found.tokens, seq_len // 2):.1%} into {seq_len // 2:,}."
     )
@@ -181,7 +181,7 @@ def _stories(samples: list[Sample], tokenizer: Tokenizer) -> str:
     for sample in samples:
         pieces = list(zip(sample.tokens, tokenizer.pieces(sample.tokens), strict=True))
         shown.append(f"<h3>{markup.code(sample.story_id)}, {sample.n_tokens:,} tokens</h3>")
-        shown.append(markup.story(pieces, tokenizer.end_id, sample.n_tokens - len(pieces)))
+        shown.append(markup.story(pieces, tokenizer.eos_id, sample.n_tokens - len(pieces)))
     return "\n".join(shown)
 
 

@@ -131,7 +131,7 @@ def warm_up(engine: Engine, title: str) -> tuple[Answer, ...]:
     prompts = [prompt for prompt in PROMPTS if len(engine.tokenizer.encode(prompt)) <= most]
     params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0)
     for prompt in prompts:
-        logits = engine.backend.read(0, [engine.tokenizer.end_id, *engine.tokenizer.encode(prompt)])
+        logits = engine.backend.read(0, [engine.tokenizer.eos_id, *engine.tokenizer.encode(prompt)])
         if logits is None or not np.isfinite(logits).all():
             raise BrokenModelError(f"{title} gives numbers that are not finite after {prompt!r}: it is not served")
     engine.generate([prompts[-1]] * engine.backend.max_rows, [params] * engine.backend.max_rows)

@@ -16,7 +16,7 @@ import torch
 
 from serve.api.schemas import ModelDescription, RolloutStatus
 from serve.models.loaded_model import BackendName, LoadedModel
-from slm_ray.errors import first_line
+from slm_ray.errors import one_line
 from slm_ray.generation.engine_thread import EngineClosedError, OnPiece
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
@@ -117,7 +117,7 @@ class Rollout:
         return True
 
     def _note_trouble(self, error: Exception) -> None:
-        trouble = f"{first_line(error)}: {self.current.title} goes on"
+        trouble = f"{one_line(error)}: {self.current.title} goes on"
         if trouble != self._trouble:
             LOGGER.warning("%s", trouble)
         self._trouble = trouble
@@ -141,7 +141,7 @@ class Rollout:
 
     def _refuse(self, target: str, error: Exception) -> None:
         self._refused = target
-        detail = f"{target} is not served: {first_line(error)}; {self.current.title} goes on"
+        detail = f"{target} is not served: {one_line(error)}; {self.current.title} goes on"
         LOGGER.warning("%s", detail)
         self._attempt = RolloutStatus(state="failed", detail=detail)
 

@@ -16,7 +16,7 @@ from slm_ray.cli.signals import end_on_interrupt
 def run(module: str) -> NoReturn:
     """Import a module under its own name and run it: classes pickled as `__main__`'s are strangers to the workers."""
     end_on_interrupt()
-    quiet_environment()
+    set_default_environment()
     use_checkout(Path(sys.argv[0]).resolve().parents[1])
     raise SystemExit(importlib.import_module(module).main())
 
@@ -30,7 +30,7 @@ def use_checkout(root: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
 
 
-def quiet_environment() -> None:
+def set_default_environment() -> None:
     """Entry points send no telemetry and leave Ray's own tables and start-up warnings out; what the user set stays.
 
     To be called before Ray is imported: where no cluster is named, it also keeps the local one on loopback.

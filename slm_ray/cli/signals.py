@@ -16,7 +16,8 @@ EXIT_INTERRUPTED = EXIT_BY_SIGNAL + signal.SIGINT
 
 
 class StoppedError(KeyboardInterrupt):
-    """The run was asked to stop by a signal, and has done so. Whoever knows no better takes it for Ctrl-C."""
+    """The run was asked to stop by a signal, and has done so. A KeyboardInterrupt, so that generic handlers treat it as
+    Ctrl-C."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -45,18 +45,19 @@ def permutation(n_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 @dataclasses.dataclass(frozen=True)
 class TokenStream:
-    """One split as a single run of tokens that begins with an end mark, as every story's beginning is seen.
+    """One split as a single run of tokens that begins with an end-of-text token, as every story's beginning is seen.
 
-    [7, 8, 0, 9, 0] with end mark 0 -> the stream [0, 7, 8, 0, 9, 0], whose targets are exactly the five tokens.
+    [7, 8, 0, 9, 0] with end-of-text token 0 -> the stream [0, 7, 8, 0, 9, 0], whose targets are exactly the five
+    tokens.
     """
 
     tokens: Tokens  # (1 + n_targets,)
     n_bytes: int  # UTF-8 bytes of the split's stories
 
     @classmethod
-    def of_split(cls, tokens: Tokens, n_bytes: int, end_id: int) -> "TokenStream":
-        """Put the end mark before the split's tokens."""
-        return cls(np.concatenate([np.array([end_id], dtype=tokens.dtype), tokens]), n_bytes)
+    def of_split(cls, tokens: Tokens, n_bytes: int, eos_id: int) -> "TokenStream":
+        """Put the end-of-text token before the split's tokens."""
+        return cls(np.concatenate([np.array([eos_id], dtype=tokens.dtype), tokens]), n_bytes)
 
     @property
     def n_targets(self) -> int:
@@ -65,7 +66,7 @@ class TokenStream:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Order:
+class SampleOrder:
     """Which samples each step takes from a stream of `n_samples` windows."""
 
     n_samples: int
@@ -90,7 +91,7 @@ class TrainBatches:
 
     stream: TokenStream
     seq_len: int
-    order: Order
+    order: SampleOrder
     rank: int
     world_size: int
 
@@ -105,7 +106,7 @@ class TrainBatches:
                 f"the training split has {stream.n_targets} tokens, and one sample needs {seq_len}: "
                 "prepare more stories or lower model.seq_len"
             )
-        order = Order(n_samples=n_samples, batch_size=batch_size, seed=seed)
+        order = SampleOrder(n_samples=n_samples, batch_size=batch_size, seed=seed)
         return cls(stream=stream, seq_len=seq_len, order=order, rank=rank, world_size=world_size)
 
     @property

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slm_ray.errors import UserError, first_line
-from slm_ray.storage import Place, json_sha256, place
+from slm_ray.errors import UserError, one_line
+from slm_ray.storage import StoragePath, json_sha256, storage_path
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
@@ -27,7 +27,7 @@ class Shard:
 
     file: str  # relative to the data-set folder, with "/"
     rows: int  # stories
-    tokens: int  # ids, end marks included; 0 for rejected stories
+    tokens: int  # ids, end-of-text tokens included; 0 for rejected stories
     bytes: int  # UTF-8 bytes of the cleaned text; 0 for rejected stories
     sha256: str  # of the file
 
@@ -99,13 +99,13 @@ def fingerprint(
     return json_sha256(content)
 
 
-def load_manifest(folder: str | Place) -> Manifest:
+def load_manifest(folder: str | StoragePath) -> Manifest:
     """The manifest of a data-set folder.
 
     Raises:
         UserError: there is none, or it is not one that this version reads.
     """
-    path = place(folder) / MANIFEST
+    path = storage_path(folder) / MANIFEST
     try:
         return Manifest.from_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -115,7 +115,7 @@ def load_manifest(folder: str | Place) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no manifest this version reads ({error}): prepare the data again") from error
     except Exception as error:  # each object store has errors of its own
-        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
 
 
 def _split_from(fields: Mapping[str, Any]) -> Split:

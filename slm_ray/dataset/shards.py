@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from slm_ray.dataset.manifest import MANIFEST, SPLITS, Manifest, Shard, load_manifest
 from slm_ray.errors import UserError
-from slm_ray.storage import Place, make_folder, place, replace_file
+from slm_ray.storage import StoragePath, make_folder, replace_file, storage_path
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -22,7 +22,7 @@ REJECTED_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for nam
 
 
 def shard_schema(vocab_size: int) -> pa.Schema:
-    """One row per story: provenance, ids with the end mark last, UTF-8 bytes of the cleaned text."""
+    """One row per story: provenance, ids with the end-of-text token last, UTF-8 bytes of the cleaned text."""
     token = pa.uint16() if vocab_size <= 2**16 else pa.uint32()
     return pa.schema(
         [
@@ -38,13 +38,13 @@ def shard_path(split: str, number: int) -> str:
     return f"{split}/{number:05d}.parquet"
 
 
-def write_shard(path: str | Place, table: pa.Table) -> Shard:
+def write_shard(path: str | StoragePath, table: pa.Table) -> Shard:
     """Write one Parquet file, the same bytes for the same table on any host at any time.
 
     Every writer option that decides about bytes is given here. The file appears under its name only when
     whole: it is written beside it and renamed, so a killed or repeated attempt leaves no half shard.
     """
-    path = place(path)
+    path = storage_path(path)
     make_folder(path.parent)
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -71,7 +71,7 @@ def write_shard(path: str | Place, table: pa.Table) -> Shard:
     )
 
 
-def read_split(folder: str | Place, split: str, *, manifest: Manifest | None = None) -> tuple[Tokens, int]:
+def read_split(folder: str | StoragePath, split: str, *, manifest: Manifest | None = None) -> tuple[Tokens, int]:
     """The token stream of a split, stories in shard and row order, and the bytes of text it stands for.
 
     Each file is read once; its digest, its page checksums and its counts are checked. An empty split gives no tokens.
@@ -88,25 +88,25 @@ def read_split(folder: str | Place, split: str, *, manifest: Manifest | None = N
     tokens = np.empty(wanted.tokens, np.uint16) if vocab_size <= 2**16 else np.empty(wanted.tokens, np.uint32)
     listed = sum(shard.tokens for shard in wanted.shards)
     if listed != wanted.tokens:
-        raise UserError(_miscount(place(folder) / split, "tokens by its shards", listed, wanted.tokens))
+        raise UserError(_miscount(storage_path(folder) / split, "tokens by its shards", listed, wanted.tokens))
     start = 0
     for shard in wanted.shards:
         table = read_shard(folder, shard)
         part = table["tokens"].combine_chunks().flatten().to_numpy()
         if len(part) != shard.tokens:
-            raise UserError(_miscount(place(folder) / shard.file, "tokens", len(part), shard.tokens))
+            raise UserError(_miscount(storage_path(folder) / shard.file, "tokens", len(part), shard.tokens))
         tokens[start : start + len(part)] = part
         start += len(part)
     return tokens, wanted.bytes
 
 
-def read_shard(folder: str | Place, shard: Shard) -> pa.Table:
+def read_shard(folder: str | StoragePath, shard: Shard) -> pa.Table:
     """The rows of one shard, after its digest, page checksums and row count were checked.
 
     Raises:
         UserError: the file is missing, truncated or altered, or has another number of rows than is listed.
     """
-    path = place(folder) / shard.file
+    path = storage_path(folder) / shard.file
     content = checked_content(path, shard.sha256)
     try:
         table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
@@ -117,7 +117,7 @@ def read_shard(folder: str | Place, shard: Shard) -> pa.Table:
     return table
 
 
-def checked_content(path: Place, sha256: str) -> bytes:
+def checked_content(path: StoragePath, sha256: str) -> bytes:
     """The bytes of a file, once their digest was found to be the one recorded.
 
     Raises:
@@ -132,5 +132,5 @@ def checked_content(path: Place, sha256: str) -> bytes:
     return content
 
 
-def _miscount(path: Place, what: str, found: int, listed: int) -> str:
+def _miscount(path: StoragePath, what: str, found: int, listed: int) -> str:
     return f"{path} has {found} {what}, but {MANIFEST} lists {listed}: prepare the data again"

@@ -29,7 +29,7 @@ from slm_ray.tracking import mlflow_runs, registry
 from slm_ray.tracking.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.tracker import NullTracker, Tracker
 from slm_ray.training import loop
-from slm_ray.training.inputs import Task, load_task
+from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.preflight import refuse_conflicts, resolve
 from slm_ray.training.profiling import read_operators
 
@@ -66,12 +66,12 @@ def run_training(
     if config.tensorboard:
         require_tensorboard()
     config = resolve(config, default_workers)
-    task = load_task(config, NullTracker())
+    task = load_inputs(config, NullTracker())
     refuse_conflicts(config, task)
     cluster.connect()
     check_resources(config)
     try:
-        with task.folder.held():
+        with task.folder.locked():
             refuse_conflicts(config, task)  # once more: another run of this name may have come and gone
             return _run_held(config, task, parent_run_id, is_quiet, callbacks)
     finally:
@@ -80,9 +80,9 @@ def run_training(
 
 
 def _run_held(
-    config: TrainConfig, task: Task, parent_run_id: str, is_quiet: bool, callbacks: Sequence[UserCallback]
+    config: TrainConfig, task: TrainInputs, parent_run_id: str, is_quiet: bool, callbacks: Sequence[UserCallback]
 ) -> TrainResult:
-    """The run, once nobody else can be at work on its folder."""
+    """The run, once nobody else can write to its folder."""
     folder = task.folder
     tracker = _tracker(config, task, parent_run_id)
     status = "FAILED"
@@ -100,8 +100,8 @@ def _run_held(
         tracker.finish(status)
 
 
-def _tracker(config: TrainConfig, task: Task, parent_run_id: str) -> Tracker:
-    newest = task.folder.newest_whole()
+def _tracker(config: TrainConfig, task: TrainInputs, parent_run_id: str) -> Tracker:
+    newest = task.folder.latest_valid()
     run_id = checkpoint.load_state(newest).run_id if newest is not None else ""
     if mlflow_runs.has_run(config.tracking_uri, run_id):
         tracker = mlflow_runs.continue_run(config.tracking_uri, run_id)
@@ -123,7 +123,7 @@ def _saying_where_it_stopped(config: TrainConfig, folder: RunFolder) -> Iterator
         status = folder.read_summary()["status"] if folder.has_summary() else outcome.STOPPED
         if status != outcome.STOPPED:
             return
-        newest = folder.newest_whole()
+        newest = folder.latest_valid()
         if newest is None:
             raise StoppedError(f"{stop or 'stopped'}; there is no checkpoint", stop.signal_number) from None
         said = f"{stop}; the last checkpoint is that of" if str(stop) else "stopped, with a checkpoint of"
@@ -133,10 +133,10 @@ def _saying_where_it_stopped(config: TrainConfig, folder: RunFolder) -> Iterator
         raise StoppedError(message, stop.signal_number) from None
 
 
-def _is_finished(task: Task) -> bool:
+def _is_finished(task: TrainInputs) -> bool:
     """Whether a resumed run has nothing left to do."""
     folder = task.folder
-    newest = folder.newest_whole()
+    newest = folder.latest_valid()
     if newest is None or not folder.has_summary() or not folder.best.exists():
         return False
     summary, state = folder.read_summary(), checkpoint.load_state(newest)
@@ -145,7 +145,7 @@ def _is_finished(task: Task) -> bool:
         or not summary["step"] == state.step <= summary["max_steps"] == task.max_steps
     ):
         return False
-    return state.step == task.max_steps or loop.is_out_of_patience(task.config, state.n_unimproved)
+    return state.step == task.max_steps or loop.is_out_of_patience(task.config, state.n_stale_validations)
 
 
 def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> TrainResult:

@@ -21,7 +21,7 @@ class Watchdog:
         self._idle_s = 0.0
         self._is_over = threading.Event()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Something was done."""
         self._idle_s = 0.0
 

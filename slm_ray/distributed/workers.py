@@ -33,8 +33,8 @@ from slm_ray.tracking import mlflow_runs, system_metrics, tensorboard_tracker
 from slm_ray.tracking.tensorboard_tracker import WithEventLog
 from slm_ray.tracking.tracker import NullTracker, Tracker
 from slm_ray.training import hardware, loop
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import Task, load_task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import TrainInputs, load_inputs
 
 POLL_S = 0.2
 RESIZE_CHECK_S = 30.0
@@ -47,7 +47,7 @@ CLEANER = "PlacementGroupCleanerCallback"
 """Starts a process that frees the CPUs of a run whose controller is lost; not needed where Ray ends with the run."""
 
 
-class SpareTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
+class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
     """Without those of Ray's helper processes that have nothing to do here: each wakes a hundred times a second.
 
     Ray has no option for it. Where another version names them otherwise, they are started.
@@ -59,7 +59,7 @@ class SpareTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
         return [callback for callback in made if type(callback).__name__ not in left_out]
 
 
-def run_workers(config: TrainConfig, task: Task, run_id: str, callbacks: Sequence[UserCallback]) -> None:
+def run_workers(config: TrainConfig, task: TrainInputs, run_id: str, callbacks: Sequence[UserCallback]) -> None:
     """Run the loop on every rank; Ray starts the group again, up to max_failures times, when a worker is lost.
 
     SIGTERM and Ctrl-C ask the workers to save and leave.
@@ -86,7 +86,7 @@ def run_workers(config: TrainConfig, task: Task, run_id: str, callbacks: Sequenc
 def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
     uses_gpu = ray.cluster_resources().get("GPU", 0) > 0
     storage_path, storage_filesystem = folder.ray_storage()
-    return SpareTrainer(
+    return LeanTorchTrainer(
         _worker,
         train_loop_config={"config": dataclasses.asdict(config), "run_id": run_id},
         scaling_config=ScalingConfig(
@@ -119,7 +119,7 @@ def _health_timeout(timeout_s: float) -> Iterator[None]:
         del os.environ[HEALTH_TIMEOUT]
 
 
-def _begun(task: Task) -> Callable[[], bool]:
+def _begun(task: TrainInputs) -> Callable[[], bool]:
     """Tells whether the workers have written to the run's record since this was made; where it cannot be seen, yes."""
     if not task.folder.is_watched:
         return lambda: True
@@ -167,7 +167,7 @@ def _failure(error: TrainingFailedError, folder: RunFolder) -> str:
     last = next(
         (line for line in reversed(str(causes[0] if causes else error).splitlines()) if line.strip()), "unknown"
     )
-    newest = folder.newest_whole()
+    newest = folder.latest_valid()
     kept = f"--resume continues from {newest.name}" if newest else "no checkpoint was written"
     return f"the workers failed too often: {last.strip()} (all of it in {path}); {kept}"
 
@@ -179,17 +179,17 @@ def _worker(given: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // context.get_local_world_size()))
-    task = load_task(config, NullTracker())
+    task = load_inputs(config, NullTracker())
     watchdog = Watchdog(config.hang_timeout_s)
-    around = Surroundings(
+    around = TrainContext(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=device,
         wrap=ray.train.torch.prepare_model,
-        all_sum=_all_sum,
+        all_reduce_sum=_all_sum,
         report=lambda metrics: ray.train.report(dict(metrics)),
         is_stop_requested=task.folder.is_stop_requested,
-        beat=watchdog.beat,
+        heartbeat=watchdog.heartbeat,
     )
     is_compiled = hardware.resolve_compile(config, device, parameter_count(config.model), task.max_steps)
     precision = hardware.resolve_precision(config.precision, device)
@@ -198,7 +198,7 @@ def _worker(given: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _tracked(task: Task, run_id: str) -> Iterator[Task]:
+def _tracked(task: TrainInputs, run_id: str) -> Iterator[TrainInputs]:
     """The task with rank 0's tracker, while the first worker of each node logs what its machine does.
 
     What goes wrong with either is said in the run's record, which the driver shows.
@@ -221,10 +221,10 @@ def _tracked(task: Task, run_id: str) -> Iterator[Task]:
         machine.close()
 
 
-def _leave_hung(task: Task, around: Surroundings) -> None:
+def _leave_hung(task: TrainInputs, around: TrainContext) -> None:
     """End this process in the middle of whatever it waits for: its group is started again."""
     message = f"no progress for {task.config.hang_timeout_s:g} s: the workers start again from the last checkpoint"
-    if around.is_chief:
+    if around.is_main:
         task.history.append({"message": message})
     sys.stderr.write(message + "\n")
     os._exit(EXIT_HUNG)

@@ -1,4 +1,4 @@
-"""Where an engine's products are computed: a model with a cache of rows, behind one small interface.
+"""Model execution: prefill, decode, KV cache: a model with a cache of rows, behind one small interface.
 
 In: tokens for rows. Out: logits. `engine.py` decides which story has which row. `TorchBackend` runs on any device and
 is the reference that every other backend is compared with.

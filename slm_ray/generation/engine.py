@@ -4,9 +4,10 @@ In: a `Backend` (which holds the model and its cache), the `Tokenizer`, prompts 
 continuations, whole or piece by piece. The training loop samples with it, `generate.py` prints from it,
 `engine_thread.py` puts it behind a server. Neither Ray nor MLflow is known here.
 
-Every story was preceded by the end mark in training, so the model is fed the end mark and then the prompt. The cache
-holds `seq_len` positions; when a row is full, its last `seq_len // 2` tokens are read again from position 0 and the
-story goes on. That is no stranger to the model than a training sample: those begin anywhere in a story too.
+Every story was preceded by the end-of-text token in training, so the model is fed the end-of-text token and then the
+prompt. The cache holds `seq_len` positions; when a row is full, its last `seq_len // 2` tokens are read again from
+position 0 and the story goes on. That is no stranger to the model than a training sample: those begin anywhere in a
+story too.
 """
 
 import collections

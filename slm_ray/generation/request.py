@@ -21,11 +21,11 @@ class Completion:
     text: str
     """The continuation, without the prompt and without a stop text."""
     tokens: tuple[int, ...]
-    """All tokens written, without the end mark."""
+    """All tokens written, without the end-of-text token."""
     finish_reason: FinishReason
     """`stop`: the story came to its end or to a stop text; `length`: max_tokens were written."""
     prompt_tokens: int
-    """Tokens of the prompt, without the end mark before it."""
+    """Tokens of the prompt, without the end-of-text token before it."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """Of every written token, where asked for."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
@@ -50,7 +50,7 @@ class Story:
         self.finish_reason: FinishReason | None = None
         self.is_cancelled = False
         self._tokenizer = tokenizer
-        self._tokens = [tokenizer.end_id, *prompt_ids]
+        self._tokens = [tokenizer.eos_id, *prompt_ids]
         self._random = params.random()
         self._text = TextStream(tokenizer, prompt_ids)
         self._stops = StopTexts(params.stop)
@@ -71,7 +71,8 @@ class Story:
 
     @property
     def seen(self) -> list[int]:
-        """What a repetition penalty weighs down: the prompt and what is written; not the end mark before them."""
+        """What a repetition penalty weighs down: the prompt and what is written; not the end-of-text token before
+        them."""
         return self._tokens[1:] if self.params.repetition_penalty != 1 else []
 
     def last_tokens(self, count: int) -> list[int]:
@@ -97,7 +98,7 @@ class Story:
 
     def accept(self, token: int, logits: Array) -> None:
         """Go on by one token, or end. logits: (vocab_size,), those that it was drawn from."""
-        if token == self._tokenizer.end_id:
+        if token == self._tokenizer.eos_id:
             self._end("stop")
             return
         self._tokens.append(token)

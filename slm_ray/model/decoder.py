@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from slm_ray.config.schema import ModelConfig
-from slm_ray.model.linear_cross_entropy import vocabulary_loss
+from slm_ray.model.linear_cross_entropy import linear_cross_entropy
 from slm_ray.model.rms_norm import RMSNorm
 
 IGNORED_TARGET = -1
@@ -212,7 +212,7 @@ class Decoder(nn.Module):
         if targets is None:
             return self.lm_head(hidden)  # type: ignore[no-any-return]
         flat = hidden.flatten(0, 1)  # (B * T, d_model)
-        return vocabulary_loss(flat, self.lm_head.weight, targets.reshape(-1), IGNORED_TARGET)
+        return linear_cross_entropy(flat, self.lm_head.weight, targets.reshape(-1), IGNORED_TARGET)
 
     def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Append tokens to every row of the cache and give the logits that follow them.

@@ -75,11 +75,11 @@ def _departures(config: ModelConfig, expected: Mapping[str, str]) -> list[str]:
     ]
 
 
-def config_json(config: ModelConfig, end_id: int) -> dict[str, Any]:
+def config_json(config: ModelConfig, eos_id: int) -> dict[str, Any]:
     """Content of `config.json`; our own config rides along, so that nothing is lost on the way back."""
     content: dict[str, Any] = {
-        "bos_token_id": end_id,
-        "eos_token_id": end_id,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.init_std,

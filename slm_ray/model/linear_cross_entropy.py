@@ -20,7 +20,7 @@ MIN_CHUNK_ROWS = 128
 """Fewer rows would spend the time on adding up the gradient of the output layer, which each chunk goes over once."""
 
 
-def vocabulary_loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
     """Sum over the rows of -log softmax(weight @ hidden)[target], in nats.
 
     hidden: (N, d_model); weight: (vocab_size, d_model); targets: (N,) ids, `ignored` where a row does not count. The
@@ -40,7 +40,7 @@ def chunk_rows(vocab_size: int) -> int:
 
 
 # An operator of its own, so that torch.compile takes it as one step: unrolled over its chunks, it compiles for long.
-@torch.library.custom_op("slm_ray::vocabulary_loss", mutates_args=())
+@torch.library.custom_op("slm_ray::linear_cross_entropy", mutates_args=())
 def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, dtype: torch.dtype, with_gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,9 @@ Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 ROWS_AT_ONCE = 1000  # arrays of this size stay in the cache, and their memory is not given back and taken again
-MAX_BATCH_BYTES = 8 * 2**20  # the arrays below take up to 20 times as much; only a batch with giants has more
+MAX_BATCH_BYTES = (
+    8 * 2**20
+)  # the arrays below take up to 20 times as much; only a batch with very long stories has more
 SPACE, LINE_BREAK = np.uint8(0x20), np.uint8(0x0A)
 
 _IS_BREAK = np.array([len(f"a{chr(byte)}b".splitlines()) > 1 for byte in range(SPACE)])

@@ -9,7 +9,7 @@ from slm_ray import storage
 from slm_ray.errors import UserError
 from slm_ray.preparation.splits import HASH_BYTES
 from slm_ray.sources.reading import InputRange, Item
-from slm_ray.storage import Place
+from slm_ray.storage import StoragePath
 
 CLEANED = "cleaned"  # folder of the cleaned ranges, beside the staged shards
 CLEANED_SCHEMA = pa.schema(
@@ -22,7 +22,7 @@ CLEANED_SCHEMA = pa.schema(
 )
 
 
-def cleaned_path(folder: Place, number: int) -> Place:
+def cleaned_path(folder: StoragePath, number: int) -> StoragePath:
     """Where a cleaned range waits."""
     return folder / CLEANED / f"{number:05d}.arrow"
 
@@ -33,7 +33,7 @@ def keep_cleaned(item: Item, folder: str) -> InputRange:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    path = cleaned_path(storage.place(folder), part.number)
+    path = cleaned_path(storage.storage_path(folder), part.number)
     storage.make_folder(path.parent)
     storage.replace_file(path, memoryview(sink.getvalue()))
     return part
@@ -45,7 +45,7 @@ def load_cleaned(part: InputRange, folder: str) -> Item:
     Raises:
         UserError: it is not the file that was written.
     """
-    path = cleaned_path(storage.place(folder), part.number)
+    path = cleaned_path(storage.storage_path(folder), part.number)
     try:
         source = pa.memory_map(str(path)) if storage.is_local(path) else pa.BufferReader(path.read_bytes())
         batch = pa.ipc.open_file(source).get_batch(0)

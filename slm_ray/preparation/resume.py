@@ -14,7 +14,7 @@ from slm_ray.preparation.summary import RangeSummary
 from slm_ray.preparation.summary_files import load_summaries
 from slm_ray.sources.plan import Plan
 from slm_ray.sources.reading import InputRange
-from slm_ray.storage import Place
+from slm_ray.storage import StoragePath
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Done:
     written: frozenset[int]  # their shards are whole
 
     @classmethod
-    def of(cls, staged: Place) -> "Done":
+    def of(cls, staged: StoragePath) -> "Done":
         """What a staging folder holds."""
         cleaned = storage.files_below(staged / CLEANED)
         return cls(
@@ -44,7 +44,7 @@ def is_left(part: InputRange, written: frozenset[int]) -> bool:
     return part.number not in written
 
 
-def _is_whole(staged: Place, found: RangeSummary) -> bool:
+def _is_whole(staged: StoragePath, found: RangeSummary) -> bool:
     """Whether the shards of a finished range are what was written: a disk that lost power may have torn them."""
     try:
         for shard in found.shards.values():

@@ -19,7 +19,7 @@ from slm_ray import storage
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, SPLITS, TOKENIZER, Manifest, load_manifest
 from slm_ray.dataset.shards import checked_content
 from slm_ray.errors import UserError
-from slm_ray.storage import Place, json_sha256
+from slm_ray.storage import StoragePath, json_sha256
 
 STAGING = ".staging"
 REPORT = "report"
@@ -36,7 +36,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 @contextlib.contextmanager
-def only_writer(output: Place) -> Iterator[None]:
+def locked(output: StoragePath) -> Iterator[None]:
     """Make the output folder, and keep other jobs out of it until the end of the block or of this process.
 
     An object store knows no locks: there nobody is kept out.
@@ -48,7 +48,7 @@ def only_writer(output: Place) -> Iterator[None]:
         yield
         return
     refusal = f"another prepare.py is writing to {output}: wait for its end, or choose another --output"
-    with storage.held(output, refusal):
+    with storage.locked(output, refusal):
         yield
 
 
@@ -69,7 +69,7 @@ def _code_digest() -> str:
     return json_sha256(files)
 
 
-def begin(output: Place, key: str) -> Place:
+def begin(output: StoragePath, key: str) -> StoragePath:
     """The staging folder of a job; what an interrupted run of the same job finished is still in it.
 
     Raises:
@@ -87,7 +87,7 @@ def begin(output: Place, key: str) -> Place:
     return folder
 
 
-def refuse_own_files(paths: Iterable[str], output: Place) -> None:
+def refuse_own_files(paths: Iterable[str], output: StoragePath) -> None:
     """What a glob found must not be what an earlier job wrote: `publish` replaces it.
 
     Raises:
@@ -95,12 +95,12 @@ def refuse_own_files(paths: Iterable[str], output: Place) -> None:
     """
     own = [output / name for name in (*CONTENTS, STAGING)]
     for path in paths:
-        where = storage.place(path)
+        where = storage.storage_path(path)
         if storage.is_below(where, output) and any(storage.is_below(where, folder) for folder in own):
             raise UserError(f"the source holds {path}, a file of the data set in {output}: choose another --output")
 
 
-def publish(output: Place, staged: Place, manifest: Manifest) -> None:
+def publish(output: StoragePath, staged: StoragePath, manifest: Manifest) -> None:
     """Move a finished job into place, and put its manifest there last; `finish_publishing` goes on after a kill."""
     listed = {shard.file for split in (*manifest.splits.values(), manifest.rejected) for shard in split.shards}
     for split in (*SPLITS, REJECTED):  # a worker that was killed leaves files beside the shards
@@ -111,7 +111,7 @@ def publish(output: Place, staged: Place, manifest: Manifest) -> None:
     _move_into_place(output, staged)
 
 
-def finish_publishing(output: Place) -> bool:
+def finish_publishing(output: StoragePath) -> bool:
     """Publish what a killed job had begun to publish; False where there is nothing of the kind."""
     if not (output / STAGING).exists():
         return False
@@ -122,14 +122,14 @@ def finish_publishing(output: Place) -> bool:
     return False
 
 
-def discard(output: Place, key: str) -> None:
+def discard(output: StoragePath, key: str) -> None:
     """Remove what a finished job left: one that was killed just after its manifest was in place."""
     storage.remove(output / STAGING / key)
     if (output / STAGING).exists() and not any((output / STAGING).iterdir()):
         storage.remove(output / STAGING)
 
 
-def damage(output: Place, manifest: Manifest) -> str | None:
+def damage(output: StoragePath, manifest: Manifest) -> str | None:
     """What is wrong with the files that a manifest lists, or None when all are as they were written."""
     listed = [split.shards for split in (*manifest.splits.values(), manifest.rejected)]
     files = [(shard.file, shard.sha256) for part in listed for shard in part]
@@ -142,7 +142,7 @@ def damage(output: Place, manifest: Manifest) -> str | None:
     return None if page.exists() else f"{page} is missing"
 
 
-def _move_into_place(output: Place, staged: Place) -> None:
+def _move_into_place(output: StoragePath, staged: StoragePath) -> None:
     """Each step may be repeated: what is still staged takes the place of what is there, the manifest last of all."""
     manifest = load_manifest(staged)
     splits = {**manifest.splits, REJECTED: manifest.rejected}
@@ -156,7 +156,7 @@ def _move_into_place(output: Place, staged: Place) -> None:
     storage.remove(output / STAGING)
 
 
-def _refuse_foreign(output: Place) -> None:
+def _refuse_foreign(output: StoragePath) -> None:
     """Publishing replaces folders called `train`, `test` or `report`: never somebody else's."""
     manifest = output / MANIFEST
     if manifest.exists():
@@ -180,7 +180,7 @@ def _is_torn(manifest: str) -> bool:
     return False
 
 
-def _holds_only_shards(output: Place) -> bool:
+def _holds_only_shards(output: StoragePath) -> bool:
     files = (file for name in (*SPLITS, REJECTED) for file in storage.files_below(output / name))
     return all(_SHARD_NAME.fullmatch(file.name) for file in files)
 
@@ -192,5 +192,5 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _unwritable(output: Place, error: Exception) -> UserError:
+def _unwritable(output: StoragePath, error: Exception) -> UserError:
     return UserError(f"cannot write to {output}: {getattr(error, 'strerror', None) or error}")

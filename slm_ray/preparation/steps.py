@@ -76,7 +76,7 @@ def train_tokenizer(group: tuple[int, Iterable[list[tuple[bytes, str]]]], vocab_
 
 def save_tokenizer(tokenizer_json: str, folder: str) -> None:
     """Put `tokenizer.json` into the staging folder."""
-    storage.replace_file(storage.place(folder) / manifest.TOKENIZER, tokenizer_json.encode("utf-8"))
+    storage.replace_file(storage.storage_path(folder) / manifest.TOKENIZER, tokenizer_json.encode("utf-8"))
 
 
 def drop_duplicates(
@@ -106,13 +106,14 @@ def split_batch(item: Item, fractions: tuple[float, float]) -> Item:
 
 
 def tokenize_batch(item: Item, tokenizer_json: str) -> Item:
-    """Add `words` (of `cut_words`), `tokens`, which end with the end mark, and `n_bytes`; rejected rows have none."""
+    """Add `words` (of `cut_words`), `tokens`, which end with the end-of-text token, and `n_bytes`; rejected rows have
+    none."""
     part, batch = item
     tokenizer = cached_tokenizer(tokenizer_json)
     kept = batch["reason"].is_null()
     texts = batch["text"] if kept.true_count == len(kept) else pc.if_else(kept, batch["text"], "")
     words = cut_words(texts)
-    tokens = _with_end_mark(tokenizer.encode_batch(texts, words), tokenizer.end_id)
+    tokens = _with_end_mark(tokenizer.encode_batch(texts, words), tokenizer.eos_id)
     n_bytes = pc.binary_length(texts).cast(pa.uint32())
     names = [*batch.schema.names, "words", "tokens", "n_bytes"]
     return part, pa.RecordBatch.from_arrays([*batch.columns, words, tokens, n_bytes], names)
@@ -134,20 +135,20 @@ def write_range(item: Item, folder: str, tokenizer_json: str) -> int:
     if table["reason"].null_count < len(table):
         written[REJECTED] = _write(folder, REJECTED, part.number, table, table["reason"].is_valid(), REJECTED_SCHEMA)
     summary = summarize(part.number, table, written, tokenizer)
-    save_summary(storage.place(folder), summary)
+    save_summary(storage.storage_path(folder), summary)
     return part.number
 
 
 def _write(folder: str, split: str, number: int, table: pa.Table, is_in: pa.ChunkedArray, schema: pa.Schema) -> Shard:
     """Write those rows that are in the split."""
     rows = table.select(schema.names).filter(is_in).cast(schema)
-    return shards.write_shard(storage.place(folder) / shard_path(split, number), rows)
+    return shards.write_shard(storage.storage_path(folder) / shard_path(split, number), rows)
 
 
-def _with_end_mark(lists: pa.ListArray, end_id: int) -> pa.ListArray:
-    """Append the end mark to every list: `[[5, 6], []]` becomes `[[5, 6, end], [end]]`."""
+def _with_end_mark(lists: pa.ListArray, eos_id: int) -> pa.ListArray:
+    """Append the end-of-text token to every list: `[[5, 6], []]` becomes `[[5, 6, end], [end]]`."""
     ids, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
-    marked = np.insert(ids, offsets[1:], end_id)
+    marked = np.insert(ids, offsets[1:], eos_id)
     return pa.ListArray.from_arrays(pa.array(offsets + np.arange(len(offsets), dtype=np.int32)), marked)
 
 

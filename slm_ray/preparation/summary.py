@@ -42,7 +42,7 @@ class Sample:
     story_id: str
     hash: str  # hexadecimal; the lowest ones are shown
     tokens: list[int]  # the first `SAMPLE_TOKENS`
-    n_tokens: int  # of the whole story, end mark included
+    n_tokens: int  # of the whole story, end-of-text token included
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +58,7 @@ class RangeSummary:
     evidence: dict[str, str]  # beginning of the text by the id of an example
     chars: dict[int, int]  # stories by their number of characters
     words: dict[int, int]  # stories by their number of words, which white space divides
-    tokens: dict[int, int]  # stories by their number of tokens, end mark included
+    tokens: dict[int, int]  # stories by their number of tokens, end-of-text token included
     word_counts: dict[str, int]  # occurrences by word in lower case, without the marks around it
     token_counts: Counts  # (vocab_size,) occurrences by token id
     samples: list[Sample]

@@ -14,20 +14,20 @@ import numpy as np
 
 from slm_ray.dataset.manifest import Shard
 from slm_ray.preparation.summary import RangeSummary, Sample
-from slm_ray.storage import Place, make_folder, replace_file
+from slm_ray.storage import StoragePath, make_folder, replace_file
 
 SUMMARIES = "ranges"  # folder of the summaries, beside the staged shards
 _FORMAT = "slm-ray range summary 2"
 
 
-def save_summary(folder: Place, summary: RangeSummary) -> None:
+def save_summary(folder: StoragePath, summary: RangeSummary) -> None:
     """Write it as one JSON file, put in place by a rename: there it means that the range is finished."""
     path = folder / SUMMARIES / f"{summary.number:05d}.json"
     make_folder(path.parent)
     replace_file(path, _to_json(summary).encode("utf-8"))
 
 
-def load_summary(path: Place) -> RangeSummary | None:
+def load_summary(path: StoragePath) -> RangeSummary | None:
     """One summary; None where there is none, or what is there is torn or foreign: the range is not finished."""
     try:
         summary = _from_json(path.read_text("utf-8"))
@@ -36,9 +36,9 @@ def load_summary(path: Place) -> RangeSummary | None:
         return None
 
 
-def load_summaries(folder: Place) -> Iterator[RangeSummary]:
+def load_summaries(folder: StoragePath) -> Iterator[RangeSummary]:
     """All whole summaries below a staging folder, one at a time, in order of their ranges."""
-    found: Iterable[Place] = (folder / SUMMARIES).glob("[0-9]*.json")
+    found: Iterable[StoragePath] = (folder / SUMMARIES).glob("[0-9]*.json")
     for path in sorted(found, key=lambda path: (len(path.name), path.name)):
         summary = load_summary(path)
         if summary is not None:

@@ -36,6 +36,8 @@ MARKER = "complete.json"
 PARTIAL = ".partial"
 """Ends the name of what is being written or removed."""
 MODEL, STATE, OPTIMIZER = "model", "state.json", "optimizer.pt"
+RENAMED_FIELDS = {"n_unimproved": "n_stale_validations"}
+"""Fields of `state.json` under the names that earlier versions wrote."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class TrainState:
     """Metrics of the validation at this step."""
     best: dict[str, float] = dataclasses.field(default_factory=dict)
     """Step and metrics of the best validation so far."""
-    n_unimproved: int = 0
+    n_stale_validations: int = 0
     """Validations since then."""
     run_id: str = ""
     """Run of the tracker, empty without one."""
@@ -191,7 +193,11 @@ def file_digest(folder: Path, name: str) -> str:
 def load_state(folder: Path) -> TrainState:
     """Read `state.json`. Raises: UserError when it cannot be read."""
     try:
-        return TrainState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+        fields = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        for old, new in RENAMED_FIELDS.items():
+            if old in fields:
+                fields[new] = fields.pop(old)
+        return TrainState(**fields)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder / STATE} cannot be read: {error}") from error
 
@@ -227,8 +233,8 @@ def load_optimizer(folder: Path) -> dict[str, Any]:
 
 def _write_model(path: Path, content: Snapshot, tokenizer: Tokenizer) -> None:
     config = content.config
-    _write_json(path / "config.json", hf_layout.config_json(config, tokenizer.end_id))
-    ends = {"bos_token_id": tokenizer.end_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.end_id}
+    _write_json(path / "config.json", hf_layout.config_json(config, tokenizer.eos_id))
+    ends = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
     _write_json(path / "generation_config.json", ends)
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

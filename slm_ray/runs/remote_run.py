@@ -21,7 +21,7 @@ from slm_ray import storage
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.runs.run_folder import RAY_STATE, RunFolder, link
-from slm_ray.storage import Place
+from slm_ray.storage import StoragePath
 
 STOP_POLL_S = 5.0
 RECORD = ("metrics.jsonl", "summary.json", "loss.png")
@@ -34,8 +34,8 @@ def open_run(output: str, name: str) -> RunFolder:
         UserError: nothing reaches such an address.
     """
     if "://" not in output or output.startswith("file://"):
-        return RunFolder(Path(str(storage.place(output))) / name)
-    remote = storage.place(output) / name
+        return RunFolder(Path(str(storage.storage_path(output))) / name)
+    remote = storage.storage_path(output) / name
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     key = hashlib.sha256(remote.as_posix().encode()).hexdigest()[:16]
     return MirroredRun(cache / "slm-ray" / "runs" / key / name, remote)
@@ -45,7 +45,7 @@ def open_run(output: str, name: str) -> RunFolder:
 class MirroredRun(RunFolder):
     """A run's work folder, and its place in a store."""
 
-    remote: Place
+    remote: StoragePath
     _asked: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property

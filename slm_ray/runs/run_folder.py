@@ -104,7 +104,7 @@ class RunFolder:
                 LOGGER.warning("removing %s: it is damaged, and the run goes on at step %d", path, step)
                 checkpoint.remove(path)
 
-    def newest_whole(self) -> Path | None:
+    def latest_valid(self) -> Path | None:
         """The newest checkpoint whose every digest is right; damaged ones are passed over with a warning."""
         for path in reversed(self.checkpoints()):
             try:
@@ -115,14 +115,14 @@ class RunFolder:
                 return path
         return None
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Make the folder, and keep other drivers of this machine out of it for the length of a block.
 
         Raises (on entering):
             UserError: there is one already, or the folder cannot be made.
         """
-        refusal = f"another train.py is at work on {self.path}: wait for its end, or take another --name"
-        return storage.held(self.path, refusal)
+        refusal = f"another train.py is writing to {self.path}: wait for its end, or take another --name"
+        return storage.locked(self.path, refusal)
 
     @property
     def is_watched(self) -> bool:

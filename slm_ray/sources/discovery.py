@@ -27,7 +27,7 @@ class InputFile:
     path: str  # or address
     sha256: str  # of what determines the rows
     n_rows: int
-    stamp: str = ""  # of addresses.stamp, before it was looked through; not in the manifest, as it depends on the place
+    stamp: str = ""  # of addresses.stamp, before it was scanned; not in the manifest, as it depends on the place
     borders: tuple[int, ...] = ()
     units: tuple[int, ...] = ()
     separator: str = ""

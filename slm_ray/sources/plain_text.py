@@ -1,4 +1,4 @@
-"""Plain text cut into stories: at end marks, blank lines or headings, or into pieces of about equal size.
+"""Plain text cut into stories: at end-of-text tokens, blank lines or headings, or into pieces of about equal size.
 
 In: the bytes of a text file, in chunks of any size. Out: where each story begins and ends, or its bytes. Called by
 `formats`. The cuts depend on the text alone, never on the chunks, and hold no more than one story in memory.
@@ -15,8 +15,8 @@ from slm_ray.sources.rows import LONGEST_BYTES, RowCount, TooLongError
 from slm_ray.tokenization.tokenizer import END_OF_TEXT
 
 CUTS = ("auto", "end-mark", "blank-lines", "articles", "pieces")
-"""What `--cut-text` may say. auto: end marks where there is one, else articles where two begin, else blank lines; a few
-end marks among many blank lines are refused, for they may be part of a story."""
+"""What `--cut-text` may say. auto: end-of-text tokens where there is one, else articles where two begin, else blank
+lines; a few end-of-text tokens among many blank lines are refused, for they may be part of a story."""
 
 PIECE_CHARS = 2000
 MIN_PIECE_CHARS, MAX_PIECE_CHARS = 50, 1_000_000
@@ -78,7 +78,7 @@ def make_finder(mode: str, piece_chars: int, *, at_start: bool) -> Finder:
 
 
 class UnclearCutError(Exception):
-    """A few end marks, which may be part of a story, among many blank lines, which may be within one."""
+    """A few end-of-text tokens, which may be part of a story, among many blank lines, which may be within one."""
 
     def __init__(self, n_end_marks: int, n_blank_lines: int) -> None:
         super().__init__(

@@ -1,6 +1,6 @@
 """A SentencePiece `.model` as a `tokenizer.json`: the same ids, and every text comes back.
 
-In: the bytes of a `.model` (a protocol buffer). Out: the JSON of a `tokenizers` tokenizer, without end mark.
+In: the bytes of a `.model` (a protocol buffer). Out: the JSON of a `tokenizers` tokenizer, without end-of-text token.
 Called by `vocabularies`.
 
 SentencePiece writes a space as "▁" and cannot tell the two apart when it reads back. Here the pieces hold plain

@@ -1,6 +1,6 @@
 """What `--tokenizer` names: a `tokenizer.json`, a folder with one, a SentencePiece `.model`, `gpt2`, `hub:NAME`.
 
-In: a name. Out: a `Tokenizer` that keeps every text and has an end mark.
+In: a name. Out: a `Tokenizer` that keeps every text and has an end-of-text token.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ def open_tokenizer(where: str) -> Tokenizer:
     keep their ids and are never used.
 
     Raises:
-        UserError: it cannot be had or read, does not keep every text, or cannot have an end mark.
+        UserError: it cannot be had or read, does not keep every text, or cannot have an end-of-text token.
     """
     path = _found(where)
     content = _read(path)
@@ -52,10 +52,10 @@ def with_end_mark(text: str, name: str = "tokenizer") -> str:
     """A `tokenizer.json` that has `<|endoftext|>` as a special token; unchanged if it has.
 
     An entry of that name keeps its id and becomes special; otherwise the next free id is taken. A special token
-    of another name (`</s>`) is left alone: the end mark has one name in every data set.
+    of another name (`</s>`) is left alone: the end-of-text token has one name in every data set.
 
     Raises:
-        UserError: it is no tokenizer file, or its ids have holes where the end mark would go.
+        UserError: it is no tokenizer file, or its ids have holes where the end-of-text token would go.
     """
     try:
         inner = tokenizers.Tokenizer.from_str(text)

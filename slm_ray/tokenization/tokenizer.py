@@ -1,4 +1,4 @@
-"""Text to token ids and back, with a true end mark.
+"""Text to token ids and back, with a true end-of-text token.
 
 In: cleaned stories, or the `tokenizer.json` of a data set. Out: ids as Arrow lists for `shards`, text for
 `engine`. Wraps the `tokenizers` package; the file it writes opens in `transformers` as well.
@@ -16,7 +16,7 @@ import pyarrow as pa
 import tokenizers
 
 from slm_ray.errors import UserError
-from slm_ray.storage import Place, place
+from slm_ray.storage import StoragePath, storage_path
 from slm_ray.tokenization.word_cache import WordEncoder, are_apart, cut_words, encode_flat, offsets
 
 END_OF_TEXT = "<|endoftext|>"
@@ -30,14 +30,14 @@ EVERY_BYTE = "".join(map(chr, _SOME_OF_EACH))
 """A text with all 243 bytes that UTF-8 has."""
 PROBES = (EVERY_BYTE, "  Two  spaces. ", " One.\nTwo.\n\n", "\u2581a\u2581", "<s></s><unk><pad><0x41>", "")
 """Texts that some tokenizer is known to change."""
-MIN_VOCAB_SIZE = 257  # the 256 bytes and the end mark: below it, some text could not be written
+MIN_VOCAB_SIZE = 257  # the 256 bytes and the end-of-text token: below it, some text could not be written
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer` that has an end mark, and never reads one out of a story's text.
+    """A `tokenizers.Tokenizer` that has an end-of-text token, and never reads one out of a story's text.
 
     Ids are those of the file. A story that contains the letters of `<|endoftext|>` gets ordinary tokens for
-    them: only the pipeline (after each story) and the model (when it stops) make end marks.
+    them: only the pipeline (after each story) and the model (when it stops) make end-of-text tokens.
     """
 
     def __init__(self, inner: Any, name: str = "tokenizer") -> None:
@@ -46,13 +46,13 @@ class Tokenizer:
         self._inner.no_truncation()
         # Not stored in tokenizer.json, so set at every load: text that looks like a special token stays text.
         self._inner.encode_special_tokens = True
-        self.end_id = _end_id(inner, name)
+        self.eos_id = _eos_id(inner, name)
         self._words_are_apart = _cuts_at_spaces(json.loads(inner.to_str()))
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
         self._words = WordEncoder(inner, self.numpy_type)
 
     @classmethod
-    def load(cls, path: str | Place, *, must_keep_text: bool = False) -> "Tokenizer":
+    def load(cls, path: str | StoragePath, *, must_keep_text: bool = False) -> "Tokenizer":
         """Open a `tokenizer.json`; with `must_keep_text`, only one that loses and changes nothing.
 
         Raises:
@@ -60,7 +60,7 @@ class Tokenizer:
                 keep text.
         """
         try:
-            text = place(path).read_text(encoding="utf-8")
+            text = storage_path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the tokenizer {path}: {_why(error)}") from error
         return cls.from_json(text, name=str(path), must_keep_text=must_keep_text)
@@ -83,12 +83,12 @@ class Tokenizer:
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without an end mark."""
+        """Ids of a text, without an end-of-text token."""
         ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str] | pa.Array, words: pa.ListArray | None = None) -> pa.ListArray:
-        """Ids of many texts at once, as one list per text of `numpy_type`; no end marks.
+        """Ids of many texts at once, as one list per text of `numpy_type`; no end-of-text tokens.
 
         Each distinct word is encoded once in the life of this object and its ids are gathered, where that is exact;
         the ids are those of `encode` for any text. `words` are `cut_words(texts)`, where the caller has them.
@@ -102,7 +102,7 @@ class Tokenizer:
         return pa.ListArray.from_arrays(pa.array(offsets(lengths), pa.int32()), pa.array(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; end marks are left out."""
+        """The text of ids; end-of-text tokens are left out."""
         text: str = self._inner.decode(list(ids), skip_special_tokens=True)
         return text
 
@@ -138,8 +138,8 @@ def cached_tokenizer(text: str) -> Tokenizer:
     return Tokenizer.from_json(text)
 
 
-def _end_id(inner: Any, name: str) -> int:
-    """The id of the end mark, which must be an added special token."""
+def _eos_id(inner: Any, name: str) -> int:
+    """The id of the end-of-text token, which must be an added special token."""
     for number, token in inner.get_added_tokens_decoder().items():
         if token.content == END_OF_TEXT and token.special:
             return int(number)
@@ -154,15 +154,15 @@ def _check_keeps_text(tokenizer: Tokenizer, name: str, normalizer: dict[str, Any
 
     Raises:
         UserError: it has a normaliser (other than a prefix), one of `PROBES` does not come back as it was, or a
-            text can contain the end mark.
+            text can contain the end-of-text token.
     """
     kind = (normalizer or {}).get("type")
     if kind not in (None, "Prepend"):
         why = f"its normaliser ({kind}) changes text"
     elif any(tokenizer.decode(tokenizer.encode(probe)) != probe for probe in PROBES):
         why = "not every text comes back from it as it was"
-    elif tokenizer.end_id in tokenizer.encode(f"{END_OF_TEXT} a {END_OF_TEXT}{END_OF_TEXT}"):
-        why = f"the letters {END_OF_TEXT} in a story become the end mark"
+    elif tokenizer.eos_id in tokenizer.encode(f"{END_OF_TEXT} a {END_OF_TEXT}{END_OF_TEXT}"):
+        why = f"the letters {END_OF_TEXT} in a story become the end-of-text token"
     else:
         return
     raise UserError(

@@ -50,7 +50,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
         UserError: `vocab_size` has no room for all bytes.
     """
     if vocab_size < MIN_VOCAB_SIZE:
-        raise UserError(f"vocab_size ({vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end mark")
+        raise UserError(f"vocab_size ({vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end-of-text token")
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -71,7 +71,7 @@ def train_unigram(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     every process, and never gave the same file twice.
     """
     if vocab_size < MIN_VOCAB_SIZE:
-        raise UserError(f"vocab_size ({vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end mark")
+        raise UserError(f"vocab_size ({vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end-of-text token")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words = count_words(texts, byte_level)
     alphabet = set(byte_level.alphabet())

@@ -10,13 +10,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from slm_ray.errors import first_line
+from slm_ray.errors import one_line
 
 CAPACITY = 10_000
 FLUSH_S = 30.0
 
 
-class Outbox:
+class DeliveryQueue:
     """A queue of calls, and the thread that makes them. `warn` is told once when deliveries begin to fail."""
 
     def __init__(self, receiver: str, warn: Callable[[str], None]) -> None:
@@ -55,7 +55,7 @@ class Outbox:
             try:
                 call()
             except Exception as error:  # whatever a store's client raises, the work goes on
-                self._lose(first_line(error))
+                self._lose(one_line(error))
             else:
                 self._recover()
             with self._changed:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from slm_ray.errors import UserError, first_line
-from slm_ray.tracking.delivery_queue import Outbox
+from slm_ray.errors import UserError, one_line
+from slm_ray.tracking.delivery_queue import DeliveryQueue
 from slm_ray.tracking.tracker import NullTracker, Tracker
 
 LOGGER = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class MlflowTracker:
     def __init__(self, uri: str, run_id: str, warn: Callable[[str], None] = LOGGER.warning) -> None:
         self.run_id = run_id
         self._client = client(uri)
-        self._outbox = Outbox("MLflow", warn)
+        self._outbox = DeliveryQueue("MLflow", warn)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record values at a step."""
@@ -95,7 +95,7 @@ def client(uri: str) -> Any:
     try:
         return MlflowClient(uri, registry_uri=uri)
     except _store_errors() as error:
-        raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
+        raise UserError(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
 
 
 def start_run(
@@ -121,7 +121,7 @@ def start_run(
         run = store.create_run(_experiment_id(store, uri, experiment), run_name=name, tags=all_tags)
         store.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
     except _store_errors() as error:
-        raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
+        raise UserError(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
     return MlflowTracker(uri, run.info.run_id)
 
 

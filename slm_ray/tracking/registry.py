@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from slm_ray.errors import UserError, first_line
+from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint
 from slm_ray.tracking.mlflow_runs import OFF, client, resolve_uri, sqlite_file
 
@@ -51,7 +51,7 @@ def register(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPI
         version = store.create_model_version(name, source=source, run_id=run_id, tags=lineage(folder))
         store.set_registered_model_alias(name, alias, version.version)
     except (MlflowException, OSError) as error:
-        raise UserError(f"cannot register {name} at {uri}: {first_line(error)}") from error
+        raise UserError(f"cannot register {name} at {uri}: {one_line(error)}") from error
     return str(version.version)
 
 
@@ -170,7 +170,7 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
     try:
         folder, scratch = _fetch(store.get_model_version_download_uri(version.name, version.version), uri)
     except (MlflowException, OSError) as error:
-        raise RegistryError(f"{reference} is not to be had from {uri}: {first_line(error)}") from error
+        raise RegistryError(f"{reference} is not available from {uri}: {one_line(error)}") from error
     try:
         _refuse_pickles(folder)
         state = checkpoint.load_state(folder)
@@ -209,7 +209,7 @@ def _version(store: Any, reference: str) -> Any:
         return store.get_model_version(name, number)
     except (MlflowException, OSError) as error:
         uri = store.tracking_uri
-        raise RegistryError(f"{reference} is not to be had from {uri}: {first_line(error)}") from error
+        raise RegistryError(f"{reference} is not available from {uri}: {one_line(error)}") from error
 
 
 def _fetch(source: str, uri: str) -> tuple[Path, Path | None]:

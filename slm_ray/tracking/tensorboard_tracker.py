@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.errors import UserError
-from slm_ray.tracking.delivery_queue import Outbox
+from slm_ray.tracking.delivery_queue import DeliveryQueue
 from slm_ray.tracking.tracker import Tracker
 
 FOLDER = "tensorboard"
@@ -34,7 +34,7 @@ class WithEventLog:
 
     def __init__(self, tracker: Tracker, folder: Path, warn: Callable[[str], None]) -> None:
         self._tracker, self._folder = tracker, folder
-        self._outbox = Outbox("TensorBoard", warn)
+        self._outbox = DeliveryQueue("TensorBoard", warn)
         self._writer: Any = None
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class TrainContext:
     """What the loop needs to know of the world. The defaults are one process alone."""
 
     rank: int = 0
@@ -20,16 +20,16 @@ class Surroundings:
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module
     """Makes the gradients of all ranks one (DDP)."""
-    all_sum: Callable[[Tensor], Tensor] = lambda values: values
+    all_reduce_sum: Callable[[Tensor], Tensor] = lambda values: values
     """Sums a tensor over the ranks."""
     report: Callable[[Mapping[str, Any]], None] = lambda _metrics: None
     """Called by every rank after each validation; a barrier."""
     is_stop_requested: Callable[[], bool] = lambda: False
     """Whether the run is to save and leave after this step; rank 0 is asked, and tells the others."""
-    beat: Callable[[], None] = lambda: None
+    heartbeat: Callable[[], None] = lambda: None
     """Called whenever something was done, for whoever watches over a rank that hangs."""
 
     @property
-    def is_chief(self) -> bool:
+    def is_main(self) -> bool:
         """Rank 0 writes and speaks."""
         return self.rank == 0

@@ -12,10 +12,10 @@ from torch import nn
 from slm_ray.dataset.batches import IGNORED, TokenStream, evaluation_batches
 from slm_ray.generation.backend import Backend
 from slm_ray.model.decoder import IGNORED_TARGET
-from slm_ray.training.context import Surroundings
+from slm_ray.training.context import TrainContext
 
 
-def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, around: Surroundings) -> dict[str, float]:
+def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, around: TrainContext) -> dict[str, float]:
     """Loss of a model over a stream, each target once, in the caller's autocast and summed over the ranks.
 
     Windows of seq_len targets do not overlap. Returns `val_loss` in nats per token, `val_perplexity`, and
@@ -27,11 +27,11 @@ def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, around: Sur
     model.eval()
     with torch.no_grad():
         for inputs, targets in windows:
-            around.beat()
+            around.heartbeat()
             x, y = torch.from_numpy(inputs).to(around.device), torch.from_numpy(targets).to(around.device)
             sums += torch.stack([model(x, y).double(), (y != IGNORED_TARGET).sum().double()])
     model.train(was_training)
-    nats, tokens = around.all_sum(sums).tolist()
+    nats, tokens = around.all_reduce_sum(sums).tolist()
     loss = nats / tokens
     return {
         "val_loss": loss,

@@ -19,7 +19,7 @@ from slm_ray.tracking.tracker import Tracker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
+class TrainInputs:
     """One run's input: all that `fit` works on."""
 
     config: TrainConfig
@@ -42,26 +42,26 @@ class Task:
         return self.config.eval_interval_steps or min(500, -(-self.max_steps // 8))
 
 
-def load_task(config: TrainConfig, tracker: Tracker) -> Task:
+def load_inputs(config: TrainConfig, tracker: Tracker) -> TrainInputs:
     """Read what a resolved config trains on; every digest of the data set is checked on the way.
 
     Raises:
         UserError: the data set is missing, damaged, or too small for one sample.
     """
-    data = storage.place(config.data)
+    data = storage.storage_path(config.data)
     manifest = load_manifest(data)
     tokenizer = Tokenizer.load(data / "tokenizer.json")
     if tokenizer.sha256 != manifest.tokenizer["sha256"]:
         raise UserError(f"{data / 'tokenizer.json'} is not the one its manifest lists: prepare the data again")
     streams = {
-        split: TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.end_id)
+        split: TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.eos_id)
         for split in ("train", "validation")
     }
     if not streams["validation"].n_targets:
         raise UserError(f"{data} has no validation stories: prepare it with a larger --validation-fraction")
     folder = open_run(config.output, config.name)
     folder.fetch()
-    return Task(
+    return TrainInputs(
         config=config,
         max_steps=config.max_steps or _steps(config, streams["train"]),
         data_fingerprint=manifest.fingerprint,

@@ -1,8 +1,8 @@
 """The training loop: plain torch, with its surroundings given as an argument.
 
-In: a `Task` (resolved config, token streams, folder, tracker) and `Surroundings` (rank, device, how to sum over ranks,
-where to report). Out: checkpoints in the run's folder, lines in its history, metrics at the tracker. Every rank runs
-`fit`; rank 0 writes. A run that is resumed from a checkpoint goes on as if nothing had happened.
+In: a `TrainInputs` (resolved config, token streams, folder, tracker) and `TrainContext` (rank, device, how to sum over
+ranks, where to report). Out: checkpoints in the run's folder, lines in its history, metrics at the tracker. Every rank
+runs `fit`; rank 0 writes. A run that is resumed from a checkpoint goes on as if nothing had happened.
 """
 
 import time
@@ -14,8 +14,8 @@ import torch
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.runs.outcome import DIVERGED, FINISHED, STOPPED, UNSAVED
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import Task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.optim import learning_rate
 from slm_ray.training.profiling import step_profile
 from slm_ray.training.trainer import DivergedError, Trainer
@@ -24,7 +24,9 @@ LONG_INTERVAL_STEPS = 100
 """Between validations: then half a second more at one, to measure the machine again, is little."""
 
 
-def fit(task: Task, around: Surroundings, *, precision: str = "fp32", is_compiled: bool = False) -> dict[str, Any]:
+def fit(
+    task: TrainInputs, around: TrainContext, *, precision: str = "fp32", is_compiled: bool = False
+) -> dict[str, Any]:
     """Train from the run's newest whole checkpoint, or from the start, to the last step.
 
     Returns a summary: `status`, the last and the best validation. The status is "finished" (also when `patience`
@@ -34,14 +36,14 @@ def fit(task: Task, around: Surroundings, *, precision: str = "fp32", is_compile
     """
     trainer = Trainer(task, around, precision, is_compiled)
     _agree_on_step(trainer)
-    if around.is_chief:
+    if around.is_main:
         task.folder.path.mkdir(parents=True, exist_ok=True)
         task.folder.sweep_leftovers(trainer.step)
         task.history.rewind(trainer.step)
         task.history.append({"message": _opening(trainer, precision, is_compiled)})
         _complete_restored(trainer)
     what_mfu_is = trainer.meter.measure_peak()
-    if around.is_chief:
+    if around.is_main:
         task.history.append({"message": what_mfu_is})
     trainer.profile = step_profile(task, around, trainer.step)
     try:
@@ -76,7 +78,7 @@ def _run(trainer: Trainer) -> dict[str, Any]:
 def _agree_on_step(trainer: Trainer) -> None:
     """A shared disk that lags may show the ranks different checkpoints: then the group has to start again."""
     around = trainer.around
-    total = around.all_sum(torch.tensor([float(trainer.step)], device=around.device)).item()
+    total = around.all_reduce_sum(torch.tensor([float(trainer.step)], device=around.device)).item()
     if total != trainer.step * around.world_size:
         raise RuntimeError(f"rank {around.rank} restored step {trainer.step}, and other ranks another one")
 
@@ -100,14 +102,14 @@ def _intervals(trainer: Trainer) -> Iterator[int]:
     """
     task, state = trainer.task, trainer.restored
     validated = trainer.step if state is None or state.metrics else trainer.step - 1
-    while validated < task.max_steps and not is_out_of_patience(task.config, trainer.n_unimproved):
+    while validated < task.max_steps and not is_out_of_patience(task.config, trainer.n_stale_validations):
         validated = min((validated // task.eval_interval + 1) * task.eval_interval, task.max_steps)
         yield validated
 
 
-def is_out_of_patience(config: TrainConfig, n_unimproved: int) -> bool:
+def is_out_of_patience(config: TrainConfig, n_stale_validations: int) -> bool:
     """Whether so many validations without a better one are too many."""
-    return 0 < config.patience <= n_unimproved
+    return 0 < config.patience <= n_stale_validations
 
 
 def _train_interval(trainer: Trainer, until: int) -> bool:
@@ -129,14 +131,14 @@ def _train_interval(trainer: Trainer, until: int) -> bool:
     return False
 
 
-def _is_stopped(around: Surroundings) -> bool:
+def _is_stopped(around: TrainContext) -> bool:
     """Rank 0 knows; all ranks leave after the same step."""
-    wanted = float(around.is_chief and around.is_stop_requested())
-    return around.all_sum(torch.tensor([wanted], device=around.device)).item() > 0
+    wanted = float(around.is_main and around.is_stop_requested())
+    return around.all_reduce_sum(torch.tensor([wanted], device=around.device)).item() > 0
 
 
 def _log_step(trainer: Trainer, metrics: dict[str, float]) -> None:
-    if not trainer.around.is_chief:
+    if not trainer.around.is_main:
         return
     task, config = trainer.task, trainer.config
     metrics["lr"] = learning_rate(trainer.step - 1, task.max_steps, config.optim)
@@ -147,7 +149,7 @@ def _log_step(trainer: Trainer, metrics: dict[str, float]) -> None:
 
 def _report(trainer: Trainer, metrics: dict[str, float]) -> None:
     task = trainer.task
-    if trainer.around.is_chief:
+    if trainer.around.is_main:
         line: dict[str, Any] = {"step": trainer.step, **metrics}
         task.tracker.log_metrics(metrics, trainer.step)
         if trainer.config.sample_prompt:
@@ -177,7 +179,7 @@ def _summary(trainer: Trainer, status: str, metrics: Mapping[str, float], reason
         "best": trainer.saved_best,
         "run_id": trainer.task.tracker.run_id,
     }
-    if trainer.around.is_chief:
+    if trainer.around.is_main:
         trainer.task.folder.write_summary(summary)
     return summary
 

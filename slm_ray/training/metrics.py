@@ -13,14 +13,14 @@ import torch
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.model.flops import train_flops_per_token
-from slm_ray.training.context import Surroundings
+from slm_ray.training.context import TrainContext
 from slm_ray.training.peak_flops import peak_flops_per_s
 
 
-class Meter:
+class TrainMetrics:
     """The measures of one rank."""
 
-    def __init__(self, config: TrainConfig, around: Surroundings, precision: str) -> None:
+    def __init__(self, config: TrainConfig, around: TrainContext, precision: str) -> None:
         self.flops_per_token = train_flops_per_token(config.model)
         self.peak = 0.0
         self._around, self._precision = around, precision
@@ -29,7 +29,7 @@ class Meter:
     def measure_peak(self) -> str:
         """Measure the machine, on all ranks at once. Returns the sentence that says what `mfu` is a share of."""
         around = self._around
-        self.peak = peak_flops_per_s(self._precision, around.device, around.all_sum)
+        self.peak = peak_flops_per_s(self._precision, around.device, around.all_reduce_sum)
         return (
             f"share of peak: {self.flops_per_token / 1e6:,.1f} MFLOP a token (6 N + 12 layers x heads x head width x "
             f"context) x tokens/s, over {self.peak / 1e9:,.0f} GFLOP/s, the rate of large {self._precision} matrix "
@@ -39,7 +39,7 @@ class Meter:
     def measure_peak_again(self) -> None:
         """Keep the higher rate: the machine may have been busy with other things the first time. On all ranks."""
         around = self._around
-        again = peak_flops_per_s(self._precision, around.device, around.all_sum, is_again=True)
+        again = peak_flops_per_s(self._precision, around.device, around.all_reduce_sum, is_again=True)
         self.peak = max(self.peak, again)
 
     @contextlib.contextmanager

@@ -90,7 +90,7 @@ class Ranks(Protocol):
         """How many there are."""
 
     @property
-    def all_sum(self) -> Callable[[Tensor], Tensor]:
+    def all_reduce_sum(self) -> Callable[[Tensor], Tensor]:
         """Sums a tensor over them."""
 
 
@@ -100,7 +100,7 @@ def orthogonalize_together(matrices: Tensor, around: Ranks) -> Tensor:
     together = torch.zeros_like(matrices)
     if first < last:
         together[first:last] = orthogonalize(matrices[first:last])
-    return around.all_sum(together)
+    return around.all_reduce_sum(together)
 
 
 class Muon(torch.optim.Optimizer):

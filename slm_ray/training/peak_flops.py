@@ -24,7 +24,7 @@ LARGEST_SIDE = {"cpu": 1024, "cuda": 8192}
 
 
 def peak_flops_per_s(
-    precision: str, device: torch.device, all_sum: Callable[[Tensor], Tensor], *, is_again: bool = False
+    precision: str, device: torch.device, all_reduce_sum: Callable[[Tensor], Tensor], *, is_again: bool = False
 ) -> float:
     """Rate of large matrix products on all workers at once, in the run's precision, in operations a second.
 
@@ -34,12 +34,12 @@ def peak_flops_per_s(
     """
     if is_again:
         matmul_rates.cache_clear()
-    all_sum(torch.zeros(1, dtype=torch.float64, device=device))  # a barrier: all begin together
+    all_reduce_sum(torch.zeros(1, dtype=torch.float64, device=device))  # a barrier: all begin together
     try:
         rates = matmul_rates(DTYPES[precision], device, torch.get_num_threads())
     except RuntimeError:  # no room on the device, or no such product: the sum below must be joined all the same
         rates = (0.0,) * N_SPANS
-    return float(all_sum(torch.tensor(rates, dtype=torch.float64, device=device)).max())
+    return float(all_reduce_sum(torch.tensor(rates, dtype=torch.float64, device=device)).max())
 
 
 @functools.lru_cache

@@ -1,7 +1,7 @@
 """What is settled before a worker starts: the command line, the defaults, the data, and what cannot go together.
 
-In: options, or a `TrainConfig` with open fields. Out: a resolved `TrainConfig` and the `Task` that `loop.fit` works on;
-or a `UserError`, while nothing has been started or written. Ray is not known here.
+In: options, or a `TrainConfig` with open fields. Out: a resolved `TrainConfig` and the `TrainInputs` that `loop.fit`
+works on; or a `UserError`, while nothing has been started or written. Ray is not known here.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
-from slm_ray.training.inputs import Task
+from slm_ray.training.inputs import TrainInputs
 
 
 def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainConfig:
@@ -28,7 +28,7 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
     Raises:
         UserError: no data set, another vocabulary, or a batch that the workers cannot share out.
     """
-    data = storage.place(config.data)
+    data = storage.storage_path(config.data)
     vocab_size = int(load_manifest(data).tokenizer["vocab_size"])
     if config.model.vocab_size not in (0, vocab_size):
         raise UserError(f"model.vocab_size ({config.model.vocab_size}) must be the data set's, {vocab_size}")
@@ -40,7 +40,7 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
     return dataclasses.replace(
         config,
         data=str(data),
-        output=str(storage.place(config.output)),
+        output=str(storage.storage_path(config.output)),
         name=config.name or f"run-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
         workers=workers,
         tracking_uri=tracking_uri,
@@ -48,7 +48,7 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
     )
 
 
-def refuse_conflicts(config: TrainConfig, task: Task) -> None:
+def refuse_conflicts(config: TrainConfig, task: TrainInputs) -> None:
     """Refuse to write over a run, and to resume one as something else than it was.
 
     `force` allows other stories, another batch size and another seed; never another shape or tokenizer.
@@ -57,7 +57,7 @@ def refuse_conflicts(config: TrainConfig, task: Task) -> None:
         UserError: with what stands in the way.
     """
     folder = task.folder
-    existing = folder.newest_whole()
+    existing = folder.latest_valid()
     if existing is None:
         if config.resume:
             raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import Task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import TrainInputs
 
 TRACE = "profile/trace.json"
 OPERATORS = "profile/operators.txt"
@@ -44,9 +44,9 @@ class NoProfile:
         """Nothing."""
 
 
-def step_profile(task: Task, around: Surroundings, first_step: int) -> StepProfile:
+def step_profile(task: TrainInputs, around: TrainContext, first_step: int) -> StepProfile:
     """The profile of a run that goes on after `first_step` steps, as its config asks."""
-    if not task.config.profile or not around.is_chief:
+    if not task.config.profile or not around.is_main:
         return NoProfile()
     for name in (TRACE, OPERATORS):  # of an earlier part of the run
         (task.folder.path / name).unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def window(first_step: int, max_steps: int, eval_interval: int) -> tuple[int, in
 class TorchProfile:
     """A torch profiler around the steps of `window`."""
 
-    def __init__(self, task: Task, device: torch.device, start: int, stop: int) -> None:
+    def __init__(self, task: TrainInputs, device: torch.device, start: int, stop: int) -> None:
         self._task, self._device = task, device
         self._start, self._stop = start, stop
         self._profiler: Any = None

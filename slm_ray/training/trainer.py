@@ -1,7 +1,7 @@
 """One rank's part of a run: the model, its optimizer, and what happens in a step, a validation and a save.
 
-In: a `Task` and its `Surroundings`. Out: losses, and checkpoints in the run's folder. Step s sees the samples that
-`batches` names, and its random numbers come from (seed, step, rank). `loop.fit` says when each of these happens.
+In: a `TrainInputs` and its `TrainContext`. Out: losses, and checkpoints in the run's folder. Step s sees the samples
+that `batches` names, and its random numbers come from (seed, step, rank). `loop.fit` says when each of these happens.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import Snapshot, TrainState
 from slm_ray.training.checkpointing import Saver
-from slm_ray.training.context import Surroundings
+from slm_ray.training.context import TrainContext
 from slm_ray.training.evaluation import evaluate
-from slm_ray.training.inputs import Task
-from slm_ray.training.metrics import Meter
+from slm_ray.training.inputs import TrainInputs
+from slm_ray.training.metrics import TrainMetrics
 from slm_ray.training.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
 from slm_ray.training.profiling import NoProfile, StepProfile
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-EXPLODED = 3.0
+DIVERGENCE_FACTOR = 3.0
 """A loss of this many times ln(vocab_size), the loss of knowing nothing, is no learning any more."""
 
 
@@ -39,7 +39,7 @@ class DivergedError(Exception):
 class Trainer:
     """State of one run on one rank, between its first and last step."""
 
-    def __init__(self, task: Task, around: Surroundings, precision: str, is_compiled: bool) -> None:
+    def __init__(self, task: TrainInputs, around: TrainContext, precision: str, is_compiled: bool) -> None:
         self.task, self.around, self.config = task, around, task.config
         self.autocast = AUTOCAST.get(precision)
         self.scaler = torch.amp.GradScaler(around.device.type, enabled=precision == "fp16")
@@ -49,7 +49,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.config.optim, around)
         self.step = 0
         self.best: dict[str, float] = {}  # the best validation so far: its step and metrics
-        self.n_unimproved = 0  # validations since the best one
+        self.n_stale_validations = 0  # validations since the best one
         self.saved_best: dict[str, float] = {}  # the best one on the disk; rank 0's alone
         self.losses = torch.zeros((), device=around.device)  # of this rank, since the last line of metrics
         self.loss_steps = 0
@@ -57,7 +57,7 @@ class Trainer:
         self._restore()
         module: nn.Module = torch.compile(self.model, dynamic=False) if is_compiled else self.model  # type: ignore[assignment]
         self.module = around.wrap(module)
-        self.meter = Meter(self.config, around, precision)
+        self.meter = TrainMetrics(self.config, around, precision)
         self.profile: StepProfile = NoProfile()
         self.batches = TrainBatches.of_stream(
             task.train,
@@ -69,7 +69,7 @@ class Trainer:
         )
 
     def _restore(self) -> None:
-        path = self.task.folder.newest_whole()
+        path = self.task.folder.latest_valid()
         if path is None:
             return
         state = checkpoint.load_state(path)
@@ -78,7 +78,7 @@ class Trainer:
         restore_optimizer(self.optimizer, checkpoint.load_optimizer(path))
         self.step, self.restored = state.step, state
         if state.data_fingerprint == self.task.data_fingerprint:  # forced onto other stories: judged anew
-            self.best, self.saved_best, self.n_unimproved = state.best, state.best, state.n_unimproved
+            self.best, self.saved_best, self.n_stale_validations = state.best, state.best, state.n_stale_validations
         if state.scaler:  # empty where the run was in another precision
             self.scaler.load_state_dict(state.scaler)
         self._restore_losses(state)
@@ -121,7 +121,7 @@ class Trainer:
         self.losses += total
         self.loss_steps += 1
         self.profile.after_step(self.step)
-        around.beat()
+        around.heartbeat()
         return total, norm
 
     def _clip(self) -> Tensor:
@@ -141,7 +141,7 @@ class Trainer:
         Raises:
             DivergedError: it is no number, or far above that of a model that knows nothing.
         """
-        mean = self.around.all_sum(self.losses / self.loss_steps).item() / self.around.world_size
+        mean = self.around.all_reduce_sum(self.losses / self.loss_steps).item() / self.around.world_size
         self.losses, self.loss_steps = torch.zeros((), device=self.around.device), 0
         self.refuse_explosion(mean)
         return mean
@@ -150,9 +150,9 @@ class Trainer:
         """Raises: DivergedError when a loss is no number, or far above that of a model that knows nothing."""
         if not math.isfinite(loss):
             raise DivergedError("the loss ceased to be a number")
-        if loss > (limit := EXPLODED * math.log(self.config.model.vocab_size)):
+        if loss > (limit := DIVERGENCE_FACTOR * math.log(self.config.model.vocab_size)):
             raise DivergedError(
-                f"the loss rose to {loss:.3g} nats a token, above {EXPLODED:g} x ln(vocab_size) = {limit:.3g}"
+                f"the loss rose to {loss:.3g} nats a token, above {DIVERGENCE_FACTOR:g} x ln(vocab_size) = {limit:.3g}"
             )
 
     def validate(self) -> dict[str, float]:
@@ -166,11 +166,11 @@ class Trainer:
         `metrics` are those of a validation at this step; without one they are empty, and the run is being stopped.
         """
         if metrics and metrics["val_loss"] < self.best.get("val_loss", math.inf):
-            self.best, self.n_unimproved = {"step": self.step, **metrics}, 0
+            self.best, self.n_stale_validations = {"step": self.step, **metrics}, 0
         elif metrics:
-            self.n_unimproved += 1
+            self.n_stale_validations += 1
         pending = self._pending_losses()
-        if not self.around.is_chief:
+        if not self.around.is_main:
             return
         self.finish_saving()
         is_best = bool(metrics) and metrics["val_loss"] < self.saved_best.get("val_loss", math.inf)
@@ -184,7 +184,7 @@ class Trainer:
             config=dataclasses.asdict(self.config),
             metrics=metrics,
             best=best,
-            n_unimproved=self.n_unimproved,
+            n_stale_validations=self.n_stale_validations,
             run_id=self.task.tracker.run_id,
             scaler=self.scaler.state_dict(),
             pending_losses=pending,
@@ -222,7 +222,7 @@ class Trainer:
         """Every rank's sum of losses since the last line of metrics; asked by every rank."""
         sums = torch.zeros(self.around.world_size, dtype=torch.float64, device=self.around.device)
         sums[self.around.rank] = self.losses.double()
-        return self.around.all_sum(sums).tolist()
+        return self.around.all_reduce_sum(sums).tolist()
 
     def sample(self) -> str:
         """A story by the model as it is now; the same seed each time, so that one sees what changed."""

@@ -13,7 +13,7 @@ from slm_ray.dataset.batches import TokenStream, TrainBatches
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import read_split
 from slm_ray.model.decoder import Decoder
-from slm_ray.storage import place
+from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.training.hardware import resolve_precision
 from slm_ray.training.optim import learning_rate, make_optimizer, set_learning_rate
@@ -26,9 +26,9 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     config = resolve(dataclasses.replace(load_config(given.preset), data=given.data), lambda: 1)
-    data = place(given.data)
+    data = storage_path(given.data)
     tokens, n_bytes = read_split(data, "train", manifest=load_manifest(data))
-    stream = TokenStream.of_split(tokens, n_bytes, Tokenizer.load(data / "tokenizer.json").end_id)
+    stream = TokenStream.of_split(tokens, n_bytes, Tokenizer.load(data / "tokenizer.json").eos_id)
     batches = TrainBatches.of_stream(
         stream, seq_len=config.model.seq_len, batch_size=given.batch_size, seed=0, rank=0, world_size=1
     )

@@ -21,9 +21,9 @@ from slm_ray.config.files import from_dict, load_config
 from slm_ray.config.schema import TrainConfig
 from slm_ray.model.decoder import parameter_count
 from slm_ray.tracking.tracker import NullTracker
-from slm_ray.training.context import Surroundings
+from slm_ray.training.context import TrainContext
 from slm_ray.training.hardware import resolve_compile, resolve_precision
-from slm_ray.training.inputs import load_task
+from slm_ray.training.inputs import load_inputs
 from slm_ray.training.preflight import resolve
 from slm_ray.training.trainer import Trainer
 
@@ -139,14 +139,14 @@ def row(name: str, given: argparse.Namespace) -> str:
     torch.set_num_threads(given.threads or os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as output:
         config = resolve(dataclasses.replace(config_of(name, given), output=output), lambda: 1)
-        task = load_task(config, NullTracker())
+        task = load_inputs(config, NullTracker())
         device = torch.device("cpu")
         precision = resolve_precision("auto", device)
         n_parameters = parameter_count(config.model)
         if n_parameters > MAX_PARAMETERS:
             raise SystemExit(f"{name}: {n_parameters:,} parameters, and at most {MAX_PARAMETERS:,.0f} are allowed")
         is_compiled = resolve_compile(config, device, n_parameters, task.max_steps)
-        trainer = Trainer(task, Surroundings(), precision, is_compiled)
+        trainer = Trainer(task, TrainContext(), precision, is_compiled)
         alter = TRIES[name].alter
         if alter:
             alter(trainer)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slm_ray.config.files import load_config
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import read_split
-from slm_ray.storage import place
+from slm_ray.storage import storage_path
 
 
 class Block(nn.Module):
@@ -66,8 +66,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(1337)
     shape = load_config(given.preset).model
-    manifest = load_manifest(place(given.data))
-    tokens, _ = read_split(place(given.data), "train", manifest=manifest)
+    manifest = load_manifest(storage_path(given.data))
+    tokens, _ = read_split(storage_path(given.data), "train", manifest=manifest)
     plain = GPT(int(manifest.tokenizer["vocab_size"]), shape.seq_len, shape.n_layers, shape.n_heads, shape.d_model)
     model = torch.compile(plain)
     groups = [

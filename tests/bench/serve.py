@@ -85,14 +85,15 @@ def model_folder(given: argparse.Namespace) -> Iterator[Path]:
 
 
 def write_random_model(folder: Path, given: argparse.Namespace) -> Path:
-    """Random weights in the preset's shape, with room for prompt and story; the end mark is never the likeliest."""
+    """Random weights in the preset's shape, with room for prompt and story; the end-of-text token is never the
+    likeliest."""
     torch.manual_seed(0)
     tokenizer = train_bpe([*sample_stories(0, 200), made_up_words()], given.vocab_size)
     assert tokenizer.vocab_size == given.vocab_size
     shape = load_config(given.preset).model
     seq_len = max(shape.seq_len, given.tokens + 32)
     model = Decoder(dataclasses.replace(shape, vocab_size=given.vocab_size, seq_len=seq_len, tie_embeddings=True))
-    model.embed_tokens.weight.data[tokenizer.end_id] = 0  # its logit is 0, and the largest of all others is above
+    model.embed_tokens.weight.data[tokenizer.eos_id] = 0  # its logit is 0, and the largest of all others is above
     state = checkpoint.TrainState(
         step=0, samples_seen=0, seed=0, world_size=1, data_fingerprint="none", config={"name": "bench"}, metrics={}
     )

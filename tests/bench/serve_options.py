@@ -29,7 +29,7 @@ def options() -> argparse.Namespace:
 
 
 def prompts(streams: int, vocab_size: int) -> list[list[int]]:
-    """Different short prompts of one length, the same for every side; none holds the end mark."""
+    """Different short prompts of one length, the same for every side; none holds the end-of-text token."""
     dice = random.Random(streams)
     return [[dice.randrange(1, vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(streams)]
 

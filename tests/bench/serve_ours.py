@@ -17,7 +17,7 @@ def main() -> None:
     given = options()
     torch.set_num_threads(given.threads)
     model, tokenizer = load_model(given.model)
-    assert tokenizer.end_id == END_ID
+    assert tokenizer.eos_id == END_ID
     rows = max(map(int, given.streams.split(",")))
     engine = Engine(make_backend(model, rows, given.backend, given.threads), tokenizer)
 

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from slm_ray.config.files import load_config
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import read_split
-from slm_ray.storage import place
+from slm_ray.storage import storage_path
 from slm_ray.training.hardware import resolve_precision
 
 
@@ -47,8 +47,8 @@ def main() -> None:
     given = options()
     torch.set_num_threads(given.threads)
     shape = load_config(given.preset).model
-    manifest = load_manifest(place(given.data))
-    tokens, _ = read_split(place(given.data), "train", manifest=manifest)
+    manifest = load_manifest(storage_path(given.data))
+    tokens, _ = read_split(storage_path(given.data), "train", manifest=manifest)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=int(manifest.tokenizer["vocab_size"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.cli.script import quiet_environment
+from slm_ray.cli.script import set_default_environment
 from slm_ray.cli.signals import Signals, StoppedError, ending_on_sigterm
 from tests.support.paths import ROOT
 
@@ -38,8 +38,8 @@ def test_sigterm_outside_of_the_training_is_a_stop_like_any_other() -> None:
 def test_ray_does_not_take_sigterm_for_itself(tmp_path: Path) -> None:
     code = """
 import os, signal
-from slm_ray.cli.script import quiet_environment
-quiet_environment()
+from slm_ray.cli.script import set_default_environment
+set_default_environment()
 from slm_ray.distributed import cluster
 from slm_ray.cli.signals import StoppedError, ending_on_sigterm
 with ending_on_sigterm():
@@ -65,6 +65,6 @@ def test_a_ray_of_ones_own_listens_on_loopback_only(
     monkeypatch.delenv("RAY_ADDRESS")
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
-    quiet_environment()
+    set_default_environment()
     assert ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" in os.environ) == stays_on_loopback
     monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)

@@ -12,8 +12,8 @@ from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import parameter_count
 from slm_ray.tracking.tracker import NullTracker
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import load_task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
 from tests.support.paths import ROOT
@@ -130,8 +130,8 @@ def shrunk(preset: TrainConfig, tiny: TrainConfig) -> TrainConfig:
 
 @pytest.mark.parametrize("name", presets())
 def test_it_learns_from_its_first_steps(name: str, tiny_config: TrainConfig) -> None:
-    task = load_task(resolve(shrunk(load_config(name), tiny_config), lambda: 1), NullTracker())
-    summary = fit(task, Surroundings())
+    task = load_inputs(resolve(shrunk(load_config(name), tiny_config), lambda: 1), NullTracker())
+    summary = fit(task, TrainContext())
     losses = task.history.series("train_loss")[1]
     shutil.rmtree(tiny_config.output)  # the larger ones leave 350 MB
     assert summary["status"] == "finished"

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.dataset.batches import IGNORED, Order, TokenStream, TrainBatches, evaluation_batches, permutation
+from slm_ray.dataset.batches import IGNORED, SampleOrder, TokenStream, TrainBatches, evaluation_batches, permutation
 from slm_ray.errors import UserError
 
 
 def stream(n_targets: int) -> TokenStream:
-    """An end mark 0, then the tokens 1, 2, 3, ..., so that a token tells its own place."""
+    """An end-of-text token 0, then the tokens 1, 2, 3, ..., so that a token tells its own place."""
     return TokenStream.of_split(np.arange(1, n_targets + 1, dtype=np.uint16), n_targets, 0)
 
 
@@ -33,7 +33,7 @@ def test_order_is_the_same_today_and_tomorrow() -> None:
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 30))
 def test_steps_cover_each_epoch_exactly_once(n_samples: int, batch_size: int, seed: int) -> None:
-    order = Order(n_samples=n_samples, batch_size=batch_size, seed=seed)
+    order = SampleOrder(n_samples=n_samples, batch_size=batch_size, seed=seed)
     drawn = np.concatenate([order.samples(step) for step in range(2 * n_samples)])
     epochs = drawn[: 2 * n_samples].reshape(2, n_samples)
     assert [sorted(epoch) for epoch in epochs.tolist()] == [list(range(n_samples))] * 2

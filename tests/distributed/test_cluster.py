@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from slm_ray.distributed import cluster
-from slm_ray.distributed.workers import CLEANER, UNUSED, SpareTrainer
+from slm_ray.distributed.workers import CLEANER, UNUSED, LeanTorchTrainer
 from slm_ray.errors import UserError
 from tests.support.paths import ROOT
 
@@ -44,7 +44,7 @@ def names(callbacks: list[Any]) -> set[str]:
 
 
 def test_a_local_ray_starts_no_process_that_only_a_cluster_needs(tmp_path: Path) -> None:
-    code = f"from slm_ray.cli.script import quiet_environment; quiet_environment(){LOCAL_RUN}"
+    code = f"from slm_ray.cli.script import set_default_environment; set_default_environment(){LOCAL_RUN}"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -81,8 +81,8 @@ def test_an_address_that_is_none_is_one_clear_line(monkeypatch: pytest.MonkeyPat
 
 
 def test_elsewhere_only_what_is_never_used_is_left_out(local_ray: Any) -> None:
-    trainer = SpareTrainer(print)
-    all_names = names(super(SpareTrainer, trainer)._create_default_callbacks())
+    trainer = LeanTorchTrainer(print)
+    all_names = names(super(LeanTorchTrainer, trainer)._create_default_callbacks())
     assert {UNUSED, CLEANER} < all_names, "Ray names them otherwise now"
     assert names(trainer._create_default_callbacks()) == all_names - {UNUSED}
     assert not cluster.is_started_here()

@@ -14,8 +14,8 @@ from slm_ray.runs.history import History
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking import mlflow_runs, registry, tracker
 from slm_ray.train import describe, main, parse_config
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import load_task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import refuse_conflicts, resolve
 
@@ -33,7 +33,7 @@ def losses(config: TrainConfig) -> dict[int, float]:
 
 def fit_here(config: TrainConfig) -> None:
     """The same run in this process, without Ray."""
-    fit(load_task(resolve(config, lambda: 1), tracker.NullTracker()), Surroundings())
+    fit(load_inputs(resolve(config, lambda: 1), tracker.NullTracker()), TrainContext())
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,9 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
 
     with pytest.raises(UserError, match="batch_size was 8 and is now 4"):
         run_training(dataclasses.replace(longer, batch_size=4), is_quiet=True)
-    other = dataclasses.replace(load_task(resolve(longer, lambda: 1), tracker.NullTracker()), data_fingerprint="other")
+    other = dataclasses.replace(
+        load_inputs(resolve(longer, lambda: 1), tracker.NullTracker()), data_fingerprint="other"
+    )
     with pytest.raises(UserError, match="was trained on data set"):
         refuse_conflicts(longer, other)
     refuse_conflicts(dataclasses.replace(longer, force=True), other)

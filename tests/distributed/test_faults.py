@@ -25,7 +25,7 @@ from slm_ray.distributed import workers
 from slm_ray.distributed.driver import run_training
 from slm_ray.runs import checkpoint, outcome
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.training.context import Surroundings
+from slm_ray.training.context import TrainContext
 from slm_ray.training.loop import fit
 from tests.support.fault_runs import (
     assert_no_orphans,
@@ -164,7 +164,7 @@ class Command:
 
 
 def step_of_latest(folder: RunFolder) -> int:
-    newest = folder.newest_whole()
+    newest = folder.latest_valid()
     return checkpoint.load_state(newest).step if newest else 0
 
 
@@ -195,7 +195,7 @@ def test_a_driver_that_is_terminated_and_one_that_is_killed_are_resumed_as_if_no
     assert max(losses(folder)) - step_of_latest(folder) <= 50
 
     folder.clear_requests()  # as every driver does first; the rest is run without Ray
-    assert fit(task_of(config), Surroundings())["status"] == outcome.FINISHED
+    assert fit(task_of(config), TrainContext())["status"] == outcome.FINISHED
     assert_same_run(folder, run_without_faults(config))
     assert_no_orphans(folder)
 
@@ -235,7 +235,7 @@ def test_elastic_workers_go_on_when_a_node_leaves_and_when_it_comes_back(
     assert "was asked to stop" in str(ends)
     last = step_of_latest(folder)
     steps = iter(range(1, 10**9))
-    fit(alone, Surroundings(is_stop_requested=lambda: next(steps) == last))
+    fit(alone, TrainContext(is_stop_requested=lambda: next(steps) == last))
     assert sorted(losses(folder)) == list(range(1, last + 1))
     assert losses(folder) == pytest.approx(losses(alone.folder), abs=1e-3)
     assert_no_orphans(folder)

@@ -39,13 +39,13 @@ def model(tokenizer: Tokenizer) -> Decoder:
 def naive_greedy(model: Decoder, tokenizer: Tokenizer, prompt: str, count: int) -> list[int]:
     """Greedy decoding without a cache; a full window is cut to its newest half, as the engine does."""
     seq_len = model.config.seq_len
-    window = [tokenizer.end_id, *tokenizer.encode(prompt)]
+    window = [tokenizer.eos_id, *tokenizer.encode(prompt)]
     written: list[int] = []
     with torch.no_grad():
         while len(written) < count:
             window = window if len(window) <= seq_len else window[-(seq_len // 2) :]
             token = int(model(torch.tensor([window]))[0, -1].argmax())
-            if token == tokenizer.end_id:
+            if token == tokenizer.eos_id:
                 break
             written.append(token)
             window.append(token)
@@ -106,8 +106,8 @@ def test_fresh_seeds_differ_and_torchs_own_random_numbers_are_untouched(model: D
 def test_stops_at_the_end_mark(tokenizer: Tokenizer) -> None:
     model = talkative_model(tokenizer)
     written = naive_greedy(without_end(talkative_model(tokenizer), tokenizer), tokenizer, "Once", 40)
-    model.lm_head.weight.data.zero_()  # all tokens alike, so argmax takes id 0, which is the end mark
-    assert tokenizer.end_id == 0 and written
+    model.lm_head.weight.data.zero_()  # all tokens alike, so argmax takes id 0, which is the end-of-text token
+    assert tokenizer.eos_id == 0 and written
     (completion,) = Engine(TorchBackend(model), tokenizer).generate(["Once"], [GREEDY])
     assert completion == Completion(
         text="", tokens=(), finish_reason="stop", prompt_tokens=len(tokenizer.encode("Once"))

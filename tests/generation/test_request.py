@@ -83,7 +83,7 @@ def test_a_stop_text_begun_at_the_end_is_text(engine: Engine) -> None:
 def test_logprobs_are_those_of_the_model(engine: Engine, model: Decoder, tokenizer: Tokenizer) -> None:
     completion = write(engine, logprobs=3, prompt_logprobs=True, temperature=0.5, top_k=7, repetition_penalty=1.3)
     prompt = tokenizer.encode("Tom")
-    ids = [tokenizer.end_id, *prompt, *completion.tokens]
+    ids = [tokenizer.eos_id, *prompt, *completion.tokens]
     with torch.no_grad():
         expected = model(torch.tensor([ids[:-1]]))[0].double().log_softmax(-1)  # (T, vocab_size)
     both = [*completion.prompt_logprobs, *completion.logprobs]

@@ -57,7 +57,7 @@ def test_names_of_hugging_face_lead_back_to_the_same_model(config: ModelConfig) 
 def test_transformers_opens_it_with_equal_logits(config: ModelConfig, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model = random_model(config)
-    (tmp_path / "config.json").write_text(json.dumps(hf_layout.config_json(config, end_id=0)), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(hf_layout.config_json(config, eos_id=0)), encoding="utf-8")
     tensors = hf_layout.to_hf(model.state_dict(), config)
     safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from slm_ray.config.schema import ModelConfig
 from slm_ray.model import linear_cross_entropy as module
 from slm_ray.model.decoder import Decoder
-from slm_ray.model.linear_cross_entropy import chunk_rows, vocabulary_loss
+from slm_ray.model.linear_cross_entropy import chunk_rows, linear_cross_entropy
 
 ROWS, D_MODEL, VOCAB = 300, 16, 97
 
@@ -50,7 +50,7 @@ def loss_and_gradients(function: object, inputs: tuple[Tensor, Tensor, Tensor], 
 def test_loss_and_gradients_are_those_of_the_plain_form(dtype: torch.dtype, rtol: float, atol: float) -> None:
     inputs = some(dtype)
     for ours, theirs in zip(
-        loss_and_gradients(vocabulary_loss, inputs), loss_and_gradients(plain, inputs), strict=True
+        loss_and_gradients(linear_cross_entropy, inputs), loss_and_gradients(plain, inputs), strict=True
     ):
         assert ours.dtype == dtype
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
@@ -59,7 +59,7 @@ def test_loss_and_gradients_are_those_of_the_plain_form(dtype: torch.dtype, rtol
 def test_gradients_follow_finite_differences() -> None:
     hidden, weight, targets = some(torch.float64)
     assert torch.autograd.gradcheck(
-        lambda h, w: vocabulary_loss(h, w, targets[:70], -1), (hidden[:70].detach().requires_grad_(), weight)
+        lambda h, w: linear_cross_entropy(h, w, targets[:70], -1), (hidden[:70].detach().requires_grad_(), weight)
     )
 
 
@@ -67,7 +67,7 @@ def test_under_autocast_it_is_as_near_to_fp32_as_the_plain_form() -> None:
     inputs = some(torch.float32)
     exact = loss_and_gradients(plain, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours, theirs = loss_and_gradients(vocabulary_loss, inputs), loss_and_gradients(plain, inputs)
+        ours, theirs = loss_and_gradients(linear_cross_entropy, inputs), loss_and_gradients(plain, inputs)
     for mine, other, true in zip(ours, theirs, exact, strict=True):
         assert mine.dtype == torch.float32
         assert (mine - true).norm() <= 1.1 * (other - true).norm() + 1e-3 * true.norm()
@@ -76,40 +76,43 @@ def test_under_autocast_it_is_as_near_to_fp32_as_the_plain_form() -> None:
 
 def test_a_target_whose_softmax_vanishes_has_its_full_loss() -> None:
     weight = torch.tensor([[0.0], [200.0]])
-    loss = vocabulary_loss(torch.ones(1, 1), weight, torch.tensor([0]), -1)
+    loss = linear_cross_entropy(torch.ones(1, 1), weight, torch.tensor([0]), -1)
     assert loss.item() == pytest.approx(200.0)
 
 
 def test_the_factor_behind_the_loss_reaches_the_gradients() -> None:
     inputs = some(torch.float64)
-    once, thrice = loss_and_gradients(vocabulary_loss, inputs), loss_and_gradients(vocabulary_loss, inputs, 3.0)
+    once, thrice = (
+        loss_and_gradients(linear_cross_entropy, inputs),
+        loss_and_gradients(linear_cross_entropy, inputs, 3.0),
+    )
     torch.testing.assert_close(thrice[1:], [3 * gradient for gradient in once[1:]])
 
 
 def test_ignored_rows_get_no_gradient_and_give_none() -> None:
     hidden, weight, targets = some(torch.float64)
-    _, to_hidden, to_weight = loss_and_gradients(vocabulary_loss, (hidden, weight, targets))
+    _, to_hidden, to_weight = loss_and_gradients(linear_cross_entropy, (hidden, weight, targets))
     kept = targets != -1
     assert not to_hidden[~kept].any()
     fewer = hidden[kept].detach().requires_grad_()
     torch.testing.assert_close(
-        loss_and_gradients(vocabulary_loss, (fewer, weight, targets[kept]))[2], to_weight, rtol=1e-12, atol=1e-12
+        loss_and_gradients(linear_cross_entropy, (fewer, weight, targets[kept]))[2], to_weight, rtol=1e-12, atol=1e-12
     )
 
 
 def test_without_gradients_it_is_the_same_loss_and_makes_none() -> None:
     hidden, weight, targets = some(torch.float32)
     with torch.no_grad():
-        loss = vocabulary_loss(hidden, weight, targets, -1)
+        loss = linear_cross_entropy(hidden, weight, targets, -1)
     assert not loss.requires_grad
-    assert loss.item() == vocabulary_loss(hidden, weight, targets, -1).item()
+    assert loss.item() == linear_cross_entropy(hidden, weight, targets, -1).item()
 
 
 def test_a_loss_that_is_no_number_stays_one() -> None:
     hidden, weight, targets = some(torch.float32)
     with torch.no_grad():
         hidden[3] = math.nan
-    assert math.isnan(vocabulary_loss(hidden, weight, targets, -1).item())
+    assert math.isnan(linear_cross_entropy(hidden, weight, targets, -1).item())
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
@@ -150,10 +153,10 @@ def test_ddp_sees_the_gradient_of_a_tied_matrix_once_and_whole(monkeypatch: pyte
 @pytest.mark.parametrize("is_autocast", [False, True])
 def test_compiled_it_is_one_graph_with_the_same_result(is_autocast: bool) -> None:
     inputs = some(torch.float32)
-    compiled = torch.compile(vocabulary_loss, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
         for ours, eager in zip(
-            loss_and_gradients(compiled, inputs), loss_and_gradients(vocabulary_loss, inputs), strict=True
+            loss_and_gradients(compiled, inputs), loss_and_gradients(linear_cross_entropy, inputs), strict=True
         ):
             torch.testing.assert_close(ours, eager)
 

@@ -59,10 +59,12 @@ def test_a_kept_story_is_shown_from_source_to_tokens(data, split):
     assert load_manifest(data).source["files"][1]["sha256"] in found["digest"]
     assert found["split"] == split
     assert found["shard"].startswith(f"{split}/00001.parquet, row {len(rows) - 1} of {len(rows)}, sha256 ")
-    assert found["size"].startswith(f"{len(text)} bytes of text, {len(row['tokens'])} tokens with the end mark")
+    assert found["size"].startswith(
+        f"{len(text)} bytes of text, {len(row['tokens'])} tokens with the end-of-text token"
+    )
     assert found["text"] == text
     assert found["tokens"].replace("|", "") == text + "<endoftext>"
-    assert found["tokens"].count("|") == len(row["tokens"]) - 1 + 2  # the end mark has two of its own
+    assert found["tokens"].count("|") == len(row["tokens"]) - 1 + 2  # the end-of-text token has two of its own
     assert [int(token) for token in found["ids"].split()] == row["tokens"]
     assert tokenizer.decode(row["tokens"]) == text
 

@@ -9,7 +9,7 @@ from slm_ray.dataset import manifest
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import read_split
 from slm_ray.preparation import steps
-from slm_ray.storage import files_below, place
+from slm_ray.storage import files_below, storage_path
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import inputs, preflight
 from tests.support.source_files import set_rows_per_range
@@ -24,7 +24,7 @@ def small_ranges(monkeypatch):
 
 
 def contents(address: str) -> dict[str, bytes]:
-    root = place(address)
+    root = storage_path(address)
     return {file.as_posix().removeprefix(root.as_posix()): file.read_bytes() for file in files_below(root)}
 
 
@@ -54,7 +54,7 @@ def test_what_was_finished_in_an_object_store_is_not_done_again(s3, monkeypatch,
     monkeypatch.setattr(steps, "write_range", fail_at_the_last)
     assert run("s3://stories/broken") == 2
     assert "cannot write to s3://stories/broken: [Errno 28] No space left on device" in capsys.readouterr().err
-    assert not place("s3://stories/broken/manifest.json").exists()
+    assert not storage_path("s3://stories/broken/manifest.json").exists()
     monkeypatch.setattr(steps, "write_range", written)
     assert run("s3://stories/broken") == 0
     assert "skipping 2 of 2 ranges that are cleaned, 1 that are written" in capsys.readouterr().err
@@ -88,7 +88,7 @@ def test_training_reads_its_data_from_an_object_store(s3, tiny_config, tmp_path)
         tiny_config, data="s3://stories/data", model=dataclasses.replace(tiny_config.model, vocab_size=0)
     )
     resolved = preflight.resolve(config, lambda: 1)
-    task = inputs.load_task(resolved, NullTracker())
+    task = inputs.load_inputs(resolved, NullTracker())
     assert resolved.data == "s3://stories/data"
     assert task.data_fingerprint == load_manifest("s3://stories/data").fingerprint
     assert task.train.n_targets == load_manifest("s3://stories/data").splits["train"].tokens

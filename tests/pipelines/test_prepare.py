@@ -69,7 +69,7 @@ def test_a_data_set_is_whole_and_readable(sample):
     assert manifest.tokenizer["sha256"] == tokenizer.sha256
     for name, split in manifest.splits.items():
         tokens, n_bytes = read_split(sample, name)
-        ends = tokens == tokenizer.end_id
+        ends = tokens == tokenizer.eos_id
         assert (len(tokens), int(ends.sum())) == (split.tokens, split.rows)
         assert n_bytes == split.bytes == len(tokenizer.decode(tokens.tolist()).encode())
     assert [path.name for path in sorted(sample.iterdir())] == [
@@ -350,7 +350,7 @@ def test_a_tokenizer_that_loses_text_is_refused(sample, tmp_path, capsys):
 
 def test_two_jobs_do_not_write_to_one_folder(tmp_path, capsys):
     data = tmp_path / "data"
-    with staging.only_writer(data):
+    with staging.locked(data):
         staged = staging.begin(data, "other")
         assert run(data, *SAMPLE) == 2
         assert f"error: another prepare.py is writing to {data}: wait" in capsys.readouterr().err

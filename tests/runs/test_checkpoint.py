@@ -58,7 +58,7 @@ def test_it_opens_in_transformers_with_equal_logits_and_tokens(
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(saved / "model")
     ids = tiny_tokenizer.encode("Once upon a time, a boy lost his kite.")
     assert their_tokenizer("Once upon a time, a boy lost his kite.")["input_ids"] == ids
-    assert their_tokenizer.eos_token_id == tiny_tokenizer.end_id
+    assert their_tokenizer.eos_token_id == tiny_tokenizer.eos_id
     tokens = torch.tensor([ids])
     torch.testing.assert_close(theirs(tokens).logits, model(tokens), atol=1e-4, rtol=1e-4)
 
@@ -124,4 +124,4 @@ def test_a_pickle_in_place_of_the_optimizer_is_not_run(saved: Path) -> None:
 
 def test_the_model_files_name_the_end_mark(saved: Path, tiny_tokenizer: Tokenizer) -> None:
     content = json.loads((saved / "model" / "generation_config.json").read_text(encoding="utf-8"))
-    assert content["eos_token_id"] == tiny_tokenizer.end_id
+    assert content["eos_token_id"] == tiny_tokenizer.eos_id

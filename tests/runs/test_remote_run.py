@@ -17,11 +17,11 @@ from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint, outcome
 from slm_ray.runs.remote_run import MirroredRun, open_run
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.storage import Place, files_below, place
+from slm_ray.storage import StoragePath, files_below, storage_path
 from slm_ray.tracking import mlflow_runs, tracker
 from slm_ray.train import describe, parse_config
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import Task, load_task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
 from slm_ray.training.trainer import Trainer
@@ -55,19 +55,19 @@ def machine_of_the_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield
 
 
-def task_of(config: TrainConfig, **changes: Any) -> Task:
-    return load_task(resolve(dataclasses.replace(config, **changes), lambda: 1), tracker.NullTracker())
+def task_of(config: TrainConfig, **changes: Any) -> TrainInputs:
+    return load_inputs(resolve(dataclasses.replace(config, **changes), lambda: 1), tracker.NullTracker())
 
 
-def remote(config: TrainConfig) -> Place:
-    return place(config.output) / config.name
+def remote(config: TrainConfig) -> StoragePath:
+    return storage_path(config.output) / config.name
 
 
 def contents(config: TrainConfig) -> set[str]:
     return {file.as_posix().removeprefix(remote(config).as_posix()).lstrip("/") for file in files_below(remote(config))}
 
 
-def another_machine(task: Task) -> None:
+def another_machine(task: TrainInputs) -> None:
     """One that has never seen the run."""
     shutil.rmtree(task.folder.path)
 
@@ -82,17 +82,17 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 def test_a_run_lies_in_the_store_and_goes_on_from_there_on_another_machine(config: TrainConfig, tmp_path: Path) -> None:
     local = task_of(config, output=str(tmp_path / "runs"), max_steps=12)
-    fit(local, Surroundings())
+    fit(local, TrainContext())
     steps = iter(range(1, 100))
     task = task_of(config, max_steps=12)
-    assert fit(task, Surroundings(is_stop_requested=lambda: next(steps) == 6))["status"] == outcome.STOPPED
+    assert fit(task, TrainContext(is_stop_requested=lambda: next(steps) == 6))["status"] == outcome.STOPPED
     expected = {f"checkpoints/step-{step:08d}/{name}" for step in (4, 6) for name in CHECKPOINT}
     assert contents(config) == expected | {"latest.txt", "best.txt", "metrics.jsonl", "summary.json"}
 
     another_machine(task)
     again = task_of(config, max_steps=12)
     assert again.folder.best.resolve().name == "step-00000004"
-    assert fit(again, Surroundings())["status"] == outcome.FINISHED
+    assert fit(again, TrainContext())["status"] == outcome.FINISHED
     assert_equal(weights(again.folder), weights(local.folder))
     assert again.history.series("train_loss") == local.history.series("train_loss")
     assert {name.split("/")[1] for name in contents(config) if name.startswith("checkpoints")} == {
@@ -119,23 +119,23 @@ def test_an_upload_that_breaks_off_leaves_the_checkpoint_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(MirroredRun, "_upload", broken)
-        assert fit(task, Surroundings())["status"] == outcome.UNSAVED
+        assert fit(task, TrainContext())["status"] == outcome.UNSAVED
     assert "the bucket is gone" in str(list(task.history.lines())[-1])
     again = task_of(config)
     assert [path.name for path in again.folder.checkpoints()] == ["step-00000004"]
-    assert fit(again, Surroundings())["status"] == outcome.FINISHED
+    assert fit(again, TrainContext())["status"] == outcome.FINISHED
     assert "checkpoints/step-00000008/complete.json" in contents(config)
 
 
 def test_a_damaged_object_leads_to_the_checkpoint_before(config: TrainConfig) -> None:
     task = task_of(config)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     expected = weights(task.folder)
     another_machine(task)
     (remote(config) / "checkpoints" / "step-00000008" / "optimizer.pt").write_bytes(b"torn")
     again = task_of(config)
     assert [path.name for path in again.folder.checkpoints()] == ["step-00000004"]
-    fit(again, Surroundings())
+    fit(again, TrainContext())
     assert_equal(weights(again.folder), expected)
     assert not list(again.folder.path.rglob("*.partial"))
 
@@ -203,7 +203,7 @@ def test_what_the_store_refused_once_is_there_after_the_next_checkpoint(
     monkeypatch.setattr(Trainer, "validate", validate)
     monkeypatch.setattr(MirroredRun, "_upload", refusing)
     task = task_of(config, max_steps=16, eval_interval_steps=4, keep_checkpoints=1, keep_best=1)
-    assert fit(task, Surroundings())["best"]["step"] == 8
+    assert fit(task, TrainContext())["best"]["step"] == 8
     another_machine(task)
     task.folder.fetch()
     assert checkpoint.load_state(task.folder.best).step == 8

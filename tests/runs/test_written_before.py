@@ -18,8 +18,8 @@ from slm_ray.tokenization.training import train_bpe
 from slm_ray.tracking.mlflow_runs import client
 from slm_ray.tracking.registry import resolve_model
 from slm_ray.tracking.tracker import NullTracker
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import load_task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from tests.support.data_sets import write_data
 
@@ -44,9 +44,9 @@ def test_a_run_of_before_is_resumed_as_if_nothing_had_changed(tmp_path: Path) ->
     state = checkpoint.load_state(V1 / "run")
     saved = from_dict(TrainConfig, state.config, "state.json")
     places = {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs"), "name": "old"}
-    task = load_task(dataclasses.replace(saved, **places), NullTracker())
+    task = load_inputs(dataclasses.replace(saved, **places), NullTracker())
     assert task.data_fingerprint == state.data_fingerprint
-    summary = fit(task, Surroundings())
+    summary = fit(task, TrainContext())
     assert (summary["status"], summary["step"]) == ("finished", 8)
     assert summary["metrics"]["val_loss"] == pytest.approx(VAL_LOSS[8], abs=1e-4)
 

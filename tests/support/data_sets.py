@@ -38,7 +38,7 @@ def _table(tokenizer: Tokenizer, start: int, stop: int) -> pa.Table:
     stories = list(sample_stories(start, stop))
     columns = [
         pa.array([f"sample#{number}" for number in range(start, stop)]),
-        pa.array([[*tokenizer.encode(story), tokenizer.end_id] for story in stories], pa.list_(pa.uint16())),
+        pa.array([[*tokenizer.encode(story), tokenizer.eos_id] for story in stories], pa.list_(pa.uint16())),
         pa.array([len(story.encode()) for story in stories], pa.uint32()),
     ]
     return pa.Table.from_arrays(columns, names=["story_id", "tokens", "n_bytes"]).cast(

@@ -12,8 +12,8 @@ from slm_ray.runs.history import History
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.tracker import NullTracker
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import Task, load_task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
 
@@ -24,8 +24,8 @@ def with_dropout(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, model=model, tracking_uri=mlflow_runs.OFF, sample_prompt="")
 
 
-def task_of(config: TrainConfig, **changes: Any) -> Task:
-    return load_task(resolve(dataclasses.replace(config, **changes), lambda: 1), NullTracker())
+def task_of(config: TrainConfig, **changes: Any) -> TrainInputs:
+    return load_inputs(resolve(dataclasses.replace(config, **changes), lambda: 1), NullTracker())
 
 
 def folder_of(config: TrainConfig) -> RunFolder:
@@ -61,5 +61,5 @@ def messages(folder: RunFolder) -> list[str]:
 def run_without_faults(config: TrainConfig) -> RunFolder:
     """The same run with one worker in this process, uninterrupted, under another name."""
     task = task_of(config, name=f"{config.name}-without-faults")
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     return task.folder

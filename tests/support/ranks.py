@@ -22,8 +22,8 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.batches import Batch, TrainBatches
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking.tracker import NullTracker
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import load_task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
 from tests.support.paths import ROOT
@@ -80,17 +80,17 @@ def main(given: dict[str, Any], meeting: str, rank: int) -> None:
     """One rank."""
     config, world_size = from_dict(TrainConfig, given["config"], "the test's config"), given["world_size"]
     torch.set_num_threads(1)
-    task = load_task(resolve(config, lambda: world_size), NullTracker())
+    task = load_inputs(resolve(config, lambda: world_size), NullTracker())
     task.folder.path.mkdir(parents=True, exist_ok=True)
     _recording(task.folder.path / f"samples-{world_size}-{rank}.jsonl")
-    newest = task.folder.newest_whole()
+    newest = task.folder.latest_valid()
     steps = iter(range(int(newest.name.split("-")[1]) + 1 if newest else 1, 10**9))
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
-    around = Surroundings(
+    around = TrainContext(
         rank=rank,
         world_size=world_size,
         wrap=lambda module: DistributedDataParallel(module) if world_size > 1 else module,
-        all_sum=_all_sum,
+        all_reduce_sum=_all_sum,
         is_stop_requested=lambda: next(steps) == given["stop_at"],
     )
     fit(task, around)

@@ -44,11 +44,11 @@ def talkative_model(tokenizer: Tokenizer, *, seq_len: int = 64, **changes: objec
 
 
 def without_end(model: Decoder, tokenizer: Tokenizer) -> Decoder:
-    """Make the end mark (its output row) the least likely token, so that stories reach their length."""
+    """Make the end-of-text token (its output row) the least likely token, so that stories reach their length."""
     head = torch.nn.Linear(model.config.d_model, model.config.vocab_size)
     head.weight.data = model.lm_head.weight.data.clone()
     head.bias.data.zero_()
-    head.bias.data[tokenizer.end_id] = -1e9
+    head.bias.data[tokenizer.eos_id] = -1e9
     model.lm_head = head
     return model
 
@@ -64,7 +64,8 @@ def write_tiny_model(folder: Path, seq_len: int = 64, seed: int = 0) -> Path:
 
 
 def write_endless_model(folder: Path, seed: int = 0) -> Path:
-    """The same with stories that take a second and more: the end mark is never among the 50 likeliest tokens."""
+    """The same with stories that take a second and more: the end-of-text token is never among the 50 likeliest
+    tokens."""
     return _write(folder, seed, is_endless=True, seq_len=64, n_layers=4, d_model=128, n_heads=4, d_ff=256)
 
 
@@ -73,7 +74,7 @@ def _write(folder: Path, seed: int, *, is_endless: bool = False, **shape: int) -
     tokenizer = train_bpe(SENTENCES, vocab_size=300)
     model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
     if is_endless:
-        model.embed_tokens.weight.data[tokenizer.end_id] = 0  # it is the output layer too: the logit is 0
+        model.embed_tokens.weight.data[tokenizer.eos_id] = 0  # it is the output layer too: the logit is 0
     state = checkpoint.TrainState(
         step=12,
         samples_seen=384,

@@ -52,8 +52,8 @@ def test_a_model_that_removes_extra_spaces_has_none_to_remove_from_clean_stories
 
 
 def test_a_mark_of_sentencepiece_that_is_the_end_mark_keeps_its_id() -> None:
-    assert from_model("unigram", eos_piece=END_OF_TEXT).end_id == 2
-    assert from_model("unigram").end_id == 500
+    assert from_model("unigram", eos_piece=END_OF_TEXT).eos_id == 2
+    assert from_model("unigram").eos_id == 500
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Byte-level BPE with a true end mark, and the fast batch encoder against the plain one."""
+"""Byte-level BPE with a true end-of-text token, and the fast batch encoder against the plain one."""
 
 import json
 
@@ -28,7 +28,7 @@ def tokenizer() -> Tokenizer:
 
 
 def test_the_end_mark_is_id_zero_and_special(tokenizer):
-    assert tokenizer.end_id == 0
+    assert tokenizer.eos_id == 0
     assert json.loads(tokenizer.to_json())["added_tokens"][0] == {
         "id": 0,
         "content": END_OF_TEXT,
@@ -76,13 +76,13 @@ class CountingInner:
 
 @pytest.mark.parametrize("text", [END_OF_TEXT, f"He said {END_OF_TEXT} twice.", f"{END_OF_TEXT}{END_OF_TEXT}"])
 def test_the_letters_of_the_end_mark_are_not_the_end_mark(tokenizer, text):
-    assert tokenizer.end_id not in tokenizer.encode(text)
-    assert tokenizer.end_id not in tokenizer.encode_batch([text]).to_pylist()[0]
+    assert tokenizer.eos_id not in tokenizer.encode(text)
+    assert tokenizer.eos_id not in tokenizer.encode_batch([text]).to_pylist()[0]
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_decoding_leaves_out_end_marks(tokenizer):
-    assert tokenizer.decode([*tokenizer.encode("The end."), tokenizer.end_id]) == "The end."
+    assert tokenizer.decode([*tokenizer.encode("The end."), tokenizer.eos_id]) == "The end."
 
 
 def test_pieces_show_token_borders(tokenizer):
@@ -98,7 +98,7 @@ def test_training_does_not_depend_on_order():
 def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
-    assert (loaded.sha256, loaded.vocab_size, loaded.end_id) == (tokenizer.sha256, tokenizer.vocab_size, 0)
+    assert (loaded.sha256, loaded.vocab_size, loaded.eos_id) == (tokenizer.sha256, tokenizer.vocab_size, 0)
     assert loaded.encode(END_OF_TEXT) == tokenizer.encode(END_OF_TEXT)
 
 

@@ -1,4 +1,5 @@
-"""Where tokenizers come from: each kind keeps every text, has an end mark, and opens elsewhere with the same ids."""
+"""Where tokenizers come from: each kind keeps every text, has an end-of-text token, and opens elsewhere with the same
+ids."""
 
 import itertools
 import json
@@ -59,7 +60,7 @@ def test_every_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     for written in (text, clean_story(text), clean_story(text, keep_paragraphs=True)):
         ids = tokenizer.encode(written)
         assert tokenizer.decode(ids) == written
-        assert tokenizer.end_id not in ids
+        assert tokenizer.eos_id not in ids
 
 
 @settings(deadline=None, max_examples=25)
@@ -76,7 +77,7 @@ def test_the_file_opens_in_tokenizers_and_transformers_with_the_same_ids(tokeniz
         ids = tokenizer.encode(text)
         assert plain.encode(text, add_special_tokens=False).ids == ids
         assert theirs.encode(text, add_special_tokens=False) == ids
-    assert theirs.convert_tokens_to_ids(END_OF_TEXT) == tokenizer.end_id
+    assert theirs.convert_tokens_to_ids(END_OF_TEXT) == tokenizer.eos_id
     assert len(theirs) == tokenizer.vocab_size
 
 
@@ -104,7 +105,7 @@ def test_unigram_keeps_text_whatever_it_has_learned_from(texts: list[str], size:
 
 def test_a_unigram_vocabulary_holds_frequent_words_whole() -> None:
     tokenizer = training.train(STORIES, 900, "unigram")
-    assert tokenizer.end_id == 0
+    assert tokenizer.eos_id == 0
     frequent = [word for word, count in Counter(" ".join(STORIES).split(" ")).items() if count > 50 and word.isalpha()]
     assert len(frequent) > 10
     whole = [word for word in frequent if len(tokenizer.encode(f" {word}")) == 1]
@@ -137,7 +138,7 @@ def test_training_gives_the_same_file_in_every_process_and_order() -> None:
     assert elsewhere.split() == here
 
 
-# files, folders and the end mark
+# files, folders and the end-of-text token
 
 
 def test_a_file_a_folder_and_a_model_are_opened(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_the_end_mark_takes_the_next_free_id_and_moves_no_other() -> None:
     before = tokenizers.Tokenizer.from_str(byte_level())
     before.add_special_tokens(["</s>", "<pad>"])
     after = Tokenizer.from_json(loading.with_end_mark(before.to_str()))
-    assert (after.end_id, after.vocab_size) == (402, 403)
+    assert (after.eos_id, after.vocab_size) == (402, 403)
     assert {**before.get_vocab(), END_OF_TEXT: 402} == tokenizers.Tokenizer.from_str(after.to_json()).get_vocab()
 
 
@@ -174,7 +175,7 @@ def test_an_end_mark_that_is_plain_text_becomes_special() -> None:
     config = json.loads(loading.with_end_mark(byte_level()))
     config["added_tokens"][0]["special"] = False
     tokenizer = Tokenizer.from_json(loading.with_end_mark(json.dumps(config)), must_keep_text=True)
-    assert tokenizer.end_id == 400
+    assert tokenizer.eos_id == 400
     assert 400 not in tokenizer.encode(f"a{END_OF_TEXT}")
 
 
@@ -182,14 +183,14 @@ def test_an_entry_named_like_the_end_mark_becomes_it() -> None:
     config = json.loads(byte_level())
     config["model"]["vocab"][END_OF_TEXT] = 400
     tokenizer = Tokenizer.from_json(loading.with_end_mark(json.dumps(config)), must_keep_text=True)
-    assert (tokenizer.end_id, tokenizer.vocab_size) == (400, 401)
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == (400, 401)
 
 
 def test_an_end_mark_that_a_text_can_contain_is_refused(tmp_path: Path) -> None:
     config = json.loads(convert(sentencepiece_model("unigram"), "x.model"))
     config["model"]["vocab"].append([END_OF_TEXT, 0.0])
     (tmp_path / "x.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(UserError, match="in a story become the end mark"):
+    with pytest.raises(UserError, match="in a story become the end-of-text token"):
         loading.open_tokenizer(str(tmp_path / "x.json"))
 
 

@@ -3,7 +3,7 @@
 import threading
 
 from slm_ray.tracking import delivery_queue
-from slm_ray.tracking.delivery_queue import Outbox
+from slm_ray.tracking.delivery_queue import DeliveryQueue
 
 
 def fail() -> None:
@@ -12,7 +12,7 @@ def fail() -> None:
 
 def test_calls_are_made_in_order_and_flush_waits_for_them() -> None:
     made: list[int] = []
-    box = Outbox("the store", print)
+    box = DeliveryQueue("the store", print)
     for number in range(100):
         box.put(lambda number=number: made.append(number))
     assert box.flush()
@@ -21,7 +21,7 @@ def test_calls_are_made_in_order_and_flush_waits_for_them() -> None:
 
 def test_failures_are_said_once_and_their_end_too() -> None:
     said: list[str] = []
-    box = Outbox("the store", said.append)
+    box = DeliveryQueue("the store", said.append)
     for call in (fail, fail, lambda: None):
         box.put(call)
     assert box.flush()
@@ -33,7 +33,7 @@ def test_failures_are_said_once_and_their_end_too() -> None:
 
 def test_a_receiver_that_hangs_holds_nothing_up() -> None:
     said: list[str] = []
-    box, is_over = Outbox("the store", said.append), threading.Event()
+    box, is_over = DeliveryQueue("the store", said.append), threading.Event()
     box.put(is_over.wait)
     box.put(lambda: None)
     assert not box.flush(timeout_s=0.05)
@@ -44,7 +44,7 @@ def test_a_receiver_that_hangs_holds_nothing_up() -> None:
 
 def test_no_more_than_so_many_wait() -> None:
     said: list[str] = []
-    box, is_over = Outbox("the store", said.append), threading.Event()
+    box, is_over = DeliveryQueue("the store", said.append), threading.Event()
     box.put(is_over.wait)
     made: list[int] = []
     for _ in range(delivery_queue.CAPACITY + 5):
@@ -59,7 +59,7 @@ def test_a_warning_that_cannot_be_written_is_no_matter() -> None:
     def warn(text: str) -> None:
         raise OSError("disk full")
 
-    box = Outbox("the store", warn)
+    box = DeliveryQueue("the store", warn)
     made: list[int] = []
     box.put(fail)
     box.put(lambda: made.append(1))

@@ -10,8 +10,8 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.tracking import mlflow_runs, system_metrics
 from slm_ray.tracking.tracker import NullTracker, Tracker
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import load_task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
 
@@ -71,9 +71,9 @@ def test_a_training_goes_on_when_its_server_is_gone(tiny_config: TrainConfig, mo
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     said: list[str] = []
     tracker = mlflow_runs.continue_run("http://127.0.0.1:9", "r1", said.append)
-    task = load_task(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), tracker)
+    task = load_inputs(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), tracker)
     with system_metrics.logged(tracker):
-        assert fit(task, Surroundings())["status"] == "finished"
+        assert fit(task, TrainContext())["status"] == "finished"
     tracker.close()
     assert len(said) == 1
     assert said[0].startswith("MLflow does not take the records, the run goes on without: ")

@@ -20,7 +20,7 @@ from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint, outcome
 from slm_ray.runs.history import History
 from slm_ray.train import parse_config
-from slm_ray.training.context import Surroundings
+from slm_ray.training.context import TrainContext
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import refuse_conflicts
 from slm_ray.training.trainer import Trainer
@@ -60,7 +60,7 @@ def test_damage_to_any_file_of_a_checkpoint_leads_to_the_one_before(
     config: TrainConfig, name: str, damage: str
 ) -> None:
     task = task_of(config)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     path = task.folder.checkpoint_path(8) / name
     content = bytearray(path.read_bytes())
     if damage == "remove":
@@ -70,7 +70,7 @@ def test_damage_to_any_file_of_a_checkpoint_leads_to_the_one_before(
     else:
         content[random.Random(name).randrange(len(content))] ^= 1
         path.write_bytes(content)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     assert any("resumed at step 4" in message for message in messages(task.folder))
     assert_same_run(task.folder, run_without_faults(config))
     assert_no_orphans(task.folder)
@@ -78,7 +78,7 @@ def test_damage_to_any_file_of_a_checkpoint_leads_to_the_one_before(
 
 def test_every_file_of_a_checkpoint_is_damaged_in_these_tests(config: TrainConfig) -> None:
     task = task_of(config, max_steps=1)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     found = {
         path.relative_to(task.folder.latest).as_posix() for path in task.folder.latest.rglob("*") if path.is_file()
     }
@@ -87,17 +87,17 @@ def test_every_file_of_a_checkpoint_is_damaged_in_these_tests(config: TrainConfi
 
 def test_damage_to_every_checkpoint_begins_anew(config: TrainConfig) -> None:
     task = task_of(config)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     for path in task.folder.checkpoints():
         (path / checkpoint.OPTIMIZER).write_bytes(b"")
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     assert_same_run(task.folder, run_without_faults(config))
     assert_no_orphans(task.folder)
 
 
 def test_a_damaged_best_checkpoint_is_replaced_by_the_best_of_the_others(config: TrainConfig) -> None:
     task = task_of(config, max_steps=12)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     assert checkpoint.load_state(task.folder.best).step == 12
     (task.folder.best / checkpoint.OPTIMIZER).write_bytes(b"")
     assert task.folder.relink(8, {"step": 12.0})["step"] == 8
@@ -121,7 +121,7 @@ def test_a_full_disk_costs_one_checkpoint_and_the_run_goes_on(
 
     monkeypatch.setattr(checkpoint, "write", write)
     task = task_of(config)
-    summary = fit(task, Surroundings())
+    summary = fit(task, TrainContext())
     assert summary["status"] == outcome.FINISHED
     assert any("could not be written (No space left on device)" in message for message in messages(task.folder))
     assert [path.name for path in task.folder.checkpoints()] == ["step-00000008"]
@@ -150,13 +150,13 @@ def fill_disk_at(file: str, patch: pytest.MonkeyPatch) -> None:
 def test_a_disk_that_stays_full_keeps_the_last_good_checkpoint_and_says_so(config: TrainConfig) -> None:
     """No file may grow beyond a limit, as the system has it; torch and safetensors meet it in C++ and Rust."""
     task = task_of(config)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     expected = checkpoint.load_model(task.folder.latest)[0].state_dict()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     longer = task_of(config, max_steps=12)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        summary = fit(longer, Surroundings())
+        summary = fit(longer, TrainContext())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert summary["status"] == outcome.UNSAVED
@@ -164,7 +164,7 @@ def test_a_disk_that_stays_full_keeps_the_last_good_checkpoint_and_says_so(confi
     assert checkpoint.load_state(task.folder.latest).step == 8
     kept = checkpoint.load_model(task.folder.latest)[0].state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in kept.items())
-    assert fit(longer, Surroundings())["status"] == outcome.FINISHED
+    assert fit(longer, TrainContext())["status"] == outcome.FINISHED
     assert_no_orphans(task.folder)
 
 
@@ -188,8 +188,8 @@ def test_another_number_of_workers_sees_the_same_samples_each_once(config: Train
     )
     changed = dataclasses.replace(config, name="changed")
     alone = task_of(config, name="alone")
-    fit(alone, Surroundings())
-    batches = Trainer(alone, Surroundings(), "fp32", is_compiled=False).batches
+    fit(alone, TrainContext())
+    batches = Trainer(alone, TrainContext(), "fp32", is_compiled=False).batches
     for world_size, stop_at in ((1, 5), (2, 10), (1, 0)):
         fit_in_ranks(changed, world_size, stop_at=stop_at)
     seen = samples_by_step(folder_of(changed))
@@ -219,7 +219,7 @@ def test_the_command_line_takes_a_range_of_workers() -> None:
 
 def test_a_run_is_resumed_on_other_stories_only_by_force(config: TrainConfig) -> None:
     task = task_of(config)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     other = dataclasses.replace(task, data_fingerprint="of another data set")
     config = dataclasses.replace(task.config, resume=True)
     with pytest.raises(UserError, match="on its own data, or with --force"):
@@ -236,9 +236,9 @@ def test_a_run_is_resumed_on_other_stories_only_by_force(config: TrainConfig) ->
 
 
 def test_samples_are_counted_at_the_batch_size_they_were_seen_at(config: TrainConfig) -> None:
-    fit(task_of(config, max_steps=4), Surroundings())
+    fit(task_of(config, max_steps=4), TrainContext())
     task = task_of(config, batch_size=4)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     assert checkpoint.load_state(task.folder.latest).samples_seen == 4 * 8 + 4 * 4
 
 
@@ -247,7 +247,7 @@ def test_a_watchdog_barks_once_nothing_was_done_for_the_time_and_not_before() ->
     watchdog = Watchdog(0.2)
     with watchdog.watching(barked.set):
         for _ in range(30):
-            watchdog.beat()
+            watchdog.heartbeat()
             time.sleep(0.02)
         assert not barked.is_set()
         assert barked.wait(30)
@@ -258,7 +258,7 @@ def test_a_watchdog_barks_once_nothing_was_done_for_the_time_and_not_before() ->
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_written_over(config: TrainConfig) -> None:
     task = task_of(config)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     for path in task.folder.checkpoints():
         (path / checkpoint.OPTIMIZER).write_bytes(b"")
     with pytest.raises(UserError, match="cannot be read: take another --name"):
@@ -267,7 +267,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_written_over(config: Tra
 
 def test_a_run_is_not_asked_to_end_before_the_step_it_is_at(config: TrainConfig) -> None:
     task = task_of(config)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     shorter = dataclasses.replace(task, max_steps=3)
     with pytest.raises(UserError, match="is at step 8 already, and was asked to end at 3"):
         refuse_conflicts(dataclasses.replace(task.config, resume=True), shorter)

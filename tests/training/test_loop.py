@@ -21,9 +21,9 @@ from slm_ray.runs import checkpoint, outcome
 from slm_ray.runs.history import History, plot_loss
 from slm_ray.runs.run_folder import RunFolder, newest_run
 from slm_ray.tracking.tracker import NullTracker
-from slm_ray.training.context import Surroundings
+from slm_ray.training.context import TrainContext
 from slm_ray.training.evaluation import evaluate
-from slm_ray.training.inputs import Task, load_task
+from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.trainer import Trainer
 
@@ -33,36 +33,36 @@ class KilledError(Exception):
 
 
 @pytest.fixture
-def task(tiny_config: TrainConfig) -> Task:
+def task(tiny_config: TrainConfig) -> TrainInputs:
     vocab_size = load_manifest(tiny_config.data).tokenizer["vocab_size"]
     model = dataclasses.replace(tiny_config.model, vocab_size=vocab_size, dropout=0.1)
-    return load_task(dataclasses.replace(tiny_config, model=model), NullTracker())
+    return load_inputs(dataclasses.replace(tiny_config, model=model), NullTracker())
 
 
-def elsewhere(task: Task, name: str, **changes: Any) -> Task:
+def elsewhere(task: TrainInputs, name: str, **changes: Any) -> TrainInputs:
     """The same task in another run folder, with changes to its config."""
     config = dataclasses.replace(task.config, name=name, **changes)
     return dataclasses.replace(task, config=config, folder=RunFolder(task.folder.path.parent / name))
 
 
-def weights(task: Task) -> dict[str, torch.Tensor]:
+def weights(task: TrainInputs) -> dict[str, torch.Tensor]:
     return checkpoint.load_model(task.folder.latest)[0].state_dict()
 
 
-def losses(task: Task) -> list[float]:
+def losses(task: TrainInputs) -> list[float]:
     return task.history.series("train_loss")[1]
 
 
-def kill_at(step: int) -> Surroundings:
+def kill_at(step: int) -> TrainContext:
     def report(metrics: Mapping[str, Any]) -> None:
         if metrics["step"] == step:
             raise KilledError
 
-    return Surroundings(report=report)
+    return TrainContext(report=report)
 
 
-def test_a_run_leaves_best_and_latest_and_its_record(task: Task) -> None:
-    summary = fit(task, Surroundings())
+def test_a_run_leaves_best_and_latest_and_its_record(task: TrainInputs) -> None:
+    summary = fit(task, TrainContext())
     assert summary["status"] == "finished"
     assert checkpoint.load_state(task.folder.latest).step == 8
     best = checkpoint.load_state(task.folder.best)
@@ -76,38 +76,38 @@ def test_a_run_leaves_best_and_latest_and_its_record(task: Task) -> None:
     assert (task.folder.path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_seed_gives_one_loss_curve(task: Task) -> None:
-    fit(task, Surroundings())
+def test_a_seed_gives_one_loss_curve(task: TrainInputs) -> None:
+    fit(task, TrainContext())
     again = elsewhere(task, "again")
-    fit(again, Surroundings())
+    fit(again, TrainContext())
     other = elsewhere(task, "other", seed=1)
-    fit(other, Surroundings())
+    fit(other, TrainContext())
     assert losses(task) == losses(again) != losses(other)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(task: Task, optimizer: str) -> None:
+def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(task: TrainInputs, optimizer: str) -> None:
     task = elsewhere(task, optimizer, optim=dataclasses.replace(task.config.optim, name=optimizer))
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     broken = elsewhere(task, "broken")
     with pytest.raises(KilledError):
         fit(broken, kill_at(4))
-    fit(broken, Surroundings())
+    fit(broken, TrainContext())
     assert losses(broken) == losses(task)
     expected = weights(task)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(broken).items())
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(task: Task) -> None:
-    fit(task, Surroundings())
+def test_a_damaged_newest_checkpoint_is_passed_over(task: TrainInputs) -> None:
+    fit(task, TrainContext())
     expected = weights(task)
     (task.folder.checkpoint_path(8) / "model" / "model.safetensors").write_bytes(b"torn")
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(task).items())
     assert task.history.series("val_loss")[0] == [4, 8]
 
 
-def test_a_kill_between_a_checkpoint_and_its_links_is_made_good(task: Task) -> None:
+def test_a_kill_between_a_checkpoint_and_its_links_is_made_good(task: TrainInputs) -> None:
     class KilledRunFolder(RunFolder):
         def publish(self, step: int, *, is_best: bool, keep: int, keep_best: int) -> None:
             if step == 8:
@@ -116,16 +116,16 @@ def test_a_kill_between_a_checkpoint_and_its_links_is_made_good(task: Task) -> N
 
     broken = dataclasses.replace(task, folder=KilledRunFolder(task.folder.path))
     with pytest.raises(KilledError):
-        fit(broken, Surroundings())
+        fit(broken, TrainContext())
     assert checkpoint.load_state(task.folder.best).step == 4
-    summary = fit(task, Surroundings())
+    summary = fit(task, TrainContext())
     assert checkpoint.load_state(task.folder.latest).step == 8
     assert checkpoint.load_state(task.folder.best).step == summary["best"]["step"] == 8
     assert task.history.series("val_loss")[0] == [4, 8]
 
 
-def test_the_best_of_those_left_stands_in_for_a_lost_best(task: Task) -> None:
-    fit(task, Surroundings())
+def test_the_best_of_those_left_stands_in_for_a_lost_best(task: TrainInputs) -> None:
+    fit(task, TrainContext())
     best = int(checkpoint.load_state(task.folder.best).step)
     assert best == 8
     shutil.rmtree(task.folder.checkpoint_path(8))
@@ -133,12 +133,12 @@ def test_the_best_of_those_left_stands_in_for_a_lost_best(task: Task) -> None:
     assert checkpoint.load_state(task.folder.best).step == 4
 
 
-def test_optimizer_settings_of_a_resumed_run_are_those_it_was_given(task: Task) -> None:
-    fit(task, Surroundings())
+def test_optimizer_settings_of_a_resumed_run_are_those_it_was_given(task: TrainInputs) -> None:
+    fit(task, TrainContext())
     optim = dataclasses.replace(task.config.optim, weight_decay=0.0, beta2=0.5)
     trainer = Trainer(
         dataclasses.replace(task, config=dataclasses.replace(task.config, optim=optim)),
-        Surroundings(),
+        TrainContext(),
         "fp32",
         is_compiled=False,
     )
@@ -147,25 +147,25 @@ def test_optimizer_settings_of_a_resumed_run_are_those_it_was_given(task: Task) 
     assert trainer.optimizer.param_groups[0]["betas"] == (0.9, 0.5)
 
 
-def test_a_large_seed_is_a_seed(task: Task) -> None:
-    fit(elsewhere(task, "large", seed=2**40, max_steps=1), Surroundings())
+def test_a_large_seed_is_a_seed(task: TrainInputs) -> None:
+    fit(elsewhere(task, "large", seed=2**40, max_steps=1), TrainContext())
 
 
-def stop_at(step: int, task: Task) -> Surroundings:
+def stop_at(step: int, task: TrainInputs) -> TrainContext:
     """Asks for a stop once that step is in the record (the test's task logs every second step) or after it."""
     asked = iter(range(1, 1000))
     first = checkpoint.load_state(task.folder.latest).step if task.folder.latest.exists() else 0
-    return Surroundings(is_stop_requested=lambda: first + next(asked) >= step)
+    return TrainContext(is_stop_requested=lambda: first + next(asked) >= step)
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 8], ids=["first", "between two lines", "before a validation", "last"])
-def test_a_run_that_is_asked_to_stop_loses_no_step_and_no_bit(task: Task, step: int) -> None:
-    fit(task, Surroundings())
+def test_a_run_that_is_asked_to_stop_loses_no_step_and_no_bit(task: TrainInputs, step: int) -> None:
+    fit(task, TrainContext())
     stopped = elsewhere(task, "stopped")
     summary = fit(stopped, stop_at(step, stopped))
     assert (summary["status"], summary["step"]) == (outcome.STOPPED, step)
     assert checkpoint.load_state(stopped.folder.latest).step == step
-    assert fit(stopped, Surroundings())["status"] == outcome.FINISHED
+    assert fit(stopped, TrainContext())["status"] == outcome.FINISHED
     assert losses(stopped) == losses(task)
     assert stopped.history.series("val_loss") == task.history.series("val_loss")
     expected = weights(task)
@@ -173,27 +173,27 @@ def test_a_run_that_is_asked_to_stop_loses_no_step_and_no_bit(task: Task, step: 
     assert stopped.folder.best.resolve().name == task.folder.best.resolve().name
 
 
-def test_a_run_stopped_again_and_again_is_still_the_same_run(task: Task) -> None:
-    fit(task, Surroundings())
+def test_a_run_stopped_again_and_again_is_still_the_same_run(task: TrainInputs) -> None:
+    fit(task, TrainContext())
     often = elsewhere(task, "often")
     for step in range(1, 8):
         fit(often, stop_at(step, often))
         assert checkpoint.load_state(often.folder.latest).step == step
-    fit(often, Surroundings())
+    fit(often, TrainContext())
     assert losses(often) == losses(task)
 
 
-def test_patience_ends_a_run_that_no_longer_learns_and_a_resume_leaves_it_so(task: Task) -> None:
+def test_patience_ends_a_run_that_no_longer_learns_and_a_resume_leaves_it_so(task: TrainInputs) -> None:
     optim = dataclasses.replace(task.config.optim, lr=1e-30, warmup_steps=0)  # the validation loss stands still
     short = elsewhere(task, "short", optim=optim, eval_interval_steps=1, patience=3)
-    summary = fit(short, Surroundings())
+    summary = fit(short, TrainContext())
     assert (summary["status"], summary["step"], summary["best"]["step"]) == (outcome.FINISHED, 4, 1)
-    assert fit(short, Surroundings())["step"] == 4
+    assert fit(short, TrainContext())["step"] == 4
     longer = dataclasses.replace(short, config=dataclasses.replace(short.config, patience=5))
-    assert fit(longer, Surroundings())["step"] == 6
+    assert fit(longer, TrainContext())["step"] == 6
 
 
-def test_the_next_steps_do_not_wait_for_a_checkpoint_nor_change_it(task: Task) -> None:
+def test_the_next_steps_do_not_wait_for_a_checkpoint_nor_change_it(task: TrainInputs) -> None:
     """The disk is held up until the last step is done."""
     is_done = threading.Event()
     write = checkpoint.write
@@ -214,7 +214,7 @@ def test_the_next_steps_do_not_wait_for_a_checkpoint_nor_change_it(task: Task) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "write", slow)
         patch.setattr(Trainer, "train_step", step)
-        fit(task, Surroundings(report=lambda metrics: reported.append(metrics["step"])))
+        fit(task, TrainContext(report=lambda metrics: reported.append(metrics["step"])))
     assert reported == [4, 8]
     at_four, _ = checkpoint.load_model(task.folder.checkpoint_path(4))
     shutil.rmtree(task.folder.checkpoint_path(8))
@@ -225,16 +225,16 @@ def test_the_next_steps_do_not_wait_for_a_checkpoint_nor_change_it(task: Task) -
     assert all(torch.equal(tensor, expected[name]) for name, tensor in at_four.state_dict().items())
 
 
-def test_the_best_few_are_kept(task: Task) -> None:
+def test_the_best_few_are_kept(task: TrainInputs) -> None:
     many = elsewhere(task, "many", eval_interval_steps=1, keep_checkpoints=1, keep_best=3)
-    fit(many, Surroundings())
+    fit(many, TrainContext())
     steps, values = many.history.series("val_loss")
     expected = {8} | {step for _, step in sorted(zip(values, steps, strict=True))[:3]}
     assert {int(path.name.split("-")[1]) for path in many.folder.checkpoints()} == expected
 
 
 @pytest.mark.parametrize("spoiled", ["gradient", "loss"])
-def test_a_run_that_explodes_stops_before_its_weights_are_spoiled(task: Task, spoiled: str) -> None:
+def test_a_run_that_explodes_stops_before_its_weights_are_spoiled(task: TrainInputs, spoiled: str) -> None:
     forward = Decoder.forward
     factor = {"gradient": math.inf, "loss": 100.0}[spoiled]
 
@@ -247,7 +247,7 @@ def test_a_run_that_explodes_stops_before_its_weights_are_spoiled(task: Task, sp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "__init__", lambda self, *rest: (trainers.append(self), init(self, *rest))[1])
         patch.setattr(Decoder, "forward", forward_wrongly)
-        summary = fit(task, Surroundings())
+        summary = fit(task, TrainContext())
     assert summary["status"] == outcome.DIVERGED
     assert spoiled in summary["reason"]
     assert checkpoint.load_state(task.folder.latest).step == 4
@@ -255,46 +255,46 @@ def test_a_run_that_explodes_stops_before_its_weights_are_spoiled(task: Task, sp
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_fp16_clips_unscaled_gradients_and_its_scale_is_saved(task: Task, optimizer: str) -> None:
+def test_fp16_clips_unscaled_gradients_and_its_scale_is_saved(task: TrainInputs, optimizer: str) -> None:
     task = elsewhere(task, optimizer, optim=dataclasses.replace(task.config.optim, name=optimizer))
-    plain = Trainer(elsewhere(task, "plain"), Surroundings(), "fp32", is_compiled=False)
+    plain = Trainer(elsewhere(task, "plain"), TrainContext(), "fp32", is_compiled=False)
     half = elsewhere(task, "half")
-    trainer = Trainer(half, Surroundings(), "fp16", is_compiled=False)
+    trainer = Trainer(half, TrainContext(), "fp16", is_compiled=False)
     expected, got = plain.train_step()[1], trainer.train_step()[1]
     assert float(got) == pytest.approx(float(expected), rel=0.02)  # not 65,536 times as much
     trainer.scaler.update(512.0)
     trainer.save({})
     trainer.finish_saving()
-    assert Trainer(half, Surroundings(), "fp16", is_compiled=False).scaler.get_scale() == 512.0
+    assert Trainer(half, TrainContext(), "fp16", is_compiled=False).scaler.get_scale() == 512.0
 
 
-def test_leftovers_of_a_killed_writer_are_removed(task: Task) -> None:
+def test_leftovers_of_a_killed_writer_are_removed(task: TrainInputs) -> None:
     partial = task.folder.path / "checkpoints" / "step-00000004.partial"
     partial.mkdir(parents=True)
-    fit(task, Surroundings())
+    fit(task, TrainContext())
     assert not list(task.folder.path.rglob("*.partial"))
 
 
-def test_accumulation_gives_the_gradients_of_the_whole_batch(task: Task) -> None:
+def test_accumulation_gives_the_gradients_of_the_whole_batch(task: TrainInputs) -> None:
     whole = elsewhere(task, "whole", model=dataclasses.replace(task.config.model, dropout=0.0))
     parts = elsewhere(whole, "parts", accumulation_steps=4)
     norms = []
     for one in (whole, parts):
-        trainer = Trainer(one, Surroundings(), "fp32", is_compiled=False)
+        trainer = Trainer(one, TrainContext(), "fp32", is_compiled=False)
         norms.append([float(trainer.train_step()[1]) for _ in range(3)])
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
-def test_only_some_checkpoints_are_kept_and_the_best_among_them(task: Task) -> None:
+def test_only_some_checkpoints_are_kept_and_the_best_among_them(task: TrainInputs) -> None:
     many = elsewhere(task, "many", eval_interval_steps=1, keep_checkpoints=2)
-    fit(many, Surroundings())
+    fit(many, TrainContext())
     steps = [path.name for path in many.folder.checkpoints()]
     assert 2 <= len(steps) <= 3
     assert many.folder.best.resolve().name in steps
     assert many.folder.latest.resolve().name == "step-00000008"
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(task: Task) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(task: TrainInputs) -> None:
     calls = []
 
     def poison(metrics: Mapping[str, Any]) -> None:
@@ -310,16 +310,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", train_step)
-        summary = fit(task, Surroundings(report=poison))
+        summary = fit(task, TrainContext(report=poison))
     assert summary["status"] == outcome.DIVERGED
     assert calls == [4]
     assert checkpoint.load_state(task.folder.latest).step == 4
 
 
-def test_bits_per_byte_is_all_nats_over_all_bytes(task: Task) -> None:
+def test_bits_per_byte_is_all_nats_over_all_bytes(task: TrainInputs) -> None:
     model = Decoder(task.config.model).eval()
     stream = task.validation
-    got = evaluate(model, stream, seq_len=32, around=Surroundings())
+    got = evaluate(model, stream, seq_len=32, around=TrainContext())
     with torch.no_grad():
         nats = 0.0
         for start in range(0, stream.n_targets, 32):
@@ -329,22 +329,24 @@ def test_bits_per_byte_is_all_nats_over_all_bytes(task: Task) -> None:
     assert got["val_loss"] == pytest.approx(nats / stream.n_targets, rel=1e-5)
 
 
-def test_evaluation_in_parts_sums_to_the_whole(task: Task) -> None:
+def test_evaluation_in_parts_sums_to_the_whole(task: TrainInputs) -> None:
     model = Decoder(task.config.model).eval()
-    whole = evaluate(model, task.validation, seq_len=32, around=Surroundings())
+    whole = evaluate(model, task.validation, seq_len=32, around=TrainContext())
     sums: list[torch.Tensor] = []
     for rank in range(2):
-        evaluate(model, task.validation, seq_len=32, around=Surroundings(rank=rank, world_size=2, all_sum=_keep(sums)))
+        evaluate(
+            model, task.validation, seq_len=32, around=TrainContext(rank=rank, world_size=2, all_reduce_sum=_keep(sums))
+        )
     nats, tokens = (sums[0] + sums[1]).tolist()
     assert nats / tokens == pytest.approx(whole["val_loss"], rel=1e-6)
 
 
 def _keep(sums: list[torch.Tensor]) -> Any:
-    def all_sum(values: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
         sums.append(values.clone())
         return values
 
-    return all_sum
+    return all_reduce_sum
 
 
 def test_golden_loss_curve() -> None:
@@ -357,7 +359,7 @@ def test_golden_loss_curve() -> None:
         optim=OptimConfig(lr=1e-2, warmup_steps=0),
     )
     folder = RunFolder(Path("/nonexistent"))
-    task = Task(
+    task = TrainInputs(
         config=config,
         max_steps=4,
         data_fingerprint="",
@@ -367,15 +369,15 @@ def test_golden_loss_curve() -> None:
         folder=folder,
         tracker=NullTracker(),
     )
-    trainer = Trainer(task, Surroundings(), "fp32", is_compiled=False)
+    trainer = Trainer(task, TrainContext(), "fp32", is_compiled=False)
     assert [float(trainer.train_step()[0]) for _ in range(4)] == pytest.approx(GOLDEN_LOSSES, abs=1e-4)
 
 
 GOLDEN_LOSSES = [4.176282, 3.937200, 3.794150, 3.685516]
 
 
-def test_the_newest_run_is_the_one_to_resume(task: Task) -> None:
-    fit(task, Surroundings())
+def test_the_newest_run_is_the_one_to_resume(task: TrainInputs) -> None:
+    fit(task, TrainContext())
     assert newest_run(task.folder.path.parent) == task.folder
     shutil.rmtree(task.folder.path)
     with pytest.raises(Exception, match="nothing to resume"):
@@ -392,57 +394,61 @@ def test_a_half_written_last_line_of_the_record_is_left_out(tmp_path: Path) -> N
     assert list(history.lines()) == []
 
 
-def stop_after(step: int) -> Surroundings:
+def stop_after(step: int) -> TrainContext:
     """Asks for a stop after so many steps."""
     asked = iter(range(1, 1000))
-    return Surroundings(is_stop_requested=lambda: next(asked) == step)
+    return TrainContext(is_stop_requested=lambda: next(asked) == step)
 
 
-def test_a_run_with_patience_that_is_stopped_between_validations_goes_on_as_if_it_had_not_been(task: Task) -> None:
+def test_a_run_with_patience_that_is_stopped_between_validations_goes_on_as_if_it_had_not_been(
+    task: TrainInputs,
+) -> None:
     whole = elsewhere(task, "whole", eval_interval_steps=4, patience=1)
     whole = dataclasses.replace(whole, max_steps=12)
-    fit(whole, Surroundings())
+    fit(whole, TrainContext())
     stopped = dataclasses.replace(elsewhere(whole, "stopped"), max_steps=12)
     assert fit(stopped, stop_after(7))["status"] == "stopped"
-    summary = fit(stopped, Surroundings())
+    summary = fit(stopped, TrainContext())
     assert (summary["status"], summary["step"]) == ("finished", 12)
     assert stopped.history.series("val_loss") == whole.history.series("val_loss")
 
 
-def test_patience_counts_validations_whatever_their_interval_was(task: Task) -> None:
+def test_patience_counts_validations_whatever_their_interval_was(task: TrainInputs) -> None:
     first = dataclasses.replace(elsewhere(task, "run", eval_interval_steps=8, patience=2), max_steps=16)
     assert fit(first, stop_after(15))["status"] == "stopped"
     oftener = dataclasses.replace(first, config=dataclasses.replace(first.config, eval_interval_steps=2))
-    assert fit(oftener, Surroundings())["step"] == 16
+    assert fit(oftener, TrainContext())["step"] == 16
 
 
-def test_on_other_stories_the_best_is_judged_anew(task: Task) -> None:
-    fit(task, Surroundings())
+def test_on_other_stories_the_best_is_judged_anew(task: TrainInputs) -> None:
+    fit(task, TrainContext())
     state = checkpoint.load_state(task.folder.latest)
     assert state.best["step"] == 8
     other = dataclasses.replace(task, data_fingerprint="of others", max_steps=10)
     optim = dataclasses.replace(task.config.optim, lr=1e-9, min_lr=0.0)  # so that nothing gets better
-    summary = fit(dataclasses.replace(other, config=dataclasses.replace(task.config, optim=optim)), Surroundings())
+    summary = fit(dataclasses.replace(other, config=dataclasses.replace(task.config, optim=optim)), TrainContext())
     assert summary["best"]["step"] == 10
     assert checkpoint.load_state(task.folder.best).data_fingerprint == "of others"
 
 
-def test_a_prompt_that_cannot_be_continued_costs_the_sample_and_not_the_run(task: Task) -> None:
+def test_a_prompt_that_cannot_be_continued_costs_the_sample_and_not_the_run(task: TrainInputs) -> None:
     long = elsewhere(task, "long", sample_prompt="Once upon a time there was a cat. " * 50)
-    assert fit(long, Surroundings())["status"] == "finished"
+    assert fit(long, TrainContext())["status"] == "finished"
     messages = [line["message"] for line in long.history.lines() if "message" in line]
     assert sum("no sample of text: sample_prompt" in message for message in messages) == 2
 
 
-def test_tokens_are_counted_at_the_batch_size_they_were_seen_at(task: Task) -> None:
-    fit(dataclasses.replace(task, max_steps=4), Surroundings())
+def test_tokens_are_counted_at_the_batch_size_they_were_seen_at(task: TrainInputs) -> None:
+    fit(dataclasses.replace(task, max_steps=4), TrainContext())
     halved = dataclasses.replace(task, config=dataclasses.replace(task.config, batch_size=4))
-    fit(halved, Surroundings())
+    fit(halved, TrainContext())
     assert task.history.series("tokens")[1][-1] == (4 * 8 + 4 * 4) * task.config.model.seq_len
 
 
-def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit(task, Surroundings())
+def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(
+    task: TrainInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(task, TrainContext())
     digest = checkpoint._sha256
 
     def failing(path: Path) -> str:
@@ -451,19 +457,19 @@ def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(task: Task, monke
         return digest(path)
 
     monkeypatch.setattr(checkpoint, "_sha256", failing)
-    newest = task.folder.newest_whole()
+    newest = task.folder.latest_valid()
     assert newest is not None
     assert newest.name == "step-00000004"
 
 
-def test_a_run_in_fp32_goes_on_in_fp16(task: Task) -> None:
-    fit(dataclasses.replace(task, max_steps=4), Surroundings())
-    assert Trainer(task, Surroundings(), "fp16", False).scaler.get_scale() > 1
+def test_a_run_in_fp32_goes_on_in_fp16(task: TrainInputs) -> None:
+    fit(dataclasses.replace(task, max_steps=4), TrainContext())
+    assert Trainer(task, TrainContext(), "fp16", False).scaler.get_scale() > 1
 
 
-def test_only_one_driver_at_a_time_holds_a_run(task: Task) -> None:
+def test_only_one_driver_at_a_time_holds_a_run(task: TrainInputs) -> None:
     task.folder.path.mkdir(parents=True)
-    with task.folder.held(), pytest.raises(UserError, match="is at work on"), task.folder.held():
+    with task.folder.locked(), pytest.raises(UserError, match="is writing to"), task.folder.locked():
         pass
-    with task.folder.held():
+    with task.folder.locked():
         pass

@@ -8,20 +8,20 @@ import torch
 from slm_ray.config.schema import TrainConfig
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import metrics
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import load_task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
-from slm_ray.training.metrics import Meter, memory
+from slm_ray.training.metrics import TrainMetrics, memory
 from slm_ray.training.preflight import resolve
 
 
 @pytest.fixture
-def measured(tiny_config: TrainConfig) -> Meter:
+def measured(tiny_config: TrainConfig) -> TrainMetrics:
     model = dataclasses.replace(tiny_config.model, vocab_size=512)
-    return Meter(dataclasses.replace(tiny_config, model=model), Surroundings(), "fp32")
+    return TrainMetrics(dataclasses.replace(tiny_config, model=model), TrainContext(), "fp32")
 
 
-def test_mfu_is_the_models_operations_over_the_machines(measured: Meter) -> None:
+def test_mfu_is_the_models_operations_over_the_machines(measured: TrainMetrics) -> None:
     assert "mfu" not in measured.figures(1000.0, 1.0)
     sentence = measured.measure_peak()
     assert measured.peak > 0
@@ -30,7 +30,9 @@ def test_mfu_is_the_models_operations_over_the_machines(measured: Meter) -> None
     assert measured.figures(half, 1.0)["mfu"] == pytest.approx(0.5)
 
 
-def test_a_peak_that_was_measured_on_a_busy_machine_is_mended(measured: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peak_that_was_measured_on_a_busy_machine_is_mended(
+    measured: TrainMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measured.peak = 5e9
     for rate, expected in ((8e9, 8e9), (1e9, 8e9)):
         monkeypatch.setattr(metrics, "peak_flops_per_s", lambda *_, rate=rate, **__: rate)
@@ -38,7 +40,9 @@ def test_a_peak_that_was_measured_on_a_busy_machine_is_mended(measured: Meter, m
         assert measured.peak == expected
 
 
-def test_the_share_of_reading_batches_is_of_each_interval(measured: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_of_reading_batches_is_of_each_interval(
+    measured: TrainMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter([0.0, 0.25, 1.0, 1.25])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     for _ in range(2):
@@ -49,8 +53,8 @@ def test_the_share_of_reading_batches_is_of_each_interval(measured: Meter, monke
 
 
 def test_every_line_of_a_run_has_the_figures(tiny_config: TrainConfig) -> None:
-    task = load_task(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), NullTracker())
-    fit(task, Surroundings())
+    task = load_inputs(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), NullTracker())
+    fit(task, TrainContext())
     lines = [line for line in task.history.lines() if "train_loss" in line]
     assert len(lines) == 4
     for line in lines:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slm_ray.training import muon
-from slm_ray.training.context import Surroundings
+from slm_ray.training.context import TrainContext
 from slm_ray.training.muon import Muon, orthogonalize, with_even_rows
 
 
@@ -102,7 +102,7 @@ def summing(world_size: int) -> Callable[[Tensor], Tensor]:
     """A sum over threads that each play a rank."""
     barrier, parts = threading.Barrier(world_size, timeout=30), []
 
-    def all_sum(values: Tensor) -> Tensor:
+    def all_reduce_sum(values: Tensor) -> Tensor:
         parts.append(values)
         barrier.wait()
         total: Tensor = sum(parts, torch.zeros_like(values))
@@ -111,7 +111,7 @@ def summing(world_size: int) -> Callable[[Tensor], Tensor]:
         barrier.wait()
         return total
 
-    return all_sum
+    return all_reduce_sum
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -122,7 +122,7 @@ def test_ranks_share_the_work_and_come_to_one_result(world_size: int, monkeypatc
     gradients = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
     counts = dict.fromkeys(range(-1, world_size), 0)
 
-    def train(rank: int, around: Surroundings) -> list[Tensor]:
+    def train(rank: int, around: TrainContext) -> list[Tensor]:
         matrices = [torch.nn.Parameter(start.clone()) for start in starts]
         optimizer = Muon(matrices, lr=0.1, normalize_rows=True, around=around)
         for of_step in gradients:
@@ -139,9 +139,11 @@ def test_ranks_share_the_work_and_come_to_one_result(world_size: int, monkeypatc
 
     monkeypatch.setattr(muon, "orthogonalize", counted)
     results: dict[int, list[Tensor]] = {}
-    alone = train(-1, Surroundings())
-    all_sum = summing(world_size)
-    arounds = [Surroundings(rank=rank, world_size=world_size, all_sum=all_sum) for rank in range(world_size)]
+    alone = train(-1, TrainContext())
+    all_reduce_sum = summing(world_size)
+    arounds = [
+        TrainContext(rank=rank, world_size=world_size, all_reduce_sum=all_reduce_sum) for rank in range(world_size)
+    ]
     threads = [threading.Thread(target=train, args=pair, name=str(pair[0])) for pair in enumerate(arounds)]
     for thread in threads:
         thread.start()

@@ -11,8 +11,8 @@ from hypothesis import given
 from slm_ray.config.schema import TrainConfig
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import profiling
-from slm_ray.training.context import Surroundings
-from slm_ray.training.inputs import Task, load_task
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
 from slm_ray.training.profiling import OperatorTime, operator_table, read_operators, window
@@ -29,17 +29,17 @@ class Kept(NullTracker):
 
 
 @pytest.fixture
-def task(tiny_config: TrainConfig) -> Task:
+def task(tiny_config: TrainConfig) -> TrainInputs:
     config = dataclasses.replace(tiny_config, profile=True, max_steps=8, sample_prompt="", workers=1)
-    return load_task(resolve(config, lambda: 1), Kept())
+    return load_inputs(resolve(config, lambda: 1), Kept())
 
 
-def messages(task: Task) -> list[str]:
+def messages(task: TrainInputs) -> list[str]:
     return [line["message"] for line in task.history.lines() if "message" in line]
 
 
-def test_a_run_leaves_a_trace_and_a_table_of_its_steps(task: Task) -> None:
-    fit(task, Surroundings())
+def test_a_run_leaves_a_trace_and_a_table_of_its_steps(task: TrainInputs) -> None:
+    fit(task, TrainContext())
     trace = json.loads((task.folder.path / profiling.TRACE).read_text(encoding="utf-8"))
     names = [event.get("name", "") for event in trace["traceEvents"]]
     assert sum(name.startswith("Optimizer.step#") for name in names) == profiling.N_STEPS
@@ -50,24 +50,24 @@ def test_a_run_leaves_a_trace_and_a_table_of_its_steps(task: Task) -> None:
     assert any(message.startswith("profiled steps 6 to 8: ") for message in messages(task))
 
 
-def test_a_run_without_the_option_records_nothing(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_the_option_records_nothing(task: TrainInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.profiler, "profile", lambda **_: pytest.fail("recorded"))
     plain = dataclasses.replace(task, config=dataclasses.replace(task.config, profile=False))
-    fit(plain, Surroundings())
+    fit(plain, TrainContext())
     assert read_operators(task.folder.path) == ""
 
 
-def test_a_profile_that_fails_does_not_end_the_training(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_that_fails_does_not_end_the_training(task: TrainInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: object) -> None:
         raise RuntimeError("no profiler here")
 
     monkeypatch.setattr(torch.profiler, "profile", fail)
-    assert fit(task, Surroundings())["status"] == "finished"
+    assert fit(task, TrainContext())["status"] == "finished"
     assert "no profile, the run goes on without: RuntimeError('no profiler here')" in messages(task)
 
 
-def test_a_run_of_one_step_says_that_it_is_too_short(task: Task) -> None:
-    fit(dataclasses.replace(task, max_steps=1), Surroundings())
+def test_a_run_of_one_step_says_that_it_is_too_short(task: TrainInputs) -> None:
+    fit(dataclasses.replace(task, max_steps=1), TrainContext())
     assert "no profile: there are too few steps left" in messages(task)
 
 

@@ -42,7 +42,7 @@ def make_manifest(tokenizer: Tokenizer, name: str = "a.jsonl") -> Manifest:
 
 
 def make_summary(tokenizer: Tokenizer, text: str = "Once upon a time.") -> DataSummary:
-    tokens = [*tokenizer.encode(text), tokenizer.end_id]
+    tokens = [*tokenizer.encode(text), tokenizer.eos_id]
     token_counts = np.zeros(tokenizer.vocab_size, np.int64)
     token_counts[:100] = 10_000 // np.arange(1, 101)
     token_counts[100:110] = 3
@@ -99,8 +99,8 @@ def test_the_page_states_the_numbers(written):
         "characters 714.5 714 728 729",
         "tokens 315.0 310 450 460",
         "Suggested sequence length: 512 tokens.",
-        "that holds the 95th percentile (450 tokens, end mark included); 100.0% of the stories fit into it whole, "
-        "and 30.0% into 256.",
+        "that holds the 95th percentile (450 tokens, end-of-text token included); "
+        "100.0% of the stories fit into it whole, and 30.0% into 256.",
         "Fitted slope −1.00",
         "ranks spaced evenly in the logarithm from 10 to 1,000.",
         "3,000 different ones",
@@ -134,7 +134,7 @@ def test_each_token_has_its_border_and_its_id(written, tiny_tokenizer):
     [sample, *_] = make_summary(tiny_tokenizer).samples
     content = (written / "report.html").read_text()
     assert Page(content).titles[: len(sample.tokens)] == [f"token {token}" for token in sample.tokens]
-    assert f'class="end" title="token {tiny_tokenizer.end_id}">&lt;|endoftext|&gt;' in content
+    assert f'class="end" title="token {tiny_tokenizer.eos_id}">&lt;|endoftext|&gt;' in content
     assert f"and {500 - len(sample.tokens)} more tokens" in content
 
 

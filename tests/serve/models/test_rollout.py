@@ -190,7 +190,7 @@ def count_looks(rollout: Rollout) -> Callable[[], int]:
 def make_bad(source: Path, target: Path, fault: str) -> Path:
     if fault == "nan":
         return broken_copy(source, target, float("nan"))
-    if fault == "mute":  # all logits are alike, and the end mark has the lowest id
+    if fault == "mute":  # all logits are alike, and the end-of-text token has the lowest id
         return broken_copy(source, target, 0.0)
     shutil.copytree(source, target)
     weights = target / "model" / "model.safetensors"
@@ -252,7 +252,7 @@ def test_a_moved_alias_is_followed_and_a_store_that_is_gone_costs_nothing(
 
 
 def test_a_server_without_an_answer_at_start_is_one_line(mlflow_uri: str) -> None:
-    with pytest.raises(UserError, match="is not to be had") as caught:
+    with pytest.raises(UserError, match="is not available") as caught:
         start_rollout("models:/never-registered@champion", mlflow_uri, 1)
     assert "\n" not in str(caught.value)
 
