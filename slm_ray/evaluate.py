@@ -73,8 +73,8 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, float | str]:
 
 def _measure(model: Decoder, stream: TokenStream, backend: BackendName) -> dict[str, float]:
     if backend == "torch":
-        metrics = evaluate(model, stream, seq_len=model.config.seq_len, around=TrainContext())
-        return {name.removeprefix("val_"): value for name, value in metrics.items()}
+        found = evaluate(model, stream, seq_len=model.config.seq_len, context=TrainContext())
+        return {name.removeprefix("val_"): value for name, value in found.metrics.items()}
     bits = bits_per_byte(make_backend(model, 1, backend), stream)
     loss = bits * math.log(2) * stream.n_bytes / stream.n_targets
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits}

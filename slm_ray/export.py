@@ -44,7 +44,7 @@ def export_model(config: ExportConfig) -> Path:
     """Verify the model and copy it; the folder appears whole or not at all.
 
     Raises:
-        UserError: no such model, a damaged one, or an output that is there already or cannot be written.
+        UserError: no such model, a corrupt one, or an output that is there already or cannot be written.
     """
     output = Path(config.output).absolute()
     if output.exists():

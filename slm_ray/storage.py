@@ -58,6 +58,11 @@ def is_local(where: StoragePath) -> TypeGuard[Path]:
     return isinstance(where, Path)
 
 
+def is_remote(address: str) -> bool:
+    """Whether an address leads to an object store."""
+    return "://" in address and not address.startswith("file://")
+
+
 def is_below(where: StoragePath, folder: StoragePath) -> bool:
     """Whether it is that folder or lies in it; links on this machine are followed."""
     if isinstance(where, Path) and isinstance(folder, Path):
@@ -158,6 +163,12 @@ def put(source: StoragePath, target: StoragePath) -> None:
 def _below(file: StoragePath, folder: StoragePath) -> str:
     """`a/b.txt` of the file `s3://bucket/folder/a/b.txt`."""
     return file.as_posix().removeprefix(folder.as_posix()).lstrip("/")
+
+
+def file_sha256(path: StoragePath) -> str:
+    """sha256 of a file's content, read in parts."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # fsspec's can readinto too
 
 
 def json_sha256(content: Any) -> str:

@@ -11,20 +11,18 @@ if __name__ == "__main__":
 
 import dataclasses
 import math
-import signal
 import sys
 from collections.abc import Sequence
 
 from slm_ray import storage
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
-from slm_ray.cli.signals import StoppedError, ending_on_sigterm
+from slm_ray.cli.signals import ending_on_sigterm
 from slm_ray.config.files import DEFAULT_PRESET, from_dict, load_config
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed.driver import TrainResult, run_training
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder, newest_run
 from slm_ray.tracking import mlflow_runs
@@ -34,14 +32,8 @@ from slm_ray.tracking import mlflow_runs
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, train, say what came out."""
     set_default_environment()
-    try:
-        with ending_on_sigterm():
-            result = run_training(parse_config(argv))
-    except StoppedError as stop:
-        sys.stderr.write(f"{stop}\n")
-        if stop.signal_number == signal.SIGINT:
-            raise  # said as every command says it
-        return stop.exit_code
+    with ending_on_sigterm():
+        result = run_training(parse_config(argv))
     print(describe(result))
     return 0
 
@@ -50,22 +42,19 @@ def describe(result: TrainResult) -> str:
     """The last lines of a run: where its checkpoints lie, and how good the best is."""
     metrics = result.metrics
     lines = [
-        f"best     {result.best}  (step {int(metrics['step']):,})",
+        f"best     {result.best}  (step {metrics.step:,})",
         f"latest   {result.latest}",
-        f"loss     {metrics['val_loss']:.4f} nats per token, {metrics['val_bits_per_byte']:.4f} bits per byte, "
-        f"perplexity {math.exp(metrics['val_loss']):.2f} on the validation split",
+        f"loss     {metrics.val_loss:.4f} nats per token, {metrics.val_bits_per_byte:.4f} bits per byte, "
+        f"perplexity {math.exp(metrics.val_loss):.2f} on the validation split",
     ]
-    if "://" in result.kept_at:
+    if storage.is_remote(result.kept_at):
         lines.insert(0, f"kept     {result.kept_at}  (best and latest below are copies of it)")
     if result.run_id:
         lines.append(f"run      {result.run_id}  (to see it: {mlflow_runs.ui_command(result.tracking_uri)})")
     if result.version:
         lines.append(f"model    version {result.version} is the champion now")
     if result.operators:
-        lines += [
-            "profile  time of a step by operator, without the operators that it calls:",
-            result.operators.rstrip(),
-        ]
+        lines += ["profile  time of the recorded steps by operator:", result.operators.rstrip()]
     return "\n".join(lines)
 
 
@@ -85,10 +74,10 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
     from_dict(TrainConfig, named, "options")  # the others are checked over the run's own config
     folder = _run_to_resume(**named)
     folder.fetch()
-    newest = folder.latest_valid()
-    if newest is None:
-        raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")
-    saved = from_dict(TrainConfig, checkpoint.load_state(newest).config, str(newest))
+    state = folder.latest_state()
+    if state is None:
+        raise UserError(f"nothing to resume: no complete checkpoint in {folder.path}")
+    saved = from_dict(TrainConfig, state.config, str(folder.checkpoint_path(state.step)))
     here = dataclasses.replace(saved, resume=True, force=False, output=named["output"], name=folder.path.name)
     return parse(TrainConfig, rest, prog="train.py", about=about, default=here)
 

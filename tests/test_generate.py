@@ -63,7 +63,7 @@ def test_missing_and_damaged_models_are_refused(model: str, tmp_path: Path, caps
     content[-1] ^= 1
     weights.write_bytes(content)
     assert generate.main(["--model", str(damaged)]) == 2
-    assert "damaged" in capsys.readouterr().err
+    assert "corrupt" in capsys.readouterr().err
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:

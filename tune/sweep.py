@@ -24,6 +24,7 @@ from typing import Any
 
 import ray
 
+from slm_ray import storage
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.files import DEFAULT_PRESET, flatten, load_config
@@ -35,10 +36,10 @@ from slm_ray.distributed.cluster import default_workers
 from slm_ray.distributed.driver import TrainResult, run_training
 from slm_ray.errors import UserError
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.storage import replace_file
 from slm_ray.tracking import mlflow_runs, tracker
 from slm_ray.train import describe
 from slm_ray.training import hardware
+from slm_ray.training.inputs import n_steps
 from tune.results import METRIC, Trial, format_table, keep_results
 from tune.trials import DRIVER_CPUS, finished_trial, has_ended, run_trials
 
@@ -119,7 +120,7 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
 
 def _resolve(sweep: SweepConfig) -> SweepConfig:
     load_manifest(sweep.data)  # says what is missing before anything starts
-    if "://" in sweep.output:
+    if storage.is_remote(sweep.output):
         raise UserError(f"output ({sweep.output}) must be a folder: a sweep does not go to an object store yet")
     if sweep.resume and not sweep.name:
         raise UserError("--resume needs the sweep's --name")
@@ -175,7 +176,7 @@ def _open(sweep: SweepConfig, folder: Path) -> tracker.Tracker:
     content = {"run_id": parent.run_id, "shared": shared, "grid": grid}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(record, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+        storage.replace_file(record, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     return parent
@@ -232,11 +233,7 @@ def _run_trials(sweep: SweepConfig, folder: Path, parent_run_id: str) -> list[Tr
 
 
 def _trial_steps(sweep: SweepConfig) -> int:
-    if sweep.trial_steps:
-        return sweep.trial_steps
-    tokens = load_manifest(sweep.data).splits["train"].tokens
-    full = sweep.max_steps or int(sweep.epochs * tokens / (sweep.batch_size * sweep.model.seq_len))
-    return max(1, min(200, full // 5))
+    return sweep.trial_steps or max(1, min(200, n_steps(sweep, load_manifest(sweep.data)) // 5))
 
 
 def _concurrent_trials(sweep: SweepConfig) -> int:

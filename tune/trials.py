@@ -18,7 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed.driver import run_training
-from slm_ray.runs.outcome import DIVERGED
+from slm_ray.runs.outcome import RunStatus, has_summary, read_summary
 from slm_ray.runs.run_folder import RunFolder
 from tune.results import METRIC, Trial
 
@@ -28,18 +28,21 @@ DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CP
 def finished_trial(config: TrainConfig) -> Trial | None:
     """What a trial's folder holds, once it has run to its last step; that the rest is equal is seen to before."""
     folder = RunFolder(Path(config.output) / config.name)
-    if not (folder.path / "summary.json").exists() or folder.latest_valid() is None:
+    if not has_summary(folder) or folder.latest_valid() is None:
         return None
-    summary = folder.read_summary()
-    if summary["status"] != "finished" or summary["max_steps"] != config.max_steps:
+    summary = read_summary(folder)
+    if summary.status != RunStatus.FINISHED or summary.max_steps != config.max_steps or summary.best is None:
         return None
-    return Trial(config.optim.lr, config.model.d_ff, dict(summary["best"]), str(summary["run_id"]))
+    metrics = {"step": summary.best.step, **summary.best.metrics}
+    return Trial(config.optim.lr, config.model.d_ff, metrics, summary.run_id)
 
 
 def has_ended(config: TrainConfig) -> bool:
     """Whether a trial ran to its last step, or diverged on the way, which is a result too."""
     folder = RunFolder(Path(config.output) / config.name)
-    return finished_trial(config) is not None or (folder.has_summary() and folder.read_summary()["status"] == DIVERGED)
+    return finished_trial(config) is not None or (
+        has_summary(folder) and read_summary(folder).status == RunStatus.DIVERGED
+    )
 
 
 def run_trials(configs: Mapping[str, TrainConfig], at_once: int, folder: Path, parent_run_id: str) -> None:

@@ -44,7 +44,7 @@ class LoadedModel:
     """One version of a model with its engine.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: the checkpoint is corrupt.
         BrokenModelError: it gives numbers that are not finite, or no text.
     """
 
@@ -71,7 +71,7 @@ class LoadedModel:
             parameters=count_parameters(model),
             seq_len=model.config.seq_len,
             vocab_size=model.config.vocab_size,
-            evaluation=checkpoint.load_state(source.path).metrics,
+            evaluation=metrics.metrics if (metrics := checkpoint.load_state(source.path).metrics) else {},
         )
         engine = Engine(make_backend(model, max_rows, backend, threads), tokenizer)
         self.answers = warm_up(engine, self.title)

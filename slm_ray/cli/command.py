@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
-from slm_ray.cli.signals import EXIT_INTERRUPTED, end_now
+from slm_ray.cli.signals import EXIT_INTERRUPTED, StoppedError, end_now
 from slm_ray.errors import UserError
 
 P = ParamSpec("P")
@@ -17,7 +17,10 @@ EXIT_USER_ERROR = 2
 
 
 def command(main: Callable[P, int]) -> Callable[P, int]:
-    """Wrap a `main(argv) -> exit code`: `UserError` becomes one line and 2, Ctrl-C one line and 130."""
+    """Wrap a `main(argv) -> exit code`: `UserError` becomes one line and 2, Ctrl-C one line and 130.
+
+    A `StoppedError` adds what it says; where SIGTERM was its reason, the code is 143.
+    """
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -28,7 +31,11 @@ def command(main: Callable[P, int]) -> Callable[P, int]:
         except UserError as error:
             sys.stderr.write(f"error: {error}\n")
             return EXIT_USER_ERROR
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, StoppedError):
+                sys.stderr.write(f"{stop}\n")
+                if stop.signal_number != signal.SIGINT:
+                    return stop.exit_code
             sys.stderr.write("interrupted\n")
             return EXIT_INTERRUPTED
 

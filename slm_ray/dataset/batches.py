@@ -65,6 +65,20 @@ class TokenStream:
         return len(self.tokens) - 1
 
 
+def n_samples(n_tokens: int, seq_len: int) -> int:
+    """Windows of a training split of `n_tokens`; what does not fill the last one is left out.
+
+    Raises:
+        UserError: the split does not fill one window.
+    """
+    if n_tokens < seq_len:
+        raise UserError(
+            f"the training split has {n_tokens} tokens, and one sample needs {seq_len}: "
+            "prepare more stories or lower model.seq_len"
+        )
+    return n_tokens // seq_len
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleOrder:
     """Which samples each step takes from a stream of `n_samples` windows."""
@@ -100,19 +114,8 @@ class TrainBatches:
         cls, stream: TokenStream, *, seq_len: int, batch_size: int, seed: int, rank: int, world_size: int
     ) -> "TrainBatches":
         """Raises: UserError when the split does not fill one window."""
-        n_samples = stream.n_targets // seq_len
-        if n_samples < 1:
-            raise UserError(
-                f"the training split has {stream.n_targets} tokens, and one sample needs {seq_len}: "
-                "prepare more stories or lower model.seq_len"
-            )
-        order = SampleOrder(n_samples=n_samples, batch_size=batch_size, seed=seed)
+        order = SampleOrder(n_samples=n_samples(stream.n_targets, seq_len), batch_size=batch_size, seed=seed)
         return cls(stream=stream, seq_len=seq_len, order=order, rank=rank, world_size=world_size)
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps in one pass over the split."""
-        return self.order.n_samples / self.order.batch_size
 
     def at(self, step: int) -> Batch:
         """The rank's share of step `step`: inputs and targets, each (batch_size / world_size, seq_len)."""

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from slm_ray.dataset.manifest import MANIFEST, SPLITS, Manifest, Shard, load_manifest
 from slm_ray.errors import UserError
-from slm_ray.storage import StoragePath, make_folder, replace_file, storage_path
+from slm_ray.storage import StoragePath, file_sha256, make_folder, replace_file, storage_path
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -115,6 +115,22 @@ def read_shard(folder: str | StoragePath, shard: Shard) -> pa.Table:
     if table.num_rows != shard.rows:
         raise UserError(_miscount(path, "rows", table.num_rows, shard.rows))
     return table
+
+
+def verify_split(folder: str | StoragePath, split: str, manifest: Manifest) -> None:
+    """Check the digest of every file of a split, reading it in parts; no token is kept.
+
+    Raises:
+        UserError: a shard is missing, truncated or altered.
+    """
+    for shard in manifest.splits[split].shards:
+        path = storage_path(folder) / shard.file
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; prepare the data again") from error
+        if found != shard.sha256:
+            raise UserError(f"{path} was truncated or altered since it was prepared: prepare the data again")
 
 
 def checked_content(path: StoragePath, sha256: str) -> bytes:

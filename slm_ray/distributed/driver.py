@@ -7,9 +7,8 @@ trial.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from ray.train import UserCallback
@@ -17,19 +16,22 @@ from ray.train import UserCallback
 from slm_ray.cli.signals import StoppedError
 from slm_ray.config.files import flatten
 from slm_ray.config.schema import TrainConfig
+from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.shards import verify_split
 from slm_ray.distributed import cluster
-from slm_ray.distributed.cluster import check_resources, default_workers
 from slm_ray.distributed.progress import watch
 from slm_ray.distributed.workers import run_workers
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint, outcome
-from slm_ray.runs.history import History, plot_loss
+from slm_ray.runs.checkpoint import Checkpoint
+from slm_ray.runs.history import plot_loss
+from slm_ray.runs.outcome import RunStatus, RunSummary, has_summary, read_summary
 from slm_ray.runs.run_folder import RunFolder
+from slm_ray.runs.train_state import Evaluation
 from slm_ray.tracking import mlflow_runs, registry
 from slm_ray.tracking.tensorboard_tracker import require_tensorboard
-from slm_ray.tracking.tracker import NullTracker, Tracker
-from slm_ray.training import loop
-from slm_ray.training.inputs import TrainInputs, load_inputs
+from slm_ray.tracking.tracker import Tracker
+from slm_ray.training.checkpointing import is_out_of_patience
+from slm_ray.training.inputs import RunPlan, load_tokenizer, plan_run
 from slm_ray.training.preflight import refuse_conflicts, resolve
 from slm_ray.training.profiling import read_operators
 
@@ -43,7 +45,7 @@ class TrainResult:
     name: str
     best: Path
     latest: Path
-    metrics: dict[str, float]  # of the best checkpoint: val_loss, val_perplexity, val_bits_per_byte, step
+    metrics: Evaluation  # of the best checkpoint
     run_id: str
     version: str  # of the registered model, empty where none was asked for
     tracking_uri: str
@@ -54,7 +56,7 @@ class TrainResult:
 def run_training(
     config: TrainConfig, *, parent_run_id: str = "", is_quiet: bool = False, callbacks: Sequence[UserCallback] = ()
 ) -> TrainResult:
-    """Train as the config says, through Ray Train, and give where the result lies.
+    """Train as the config says, through Ray Train. Returns where the result lies.
 
     `callbacks` are Ray Train's own, called with what each validation reports.
     Starts a local Ray, or joins the cluster that RAY_ADDRESS names, unless Ray is already running in this process.
@@ -65,32 +67,46 @@ def run_training(
     """
     if config.tensorboard:
         require_tensorboard()
-    config = resolve(config, default_workers)
-    task = load_inputs(config, NullTracker())
-    refuse_conflicts(config, task)
-    cluster.connect()
-    check_resources(config)
+    config = resolve(config, cluster.default_workers)
+    plan = _plan(config)
     try:
-        with task.folder.locked():
-            refuse_conflicts(config, task)  # once more: another run of this name may have come and gone
-            return _run_held(config, task, parent_run_id, is_quiet, callbacks)
+        with plan.folder.locked():
+            plan.folder.fetch()
+            latest = plan.folder.latest_valid()
+            refuse_conflicts(plan, latest)
+            cluster.connect()
+            cluster.check_resources(config)
+            return _run_locked(plan, latest, parent_run_id, is_quiet, callbacks)
     finally:
         with contextlib.suppress(OSError):  # not empty: there is something to keep
-            task.folder.path.rmdir()
+            plan.folder.path.rmdir()
 
 
-def _run_held(
-    config: TrainConfig, task: TrainInputs, parent_run_id: str, is_quiet: bool, callbacks: Sequence[UserCallback]
+def _plan(config: TrainConfig) -> RunPlan:
+    """The plan, once every file of the data set was found to be the one that its manifest lists."""
+    manifest = load_manifest(config.data)
+    plan = plan_run(config, manifest)
+    load_tokenizer(config, manifest)
+    for split in ("train", "validation"):
+        verify_split(config.data, split, manifest)
+    return plan
+
+
+def _run_locked(
+    plan: RunPlan,
+    latest: Checkpoint | None,
+    parent_run_id: str,
+    is_quiet: bool,
+    callbacks: Sequence[UserCallback],
 ) -> TrainResult:
     """The run, once nobody else can write to its folder."""
-    folder = task.folder
-    tracker = _tracker(config, task, parent_run_id)
+    tracker = _tracker(plan, latest, parent_run_id)
     status = "FAILED"
     try:
-        if not _is_finished(task):
-            with watch(task.history, task.max_steps, is_quiet=is_quiet), _saying_where_it_stopped(config, folder):
-                run_workers(config, task, tracker.run_id, callbacks)
-        result = _conclude(config, folder, tracker)
+        if not _is_finished(plan, latest):
+            with watch(plan.history, plan.max_steps, is_quiet=is_quiet), _place_of_a_stop(plan):
+                run_workers(plan, tracker.run_id, callbacks)
+        result = _conclude(plan, tracker)
         status = "FINISHED"
         return result
     except KeyboardInterrupt:
@@ -100,65 +116,61 @@ def _run_held(
         tracker.finish(status)
 
 
-def _tracker(config: TrainConfig, task: TrainInputs, parent_run_id: str) -> Tracker:
-    newest = task.folder.latest_valid()
-    run_id = checkpoint.load_state(newest).run_id if newest is not None else ""
+def _tracker(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str) -> Tracker:
+    config, run_id = plan.config, latest.state.run_id if latest else ""
     if mlflow_runs.has_run(config.tracking_uri, run_id):
         tracker = mlflow_runs.continue_run(config.tracking_uri, run_id)
         tracker.set_running()
         return tracker
-    tags = {"data_fingerprint": task.data_fingerprint, "slm_ray.folder": str(task.folder.path)}
-    params = flatten(dataclasses.asdict(config)) | {"resolved_max_steps": task.max_steps}
+    tags = {"data_fingerprint": plan.data_fingerprint, "slm_ray.folder": str(plan.folder.path)}
+    params = flatten(dataclasses.asdict(config)) | {"resolved_max_steps": plan.max_steps}
     tracker = mlflow_runs.start_run(config.tracking_uri, config.experiment, config.name, params, tags, parent_run_id)
     tracker.log_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), "config.yaml")  # for --config
     return tracker
 
 
 @contextlib.contextmanager
-def _saying_where_it_stopped(config: TrainConfig, folder: RunFolder) -> Iterator[None]:
-    """Give a stop its place and how to go on, unless the run came to its end at the same time."""
+def _place_of_a_stop(plan: RunPlan) -> Iterator[None]:
+    """Let a `StoppedError` name its step and how to resume, unless the run came to its end at the same time."""
+    folder = plan.folder
     try:
         yield
     except StoppedError as stop:
-        status = folder.read_summary()["status"] if folder.has_summary() else outcome.STOPPED
-        if status != outcome.STOPPED:
+        if has_summary(folder) and read_summary(folder).status != RunStatus.STOPPED:
             return
-        newest = folder.latest_valid()
-        if newest is None:
+        latest = folder.latest_valid()
+        if latest is None:
             raise StoppedError(f"{stop or 'stopped'}; there is no checkpoint", stop.signal_number) from None
-        said = f"{stop}; the last checkpoint is that of" if str(stop) else "stopped, with a checkpoint of"
-        message = (
-            f"{said} step {checkpoint.load_state(newest).step:,}: `--resume --name {config.name}` goes on from there"
-        )
-        raise StoppedError(message, stop.signal_number) from None
+        how = f"{stop}; the last checkpoint is that of" if str(stop) else "stopped, with a checkpoint of"
+        resume = f"`--resume --name {plan.config.name}` goes on from there"
+        raise StoppedError(f"{how} step {latest.state.step:,}: {resume}", stop.signal_number) from None
 
 
-def _is_finished(task: TrainInputs) -> bool:
+def _is_finished(plan: RunPlan, latest: Checkpoint | None) -> bool:
     """Whether a resumed run has nothing left to do."""
-    folder = task.folder
-    newest = folder.latest_valid()
-    if newest is None or not folder.has_summary() or not folder.best.exists():
+    folder = plan.folder
+    if latest is None or not has_summary(folder) or not folder.best.exists():
         return False
-    summary, state = folder.read_summary(), checkpoint.load_state(newest)
-    if (
-        summary["status"] != outcome.FINISHED
-        or not summary["step"] == state.step <= summary["max_steps"] == task.max_steps
-    ):
+    summary, state = read_summary(folder), latest.state
+    if summary.status != RunStatus.FINISHED:
         return False
-    return state.step == task.max_steps or loop.is_out_of_patience(task.config, state.n_stale_validations)
+    if not summary.step == state.step <= summary.max_steps == plan.max_steps:
+        return False
+    return state.step == plan.max_steps or is_out_of_patience(plan.config, state.n_stale_validations)
 
 
-def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> TrainResult:
+def _conclude(plan: RunPlan, tracker: Tracker) -> TrainResult:
     """Plot, tags, and the registry, once the workers are done. Raises: UserError when the run has no result."""
-    summary = folder.read_summary()
-    if summary["status"] != outcome.FINISHED:
+    config, folder = plan.config, plan.folder
+    summary = read_summary(folder)
+    if summary.status != RunStatus.FINISHED or summary.best is None:
         raise UserError(_unfinished(summary, folder))
-    _keep_plot(folder, tracker)
+    _keep_plot(plan, tracker)
     try:
         folder.push_record()
     except OSError as error:
         raise UserError(f"the run is finished and its record could not be copied: {error}") from error
-    tracker.set_tags({"status": str(summary["status"]), "best_step": str(int(summary["best"]["step"]))})
+    tracker.set_tags({"status": str(summary.status), "best_step": str(summary.best.step)})
     version = ""
     if config.register and config.tracking_uri != mlflow_runs.OFF:
         version = registry.registered_version(config.tracking_uri, config.register, folder.best, tracker.run_id)
@@ -167,7 +179,7 @@ def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> Train
         name=config.name,
         best=folder.best,
         latest=folder.latest,
-        metrics=dict(summary["best"]),
+        metrics=summary.best,
         run_id=tracker.run_id,
         version=version,
         tracking_uri=config.tracking_uri,
@@ -176,22 +188,22 @@ def _conclude(config: TrainConfig, folder: RunFolder, tracker: Tracker) -> Train
     )
 
 
-def _keep_plot(folder: RunFolder, tracker: Tracker) -> None:
-    path = folder.path / "loss.png"
+def _keep_plot(plan: RunPlan, tracker: Tracker) -> None:
+    path = plan.folder.path / "loss.png"
     try:
-        plot_loss(History(folder.path / "metrics.jsonl"), path)
+        plot_loss(plan.history, path)
     except Exception as error:  # whatever a plotting library raises, the model is trained
         LOGGER.warning("no %s: %s", path, error)
     else:
         tracker.log_file(path)
 
 
-def _unfinished(summary: Mapping[str, Any], folder: RunFolder) -> str:
+def _unfinished(summary: RunSummary, folder: RunFolder) -> str:
     kept = (
         f"the last checkpoint is {folder.latest.resolve()}" if folder.latest.exists() else "no checkpoint was written"
     )
-    if summary["status"] == outcome.DIVERGED:
-        return f"{summary['reason']} after step {summary['step']:,}: lower --optim.lr; {kept}"
-    if summary["status"] == outcome.STOPPED:
-        return f"the run was asked to stop after step {summary['step']:,}: --resume goes on from there; {kept}"
-    return f"step {summary['step']:,} could not be saved: make room on the disk and --resume; {kept}"
+    if summary.status == RunStatus.DIVERGED:
+        return f"{summary.reason} after step {summary.step:,}: lower --optim.lr; {kept}"
+    if summary.status == RunStatus.STOPPED:
+        return f"the run was asked to stop after step {summary.step:,}: --resume goes on from there; {kept}"
+    return f"step {summary.step:,} could not be saved: make room on the disk and --resume; {kept}"

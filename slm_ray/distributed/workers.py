@@ -1,13 +1,12 @@
 """The workers of a run: started, started again after a loss, watched, and asked to leave.
 
-Ray Train lives here; `train` only passes its callbacks on.
-
-In: a resolved config, from the driver. Out: `runs/NAME/`, written by rank 0. Every worker runs `loop.fit` and continues
-from the newest whole checkpoint; so a group that lost a worker, hangs, or changes its size is just started again.
+In: a `RunPlan`, from the driver. Out: `runs/NAME/`, written by rank 0. Every worker runs `loop.fit` and continues from
+the latest valid checkpoint; so a group that lost a worker, hangs, or changes its size is just started again.
 """
 
 import contextlib
 import dataclasses
+import faulthandler
 import os
 import sys
 import threading
@@ -28,13 +27,13 @@ from slm_ray.distributed import cluster
 from slm_ray.distributed.watchdog import Watchdog
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import parameter_count
+from slm_ray.runs.outcome import ERROR, clear_outcome
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking import mlflow_runs, system_metrics, tensorboard_tracker
-from slm_ray.tracking.tensorboard_tracker import WithEventLog
-from slm_ray.tracking.tracker import NullTracker, Tracker
+from slm_ray.tracking.tracker import CompositeTracker, NullTracker, Tracker
 from slm_ray.training import hardware, loop
 from slm_ray.training.context import TrainContext
-from slm_ray.training.inputs import TrainInputs, load_inputs
+from slm_ray.training.inputs import RunPlan, TrainInputs, load_inputs
 
 POLL_S = 0.2
 RESIZE_CHECK_S = 30.0
@@ -59,22 +58,22 @@ class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
         return [callback for callback in made if type(callback).__name__ not in left_out]
 
 
-def run_workers(config: TrainConfig, task: TrainInputs, run_id: str, callbacks: Sequence[UserCallback]) -> None:
+def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -> None:
     """Run the loop on every rank; Ray starts the group again, up to max_failures times, when a worker is lost.
 
     SIGTERM and Ctrl-C ask the workers to save and leave.
 
     Raises:
         StoppedError: a signal came before the workers had begun, or a second one.
-        UserError: the workers were lost too often, or what they said of the user's mistake.
+        UserError: the workers were lost too often, or one of them met a mistake of the user's.
     """
-    folder = task.folder
+    folder = plan.folder
     folder.clear_requests()
-    folder.clear_outcome()
-    trainer = _trainer(config, folder, run_id, callbacks)
+    clear_outcome(folder)
+    trainer = _trainer(plan.config, folder, run_id, callbacks)
     try:
-        with _health_timeout(config.hang_timeout_s):
-            _fit_interruptibly(trainer.fit, folder, _begun(task))
+        with _health_timeout(plan.config.hang_timeout_s):
+            _fit_interruptibly(trainer.fit, folder, _begun(plan))
     except TrainingFailedError as error:
         raise UserError(_failure(error, folder)) from error
     finally:
@@ -119,13 +118,13 @@ def _health_timeout(timeout_s: float) -> Iterator[None]:
         del os.environ[HEALTH_TIMEOUT]
 
 
-def _begun(task: TrainInputs) -> Callable[[], bool]:
+def _begun(plan: RunPlan) -> Callable[[], bool]:
     """Tells whether the workers have written to the run's record since this was made; where it cannot be seen, yes."""
-    if not task.folder.is_watched:
+    if not plan.folder.is_watched:
         return lambda: True
 
     def changed_ns() -> int:
-        path = task.history.path
+        path = plan.history.path
         return path.stat().st_mtime_ns if path.exists() else 0
 
     before = changed_ns()
@@ -161,76 +160,77 @@ def _failure(error: TrainingFailedError, folder: RunFolder) -> str:
     for cause in causes:
         if isinstance(cause, UserError):
             return str(cause)
-    path = folder.path / "error.txt"
+    path = folder.path / ERROR
     with contextlib.suppress(OSError):  # a full disk may be the reason
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     last = next(
         (line for line in reversed(str(causes[0] if causes else error).splitlines()) if line.strip()), "unknown"
     )
-    newest = folder.latest_valid()
-    kept = f"--resume continues from {newest.name}" if newest else "no checkpoint was written"
+    latest = folder.latest_valid()
+    kept = f"--resume continues from {latest.path.name}" if latest else "no checkpoint was written"
     return f"the workers failed too often: {last.strip()} (all of it in {path}); {kept}"
 
 
 def _worker(given: dict[str, Any]) -> None:
     """What each worker process runs."""
     config = from_dict(TrainConfig, given["config"], "the driver's config")
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
+    ranks, device = ray.train.get_context(), ray.train.torch.get_device()
     if device.type == "cpu":
-        torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // context.get_local_world_size()))
-    task = load_inputs(config, NullTracker())
+        torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // ranks.get_local_world_size()))
+    inputs = load_inputs(config, NullTracker())
     watchdog = Watchdog(config.hang_timeout_s)
-    around = TrainContext(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
+    context = TrainContext(
+        rank=ranks.get_world_rank(),
+        world_size=ranks.get_world_size(),
         device=device,
         wrap=ray.train.torch.prepare_model,
-        all_reduce_sum=_all_sum,
+        all_reduce_sum=_all_reduce_sum,
         report=lambda metrics: ray.train.report(dict(metrics)),
-        is_stop_requested=task.folder.is_stop_requested,
+        is_stop_requested=inputs.folder.is_stop_requested,
         heartbeat=watchdog.heartbeat,
     )
-    is_compiled = hardware.resolve_compile(config, device, parameter_count(config.model), task.max_steps)
+    is_compiled = hardware.resolve_compile(config, device, parameter_count(config.model), inputs.max_steps)
     precision = hardware.resolve_precision(config.precision, device)
-    with _tracked(task, given["run_id"]) as tracked, watchdog.watching(lambda: _leave_hung(task, around)):
-        loop.fit(tracked, around, precision=precision, is_compiled=is_compiled)
+    with _tracked(inputs, given["run_id"]) as tracked, watchdog.watching(lambda: _leave_hung(inputs, context)):
+        loop.fit(tracked, context, precision=precision, is_compiled=is_compiled)
 
 
 @contextlib.contextmanager
-def _tracked(task: TrainInputs, run_id: str) -> Iterator[TrainInputs]:
-    """The task with rank 0's tracker, while the first worker of each node logs what its machine does.
+def _tracked(inputs: TrainInputs, run_id: str) -> Iterator[TrainInputs]:
+    """The inputs with rank 0's tracker, while the first worker of each node logs what its machine does.
 
-    What goes wrong with either is said in the run's record, which the driver shows.
+    What goes wrong with either is a message in the run's record, which the driver shows.
     """
-    context, config = ray.train.get_context(), task.config
+    ranks, config = ray.train.get_context(), inputs.config
 
     def warn(text: str) -> None:
-        task.history.append({"message": text})
+        inputs.history.append({"message": text})
 
-    machine = mlflow_runs.continue_run(config.tracking_uri, run_id if context.get_local_rank() == 0 else "", warn)
-    tracker: Tracker = machine if context.get_world_rank() == 0 else NullTracker()
-    if config.tensorboard and context.get_world_rank() == 0:
-        tracker = WithEventLog(machine, task.folder.path / tensorboard_tracker.FOLDER, warn)
-    node = f"node-{context.get_node_rank()}" if context.get_node_rank() else ""
+    machine = mlflow_runs.continue_run(config.tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn)
+    tracker: Tracker = machine if ranks.get_world_rank() == 0 else NullTracker()
+    if config.tensorboard and ranks.get_world_rank() == 0:
+        folder = inputs.folder.path / tensorboard_tracker.FOLDER
+        tracker = CompositeTracker(machine, tensorboard_tracker.TensorBoardTracker(folder, warn))
+    node = f"node-{ranks.get_node_rank()}" if ranks.get_node_rank() else ""
     try:
         with system_metrics.logged(machine, node=node):
-            yield dataclasses.replace(task, tracker=tracker)
+            yield dataclasses.replace(inputs, tracker=tracker)
     finally:
         tracker.close()
         machine.close()
 
 
-def _leave_hung(task: TrainInputs, around: TrainContext) -> None:
-    """End this process in the middle of whatever it waits for: its group is started again."""
-    message = f"no progress for {task.config.hang_timeout_s:g} s: the workers start again from the last checkpoint"
-    if around.is_main:
-        task.history.append({"message": message})
+def _leave_hung(inputs: TrainInputs, context: TrainContext) -> None:
+    """End this process in the middle of whatever it waits for, and log where: its group is started again."""
+    message = f"no progress for {inputs.config.hang_timeout_s:g} s: the workers start again from the last checkpoint"
+    if context.is_main:
+        inputs.history.append({"message": message})
     sys.stderr.write(message + "\n")
+    faulthandler.dump_traceback(sys.__stderr__ or 2)
     os._exit(EXIT_HUNG)
 
 
-def _all_sum(values: torch.Tensor) -> torch.Tensor:
+def _all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values

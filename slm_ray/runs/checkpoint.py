@@ -1,4 +1,4 @@
-"""One self-describing folder for a model in training or in service, written so that it is whole or absent.
+"""One self-describing folder for a model in training or in service, written so that it is complete or absent.
 
     model/          Hugging Face layout: config.json, generation_config.json, model.safetensors, tokenizer files
     optimizer.pt    optimizer state, readable with weights_only=True; left out of what is registered and served
@@ -12,7 +12,6 @@ next step changes, so that `write` may go on beside it.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -25,10 +24,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from slm_ray import storage
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import Decoder
+from slm_ray.runs.train_state import TrainState
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 FORMAT_VERSION = 1
@@ -36,40 +37,35 @@ MARKER = "complete.json"
 PARTIAL = ".partial"
 """Ends the name of what is being written or removed."""
 MODEL, STATE, OPTIMIZER = "model", "state.json", "optimizer.pt"
-RENAMED_FIELDS = {"n_unimproved": "n_stale_validations"}
-"""Fields of `state.json` under the names that earlier versions wrote."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainState:
-    """Where a run stands; together with weights and optimizer all that resuming needs."""
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of which every file was verified, with its state: it is not verified again."""
 
-    step: int
-    """Optimizer steps done."""
-    samples_seen: int
-    """Training samples seen: step x global batch."""
-    seed: int
-    """Seed of weights, order and dropout."""
-    world_size: int
-    """Workers at the time of writing; a resumed run may have another number."""
-    data_fingerprint: str
-    """Which data set."""
-    config: dict[str, Any]
-    """The whole `TrainConfig`, vocabulary size resolved."""
-    metrics: dict[str, float]
-    """Metrics of the validation at this step."""
-    best: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Step and metrics of the best validation so far."""
-    n_stale_validations: int = 0
-    """Validations since then."""
-    run_id: str = ""
-    """Run of the tracker, empty without one."""
-    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """State of the loss scaling, empty unless in fp16."""
-    pending_losses: list[float] = dataclasses.field(default_factory=list)
-    """Of each rank, the sum of the losses of the steps since the last line of metrics."""
-    pending_steps: int = 0
-    """How many steps these are: 0 unless the run was asked to stop between two lines."""
+    path: Path
+    state: TrainState
+
+    @classmethod
+    def open(cls, folder: Path) -> "Checkpoint":
+        """Verify a folder, once.
+
+        Raises:
+            UserError: it is corrupt or no checkpoint.
+        """
+        verify(folder)
+        return cls(folder, load_state(folder))
+
+    def model(self) -> Decoder:
+        """Build its model, in eval mode on the CPU. Raises: UserError when the weights do not fit the config."""
+        return _read_model(self.path)
+
+    def optimizer(self) -> dict[str, Any]:
+        """Read the optimizer's state. Raises: UserError when the folder has none (it was made for serving)."""
+        if not (self.path / OPTIMIZER).is_file():
+            raise UserError(f"{self.path} has no {OPTIMIZER}: it was made for serving and cannot be resumed")
+        state: dict[str, Any] = torch.load(self.path / OPTIMIZER, map_location="cpu", weights_only=True)
+        return state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +99,7 @@ def save(folder: Path, model: Decoder, tokenizer: Tokenizer, state: TrainState, 
 
 
 def write(folder: Path, content: Snapshot, tokenizer: Tokenizer, state: TrainState) -> None:
-    """Write a checkpoint to `folder`, beside it first and renamed when it is whole.
+    """Write a checkpoint to `folder`, beside it first and renamed when it is complete.
 
     Raises:
         OSError: it could not be written (disk full, for one); then `folder` is as it was and nothing is left over.
@@ -115,7 +111,7 @@ def write(folder: Path, content: Snapshot, tokenizer: Tokenizer, state: TrainSta
         with _disk_errors():
             _write_model(partial / MODEL, content, tokenizer)
             torch.save(content.optimizer, partial / OPTIMIZER)
-        _write_json(partial / STATE, dataclasses.asdict(state))
+        _write_json(partial / STATE, state.to_record())
         publish(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -163,26 +159,35 @@ def verify(folder: Path) -> None:
     """Check that every file is there and unchanged.
 
     Raises:
-        UserError: the folder is no whole checkpoint; the message names the file.
+        UserError: the folder is no complete checkpoint; the message names the file.
     """
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         expected = dict(marker["files"])
     except FileNotFoundError as error:
-        raise UserError(f"{folder} is no whole checkpoint: it has no {MARKER}") from error
+        raise UserError(f"{folder} is no complete checkpoint: it has no {MARKER}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MARKER} cannot be read ({error}): the checkpoint is damaged") from error
+        raise UserError(f"{folder / MARKER} cannot be read ({error}): the checkpoint is corrupt") from error
     if marker.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{folder} has format version {marker.get('format_version')}, expected {FORMAT_VERSION}")
     for name, digest in expected.items():
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing: the checkpoint is damaged")
+            raise UserError(f"{folder / name} is missing: the checkpoint is corrupt")
         try:
-            found = _sha256(folder / name)
+            found = storage.file_sha256(folder / name)
         except OSError as error:
             raise UserError(f"{folder / name} cannot be read: {error.strerror}") from error
         if found != digest:
-            raise UserError(f"{folder / name} is not what was written (its sha256 differs): the checkpoint is damaged")
+            raise UserError(f"{folder / name} is not what was written (its sha256 differs): the checkpoint is corrupt")
+
+
+def is_valid(folder: Path) -> bool:
+    """Whether `verify` has nothing to say."""
+    try:
+        verify(folder)
+    except UserError:
+        return False
+    return True
 
 
 def file_digest(folder: Path, name: str) -> str:
@@ -193,22 +198,30 @@ def file_digest(folder: Path, name: str) -> str:
 def load_state(folder: Path) -> TrainState:
     """Read `state.json`. Raises: UserError when it cannot be read."""
     try:
-        fields = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        for old, new in RENAMED_FIELDS.items():
-            if old in fields:
-                fields[new] = fields.pop(old)
-        return TrainState(**fields)
-    except (OSError, ValueError, TypeError) as error:
+        return TrainState.from_record(json.loads((folder / STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder / STATE} cannot be read: {error}") from error
+
+
+def is_state_complete(folder: Path) -> bool:
+    """Whether the folder has its marker and the very `state.json` that it lists; the other files are not looked at."""
+    try:
+        return storage.file_sha256(folder / STATE) == file_digest(folder, STATE)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def load_model(folder: Path) -> tuple[Decoder, Tokenizer]:
     """Verify a checkpoint and build its model, in eval mode on the CPU, with its tokenizer.
 
     Raises:
-        UserError: the folder is damaged or no checkpoint.
+        UserError: the folder is corrupt or no checkpoint.
     """
     verify(folder)
+    return _read_model(folder), Tokenizer.load(folder / MODEL / "tokenizer.json")
+
+
+def _read_model(folder: Path) -> Decoder:
     path = folder / MODEL
     try:
         content = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -220,15 +233,7 @@ def load_model(folder: Path) -> tuple[Decoder, Tokenizer]:
         model.load_state_dict(hf_layout.from_hf(tensors, model.config))
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{path / 'model.safetensors'} does not fit its config.json: {error}") from error
-    return model.eval(), Tokenizer.load(path / "tokenizer.json")
-
-
-def load_optimizer(folder: Path) -> dict[str, Any]:
-    """Read the optimizer's state. Raises: UserError when the folder has none (it was made for serving)."""
-    if not (folder / OPTIMIZER).is_file():
-        raise UserError(f"{folder} has no {OPTIMIZER}: it was made for serving and cannot be resumed")
-    state: dict[str, Any] = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-    return state
+    return model.eval()
 
 
 def _write_model(path: Path, content: Snapshot, tokenizer: Tokenizer) -> None:
@@ -256,12 +261,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.relative_to(folder).as_posix(): storage.file_sha256(path) for path in files}
 
 
 def _sync(path: Path) -> None:

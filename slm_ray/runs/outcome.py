@@ -1,6 +1,90 @@
-"""How a run ended: the words of `summary.json`."""
+"""How a run ended: `summary.json`, left beside its checkpoints.
 
-FINISHED = "finished"
-DIVERGED = "diverged"
-STOPPED = "stopped"
-UNSAVED = "unsaved"
+In: the loop's last words. Out: a `RunSummary` for the driver and the sweep, on any machine that sees the run.
+"""
+
+import dataclasses
+import json
+from enum import StrEnum
+from typing import Any
+
+from slm_ray import storage
+from slm_ray.errors import UserError
+from slm_ray.runs.run_folder import RunFolder
+from slm_ray.runs.train_state import Evaluation
+
+SUMMARY = "summary.json"
+ERROR = "error.txt"
+
+
+class RunStatus(StrEnum):
+    """Why a run ended."""
+
+    FINISHED = "finished"  # at its last step, or out of patience
+    DIVERGED = "diverged"  # the loss or its gradient ceased to be a number or exploded
+    STOPPED = "stopped"  # as asked, with a checkpoint of its last step
+    UNSAVED = "unsaved"  # the disk refused the last checkpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run ended with."""
+
+    status: RunStatus
+    reason: str
+    """Of a run that diverged: what the loss or the gradient did."""
+    step: int
+    max_steps: int
+    metrics: Evaluation | None
+    """The last validation."""
+    best: Evaluation | None
+    """That of the checkpoint `best`."""
+    run_id: str
+    """Run of the tracker, empty without one."""
+
+    def to_json(self) -> str:
+        """The content of `summary.json`."""
+        best = {"step": self.best.step, **self.best.metrics} if self.best else {}
+        evaluations = {"metrics": self.metrics.metrics if self.metrics else {}, "best": best}
+        return json.dumps(dataclasses.asdict(self) | evaluations, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunSummary":
+        """Read `to_json()`'s output back. Raises: KeyError, TypeError or ValueError."""
+        fields: dict[str, Any] = json.loads(text)
+        fields["status"] = RunStatus(fields["status"])
+        fields["metrics"] = Evaluation.from_record(fields["metrics"], fields["step"])
+        fields["best"] = Evaluation.from_record(fields["best"])
+        return cls(**fields)
+
+
+def has_summary(run: RunFolder) -> bool:
+    """Whether the run came to an end, good or bad."""
+    return (run.path / SUMMARY).is_file()
+
+
+def read_summary(run: RunFolder) -> RunSummary:
+    """What `write_summary` left.
+
+    Raises:
+        UserError: there is none on this machine; the workers wrote to a disk that is not shared.
+    """
+    try:
+        return RunSummary.from_json((run.path / SUMMARY).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"the workers left nothing in {run.path} that this machine sees: give an --output that all nodes share"
+        ) from error
+
+
+def write_summary(run: RunFolder, summary: RunSummary) -> None:
+    """Leave the run's result beside its checkpoints, here and in the mirror. Raises: OSError."""
+    storage.replace_file(run.path / SUMMARY, summary.to_json().encode())
+    run.push_record()
+
+
+def clear_outcome(run: RunFolder) -> None:
+    """Before a start: forget how it ended the last time."""
+    for name in (SUMMARY, ERROR):
+        storage.remove(run.path / name)
+    run.mirror.remove(SUMMARY)

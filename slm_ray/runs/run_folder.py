@@ -3,21 +3,25 @@
     runs/NAME/checkpoints/step-00000250/   a checkpoint each (see `checkpoint.py`)
     runs/NAME/latest, runs/NAME/best       links, moved by one atomic rename
 
-In: checkpoints from the loop, rank 0 alone. Out: the newest whole one to resume from, the best one to register.
+In: checkpoints from the loop, rank 0 alone. Out: the latest valid one to resume from, the best one to register. A
+`Mirror` keeps the same in an object store.
 """
 
 import contextlib
-import json
+import dataclasses
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from slm_ray import storage
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
+from slm_ray.runs.checkpoint import Checkpoint
+from slm_ray.runs.mirror import Mirror, NoMirror
+from slm_ray.runs.train_state import Evaluation, TrainState
 
 RAY_STATE = ".ray"
 LOGGER = logging.getLogger(__name__)
@@ -25,9 +29,10 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's place on a disk that all its workers see."""
+    """A run's place on a disk that all its workers see, or on each machine where a mirror holds the run."""
 
     path: Path
+    mirror: Mirror = dataclasses.field(default_factory=NoMirror, compare=False)
 
     @property
     def latest(self) -> Path:
@@ -41,7 +46,7 @@ class RunFolder:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint that `best` points to, if there is one."""
-        return int(self.best.resolve().name.removeprefix("step-")) if self.best.exists() else None
+        return _step(self.best.resolve()) if self.best.exists() else None
 
     def checkpoint_path(self, step: int) -> Path:
         """Folder of the checkpoint after `step` steps."""
@@ -51,69 +56,70 @@ class RunFolder:
         """All checkpoints, oldest first."""
         return sorted(path for path in self.path.glob("checkpoints/step-*") if not path.suffix)
 
+    def latest_valid(self) -> Checkpoint | None:
+        """The newest checkpoint whose every digest is right; corrupt ones are passed over with a warning."""
+        for path in reversed(self.checkpoints()):
+            try:
+                return Checkpoint.open(path)
+            except UserError as error:
+                LOGGER.warning("passing over a corrupt checkpoint: %s", error)
+        return None
+
+    def latest_state(self) -> TrainState | None:
+        """State of the newest checkpoint that has its marker and its `state.json`; no other file is read."""
+        complete = (path for path in reversed(self.checkpoints()) if checkpoint.is_state_complete(path))
+        return next(map(checkpoint.load_state, complete), None)
+
     def publish(self, step: int, *, is_best: bool, keep: int, keep_best: int) -> None:
-        """Point `latest` (and `best`) to the checkpoint of `step`; drop what neither a link nor the counts hold.
+        """Point `latest` (and `best`) to the checkpoint of `step`; drop those beyond the counts (see `retained`).
 
-        Kept are the newest `keep` and the `keep_best` of the lowest validation loss.
+        Raises:
+            OSError: the disk or the mirror refused it.
         """
-        target = self.checkpoint_path(step)
-        link(self.latest, target)
+        link(self.latest, self.checkpoint_path(step))
         if is_best:
-            link(self.best, target)
-        ranked = sorted((path for path in self.checkpoints() if math.isfinite(_val_loss(path))), key=_val_loss)
-        kept = (*self.checkpoints()[-keep:], *ranked[:keep_best], self.best, self.latest)
-        names = {path.resolve() for path in kept}
+            link(self.best, self.checkpoint_path(step))
+        losses = {_step(path): _val_loss(path) for path in self.checkpoints()}
+        linked = {_step(name.resolve()) for name in (self.latest, self.best) if name.exists()}
+        kept = retained(losses, keep=keep, keep_best=keep_best) | linked
         for path in self.checkpoints():
-            if path.resolve() not in names:
+            if _step(path) not in kept:
                 checkpoint.remove(path)
+        self.mirror.upload(self.path, self.checkpoint_path(step), self.checkpoints())
+        self.push_record()
 
-    def relink(self, latest_step: int, best: dict[str, float]) -> dict[str, float]:
-        """Point `latest` to a step and `best` to the best one, or to the best of those left; gives its metrics.
+    def repair_links(self, latest: Checkpoint) -> Evaluation | None:
+        """Point `latest` to a verified checkpoint, and `best` to the best one it knows of or the best of those left.
 
-        Where no checkpoint left was validated there is no best one: then the result is empty.
+        Returns the evaluation of `best`; where no checkpoint left was validated there is no best one.
         """
-        link(self.latest, self.checkpoint_path(latest_step))
-        if not self._is_whole(self.checkpoint_path(int(best.get("step", -1)))):
-            whole = [path for path in self.checkpoints() if self._is_whole(path)]
-            states = [state for path in whole if (state := checkpoint.load_state(path)).step <= latest_step]
-            validated = [state for state in states if "val_loss" in state.metrics]
-            if not validated:
-                self.best.unlink(missing_ok=True)
-                return {}
-            state = min(validated, key=lambda state: state.metrics["val_loss"])
-            best = {"step": state.step, **state.metrics}
-        link(self.best, self.checkpoint_path(int(best["step"])))
+        link(self.latest, latest.path)
+
+        def is_valid(path: Path) -> bool:
+            return path == latest.path or checkpoint.is_valid(path)
+
+        best = latest.state.best
+        if best is None or not is_valid(self.checkpoint_path(best.step)):
+            states = [checkpoint.load_state(path) for path in self.checkpoints() if is_valid(path)]
+            states = [state for state in states if state.step <= latest.state.step]
+            best = min((state.metrics for state in states if state.metrics), key=lambda m: m.val_loss, default=None)
+        if best is None:
+            self.best.unlink(missing_ok=True)
+        else:
+            link(self.best, self.checkpoint_path(best.step))
         return best
 
-    def _is_whole(self, path: Path) -> bool:
-        try:
-            checkpoint.verify(path)
-        except UserError:
-            return False
-        return True
+    def remove_partial(self, step: int) -> None:
+        """Remove what a killed writer left half done, and what came after `step`, at which the run continues.
 
-    def sweep_leftovers(self, step: int) -> None:
-        """Remove what a killed writer left half done, and what came after `step`, at which the run goes on.
-
-        Checkpoints after the newest whole one are damaged; the run writes them again.
+        Checkpoints after the latest valid one are corrupt; the run writes them again.
         """
         for path in [*self.path.glob(f"**/*{checkpoint.PARTIAL}"), *self.path.glob("*.link")]:
             storage.remove(path)
         for path in self.checkpoints():
-            if path.name > self.checkpoint_path(step).name:
-                LOGGER.warning("removing %s: it is damaged, and the run goes on at step %d", path, step)
+            if _step(path) > step:
+                LOGGER.warning("removing %s: it is corrupt, and the run continues at step %d", path, step)
                 checkpoint.remove(path)
-
-    def latest_valid(self) -> Path | None:
-        """The newest checkpoint whose every digest is right; damaged ones are passed over with a warning."""
-        for path in reversed(self.checkpoints()):
-            try:
-                checkpoint.verify(path)
-            except UserError as error:
-                LOGGER.warning("passing over a damaged checkpoint: %s", error)
-            else:
-                return path
-        return None
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Make the folder, and keep other drivers of this machine out of it for the length of a block.
@@ -125,66 +131,51 @@ class RunFolder:
         return storage.locked(self.path, refusal)
 
     @property
+    def address(self) -> str:
+        """Where the run is kept."""
+        return self.mirror.address or str(self.path)
+
+    @property
     def is_watched(self) -> bool:
-        """Whether the driver sees what the workers write while they write it."""
-        return True
+        """Whether the driver sees what the workers write while they write it; with a mirror it comes at the end."""
+        return not self.mirror.address
 
     def request_stop(self) -> None:
         """Ask the run's workers to save and leave; rank 0 looks for the file after each step."""
         (self.path / "stop").touch()
+        self.mirror.request_stop()
 
     def is_stop_requested(self) -> bool:
         """Whether they were asked."""
-        return (self.path / "stop").exists()
+        return (self.path / "stop").exists() or self.mirror.is_stop_requested()
 
     def clear_requests(self) -> None:
         """Forget a request to stop, and what Ray keeps while a driver lives; a killed one leaves both behind."""
         for name in ("stop", RAY_STATE):
             storage.remove(self.path / name)
-
-    def clear_outcome(self) -> None:
-        """Before a start: forget how it ended the last time."""
-        for name in ("summary.json", "error.txt"):
-            storage.remove(self.path / name)
-
-    @property
-    def address(self) -> str:
-        """Where the run is kept."""
-        return str(self.path)
+        self.mirror.remove("stop", RAY_STATE)
 
     def ray_storage(self) -> tuple[str, object | None]:
         """Path, and file system where it is not the disk's, for Ray's own state."""
-        return str(self.path / RAY_STATE), None
+        return self.mirror.ray_storage() or (str(self.path / RAY_STATE), None)
 
     def fetch(self) -> None:
-        """Bring here what is kept elsewhere: nothing, where the folder itself is the place."""
+        """Bring here what the mirror holds. Raises: UserError when it does not answer."""
+        self.mirror.fetch(self.path)
 
     def push_record(self) -> None:
-        """Copy the record, the summary and the plot to where the run is kept: here, nothing is to do."""
+        """Copy the record, the summary and the plot to the mirror. Raises: OSError."""
+        self.mirror.push_record(self.path)
 
-    def has_summary(self) -> bool:
-        """Whether the run came to an end, good or bad."""
-        return (self.path / "summary.json").is_file()
 
-    def read_summary(self) -> dict[str, Any]:
-        """What `write_summary` left.
+def retained(losses: Mapping[int, float], *, keep: int, keep_best: int) -> set[int]:
+    """Which checkpoints are kept, by their steps: the newest `keep`, and the `keep_best` of lowest validation loss.
 
-        Raises:
-            UserError: there is none on this machine; the workers wrote to a disk that is not shared.
-        """
-        try:
-            summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"the workers left nothing in {self.path} that this machine sees: give an --output that all nodes share"
-            ) from error
-        return summary
-
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """Leave the run's result beside its checkpoints, as `summary.json`."""
-        partial = self.path / "summary.json.partial"
-        partial.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        partial.replace(self.path / "summary.json")
+    `losses` gives each step's validation loss, infinite where it was not validated: those are among the newest only.
+    `retained({4: 2.0, 8: 3.0, 12: inf}, keep=1, keep_best=1) -> {4, 12}`.
+    """
+    ranked = sorted((step for step, loss in losses.items() if math.isfinite(loss)), key=lambda step: losses[step])
+    return {*sorted(losses)[-keep:], *ranked[:keep_best]}
 
 
 def newest_run(output: Path) -> RunFolder:
@@ -199,17 +190,22 @@ def newest_run(output: Path) -> RunFolder:
     return RunFolder(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime))
 
 
-def _val_loss(path: Path) -> float:
-    """Validation loss of a checkpoint, infinite where it has none that can be read."""
-    try:
-        return checkpoint.load_state(path).metrics.get("val_loss", math.inf)
-    except UserError:
-        return math.inf
-
-
 def link(link: Path, target: Path) -> None:
     """Let `link` point to `target`, by one atomic rename."""
     fresh = link.with_name(f"{link.name}.{os.getpid()}.link")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(os.path.relpath(target, link.parent))
     fresh.replace(link)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _val_loss(path: Path) -> float:
+    """Validation loss of a checkpoint, infinite where it has none that can be read."""
+    try:
+        metrics = checkpoint.load_state(path).metrics
+    except UserError:
+        return math.inf
+    return metrics.val_loss if metrics else math.inf

@@ -34,7 +34,7 @@ class DeliveryQueue:
                 return
             self._calls.append(call)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._deliver, daemon=True, name=f"outbox to {self._receiver}")
+                self._thread = threading.Thread(target=self._deliver, daemon=True, name=f"delivery to {self._receiver}")
                 self._thread.start()
             self._changed.notify_all()
 

@@ -34,7 +34,7 @@ def register(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPI
     tokenizer's digest and every metric of its evaluation.
 
     Raises:
-        UserError: the checkpoint is damaged, or the store cannot be used.
+        UserError: the checkpoint is corrupt, or the store cannot be used.
     """
     from mlflow.exceptions import MlflowException
 
@@ -71,7 +71,8 @@ def lineage(folder: Path) -> dict[str, str]:
     """What a registered version says about itself, out of its checkpoint."""
     state = checkpoint.load_state(folder)
     tokenizer = checkpoint.file_digest(folder, f"{checkpoint.MODEL}/tokenizer.json")
-    evaluation = {name: f"{value:.6g}" for name, value in state.metrics.items()}
+    metrics = state.metrics.metrics if state.metrics else {}
+    evaluation = {name: f"{value:.6g}" for name, value in metrics.items()}
     return {
         "data_fingerprint": state.data_fingerprint,
         "step": str(state.step),
@@ -144,7 +145,7 @@ def _folder_identity(path: Path) -> str:
     try:
         return f"{path} {hashlib.sha256((path / checkpoint.MARKER).read_bytes()).hexdigest()[:16]}"
     except OSError as error:
-        raise RegistryError(f"{path} is no whole checkpoint: it has no {checkpoint.MARKER}") from error
+        raise RegistryError(f"{path} is no complete checkpoint: it has no {checkpoint.MARKER}") from error
 
 
 def _version_identity(version: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from slm_ray.errors import UserError
 from slm_ray.tracking.delivery_queue import DeliveryQueue
-from slm_ray.tracking.tracker import Tracker
+from slm_ray.tracking.tracker import NullTracker
 
 FOLDER = "tensorboard"
 FLUSH_EVERY_S = 10
@@ -29,24 +29,18 @@ def require_tensorboard() -> None:
         )
 
 
-class WithEventLog:
-    """A tracker that also writes metrics and texts to TensorBoard's files; a failure costs a warning."""
+class TensorBoardTracker(NullTracker):
+    """A tracker that writes metrics and samples to TensorBoard's files; a failure costs a warning."""
 
-    def __init__(self, tracker: Tracker, folder: Path, warn: Callable[[str], None]) -> None:
-        self._tracker, self._folder = tracker, folder
-        self._outbox = DeliveryQueue("TensorBoard", warn)
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._queue = DeliveryQueue("TensorBoard", warn)
         self._writer: Any = None
 
-    @property
-    def run_id(self) -> str:
-        """Id of the run at the tracker."""
-        return self._tracker.run_id
-
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values at a step, here and there."""
-        self._tracker.log_metrics(metrics, step)
+        """Record values at a step."""
         copy = dict(metrics)
-        self._outbox.put(lambda: self._write_metrics(copy, step))
+        self._queue.put(lambda: self._write_metrics(copy, step))
 
     def _write_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         writer = self._open(step)
@@ -62,31 +56,16 @@ class WithEventLog:
         return self._writer
 
     def log_text(self, text: str, name: str) -> None:
-        """Keep a text at the tracker; samples, which are named by their step, here too."""
-        self._tracker.log_text(text, name)
+        """Keep a sample, which is named by its step; other texts are left out."""
         folder, _, step = name.removesuffix(".txt").partition("/step-")
         if step.isdigit():
-            self._outbox.put(lambda: self._open(int(step)).add_text(folder, text, int(step)))
+            self._queue.put(lambda: self._open(int(step)).add_text(folder, text, int(step)))
 
-    def log_file(self, path: Path, folder: str = "") -> None:
-        """Keep a file at the tracker."""
-        self._tracker.log_file(path, folder)
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Attach names with values to the run at the tracker."""
-        self._tracker.set_tags(tags)
-
-    def set_running(self) -> None:
-        """Show the run as running again at the tracker."""
-        self._tracker.set_running()
-
-    def finish(self, status: str = "FINISHED") -> None:
-        """End the run at the tracker, and `close`."""
+    def finish(self, status: str = "FINISHED") -> None:  # noqa: ARG002  # event files have no status
+        """`close`."""
         self.close()
-        self._tracker.finish(status)
 
     def close(self) -> None:
-        """Wait until all is delivered, here and there."""
-        self._outbox.put(lambda: self._writer and self._writer.close())
-        self._outbox.flush()
-        self._tracker.close()
+        """Wait until all is written."""
+        self._queue.put(lambda: self._writer and self._writer.close())
+        self._queue.flush()

@@ -59,3 +59,50 @@ class NullTracker:
 
     def close(self) -> None:
         """Nothing."""
+
+
+class CompositeTracker:
+    """Several trackers as one, whose run is that of the first."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self._trackers = trackers
+
+    @property
+    def run_id(self) -> str:
+        """Id of the first one's run."""
+        return self._trackers[0].run_id
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record values at a step with each."""
+        for tracker in self._trackers:
+            tracker.log_metrics(metrics, step)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Keep a text with each."""
+        for tracker in self._trackers:
+            tracker.log_text(text, name)
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Keep a file with each."""
+        for tracker in self._trackers:
+            tracker.log_file(path, folder)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Attach names with values to each one's run."""
+        for tracker in self._trackers:
+            tracker.set_tags(tags)
+
+    def set_running(self) -> None:
+        """Show each one's run as running again."""
+        for tracker in self._trackers:
+            tracker.set_running()
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End each one's run."""
+        for tracker in self._trackers:
+            tracker.finish(status)
+
+    def close(self) -> None:
+        """Wait until all is delivered."""
+        for tracker in self._trackers:
+            tracker.close()

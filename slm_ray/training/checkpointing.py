@@ -1,42 +1,129 @@
-"""One piece of work at a time beside the training step: writing a checkpoint.
+"""When a run is saved and where it continues: checkpoints written beside the steps, the best one, patience.
 
-In: a function that writes, from rank 0. Out: nothing, or the error it met, when somebody waits for it.
+In: a `Trainer`, and its evaluations. Out: checkpoints in the run's folder, written by rank 0 in a thread of its own; on
+every rank, which evaluation is the best and for how many none was better.
 """
 
-import threading
-from collections.abc import Callable
+import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from slm_ray.config.schema import TrainConfig
+from slm_ray.runs import checkpoint
+from slm_ray.runs.checkpoint import Checkpoint, Snapshot
+from slm_ray.runs.train_state import Evaluation, TrainState
+from slm_ray.training.run_log import RunLog
+from slm_ray.training.trainer import Trainer
 
 
-class Saver:
-    """Runs one function in a thread of its own. Not a daemon: the process does not end in the middle of a write."""
+class Checkpointer:
+    """The checkpoints of one run."""
 
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+    def __init__(self, trainer: Trainer, log: RunLog) -> None:
+        self._trainer, self._log = trainer, log
+        self._inputs, self._context = trainer.inputs, trainer.context
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # the process waits for it at its end
+        self._written: Future[None] | None = None
+        self._writing: TrainState | None = None
+        self._saved_best: Evaluation | None = None  # the best one on the disk; rank 0's alone
+        self.best: Evaluation | None = None
+        self.n_stale_validations = 0  # since the best one
+        self.restored: Checkpoint | None = None
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether something was started and not yet waited for."""
-        return self._thread is not None
+    def restore(self, latest: Checkpoint | None) -> None:
+        """Let the trainer continue from a verified checkpoint; without one it is at its start."""
+        if latest is None:
+            return
+        state = latest.state
+        self._trainer.restore(state, latest.model().state_dict(), latest.optimizer())
+        self.restored = latest
+        if self._has_same_data(state):  # on other stories, which need force, the best is judged anew
+            self.best = self._saved_best = state.best
+            self.n_stale_validations = state.n_stale_validations
 
-    def start(self, write: Callable[[], None]) -> None:
-        """Begin; what was started before has to be waited for first."""
-        assert self._thread is None, "one write at a time"
-        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint")
-        self._thread.start()
+    def tidy_up(self) -> None:
+        """On rank 0: finish what a kill left undone; a second time, it changes nothing."""
+        folder, latest = self._inputs.folder, self.restored
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.remove_partial(self._trainer.step)
+        if latest is not None and self._has_same_data(latest.state):
+            self._saved_best = folder.repair_links(latest)
+
+    def save(self, evaluation: Evaluation | None) -> None:
+        """Write a checkpoint beside the coming steps, then move `latest`, and `best` where it is the best one.
+
+        Without an evaluation of this step the run is being stopped. Called by every rank; rank 0 writes.
+        """
+        if evaluation is not None:
+            is_better = evaluation.is_better_than(self.best)
+            self.best = evaluation if is_better else self.best
+            self.n_stale_validations = 0 if is_better else self.n_stale_validations + 1
+        pending = self._trainer.pending_losses()
+        if not self._context.is_main:
+            return
+        self.wait()
+        is_best = evaluation is not None and evaluation.is_better_than(self._saved_best)
+        self._writing = self._state(evaluation, evaluation if is_best else self._saved_best, pending)
+        content = checkpoint.snapshot(self._trainer.model, self._trainer.optimizer.state_dict())
+        self._written = self._writer.submit(self._write, content, self._writing, is_best)
 
     def wait(self) -> OSError | None:
-        """Wait until the work is done, if there is any. Returns what the disk refused; any other error is raised."""
-        if self._thread is None:
+        """Wait for the checkpoint in flight. Returns what the disk refused, which is logged; the last good one stays.
+
+        Raises:
+            Exception: anything else that the writing met.
+        """
+        if self._written is None or self._writing is None:
             return None
-        self._thread.join()
-        error, self._thread, self._error = self._error, None, None
+        error = self._written.exception()
+        state, self._written, self._writing = self._writing, None, None
+        if state.best is not None and self._inputs.folder.best_step() == state.best.step:
+            self._saved_best = state.best  # a mirror may refuse what the disk has taken
         if error is not None and not isinstance(error, OSError):
             raise error
+        if error is not None:
+            self._log.message(
+                f"a checkpoint could not be written ({error.strerror or error}): the one before it is kept"
+            )
         return error
 
-    def _run(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except BaseException as error:  # handed to whoever waits
-            self._error = error
+    @property
+    def saved_best(self) -> Evaluation | None:
+        """Evaluation of the checkpoint that `best` points to; on rank 0, once nothing is in flight."""
+        return self._saved_best
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether too many validations without a better one ended the run."""
+        return is_out_of_patience(self._trainer.config, self.n_stale_validations)
+
+    def _has_same_data(self, state: TrainState) -> bool:
+        return state.data_fingerprint == self._inputs.data_fingerprint
+
+    def _state(self, evaluation: Evaluation | None, best: Evaluation | None, pending: list[float]) -> TrainState:
+        trainer = self._trainer
+        return TrainState(
+            step=trainer.step,
+            samples_seen=trainer.samples_seen,
+            seed=trainer.config.seed,
+            world_size=self._context.world_size,
+            data_fingerprint=self._inputs.data_fingerprint,
+            config=dataclasses.asdict(trainer.config),
+            metrics=evaluation,
+            best=best,
+            n_stale_validations=self.n_stale_validations,
+            run_id=self._inputs.tracker.run_id,
+            scaler=trainer.scaler.state_dict(),
+            pending_losses=pending,
+            pending_steps=trainer.loss_steps,
+        )
+
+    def _write(self, content: Snapshot, state: TrainState, is_best: bool) -> None:
+        """In the writer's thread: nothing is read here that a step changes."""
+        config, folder = self._trainer.config, self._inputs.folder
+        checkpoint.write(folder.checkpoint_path(state.step), content, self._inputs.tokenizer, state)
+        folder.publish(state.step, is_best=is_best, keep=config.keep_checkpoints, keep_best=config.keep_best)
+
+
+def is_out_of_patience(config: TrainConfig, n_stale_validations: int) -> bool:
+    """Whether so many validations without a better one are too many."""
+    return 0 < config.patience <= n_stale_validations

@@ -31,5 +31,5 @@ class TrainContext:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 writes and speaks."""
+        """Rank 0 writes and logs."""
         return self.rank == 0

@@ -1,43 +1,40 @@
 """The loss of a model over a whole stream.
 
-In: a model, a token stream. Out: nats a token, perplexity, bits per byte.
+In: a model or a backend, a token stream. Out: an `Evaluation`: nats a token, perplexity, bits per byte.
 """
 
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from slm_ray.dataset.batches import IGNORED, TokenStream, evaluation_batches
 from slm_ray.generation.backend import Backend
 from slm_ray.model.decoder import IGNORED_TARGET
+from slm_ray.runs.train_state import Evaluation
 from slm_ray.training.context import TrainContext
 
 
-def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, around: TrainContext) -> dict[str, float]:
+def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, context: TrainContext) -> Evaluation:
     """Loss of a model over a stream, each target once, in the caller's autocast and summed over the ranks.
 
-    Windows of seq_len targets do not overlap. Returns `val_loss` in nats per token, `val_perplexity`, and
-    `val_bits_per_byte`: nats / ln 2 / UTF-8 bytes of the stories.
+    Windows of seq_len targets do not overlap.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=around.device)
-    windows = evaluation_batches(stream, seq_len=seq_len, batch_size=32, rank=around.rank, world_size=around.world_size)
+    sums = torch.zeros(2, dtype=torch.float64, device=context.device)
+    windows = evaluation_batches(
+        stream, seq_len=seq_len, batch_size=32, rank=context.rank, world_size=context.world_size
+    )
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for inputs, targets in windows:
-            around.heartbeat()
-            x, y = torch.from_numpy(inputs).to(around.device), torch.from_numpy(targets).to(around.device)
+            context.heartbeat()
+            x, y = torch.from_numpy(inputs).to(context.device), torch.from_numpy(targets).to(context.device)
             sums += torch.stack([model(x, y).double(), (y != IGNORED_TARGET).sum().double()])
     model.train(was_training)
-    nats, tokens = around.all_reduce_sum(sums).tolist()
-    loss = nats / tokens
-    return {
-        "val_loss": loss,
-        "val_perplexity": math.exp(min(loss, 700.0)),
-        "val_bits_per_byte": nats / math.log(2) / stream.n_bytes,
-    }
+    nats, tokens = context.all_reduce_sum(sums).tolist()
+    return Evaluation.of_nats(nats, tokens, stream.n_bytes)
 
 
 def bits_per_byte(backend: Backend, stream: TokenStream) -> float:

@@ -1,35 +1,32 @@
-"""What a run is given: its task, and the world around it.
+"""What a run is, and what it trains on.
 
-In: from `preflight`, what to train on; from `train`, how the ranks hear of each other. Out: arguments of `loop.fit`.
+In: a resolved `TrainConfig`. Out: for the driver a `RunPlan`, out of the manifest alone; for the workers `TrainInputs`,
+the plan with the token streams, the argument of `loop.fit`.
 """
 
 import dataclasses
 
-from slm_ray import storage
 from slm_ray.config.schema import TrainConfig
-from slm_ray.dataset.batches import TokenStream, TrainBatches
-from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.batches import TokenStream, n_samples
+from slm_ray.dataset.manifest import TOKENIZER, Manifest, load_manifest
 from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
 from slm_ray.runs.history import History
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
+from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.tracker import Tracker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainInputs:
-    """One run's input: all that `fit` works on."""
+class RunPlan:
+    """A run before it starts: how long it is, on which data, and where it is kept."""
 
     config: TrainConfig
     max_steps: int
     data_fingerprint: str
-    train: TokenStream
-    validation: TokenStream
-    tokenizer: Tokenizer
     folder: RunFolder
-    tracker: Tracker
 
     @property
     def history(self) -> History:
@@ -42,39 +39,70 @@ class TrainInputs:
         return self.config.eval_interval_steps or min(500, -(-self.max_steps // 8))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainInputs(RunPlan):
+    """All that `fit` works on."""
+
+    train: TokenStream
+    validation: TokenStream
+    tokenizer: Tokenizer
+    tracker: Tracker
+
+
+def plan_run(config: TrainConfig, manifest: Manifest) -> RunPlan:
+    """The plan of a resolved config; the run's folder is not looked into.
+
+    Raises:
+        UserError: the data set has too few stories for one sample, or none to validate on.
+    """
+    if not manifest.splits["validation"].tokens:
+        raise UserError(f"{config.data} has no validation stories: prepare it with a larger --validation-fraction")
+    return RunPlan(
+        config=config,
+        max_steps=n_steps(config, manifest),
+        data_fingerprint=manifest.fingerprint,
+        folder=open_run(config.output, config.name),
+    )
+
+
+def n_steps(config: TrainConfig, manifest: Manifest) -> int:
+    """Optimizer steps of a run: as many as the config says, else those of its epochs over the training split.
+
+    Raises:
+        UserError: the split does not fill one sample.
+    """
+    samples = n_samples(manifest.splits["train"].tokens, config.model.seq_len)
+    return config.max_steps or max(1, round(config.epochs * samples / config.batch_size))
+
+
 def load_inputs(config: TrainConfig, tracker: Tracker) -> TrainInputs:
     """Read what a resolved config trains on; every digest of the data set is checked on the way.
 
     Raises:
-        UserError: the data set is missing, damaged, or too small for one sample.
+        UserError: the data set is missing, corrupt, or too small for one sample.
     """
-    data = storage.storage_path(config.data)
+    data = storage_path(config.data)
     manifest = load_manifest(data)
-    tokenizer = Tokenizer.load(data / "tokenizer.json")
-    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
-        raise UserError(f"{data / 'tokenizer.json'} is not the one its manifest lists: prepare the data again")
-    streams = {
-        split: TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.eos_id)
-        for split in ("train", "validation")
-    }
-    if not streams["validation"].n_targets:
-        raise UserError(f"{data} has no validation stories: prepare it with a larger --validation-fraction")
-    folder = open_run(config.output, config.name)
-    folder.fetch()
+    plan = plan_run(config, manifest)
+    tokenizer = load_tokenizer(config, manifest)
+
+    def stream(split: str) -> TokenStream:
+        return TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.eos_id)
+
+    plan.folder.fetch()
     return TrainInputs(
-        config=config,
-        max_steps=config.max_steps or _steps(config, streams["train"]),
-        data_fingerprint=manifest.fingerprint,
-        train=streams["train"],
-        validation=streams["validation"],
+        **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},
+        train=stream("train"),
+        validation=stream("validation"),
         tokenizer=tokenizer,
-        folder=folder,
         tracker=tracker,
     )
 
 
-def _steps(config: TrainConfig, stream: TokenStream) -> int:
-    batches = TrainBatches.of_stream(
-        stream, seq_len=config.model.seq_len, batch_size=config.batch_size, seed=config.seed, rank=0, world_size=1
-    )
-    return max(1, round(config.epochs * batches.steps_per_epoch))
+def load_tokenizer(config: TrainConfig, manifest: Manifest) -> Tokenizer:
+    """The tokenizer of the data set. Raises: UserError when it is missing or not the one that the manifest lists."""
+    path = storage_path(config.data) / TOKENIZER
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
+        raise UserError(f"{path} is not the one its manifest lists: prepare the data again")
+    return tokenizer

@@ -1,190 +1,170 @@
-"""The training loop: plain torch, with its surroundings given as an argument.
+"""The training loop: plain torch, with what it knows of the other ranks as an argument.
 
-In: a `TrainInputs` (resolved config, token streams, folder, tracker) and `TrainContext` (rank, device, how to sum over
+In: `TrainInputs` (resolved config, token streams, folder, tracker) and a `TrainContext` (rank, device, how to sum over
 ranks, where to report). Out: checkpoints in the run's folder, lines in its history, metrics at the tracker. Every rank
-runs `fit`; rank 0 writes. A run that is resumed from a checkpoint goes on as if nothing had happened.
+runs `fit`; rank 0 writes. A run that is resumed from a checkpoint continues as if nothing had happened.
 """
 
+import dataclasses
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
-from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.runs.outcome import DIVERGED, FINISHED, STOPPED, UNSAVED
+from slm_ray.runs.outcome import RunStatus, RunSummary, write_summary
+from slm_ray.runs.train_state import Evaluation
+from slm_ray.training.checkpointing import Checkpointer
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.optim import learning_rate
-from slm_ray.training.profiling import step_profile
+from slm_ray.training.profiling import StepProfile, step_profile
+from slm_ray.training.run_log import MainRunLog, NullRunLog, RunLog
 from slm_ray.training.trainer import DivergedError, Trainer
 
 LONG_INTERVAL_STEPS = 100
 """Between validations: then half a second more at one, to measure the machine again, is little."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `fit` works with."""
+
+    trainer: Trainer
+    checkpointer: Checkpointer
+    log: RunLog
+    profile: StepProfile
+
+
 def fit(
-    task: TrainInputs, around: TrainContext, *, precision: str = "fp32", is_compiled: bool = False
-) -> dict[str, Any]:
-    """Train from the run's newest whole checkpoint, or from the start, to the last step.
+    inputs: TrainInputs, context: TrainContext, *, precision: str = "fp32", is_compiled: bool = False
+) -> RunSummary:
+    """Train from the run's latest valid checkpoint, or from the start, to the last step.
 
-    Returns a summary: `status`, the last and the best validation. The status is "finished" (also when `patience`
-    ended the run), "diverged" (the loss or its gradient ceased to be a number or exploded: the last good checkpoint
-    is kept), "stopped" (as asked, with a checkpoint of that step), or "unsaved" (the disk refused the last
-    checkpoint). Whichever way it ends, no checkpoint is left half-written by it.
+    Returns how the run ended, which rank 0 leaves in its folder too. Whichever way it ends, no checkpoint is left
+    half-written by it, and the last good one is kept.
     """
-    trainer = Trainer(task, around, precision, is_compiled)
-    _agree_on_step(trainer)
-    if around.is_main:
-        task.folder.path.mkdir(parents=True, exist_ok=True)
-        task.folder.sweep_leftovers(trainer.step)
-        task.history.rewind(trainer.step)
-        task.history.append({"message": _opening(trainer, precision, is_compiled)})
-        _complete_restored(trainer)
-    what_mfu_is = trainer.meter.measure_peak()
-    if around.is_main:
-        task.history.append({"message": what_mfu_is})
-    trainer.profile = step_profile(task, around, trainer.step)
+    trainer = Trainer(inputs, context, precision, is_compiled)
+    log: RunLog = MainRunLog(inputs.history, inputs.tracker) if context.is_main else NullRunLog()
+    checkpointer = Checkpointer(trainer, log)
+    checkpointer.restore(inputs.folder.latest_valid())
+    _agree_on_step(trainer, context)
+    if context.is_main:
+        checkpointer.tidy_up()
+    log.rewind(trainer.step)
+    log.message(_opening(trainer, precision, is_compiled))
+    if checkpointer.restored is not None and (evaluation := checkpointer.restored.state.metrics):
+        log.repeat(evaluation)
+    log.message(trainer.metrics.measure_peak())
+    profile = step_profile(inputs, context, trainer.step)
     try:
-        return _run(trainer)
+        return _run(Run(trainer, checkpointer, log, profile))
     finally:
-        trainer.profile.close()
-        trainer.finish_saving()
+        profile.close()
+        checkpointer.wait()
 
 
-def _run(trainer: Trainer) -> dict[str, Any]:
-    metrics = dict(trainer.restored.metrics) if trainer.restored else {}
-    status, reason = FINISHED, ""
-    try:
-        for interval in _intervals(trainer):
-            if _train_interval(trainer, interval):
-                status = STOPPED
-                trainer.save({})
-                break
-            metrics = trainer.validate()
-            if trainer.task.eval_interval >= LONG_INTERVAL_STEPS:
-                trainer.meter.measure_peak_again()
-            trainer.refuse_explosion(metrics["val_loss"])
-            trainer.save(metrics)
-            _report(trainer, metrics)
-    except DivergedError as error:
-        status, reason = DIVERGED, str(error)
-    if trainer.finish_saving() is not None and status != DIVERGED:
-        status = UNSAVED
-    return _summary(trainer, status, metrics, reason)
-
-
-def _agree_on_step(trainer: Trainer) -> None:
+def _agree_on_step(trainer: Trainer, context: TrainContext) -> None:
     """A shared disk that lags may show the ranks different checkpoints: then the group has to start again."""
-    around = trainer.around
-    total = around.all_reduce_sum(torch.tensor([float(trainer.step)], device=around.device)).item()
-    if total != trainer.step * around.world_size:
-        raise RuntimeError(f"rank {around.rank} restored step {trainer.step}, and other ranks another one")
+    total = context.all_reduce_sum(torch.tensor([float(trainer.step)], device=context.device)).item()
+    if total != trainer.step * context.world_size:
+        raise RuntimeError(f"rank {context.rank} restored step {trainer.step}, and other ranks another one")
 
 
-def _complete_restored(trainer: Trainer) -> None:
-    """Do what a kill between writing a checkpoint and speaking of it left undone; a second time, it changes nothing."""
-    task, state = trainer.task, trainer.restored
-    if state is None:
-        return
-    if state.data_fingerprint == task.data_fingerprint:
-        trainer.saved_best = task.folder.relink(state.step, trainer.saved_best)
-    if state.metrics and state.step not in task.history.series("val_loss")[0]:
-        task.history.append({"step": state.step, **state.metrics})
-        task.tracker.log_metrics(state.metrics, state.step)
+def _run(run: Run) -> RunSummary:
+    trainer, checkpointer = run.trainer, run.checkpointer
+    evaluation = checkpointer.restored.state.metrics if checkpointer.restored else None
+    status, reason = RunStatus.FINISHED, ""
+    try:
+        for interval in _intervals(run):
+            if _train_interval(run, interval):
+                status = RunStatus.STOPPED
+                checkpointer.save(None)
+                break
+            evaluation = trainer.validate()
+            if trainer.inputs.eval_interval >= LONG_INTERVAL_STEPS:
+                trainer.metrics.measure_peak_again()
+            trainer.refuse_divergence(evaluation.val_loss)
+            checkpointer.save(evaluation)
+            _report(run, evaluation)
+    except DivergedError as error:
+        status, reason = RunStatus.DIVERGED, str(error)
+    if checkpointer.wait() is not None and status != RunStatus.DIVERGED:
+        status = RunStatus.UNSAVED
+    return _conclude(run, status, reason, evaluation)
 
 
-def _intervals(trainer: Trainer) -> Iterator[int]:
+def _intervals(run: Run) -> Iterator[int]:
     """Steps at which the run validates, the last step included, until it is out of patience.
 
     A run that was stopped at one of them before it had validated does so first.
     """
-    task, state = trainer.task, trainer.restored
-    validated = trainer.step if state is None or state.metrics else trainer.step - 1
-    while validated < task.max_steps and not is_out_of_patience(task.config, trainer.n_stale_validations):
-        validated = min((validated // task.eval_interval + 1) * task.eval_interval, task.max_steps)
+    inputs, restored = run.trainer.inputs, run.checkpointer.restored
+    is_validated = restored is None or restored.state.metrics is not None
+    validated = run.trainer.step if is_validated else run.trainer.step - 1
+    while validated < inputs.max_steps and not run.checkpointer.is_out_of_patience:
+        validated = min((validated // inputs.eval_interval + 1) * inputs.eval_interval, inputs.max_steps)
         yield validated
 
 
-def is_out_of_patience(config: TrainConfig, n_stale_validations: int) -> bool:
-    """Whether so many validations without a better one are too many."""
-    return 0 < config.patience <= n_stale_validations
-
-
-def _train_interval(trainer: Trainer, until: int) -> bool:
-    """Train up to a step; gives whether it was broken off there, as all ranks agreed."""
-    task, around = trainer.task, trainer.around
+def _train_interval(run: Run, until: int) -> bool:
+    """Train up to a step; returns whether it was broken off there, as all ranks agreed."""
+    trainer, config = run.trainer, run.trainer.config
     trainer.module.train()
     started, first = time.perf_counter(), trainer.step
     while trainer.step < until:
         _, norm = trainer.train_step()
-        if trainer.step % task.config.log_interval_steps == 0 or trainer.step == until:
-            mean = trainer.take_mean_loss()
-            tokens = (trainer.step - first) * task.config.batch_size * task.config.model.seq_len
-            elapsed = time.perf_counter() - started
-            figures = {"train_loss": mean, "grad_norm": float(norm), "tokens_per_s": tokens / elapsed}
-            _log_step(trainer, figures | trainer.meter.figures(tokens / elapsed, elapsed))
+        run.profile.after_step(trainer.step)
+        if trainer.step % config.log_interval_steps == 0 or trainer.step == until:
+            mean, elapsed = trainer.take_mean_loss(), time.perf_counter() - started
+            tokens_per_s = (trainer.step - first) * config.batch_size * config.model.seq_len / elapsed
+            figures = {"train_loss": mean, "grad_norm": float(norm), "tokens_per_s": tokens_per_s}
+            figures |= trainer.metrics.figures(tokens_per_s, elapsed)
+            figures["lr"] = learning_rate(trainer.step - 1, trainer.inputs.max_steps, config.optim)
+            figures["tokens"] = float(trainer.samples_seen * config.model.seq_len)
+            run.log.step(trainer.step, figures)
             started, first = time.perf_counter(), trainer.step
-        if _is_stopped(around):
+        if _is_stopped(trainer.context):
             return True
     return False
 
 
-def _is_stopped(around: TrainContext) -> bool:
+def _is_stopped(context: TrainContext) -> bool:
     """Rank 0 knows; all ranks leave after the same step."""
-    wanted = float(around.is_main and around.is_stop_requested())
-    return around.all_reduce_sum(torch.tensor([wanted], device=around.device)).item() > 0
+    wanted = float(context.is_main and context.is_stop_requested())
+    return context.all_reduce_sum(torch.tensor([wanted], device=context.device)).item() > 0
 
 
-def _log_step(trainer: Trainer, metrics: dict[str, float]) -> None:
-    if not trainer.around.is_main:
-        return
-    task, config = trainer.task, trainer.config
-    metrics["lr"] = learning_rate(trainer.step - 1, task.max_steps, config.optim)
-    metrics["tokens"] = float(trainer.samples_seen * config.model.seq_len)
-    task.history.append({"step": trainer.step, **metrics})
-    task.tracker.log_metrics(metrics, trainer.step)
+def _report(run: Run, evaluation: Evaluation) -> None:
+    """To the log with a story, where one is wanted, and to whoever started the ranks: a barrier."""
+    trainer, sample = run.trainer, ""
+    if trainer.context.is_main and trainer.config.sample_prompt:
+        try:
+            sample = trainer.sample()
+        except UserError as error:
+            run.log.message(f"no sample of text: sample_prompt: {error}")
+    run.log.evaluation(evaluation, sample)
+    trainer.context.report({"step": evaluation.step, **evaluation.metrics})
 
 
-def _report(trainer: Trainer, metrics: dict[str, float]) -> None:
-    task = trainer.task
-    if trainer.around.is_main:
-        line: dict[str, Any] = {"step": trainer.step, **metrics}
-        task.tracker.log_metrics(metrics, trainer.step)
-        if trainer.config.sample_prompt:
-            line |= _sample(trainer)
-        task.history.append(line)
-    trainer.around.report({"step": trainer.step, **metrics})
-
-
-def _sample(trainer: Trainer) -> dict[str, str]:
-    """A story, also sent to the tracker; without one where the prompt cannot be continued; that is said."""
-    try:
-        story = trainer.sample()
-    except UserError as error:
-        trainer.task.history.append({"message": f"no sample of text: sample_prompt: {error}"})
-        return {}
-    trainer.task.tracker.log_text(story, f"samples/step-{trainer.step:08d}.txt")
-    return {"sample": story}
-
-
-def _summary(trainer: Trainer, status: str, metrics: Mapping[str, float], reason: str) -> dict[str, Any]:
-    summary = {
-        "status": status,
-        "reason": reason,
-        "step": trainer.step,
-        "max_steps": trainer.task.max_steps,
-        "metrics": dict(metrics),
-        "best": trainer.saved_best,
-        "run_id": trainer.task.tracker.run_id,
-    }
-    if trainer.around.is_main:
-        trainer.task.folder.write_summary(summary)
+def _conclude(run: Run, status: RunStatus, reason: str, evaluation: Evaluation | None) -> RunSummary:
+    trainer = run.trainer
+    summary = RunSummary(
+        status=status,
+        reason=reason,
+        step=trainer.step,
+        max_steps=trainer.inputs.max_steps,
+        metrics=evaluation,
+        best=run.checkpointer.saved_best,
+        run_id=trainer.inputs.tracker.run_id,
+    )
+    if trainer.context.is_main:
+        write_summary(trainer.inputs.folder, summary)
     return summary
 
 
 def _opening(trainer: Trainer, precision: str, is_compiled: bool) -> str:
     start = f"resumed at step {trainer.step:,}" if trainer.step else "training from the start"
     how = f"{precision}, {'compiled (the first steps wait for the compiler)' if is_compiled else 'eager'}"
-    return f"{start}: {trainer.around.world_size} worker(s), {trainer.task.max_steps:,} steps, {how}"
+    workers = f"{trainer.context.world_size} worker(s)"
+    return f"{start}: {workers}, {trainer.inputs.max_steps:,} steps, {how}"

@@ -20,47 +20,47 @@ from slm_ray.training.peak_flops import peak_flops_per_s
 class TrainMetrics:
     """The measures of one rank."""
 
-    def __init__(self, config: TrainConfig, around: TrainContext, precision: str) -> None:
+    def __init__(self, config: TrainConfig, context: TrainContext, precision: str) -> None:
         self.flops_per_token = train_flops_per_token(config.model)
         self.peak = 0.0
-        self._around, self._precision = around, precision
-        self._reading_s = 0.0
+        self._context, self._precision = context, precision
+        self._data_s = 0.0
 
     def measure_peak(self) -> str:
         """Measure the machine, on all ranks at once. Returns the sentence that says what `mfu` is a share of."""
-        around = self._around
-        self.peak = peak_flops_per_s(self._precision, around.device, around.all_reduce_sum)
+        context = self._context
+        self.peak = peak_flops_per_s(self._precision, context.device, context.all_reduce_sum)
         return (
             f"share of peak: {self.flops_per_token / 1e6:,.1f} MFLOP a token (6 N + 12 layers x heads x head width x "
             f"context) x tokens/s, over {self.peak / 1e9:,.0f} GFLOP/s, the rate of large {self._precision} matrix "
-            f"products measured now on {around.world_size} worker(s) at once"
+            f"multiplications measured now on {context.world_size} worker(s) at once"
         )
 
     def measure_peak_again(self) -> None:
         """Keep the higher rate: the machine may have been busy with other things the first time. On all ranks."""
-        around = self._around
-        again = peak_flops_per_s(self._precision, around.device, around.all_reduce_sum, is_again=True)
+        context = self._context
+        again = peak_flops_per_s(self._precision, context.device, context.all_reduce_sum, is_again=True)
         self.peak = max(self.peak, again)
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
+    def timing_data(self) -> Iterator[None]:
         """Count the time that the body takes as time spent on reading a batch."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            self._reading_s += time.perf_counter() - began
+            self._data_s += time.perf_counter() - began
 
     def figures(self, tokens_per_s: float, elapsed_s: float) -> dict[str, float]:
         """Figures of the interval of `elapsed_s` that ends now; the next one begins.
 
         `mfu` and `data_share` (time of this rank spent on reading batches) from 0 to 1, memory of this rank in bytes.
         """
-        figures = {"data_share": self._reading_s / elapsed_s}
-        self._reading_s = 0.0
+        figures = {"data_share": self._data_s / elapsed_s}
+        self._data_s = 0.0
         if self.peak > 0:
             figures["mfu"] = tokens_per_s * self.flops_per_token / self.peak
-        return figures | memory(self._around.device)
+        return figures | memory(self._context.device)
 
 
 def memory(device: torch.device) -> dict[str, float]:

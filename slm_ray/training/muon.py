@@ -94,19 +94,19 @@ class Ranks(Protocol):
         """Sums a tensor over them."""
 
 
-def orthogonalize_together(matrices: Tensor, around: Ranks) -> Tensor:
+def orthogonalize_together(matrices: Tensor, context: Ranks) -> Tensor:
     """`orthogonalize`, each rank a share of the N matrices; every rank has the same ones and gets the same result."""
-    first, last = (len(matrices) * rank // around.world_size for rank in (around.rank, around.rank + 1))
+    first, last = (len(matrices) * rank // context.world_size for rank in (context.rank, context.rank + 1))
     together = torch.zeros_like(matrices)
     if first < last:
         together[first:last] = orthogonalize(matrices[first:last])
-    return around.all_reduce_sum(together)
+    return context.all_reduce_sum(together)
 
 
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, with decoupled weight decay. Parameters must be matrices.
 
-    With `around`, the ranks that it names share the work; they must have the same gradients.
+    With `context`, the ranks that it names share the work; they must have the same gradients.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.1,
         normalize_rows: bool = False,
-        around: Ranks | None = None,
+        context: Ranks | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "normalize_rows": normalize_rows}
         super().__init__(params, defaults)
-        self._around = around
+        self._context = context
         for group in self.param_groups:
             assert all(parameter.dim() == 2 for parameter in group["params"]), "Muon is for matrices"
 
@@ -139,7 +139,7 @@ class Muon(torch.optim.Optimizer):
         momentum.lerp_(gradients, 1 - group["momentum"])
         self._keep(matrices, "momentum_buffer", momentum)
         updates = _for_products(gradients.lerp(momentum, group["momentum"]))
-        updates = orthogonalize_together(updates, self._around) if self._around else orthogonalize(updates)
+        updates = orthogonalize_together(updates, self._context) if self._context else orthogonalize(updates)
         updates = updates.to(gradients.dtype)
         if group["normalize_rows"]:
             squares = self._stacked(matrices, "row_squares", updates[..., :1])  # (N, rows, 1)

@@ -71,10 +71,10 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> dict[str, dict[st
     return {kind: group for kind, group in groups.items() if group["params"]}
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig, around: Ranks | None = None) -> AnyOptimizer:
+def make_optimizer(model: nn.Module, config: OptimConfig, context: Ranks | None = None) -> AnyOptimizer:
     """AdamW (one kernel a group) over everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    Muon shares its work among the ranks of `around`.
+    Muon shares its work among the ranks of `context`.
     """
     groups = parameter_groups(model, config)
     matrices = [groups.pop("matrices")] if config.name == "muon" else []
@@ -83,7 +83,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig, around: Ranks | None =
     )
     if not matrices:
         return adamw
-    muon = Muon(matrices, lr=config.lr, momentum=config.momentum, normalize_rows=config.normalize_rows, around=around)
+    muon = Muon(matrices, lr=config.lr, momentum=config.momentum, normalize_rows=config.normalize_rows, context=context)
     return CombinedOptimizer([muon, adamw])
 
 

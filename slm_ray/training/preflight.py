@@ -1,7 +1,7 @@
-"""What is settled before a worker starts: the command line, the defaults, the data, and what cannot go together.
+"""What is settled before a worker starts: the defaults, and what cannot go together.
 
-In: options, or a `TrainConfig` with open fields. Out: a resolved `TrainConfig` and the `TrainInputs` that `loop.fit`
-works on; or a `UserError`, while nothing has been started or written. Ray is not known here.
+In: a `TrainConfig` with open fields; a plan and the run that is there. Out: a resolved `TrainConfig`; or a `UserError`,
+while nothing has been started or written.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from collections.abc import Callable
 from slm_ray import storage
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import ModelConfig, TrainConfig
-from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.manifest import TOKENIZER, load_manifest
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint
+from slm_ray.runs.checkpoint import MODEL, Checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
-from slm_ray.training.inputs import TrainInputs
+from slm_ray.training.inputs import RunPlan
 
 
 def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainConfig:
@@ -48,19 +48,19 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
     )
 
 
-def refuse_conflicts(config: TrainConfig, task: TrainInputs) -> None:
+def refuse_conflicts(plan: RunPlan, latest: Checkpoint | None) -> None:
     """Refuse to write over a run, and to resume one as something else than it was.
 
-    `force` allows other stories, another batch size and another seed; never another shape or tokenizer.
+    `latest` is the run's latest valid checkpoint. `force` allows other stories, another batch size and another seed;
+    never another shape or tokenizer.
 
     Raises:
         UserError: with what stands in the way.
     """
-    folder = task.folder
-    existing = folder.latest_valid()
-    if existing is None:
+    config, folder = plan.config, plan.folder
+    if latest is None:
         if config.resume:
-            raise UserError(f"nothing to resume: no whole checkpoint in {folder.path}")
+            raise UserError(f"nothing to resume: no complete checkpoint in {folder.path}")
         if folder.checkpoints():
             raise UserError(
                 f"{folder.path} holds a run whose checkpoints cannot be read: take another --name, or remove it"
@@ -68,23 +68,33 @@ def refuse_conflicts(config: TrainConfig, task: TrainInputs) -> None:
         return
     if not config.resume:
         raise UserError(f"{folder.path} holds a run already: add --resume to continue it, or take another --name")
-    state = checkpoint.load_state(existing)
-    if task.max_steps < state.step:
-        raise UserError(f"{folder.path} is at step {state.step:,} already, and was asked to end at {task.max_steps:,}")
-    was = from_dict(TrainConfig, state.config, str(existing))
+    _refuse_other_shape(plan, latest)
+    if not config.force:
+        _refuse_other_samples(plan, latest)
+
+
+def _refuse_other_shape(plan: RunPlan, latest: Checkpoint) -> None:
+    config, path, state = plan.config, plan.folder.path, latest.state
+    if plan.max_steps < state.step:
+        raise UserError(f"{path} is at step {state.step:,} already, and was asked to end at {plan.max_steps:,}")
+    was = from_dict(TrainConfig, state.config, str(latest.path))
     if config.model != was.model:
         raise UserError(f"model was {_difference(was.model, config.model)}: a resumed run keeps its shape")
-    if Tokenizer.load(existing / "model" / "tokenizer.json").sha256 != task.tokenizer.sha256:
-        raise UserError(f"{config.data} has another tokenizer than {folder.path}: its tokens mean something else")
+    tokenizer = Tokenizer.load(latest.path / MODEL / TOKENIZER)
+    if tokenizer.sha256 != load_manifest(config.data).tokenizer["sha256"]:
+        raise UserError(f"{config.data} has another tokenizer than {path}: its tokens mean something else")
     if config.optim.name != was.optim.name:
         raise UserError(f"optim.name was {was.optim.name} and is now {config.optim.name}: a resumed run keeps it")
-    if config.force:
-        return
-    if state.data_fingerprint != task.data_fingerprint:
+
+
+def _refuse_other_samples(plan: RunPlan, latest: Checkpoint) -> None:
+    config, state = plan.config, latest.state
+    if state.data_fingerprint != plan.data_fingerprint:
         raise UserError(
-            f"{folder.path} was trained on data set {state.data_fingerprint[:12]}, and {config.data} is "
-            f"{task.data_fingerprint[:12]}: a run is resumed on its own data, or with --force on other stories"
+            f"{plan.folder.path} was trained on data set {state.data_fingerprint[:12]}, and {config.data} is "
+            f"{plan.data_fingerprint[:12]}: a run is resumed on its own data, or with --force on other stories"
         )
+    was = from_dict(TrainConfig, state.config, str(latest.path))
     for field in ("batch_size", "seed"):
         if getattr(config, field) != getattr(was, field):
             raise UserError(

@@ -1,13 +1,12 @@
 """Where a step's time goes: `--profile`.
 
 In: a run, while it trains. Out: `profile/trace.json` in the run's folder, for chrome://tracing or ui.perfetto.dev, and
-`profile/operators.txt`, a table of the most expensive operators; both are artifacts of its MLflow run too. Rank 0
+`profile/operators.txt`, torch's table of the most expensive operators; both are artifacts of its MLflow run too. Rank 0
 records a few steps between two validations, after the first ones, in which compilers and caches warm up. A profile that
 fails costs a warning; without the option nothing is recorded and nothing costs anything.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,17 +43,17 @@ class NoProfile:
         """Nothing."""
 
 
-def step_profile(task: TrainInputs, around: TrainContext, first_step: int) -> StepProfile:
+def step_profile(inputs: TrainInputs, context: TrainContext, first_step: int) -> StepProfile:
     """The profile of a run that goes on after `first_step` steps, as its config asks."""
-    if not task.config.profile or not around.is_main:
+    if not inputs.config.profile or not context.is_main:
         return NoProfile()
     for name in (TRACE, OPERATORS):  # of an earlier part of the run
-        (task.folder.path / name).unlink(missing_ok=True)
-    start, stop = window(first_step, task.max_steps, task.eval_interval)
+        (inputs.folder.path / name).unlink(missing_ok=True)
+    start, stop = window(first_step, inputs.max_steps, inputs.eval_interval)
     if start >= stop:
-        task.history.append({"message": "no profile: there are too few steps left"})
+        inputs.history.append({"message": "no profile: there are too few steps left"})
         return NoProfile()
-    return TorchProfile(task, around.device, start, stop)
+    return TorchProfile(inputs, context.device, start, stop)
 
 
 def window(first_step: int, max_steps: int, eval_interval: int) -> tuple[int, int]:
@@ -74,8 +73,8 @@ def window(first_step: int, max_steps: int, eval_interval: int) -> tuple[int, in
 class TorchProfile:
     """A torch profiler around the steps of `window`."""
 
-    def __init__(self, task: TrainInputs, device: torch.device, start: int, stop: int) -> None:
-        self._task, self._device = task, device
+    def __init__(self, inputs: TrainInputs, device: torch.device, start: int, stop: int) -> None:
+        self._inputs, self._device = inputs, device
         self._start, self._stop = start, stop
         self._profiler: Any = None
 
@@ -102,15 +101,17 @@ class TorchProfile:
     def _end(self) -> None:
         profiler, self._profiler = self._profiler, None
         profiler.stop()
-        folder = self._task.folder.path
+        folder = self._inputs.folder.path
         (folder / TRACE).parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(folder / TRACE))
-        rows = [OperatorTime.of(event) for event in profiler.key_averages()]
-        table = operator_table(rows, self._stop - self._start)
+        place = "cuda" if self._device.type == "cuda" else "cpu"
+        table = profiler.key_averages().table(
+            sort_by=f"self_{place}_time_total", row_limit=N_ROWS, max_name_column_width=NAME_WIDTH
+        )
         (folder / OPERATORS).write_text(table, encoding="utf-8")
         for name in (TRACE, OPERATORS):
-            self._task.tracker.log_file(folder / name, "profile")
-        self._task.history.append(
+            self._inputs.tracker.log_file(folder / name, "profile")
+        self._inputs.history.append(
             {"message": f"profiled steps {self._start + 1:,} to {self._stop:,}: {folder / TRACE}"}
         )
 
@@ -119,38 +120,7 @@ class TorchProfile:
             act()
         except Exception as error:  # whatever a profiler raises, the training goes on
             self._profiler = None
-            self._task.history.append({"message": f"no profile, the run goes on without: {error!r}"})
-
-
-@dataclasses.dataclass(frozen=True)
-class OperatorTime:
-    """What one operator cost in all, without the operators that it calls."""
-
-    name: str
-    calls: int
-    seconds: float
-    """On the GPU where the operator ran there, else on the CPU."""
-
-    @classmethod
-    def of(cls, event: Any) -> "OperatorTime":
-        """Out of one of torch's `key_averages`, which count in microseconds."""
-        micros = event.self_device_time_total or event.self_cpu_time_total
-        return cls(str(event.key), int(event.count), micros / 1e6)
-
-
-def operator_table(rows: Iterable[OperatorTime], n_steps: int) -> str:
-    """The operators that take longest, as lines of text: calls and milliseconds a step, and the share of all."""
-    ranked = sorted(rows, key=lambda row: row.seconds, reverse=True)
-    total = sum(row.seconds for row in ranked) or 1.0
-    lines = [f"{'operator':<{NAME_WIDTH}} {'calls/step':>10} {'ms/step':>9} {'share':>7}"]
-    for row in ranked[:N_ROWS]:
-        name = row.name if len(row.name) <= NAME_WIDTH else row.name[: NAME_WIDTH - 1] + "…"
-        calls, milliseconds = row.calls / n_steps, 1e3 * row.seconds / n_steps
-        lines.append(f"{name:<{NAME_WIDTH}} {calls:>10,.1f} {milliseconds:>9,.2f} {row.seconds / total:>7.1%}")
-    rest = sum(row.seconds for row in ranked[N_ROWS:])
-    if rest:
-        lines.append(f"{'all others':<{NAME_WIDTH}} {'':>10} {1e3 * rest / n_steps:>9,.2f} {rest / total:>7.1%}")
-    return "\n".join(lines) + "\n"
+            self._inputs.history.append({"message": f"no profile, the run goes on without: {error!r}"})
 
 
 def read_operators(folder: Path) -> str:

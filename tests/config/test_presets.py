@@ -134,7 +134,7 @@ def test_it_learns_from_its_first_steps(name: str, tiny_config: TrainConfig) -> 
     summary = fit(task, TrainContext())
     losses = task.history.series("train_loss")[1]
     shutil.rmtree(tiny_config.output)  # the larger ones leave 350 MB
-    assert summary["status"] == "finished"
+    assert summary.status == "finished"
     assert losses[0] == pytest.approx(math.log(task.config.model.vocab_size), rel=0.05)
     assert len(losses) == STEPS
-    assert summary["metrics"]["val_loss"] < losses[0]
+    assert summary.metrics.val_loss < losses[0]

@@ -107,7 +107,7 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
     run = mlflow_runs.client(config.tracking_uri).get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["model.d_ff"] == "64"
-    assert run.data.metrics["val_loss"] == pytest.approx(checkpoint.load_state(folder.latest).metrics["val_loss"])
+    assert run.data.metrics["val_loss"] == pytest.approx(checkpoint.load_state(folder.latest).metrics.val_loss)
     assert "bits per byte" in describe(result)
 
     with pytest.raises(UserError, match="fp16 needs a GPU"):
@@ -134,9 +134,8 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
 
     with pytest.raises(UserError, match="batch_size was 8 and is now 4"):
         run_training(dataclasses.replace(longer, batch_size=4), is_quiet=True)
-    other = dataclasses.replace(
-        load_inputs(resolve(longer, lambda: 1), tracker.NullTracker()), data_fingerprint="other"
-    )
+    inputs = load_inputs(resolve(longer, lambda: 1), tracker.NullTracker())
+    other, latest = dataclasses.replace(inputs, data_fingerprint="other"), folder.latest_valid()
     with pytest.raises(UserError, match="was trained on data set"):
-        refuse_conflicts(longer, other)
-    refuse_conflicts(dataclasses.replace(longer, force=True), other)
+        refuse_conflicts(other, latest)
+    refuse_conflicts(dataclasses.replace(other, config=dataclasses.replace(other.config, force=True)), latest)

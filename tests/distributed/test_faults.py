@@ -23,7 +23,8 @@ import yaml
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
 from slm_ray.distributed.driver import run_training
-from slm_ray.runs import checkpoint, outcome
+from slm_ray.runs import checkpoint
+from slm_ray.runs.outcome import RunStatus
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.training.context import TrainContext
 from slm_ray.training.loop import fit
@@ -195,7 +196,7 @@ def test_a_driver_that_is_terminated_and_one_that_is_killed_are_resumed_as_if_no
     assert max(losses(folder)) - step_of_latest(folder) <= 50
 
     folder.clear_requests()  # as every driver does first; the rest is run without Ray
-    assert fit(task_of(config), TrainContext())["status"] == outcome.FINISHED
+    assert fit(task_of(config), TrainContext()).status == RunStatus.FINISHED
     assert_same_run(folder, run_without_faults(config))
     assert_no_orphans(folder)
 

@@ -139,7 +139,7 @@ def test_prompt_logprobs_come_from_either_backend(tokenizer: Tokenizer) -> None:
 def test_int8_stays_near_fp32_but_is_not_it(changes: dict[str, object]) -> None:
     model = talkative_model(train_bpe(SENTENCES, vocab_size=300), **changes)
     stream = TokenStream(some_tokens(300, rows=1, steps=200)[0].numpy(), n_bytes=700)
-    whole = evaluate(model, stream, seq_len=64, around=TrainContext())["val_bits_per_byte"]
+    whole = evaluate(model, stream, seq_len=64, context=TrainContext()).val_bits_per_byte
     exact = bits_per_byte(OnnxBackend(model, 1, threads=1), stream)
     rounded = bits_per_byte(OnnxBackend(model, 1, weights="int8", threads=1), stream)
     assert exact == pytest.approx(whole, rel=1e-5)

@@ -102,7 +102,7 @@ def test_export_says_when_transformers_will_not_open_it(
     tokenizer = train_bpe(SENTENCES, vocab_size=300)
     config = dataclasses.replace(ALL[name], vocab_size=tokenizer.vocab_size)
     state = checkpoint.TrainState(
-        step=1, samples_seen=1, seed=0, world_size=1, data_fingerprint="", config={}, metrics={}
+        step=1, samples_seen=1, seed=0, world_size=1, data_fingerprint="", config={}, metrics=None
     )
     checkpoint.save(tmp_path / "model", random_model(config), tokenizer, state, {})
     assert export.main(["--model", str(tmp_path / "model"), "--output", str(tmp_path / "away")]) == 0

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent, tells when it was altered, and opens elsewhere."""
+"""A checkpoint is complete or absent, tells when it was altered, and opens elsewhere."""
 
 import json
 import shutil
@@ -11,7 +11,8 @@ from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint
-from slm_ray.runs.checkpoint import TrainState
+from slm_ray.runs.checkpoint import Checkpoint
+from slm_ray.runs.train_state import Evaluation, TrainState
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.training.optim import OptimConfig, make_optimizer
 
@@ -22,7 +23,7 @@ STATE = TrainState(
     world_size=1,
     data_fingerprint="f" * 64,
     config={"name": "tiny"},
-    metrics={"val_loss": 1.5},
+    metrics=Evaluation(val_loss=1.5, val_perplexity=4.5, val_bits_per_byte=0.8, step=3),
 )
 
 
@@ -47,7 +48,7 @@ def test_what_was_saved_comes_back(saved: Path, model: Decoder, tiny_tokenizer: 
     assert torch.equal(loaded(tokens), model(tokens))
     assert tokenizer.sha256 == tiny_tokenizer.sha256
     assert checkpoint.load_state(saved) == STATE
-    assert checkpoint.load_optimizer(saved)["param_groups"][0]["weight_decay"] == 0.1
+    assert Checkpoint.open(saved).optimizer()["param_groups"][0]["weight_decay"] == 0.1
 
 
 def test_it_opens_in_transformers_with_equal_logits_and_tokens(
@@ -76,7 +77,7 @@ def test_damage_is_found_and_named(saved: Path, name: str, damage: str) -> None:
         path.unlink()
     else:
         path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
-    with pytest.raises(UserError, match="damaged") as caught:
+    with pytest.raises(UserError, match="corrupt") as caught:
         checkpoint.load_model(saved)
     assert name in str(caught.value)
 
@@ -90,7 +91,7 @@ def test_a_broken_marker_is_one_clear_line(saved: Path, content: str) -> None:
 
 def test_without_its_marker_it_is_none(saved: Path) -> None:
     (saved / checkpoint.MARKER).unlink()
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no complete checkpoint"):
         checkpoint.load_model(saved)
 
 
@@ -112,16 +113,16 @@ def test_the_copy_for_serving_has_no_optimizer_and_cannot_be_resumed(saved: Path
     checkpoint.copy_for_serving(saved, copy)
     checkpoint.load_model(copy)
     with pytest.raises(UserError, match="made for serving"):
-        checkpoint.load_optimizer(copy)
+        Checkpoint.open(copy).optimizer()
 
 
 def test_a_pickle_in_place_of_the_optimizer_is_not_run(saved: Path) -> None:
     shutil.copy(Path(__file__), saved / checkpoint.OPTIMIZER)
     torch.save({"evil": Path("/")}, saved / checkpoint.OPTIMIZER)  # a class that weights_only does not know
     with pytest.raises(Exception, match=r"weights_only|Unsupported"):
-        checkpoint.load_optimizer(saved)
+        Checkpoint(saved, STATE).optimizer()
 
 
-def test_the_model_files_name_the_end_mark(saved: Path, tiny_tokenizer: Tokenizer) -> None:
+def test_the_model_files_name_the_end_of_text_token(saved: Path, tiny_tokenizer: Tokenizer) -> None:
     content = json.loads((saved / "model" / "generation_config.json").read_text(encoding="utf-8"))
     assert content["eos_token_id"] == tiny_tokenizer.eos_id

@@ -14,9 +14,11 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
 from slm_ray.distributed.driver import run_training
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint, outcome
-from slm_ray.runs.remote_run import MirroredRun, open_run
+from slm_ray.runs import checkpoint
+from slm_ray.runs.outcome import RunStatus
+from slm_ray.runs.remote_run import ObjectStoreMirror, open_run
 from slm_ray.runs.run_folder import RunFolder
+from slm_ray.runs.train_state import Evaluation
 from slm_ray.storage import StoragePath, files_below, storage_path
 from slm_ray.tracking import mlflow_runs, tracker
 from slm_ray.train import describe, parse_config
@@ -85,14 +87,14 @@ def test_a_run_lies_in_the_store_and_goes_on_from_there_on_another_machine(confi
     fit(local, TrainContext())
     steps = iter(range(1, 100))
     task = task_of(config, max_steps=12)
-    assert fit(task, TrainContext(is_stop_requested=lambda: next(steps) == 6))["status"] == outcome.STOPPED
+    assert fit(task, TrainContext(is_stop_requested=lambda: next(steps) == 6)).status == RunStatus.STOPPED
     expected = {f"checkpoints/step-{step:08d}/{name}" for step in (4, 6) for name in CHECKPOINT}
     assert contents(config) == expected | {"latest.txt", "best.txt", "metrics.jsonl", "summary.json"}
 
     another_machine(task)
     again = task_of(config, max_steps=12)
     assert again.folder.best.resolve().name == "step-00000004"
-    assert fit(again, TrainContext())["status"] == outcome.FINISHED
+    assert fit(again, TrainContext()).status == RunStatus.FINISHED
     assert_equal(weights(again.folder), weights(local.folder))
     assert again.history.series("train_loss") == local.history.series("train_loss")
     assert {name.split("/")[1] for name in contents(config) if name.startswith("checkpoints")} == {
@@ -109,21 +111,21 @@ def test_an_upload_that_breaks_off_leaves_the_checkpoint_before(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = task_of(config)
-    upload = MirroredRun._upload
+    upload = ObjectStoreMirror._upload
 
-    def broken(self: MirroredRun, path: Path) -> None:
+    def broken(self: ObjectStoreMirror, path: Path) -> None:
         if path.name == "step-00000008":
             (self.remote / "checkpoints" / path.name / "state.json").write_bytes(b"half")
             raise RuntimeError("the bucket is gone")
         upload(self, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MirroredRun, "_upload", broken)
-        assert fit(task, TrainContext())["status"] == outcome.UNSAVED
+        patch.setattr(ObjectStoreMirror, "_upload", broken)
+        assert fit(task, TrainContext()).status == RunStatus.UNSAVED
     assert "the bucket is gone" in str(list(task.history.lines())[-1])
     again = task_of(config)
     assert [path.name for path in again.folder.checkpoints()] == ["step-00000004"]
-    assert fit(again, TrainContext())["status"] == outcome.FINISHED
+    assert fit(again, TrainContext()).status == RunStatus.FINISHED
     assert "checkpoints/step-00000008/complete.json" in contents(config)
 
 
@@ -143,7 +145,7 @@ def test_a_damaged_object_leads_to_the_checkpoint_before(config: TrainConfig) ->
 def test_a_request_to_stop_reaches_a_worker_on_another_machine(config: TrainConfig, tmp_path: Path) -> None:
     task = task_of(config)
     task.folder.path.mkdir(parents=True)
-    elsewhere = MirroredRun(tmp_path / "elsewhere", remote(config))
+    elsewhere = RunFolder(tmp_path / "elsewhere", ObjectStoreMirror(remote(config)))
     assert not task.folder.is_stop_requested()
     task.folder.request_stop()
     assert elsewhere.is_stop_requested()
@@ -180,7 +182,7 @@ def test_ray_train_keeps_a_run_in_the_store(s3: Callable[..., Any], local_ray: A
     assert files == {"latest.txt", "best.txt", "metrics.jsonl", "summary.json", "loss.png"}
     shutil.rmtree(result.best.parent)
     longer = parse_config(["--resume", "--output", config.output, "--name", "tiny", "--max-steps", "12"])
-    assert run_training(longer, is_quiet=True).metrics["step"] == 12
+    assert run_training(longer, is_quiet=True).metrics.step == 12
 
 
 def test_what_the_store_refused_once_is_there_after_the_next_checkpoint(
@@ -189,21 +191,21 @@ def test_what_the_store_refused_once_is_there_after_the_next_checkpoint(
     """The best checkpoint is the one that was refused."""
     losses = iter([3.0, 2.0, 3.5, 3.6])
 
-    def validate(_trainer: Trainer) -> dict[str, float]:
+    def validate(trainer: Trainer) -> Evaluation:
         loss = next(losses)
-        return {"val_loss": loss, "val_perplexity": 1.0, "val_bits_per_byte": loss}
+        return Evaluation(val_loss=loss, val_perplexity=1.0, val_bits_per_byte=loss, step=trainer.step)
 
-    uploads, upload = iter(range(100)), MirroredRun._upload
+    uploads, upload = iter(range(100)), ObjectStoreMirror._upload
 
-    def refusing(folder: MirroredRun, path: Path) -> None:
+    def refusing(mirror: ObjectStoreMirror, path: Path) -> None:
         if next(uploads) == 1:
             raise OSError("not now")
-        upload(folder, path)
+        upload(mirror, path)
 
     monkeypatch.setattr(Trainer, "validate", validate)
-    monkeypatch.setattr(MirroredRun, "_upload", refusing)
+    monkeypatch.setattr(ObjectStoreMirror, "_upload", refusing)
     task = task_of(config, max_steps=16, eval_interval_steps=4, keep_checkpoints=1, keep_best=1)
-    assert fit(task, TrainContext())["best"]["step"] == 8
+    assert fit(task, TrainContext()).best.step == 8
     another_machine(task)
     task.folder.fetch()
     assert checkpoint.load_state(task.folder.best).step == 8

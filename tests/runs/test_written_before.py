@@ -32,7 +32,7 @@ def test_a_checkpoint_of_before_tells_its_stories() -> None:
     model, tokenizer = checkpoint.load_model(V1 / "run")
     params = SamplingParams(max_tokens=24, temperature=0.0)
     assert Engine(TorchBackend(model), tokenizer).generate(["Once upon a time"], [params])[0].text == GREEDY
-    assert checkpoint.load_state(V1 / "run").metrics["val_loss"] == pytest.approx(VAL_LOSS[4], abs=1e-6)
+    assert checkpoint.load_state(V1 / "run").metrics.val_loss == pytest.approx(VAL_LOSS[4], abs=1e-6)
 
 
 def test_a_run_of_before_is_resumed_as_if_nothing_had_changed(tmp_path: Path) -> None:
@@ -47,8 +47,8 @@ def test_a_run_of_before_is_resumed_as_if_nothing_had_changed(tmp_path: Path) ->
     task = load_inputs(dataclasses.replace(saved, **places), NullTracker())
     assert task.data_fingerprint == state.data_fingerprint
     summary = fit(task, TrainContext())
-    assert (summary["status"], summary["step"]) == ("finished", 8)
-    assert summary["metrics"]["val_loss"] == pytest.approx(VAL_LOSS[8], abs=1e-4)
+    assert (summary.status, summary.step) == ("finished", 8)
+    assert summary.metrics.val_loss == pytest.approx(VAL_LOSS[8], abs=1e-4)
 
 
 def test_a_version_registered_before_is_found_by_its_alias(mlflow_uri: str) -> None:

@@ -59,7 +59,7 @@ def samples_by_step(folder: RunFolder) -> dict[int, Counter[str]]:
     return steps
 
 
-def _all_sum(values: torch.Tensor) -> torch.Tensor:
+def _all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     torch.distributed.all_reduce(values)
     return values
 
@@ -83,17 +83,17 @@ def main(given: dict[str, Any], meeting: str, rank: int) -> None:
     task = load_inputs(resolve(config, lambda: world_size), NullTracker())
     task.folder.path.mkdir(parents=True, exist_ok=True)
     _recording(task.folder.path / f"samples-{world_size}-{rank}.jsonl")
-    newest = task.folder.latest_valid()
-    steps = iter(range(int(newest.name.split("-")[1]) + 1 if newest else 1, 10**9))
+    latest = task.folder.latest_state()
+    steps = iter(range(latest.step + 1 if latest else 1, 10**9))
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
-    around = TrainContext(
+    context = TrainContext(
         rank=rank,
         world_size=world_size,
         wrap=lambda module: DistributedDataParallel(module) if world_size > 1 else module,
-        all_reduce_sum=_all_sum,
+        all_reduce_sum=_all_reduce_sum,
         is_stop_requested=lambda: next(steps) == given["stop_at"],
     )
-    fit(task, around)
+    fit(task, context)
     torch.distributed.destroy_process_group()
 
 

@@ -82,7 +82,7 @@ def _write(folder: Path, seed: int, *, is_endless: bool = False, **shape: int) -
         world_size=1,
         data_fingerprint="f" * 16,
         config={"name": "tiny"},
-        metrics={},
+        metrics=None,
         run_id="run-1",
     )
     checkpoint.save(folder, model, tokenizer, state, {})

@@ -9,6 +9,7 @@ from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import TrainState
+from slm_ray.runs.train_state import Evaluation
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs, registry, tracker
 
@@ -25,7 +26,7 @@ def folder(tmp_path: Path, tiny_tokenizer: Tokenizer) -> Path:
         world_size=1,
         data_fingerprint="abc",
         config={"name": "tiny"},
-        metrics={"val_bits_per_byte": 0.75},
+        metrics=Evaluation(val_loss=2.0, val_perplexity=7.4, val_bits_per_byte=0.75),
         run_id="r1",
     )
     checkpoint.save(tmp_path / "checkpoint", model, tiny_tokenizer, state, {})
@@ -79,5 +80,5 @@ def test_asking_an_absent_store_does_not_make_one(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_is_not_registered(mlflow_uri: str, folder: Path) -> None:
     (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         registry.register(mlflow_uri, "stories", folder, start(mlflow_uri).run_id)

@@ -7,8 +7,8 @@ import pytest
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.tracking.tensorboard_tracker import WithEventLog, require_tensorboard
-from slm_ray.tracking.tracker import NullTracker
+from slm_ray.tracking.tensorboard_tracker import TensorBoardTracker, require_tensorboard
+from slm_ray.tracking.tracker import CompositeTracker, NullTracker
 from slm_ray.train import main
 
 needs_tensorboard = pytest.mark.skipif(
@@ -50,7 +50,7 @@ def test_files_that_cannot_be_written_cost_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     said: list[str] = []
     inner = Kept()
-    tracker = WithEventLog(inner, tmp_path / "file", said.append)
+    tracker = CompositeTracker(inner, TensorBoardTracker(tmp_path / "file", said.append))
     tracker.log_metrics({"train_loss": 2.0}, 1)
     tracker.close()
     assert said[0].startswith("TensorBoard does not take the records, the run goes on without: ")
@@ -60,7 +60,7 @@ def test_files_that_cannot_be_written_cost_a_warning(tmp_path: Path) -> None:
 @needs_tensorboard
 def test_metrics_and_samples_are_in_the_files_and_at_the_tracker(tmp_path: Path) -> None:
     inner, said = Kept(), list[str]()
-    tracker = WithEventLog(inner, tmp_path, said.append)
+    tracker = CompositeTracker(inner, TensorBoardTracker(tmp_path, said.append))
     tracker.log_metrics({"train_loss": 2.5, "mfu": 0.5}, 10)
     tracker.log_metrics({"train_loss": 2.0}, 20)
     tracker.log_text("Once", "samples/step-00000020.txt")
@@ -78,7 +78,7 @@ def test_metrics_and_samples_are_in_the_files_and_at_the_tracker(tmp_path: Path)
 @needs_tensorboard
 def test_a_resumed_run_replaces_the_events_of_the_steps_that_it_does_again(tmp_path: Path) -> None:
     for steps in ((10, 20, 30), (20, 40)):
-        tracker = WithEventLog(Kept(), tmp_path, print)
+        tracker = TensorBoardTracker(tmp_path, print)
         for step in steps:
             tracker.log_metrics({"train_loss": float(step)}, step)
         tracker.close()

@@ -17,8 +17,10 @@ import torch
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed.watchdog import Watchdog
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint, outcome
+from slm_ray.runs import checkpoint
+from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.history import History
+from slm_ray.runs.outcome import RunStatus
 from slm_ray.train import parse_config
 from slm_ray.training.context import TrainContext
 from slm_ray.training.loop import fit
@@ -100,7 +102,10 @@ def test_a_damaged_best_checkpoint_is_replaced_by_the_best_of_the_others(config:
     fit(task, TrainContext())
     assert checkpoint.load_state(task.folder.best).step == 12
     (task.folder.best / checkpoint.OPTIMIZER).write_bytes(b"")
-    assert task.folder.relink(8, {"step": 12.0})["step"] == 8
+    latest = Checkpoint.open(task.folder.checkpoint_path(8))
+    known = dataclasses.replace(latest.state, best=checkpoint.load_state(task.folder.best).metrics)
+    best = task.folder.repair_links(Checkpoint(latest.path, known))
+    assert best is not None and best.step == 8
     assert checkpoint.load_state(task.folder.best).step == 8
 
 
@@ -122,7 +127,7 @@ def test_a_full_disk_costs_one_checkpoint_and_the_run_goes_on(
     monkeypatch.setattr(checkpoint, "write", write)
     task = task_of(config)
     summary = fit(task, TrainContext())
-    assert summary["status"] == outcome.FINISHED
+    assert summary.status == RunStatus.FINISHED
     assert any("could not be written (No space left on device)" in message for message in messages(task.folder))
     assert [path.name for path in task.folder.checkpoints()] == ["step-00000008"]
     assert_same_run(task.folder, run_without_faults(config))
@@ -159,12 +164,12 @@ def test_a_disk_that_stays_full_keeps_the_last_good_checkpoint_and_says_so(confi
         summary = fit(longer, TrainContext())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert summary["status"] == outcome.UNSAVED
+    assert summary.status == RunStatus.UNSAVED
     assert any("could not be written" in message for message in messages(task.folder))
     assert checkpoint.load_state(task.folder.latest).step == 8
     kept = checkpoint.load_model(task.folder.latest)[0].state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in kept.items())
-    assert fit(longer, TrainContext())["status"] == outcome.FINISHED
+    assert fit(longer, TrainContext()).status == RunStatus.FINISHED
     assert_no_orphans(task.folder)
 
 
@@ -197,7 +202,7 @@ def test_another_number_of_workers_sees_the_same_samples_each_once(config: Train
     assert set(sum(seen.values(), Counter()).values()) == {1}, "a sample was seen twice in less than an epoch"
     assert losses(folder_of(changed)) == pytest.approx(losses(alone.folder), abs=1e-4)
     at_the_end = [checkpoint.load_state(one.latest) for one in (folder_of(changed), alone.folder)]
-    assert at_the_end[0].metrics["val_loss"] == pytest.approx(at_the_end[1].metrics["val_loss"], abs=1e-4)
+    assert at_the_end[0].metrics.val_loss == pytest.approx(at_the_end[1].metrics.val_loss, abs=1e-4)
 
 
 def test_elastic_workers_must_divide_the_batch_at_every_number(config: TrainConfig) -> None:
@@ -220,19 +225,23 @@ def test_the_command_line_takes_a_range_of_workers() -> None:
 def test_a_run_is_resumed_on_other_stories_only_by_force(config: TrainConfig) -> None:
     task = task_of(config)
     fit(task, TrainContext())
-    other = dataclasses.replace(task, data_fingerprint="of another data set")
-    config = dataclasses.replace(task.config, resume=True)
+    latest = task.folder.latest_valid()
+
+    def resume(data_fingerprint: str = task.data_fingerprint, **changes: Any) -> None:
+        changed = dataclasses.replace(task.config, resume=True, **changes)
+        refuse_conflicts(dataclasses.replace(task, config=changed, data_fingerprint=data_fingerprint), latest)
+
     with pytest.raises(UserError, match="on its own data, or with --force"):
-        refuse_conflicts(config, other)
+        resume("of another data set")
     with pytest.raises(UserError, match=r"seed was 0 and is now 1.*--force"):
-        refuse_conflicts(dataclasses.replace(config, seed=1), task)
-    refuse_conflicts(dataclasses.replace(config, force=True, seed=1), other)
+        resume(seed=1)
+    resume("of another data set", force=True, seed=1)
     optim = dataclasses.replace(config.optim, name="muon" if config.optim.name == "adamw" else "adamw")
     with pytest.raises(UserError, match="a resumed run keeps it"):
-        refuse_conflicts(dataclasses.replace(config, force=True, optim=optim), task)
-    shape = dataclasses.replace(config.model, d_ff=128)
+        resume(force=True, optim=optim)
+    shape = dataclasses.replace(task.config.model, d_ff=128)
     with pytest.raises(UserError, match="model was d_ff 64 and is now 128"):
-        refuse_conflicts(dataclasses.replace(config, force=True, model=shape), task)
+        resume(force=True, model=shape)
 
 
 def test_samples_are_counted_at_the_batch_size_they_were_seen_at(config: TrainConfig) -> None:
@@ -262,12 +271,12 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_written_over(config: Tra
     for path in task.folder.checkpoints():
         (path / checkpoint.OPTIMIZER).write_bytes(b"")
     with pytest.raises(UserError, match="cannot be read: take another --name"):
-        refuse_conflicts(task.config, task)
+        refuse_conflicts(task, task.folder.latest_valid())
 
 
 def test_a_run_is_not_asked_to_end_before_the_step_it_is_at(config: TrainConfig) -> None:
     task = task_of(config)
     fit(task, TrainContext())
-    shorter = dataclasses.replace(task, max_steps=3)
+    shorter = dataclasses.replace(task, max_steps=3, config=dataclasses.replace(task.config, resume=True))
     with pytest.raises(UserError, match="is at step 8 already, and was asked to end at 3"):
-        refuse_conflicts(dataclasses.replace(task.config, resume=True), shorter)
+        refuse_conflicts(shorter, task.folder.latest_valid())

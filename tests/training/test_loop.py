@@ -12,19 +12,25 @@ from typing import Any
 import pytest
 import torch
 
+from slm_ray import storage
 from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.dataset.batches import TokenStream
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
-from slm_ray.runs import checkpoint, outcome
+from slm_ray.runs import checkpoint
+from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.history import History, plot_loss
+from slm_ray.runs.outcome import RunStatus
 from slm_ray.runs.run_folder import RunFolder, newest_run
+from slm_ray.runs.train_state import Evaluation
 from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.checkpointing import Checkpointer
 from slm_ray.training.context import TrainContext
 from slm_ray.training.evaluation import evaluate
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
+from slm_ray.training.run_log import NullRunLog
 from slm_ray.training.trainer import Trainer
 
 
@@ -53,6 +59,13 @@ def losses(task: TrainInputs) -> list[float]:
     return task.history.series("train_loss")[1]
 
 
+def restored(task: TrainInputs, precision: str) -> Trainer:
+    """The trainer of a run that continues."""
+    trainer = Trainer(task, TrainContext(), precision, is_compiled=False)
+    Checkpointer(trainer, NullRunLog()).restore(task.folder.latest_valid())
+    return trainer
+
+
 def kill_at(step: int) -> TrainContext:
     def report(metrics: Mapping[str, Any]) -> None:
         if metrics["step"] == step:
@@ -63,10 +76,10 @@ def kill_at(step: int) -> TrainContext:
 
 def test_a_run_leaves_best_and_latest_and_its_record(task: TrainInputs) -> None:
     summary = fit(task, TrainContext())
-    assert summary["status"] == "finished"
+    assert summary.status == "finished"
     assert checkpoint.load_state(task.folder.latest).step == 8
     best = checkpoint.load_state(task.folder.best)
-    assert best.metrics["val_loss"] == summary["best"]["val_loss"]
+    assert best.metrics.val_loss == summary.best.val_loss
     assert best.samples_seen == best.step * 8
     steps, values = task.history.series("val_loss")
     assert steps == [4, 8]
@@ -120,7 +133,7 @@ def test_a_kill_between_a_checkpoint_and_its_links_is_made_good(task: TrainInput
     assert checkpoint.load_state(task.folder.best).step == 4
     summary = fit(task, TrainContext())
     assert checkpoint.load_state(task.folder.latest).step == 8
-    assert checkpoint.load_state(task.folder.best).step == summary["best"]["step"] == 8
+    assert checkpoint.load_state(task.folder.best).step == summary.best.step == 8
     assert task.history.series("val_loss")[0] == [4, 8]
 
 
@@ -129,19 +142,23 @@ def test_the_best_of_those_left_stands_in_for_a_lost_best(task: TrainInputs) -> 
     best = int(checkpoint.load_state(task.folder.best).step)
     assert best == 8
     shutil.rmtree(task.folder.checkpoint_path(8))
-    assert task.folder.relink(4, {"step": 8.0})["step"] == 4
+    assert repaired_best(task, 4, best=8) == 4
     assert checkpoint.load_state(task.folder.best).step == 4
+
+
+def repaired_best(task: TrainInputs, latest: int, best: int) -> int:
+    """Step of the best checkpoint, once the links were repaired of a run whose best one was that of step `best`."""
+    found = Checkpoint.open(task.folder.checkpoint_path(latest))
+    lost = Evaluation(val_loss=0.0, val_perplexity=1.0, val_bits_per_byte=0.0, step=best)
+    repaired = task.folder.repair_links(Checkpoint(found.path, dataclasses.replace(found.state, best=lost)))
+    assert repaired is not None
+    return repaired.step
 
 
 def test_optimizer_settings_of_a_resumed_run_are_those_it_was_given(task: TrainInputs) -> None:
     fit(task, TrainContext())
     optim = dataclasses.replace(task.config.optim, weight_decay=0.0, beta2=0.5)
-    trainer = Trainer(
-        dataclasses.replace(task, config=dataclasses.replace(task.config, optim=optim)),
-        TrainContext(),
-        "fp32",
-        is_compiled=False,
-    )
+    trainer = restored(dataclasses.replace(task, config=dataclasses.replace(task.config, optim=optim)), "fp32")
     assert trainer.step == 8
     assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0}
     assert trainer.optimizer.param_groups[0]["betas"] == (0.9, 0.5)
@@ -163,9 +180,9 @@ def test_a_run_that_is_asked_to_stop_loses_no_step_and_no_bit(task: TrainInputs,
     fit(task, TrainContext())
     stopped = elsewhere(task, "stopped")
     summary = fit(stopped, stop_at(step, stopped))
-    assert (summary["status"], summary["step"]) == (outcome.STOPPED, step)
+    assert (summary.status, summary.step) == (RunStatus.STOPPED, step)
     assert checkpoint.load_state(stopped.folder.latest).step == step
-    assert fit(stopped, TrainContext())["status"] == outcome.FINISHED
+    assert fit(stopped, TrainContext()).status == RunStatus.FINISHED
     assert losses(stopped) == losses(task)
     assert stopped.history.series("val_loss") == task.history.series("val_loss")
     expected = weights(task)
@@ -187,10 +204,10 @@ def test_patience_ends_a_run_that_no_longer_learns_and_a_resume_leaves_it_so(tas
     optim = dataclasses.replace(task.config.optim, lr=1e-30, warmup_steps=0)  # the validation loss stands still
     short = elsewhere(task, "short", optim=optim, eval_interval_steps=1, patience=3)
     summary = fit(short, TrainContext())
-    assert (summary["status"], summary["step"], summary["best"]["step"]) == (outcome.FINISHED, 4, 1)
-    assert fit(short, TrainContext())["step"] == 4
+    assert (summary.status, summary.step, summary.best.step) == (RunStatus.FINISHED, 4, 1)
+    assert fit(short, TrainContext()).step == 4
     longer = dataclasses.replace(short, config=dataclasses.replace(short.config, patience=5))
-    assert fit(longer, TrainContext())["step"] == 6
+    assert fit(longer, TrainContext()).step == 6
 
 
 def test_the_next_steps_do_not_wait_for_a_checkpoint_nor_change_it(task: TrainInputs) -> None:
@@ -248,8 +265,8 @@ def test_a_run_that_explodes_stops_before_its_weights_are_spoiled(task: TrainInp
         patch.setattr(Trainer, "__init__", lambda self, *rest: (trainers.append(self), init(self, *rest))[1])
         patch.setattr(Decoder, "forward", forward_wrongly)
         summary = fit(task, TrainContext())
-    assert summary["status"] == outcome.DIVERGED
-    assert spoiled in summary["reason"]
+    assert summary.status == RunStatus.DIVERGED
+    assert spoiled in summary.reason
     assert checkpoint.load_state(task.folder.latest).step == 4
     assert all(torch.isfinite(tensor).all() for tensor in trainers[0].model.state_dict().values())
 
@@ -263,9 +280,10 @@ def test_fp16_clips_unscaled_gradients_and_its_scale_is_saved(task: TrainInputs,
     expected, got = plain.train_step()[1], trainer.train_step()[1]
     assert float(got) == pytest.approx(float(expected), rel=0.02)  # not 65,536 times as much
     trainer.scaler.update(512.0)
-    trainer.save({})
-    trainer.finish_saving()
-    assert Trainer(half, TrainContext(), "fp16", is_compiled=False).scaler.get_scale() == 512.0
+    checkpointer = Checkpointer(trainer, NullRunLog())
+    checkpointer.save(None)
+    assert checkpointer.wait() is None
+    assert restored(half, "fp16").scaler.get_scale() == 512.0
 
 
 def test_leftovers_of_a_killed_writer_are_removed(task: TrainInputs) -> None:
@@ -311,7 +329,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", train_step)
         summary = fit(task, TrainContext(report=poison))
-    assert summary["status"] == outcome.DIVERGED
+    assert summary.status == RunStatus.DIVERGED
     assert calls == [4]
     assert checkpoint.load_state(task.folder.latest).step == 4
 
@@ -319,26 +337,29 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 def test_bits_per_byte_is_all_nats_over_all_bytes(task: TrainInputs) -> None:
     model = Decoder(task.config.model).eval()
     stream = task.validation
-    got = evaluate(model, stream, seq_len=32, around=TrainContext())
+    got = evaluate(model, stream, seq_len=32, context=TrainContext())
     with torch.no_grad():
         nats = 0.0
         for start in range(0, stream.n_targets, 32):
             part = torch.from_numpy(stream.tokens[start : start + 33].astype("int64"))[None]
             nats += model(part[:, :-1], part[:, 1:]).item()
-    assert got["val_bits_per_byte"] == pytest.approx(nats / math.log(2) / stream.n_bytes, rel=1e-5)
-    assert got["val_loss"] == pytest.approx(nats / stream.n_targets, rel=1e-5)
+    assert got.val_bits_per_byte == pytest.approx(nats / math.log(2) / stream.n_bytes, rel=1e-5)
+    assert got.val_loss == pytest.approx(nats / stream.n_targets, rel=1e-5)
 
 
 def test_evaluation_in_parts_sums_to_the_whole(task: TrainInputs) -> None:
     model = Decoder(task.config.model).eval()
-    whole = evaluate(model, task.validation, seq_len=32, around=TrainContext())
+    whole = evaluate(model, task.validation, seq_len=32, context=TrainContext())
     sums: list[torch.Tensor] = []
     for rank in range(2):
         evaluate(
-            model, task.validation, seq_len=32, around=TrainContext(rank=rank, world_size=2, all_reduce_sum=_keep(sums))
+            model,
+            task.validation,
+            seq_len=32,
+            context=TrainContext(rank=rank, world_size=2, all_reduce_sum=_keep(sums)),
         )
     nats, tokens = (sums[0] + sums[1]).tolist()
-    assert nats / tokens == pytest.approx(whole["val_loss"], rel=1e-6)
+    assert nats / tokens == pytest.approx(whole.val_loss, rel=1e-6)
 
 
 def _keep(sums: list[torch.Tensor]) -> Any:
@@ -407,33 +428,33 @@ def test_a_run_with_patience_that_is_stopped_between_validations_goes_on_as_if_i
     whole = dataclasses.replace(whole, max_steps=12)
     fit(whole, TrainContext())
     stopped = dataclasses.replace(elsewhere(whole, "stopped"), max_steps=12)
-    assert fit(stopped, stop_after(7))["status"] == "stopped"
+    assert fit(stopped, stop_after(7)).status == "stopped"
     summary = fit(stopped, TrainContext())
-    assert (summary["status"], summary["step"]) == ("finished", 12)
+    assert (summary.status, summary.step) == ("finished", 12)
     assert stopped.history.series("val_loss") == whole.history.series("val_loss")
 
 
 def test_patience_counts_validations_whatever_their_interval_was(task: TrainInputs) -> None:
     first = dataclasses.replace(elsewhere(task, "run", eval_interval_steps=8, patience=2), max_steps=16)
-    assert fit(first, stop_after(15))["status"] == "stopped"
+    assert fit(first, stop_after(15)).status == "stopped"
     oftener = dataclasses.replace(first, config=dataclasses.replace(first.config, eval_interval_steps=2))
-    assert fit(oftener, TrainContext())["step"] == 16
+    assert fit(oftener, TrainContext()).step == 16
 
 
 def test_on_other_stories_the_best_is_judged_anew(task: TrainInputs) -> None:
     fit(task, TrainContext())
     state = checkpoint.load_state(task.folder.latest)
-    assert state.best["step"] == 8
+    assert state.best.step == 8
     other = dataclasses.replace(task, data_fingerprint="of others", max_steps=10)
     optim = dataclasses.replace(task.config.optim, lr=1e-9, min_lr=0.0)  # so that nothing gets better
     summary = fit(dataclasses.replace(other, config=dataclasses.replace(task.config, optim=optim)), TrainContext())
-    assert summary["best"]["step"] == 10
+    assert summary.best.step == 10
     assert checkpoint.load_state(task.folder.best).data_fingerprint == "of others"
 
 
 def test_a_prompt_that_cannot_be_continued_costs_the_sample_and_not_the_run(task: TrainInputs) -> None:
     long = elsewhere(task, "long", sample_prompt="Once upon a time there was a cat. " * 50)
-    assert fit(long, TrainContext())["status"] == "finished"
+    assert fit(long, TrainContext()).status == "finished"
     messages = [line["message"] for line in long.history.lines() if "message" in line]
     assert sum("no sample of text: sample_prompt" in message for message in messages) == 2
 
@@ -449,22 +470,22 @@ def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(
     task: TrainInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit(task, TrainContext())
-    digest = checkpoint._sha256
+    digest = storage.file_sha256
 
     def failing(path: Path) -> str:
         if "step-00000008" in str(path):
             raise OSError(5, "Input/output error")
         return digest(path)
 
-    monkeypatch.setattr(checkpoint, "_sha256", failing)
-    newest = task.folder.latest_valid()
-    assert newest is not None
-    assert newest.name == "step-00000004"
+    monkeypatch.setattr(storage, "file_sha256", failing)
+    latest = task.folder.latest_valid()
+    assert latest is not None
+    assert latest.path.name == "step-00000004"
 
 
 def test_a_run_in_fp32_goes_on_in_fp16(task: TrainInputs) -> None:
     fit(dataclasses.replace(task, max_steps=4), TrainContext())
-    assert Trainer(task, TrainContext(), "fp16", False).scaler.get_scale() > 1
+    assert restored(task, "fp16").scaler.get_scale() > 1
 
 
 def test_only_one_driver_at_a_time_holds_a_run(task: TrainInputs) -> None:

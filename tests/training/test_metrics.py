@@ -25,7 +25,7 @@ def test_mfu_is_the_models_operations_over_the_machines(measured: TrainMetrics) 
     assert "mfu" not in measured.figures(1000.0, 1.0)
     sentence = measured.measure_peak()
     assert measured.peak > 0
-    assert "large fp32 matrix products measured now on 1 worker(s) at once" in sentence
+    assert "large fp32 matrix multiplications measured now on 1 worker(s) at once" in sentence
     half = measured.peak / measured.flops_per_token / 2
     assert measured.figures(half, 1.0)["mfu"] == pytest.approx(0.5)
 
@@ -46,7 +46,7 @@ def test_the_share_of_reading_batches_is_of_each_interval(
     clock = iter([0.0, 0.25, 1.0, 1.25])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     for _ in range(2):
-        with measured.reading():
+        with measured.timing_data():
             pass
     assert measured.figures(1.0, 2.0)["data_share"] == 0.25
     assert measured.figures(1.0, 2.0)["data_share"] == 0.0

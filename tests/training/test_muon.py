@@ -122,9 +122,9 @@ def test_ranks_share_the_work_and_come_to_one_result(world_size: int, monkeypatc
     gradients = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
     counts = dict.fromkeys(range(-1, world_size), 0)
 
-    def train(rank: int, around: TrainContext) -> list[Tensor]:
+    def train(rank: int, context: TrainContext) -> list[Tensor]:
         matrices = [torch.nn.Parameter(start.clone()) for start in starts]
-        optimizer = Muon(matrices, lr=0.1, normalize_rows=True, around=around)
+        optimizer = Muon(matrices, lr=0.1, normalize_rows=True, context=context)
         for of_step in gradients:
             for matrix, gradient in zip(matrices, of_step, strict=True):
                 matrix.grad = gradient.clone()
@@ -141,10 +141,10 @@ def test_ranks_share_the_work_and_come_to_one_result(world_size: int, monkeypatc
     results: dict[int, list[Tensor]] = {}
     alone = train(-1, TrainContext())
     all_reduce_sum = summing(world_size)
-    arounds = [
+    contexts = [
         TrainContext(rank=rank, world_size=world_size, all_reduce_sum=all_reduce_sum) for rank in range(world_size)
     ]
-    threads = [threading.Thread(target=train, args=pair, name=str(pair[0])) for pair in enumerate(arounds)]
+    threads = [threading.Thread(target=train, args=pair, name=str(pair[0])) for pair in enumerate(contexts)]
     for thread in threads:
         thread.start()
     for thread in threads:

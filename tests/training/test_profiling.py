@@ -15,7 +15,7 @@ from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
-from slm_ray.training.profiling import OperatorTime, operator_table, read_operators, window
+from slm_ray.training.profiling import read_operators, window
 
 
 class Kept(NullTracker):
@@ -44,8 +44,12 @@ def test_a_run_leaves_a_trace_and_a_table_of_its_steps(task: TrainInputs) -> Non
     names = [event.get("name", "") for event in trace["traceEvents"]]
     assert sum(name.startswith("Optimizer.step#") for name in names) == profiling.N_STEPS
     table = read_operators(task.folder.path)
-    assert table.splitlines()[0].split() == ["operator", "calls/step", "ms/step", "share"]
+    columns, *rows = [line.split("  ") for line in table.splitlines() if line.strip() and not line.startswith("---")]
+    assert {"Name", "Self CPU", "# of Calls"} <= {name.strip() for name in columns}
+    names = [row[0].strip() if row[0].strip() else row[1].strip() for row in rows]
     assert "aten::mm" in table or "aten::addmm" in table
+    assert profiling.N_ROWS <= len(names) <= profiling.N_ROWS + 1  # and the sum
+    assert table.rstrip().splitlines()[-1].startswith("Self CPU time total: ")
     assert task.tracker.files == [("profile", "trace.json"), ("profile", "operators.txt")]
     assert any(message.startswith("profiled steps 6 to 8: ") for message in messages(task))
 
@@ -62,7 +66,7 @@ def test_a_profile_that_fails_does_not_end_the_training(task: TrainInputs, monke
         raise RuntimeError("no profiler here")
 
     monkeypatch.setattr(torch.profiler, "profile", fail)
-    assert fit(task, TrainContext())["status"] == "finished"
+    assert fit(task, TrainContext()).status == "finished"
     assert "no profile, the run goes on without: RuntimeError('no profiler here')" in messages(task)
 
 
@@ -83,12 +87,3 @@ def test_the_window_lies_ahead_and_between_two_validations(first: int, left: int
     if interval >= profiling.N_STEPS and left >= 2 * (profiling.WARM_UP_STEPS + interval):
         assert stop - start == profiling.N_STEPS
         assert start >= first + profiling.WARM_UP_STEPS
-
-
-def test_the_table_ranks_by_time_and_sums_up_the_rest() -> None:
-    rows = [OperatorTime("cheap", 3, 0.001), OperatorTime("dear", 6, 0.009)]
-    rows += [OperatorTime(f"other {number}", 3, 0.0) for number in range(profiling.N_ROWS - 2)]
-    lines = operator_table([*rows, OperatorTime("last", 1, 0.0), OperatorTime("x" * 100, 1, 0.002)], 3).splitlines()
-    assert lines[1].split() == ["dear", "2.0", "3.00", "75.0%"]
-    assert lines[2].startswith("x" * (profiling.NAME_WIDTH - 1) + "…")
-    assert len(lines) == 1 + profiling.N_ROWS

@@ -1,0 +1,99 @@
+"""Where a run stands, as `state.json` of a checkpoint keeps it.
+
+In: counters of the loop, its last and its best validation. Out: a record of plain values, and back; files of earlier
+versions are read too.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED_FIELDS = {"n_unimproved": "n_stale_validations"}
+"""Fields of `state.json` under the names that earlier versions wrote."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Loss of a model over a whole split, each target once."""
+
+    val_loss: float
+    """Nats a token."""
+    val_perplexity: float
+    """exp(val_loss)."""
+    val_bits_per_byte: float
+    """Nats of all targets / ln 2 / UTF-8 bytes of the stories."""
+    step: int = 0
+    """Optimizer steps of the model, where it is one of a run."""
+
+    @classmethod
+    def of_nats(cls, nats: float, n_tokens: float, n_bytes: int) -> "Evaluation":
+        """Out of the summed loss of all targets."""
+        loss = nats / n_tokens
+        return cls(
+            val_loss=loss,
+            val_perplexity=math.exp(min(loss, 700.0)),
+            val_bits_per_byte=nats / math.log(2) / n_bytes,
+        )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The measures by their names, without the step."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "step"}
+
+    def is_better_than(self, other: "Evaluation | None") -> bool:
+        """Whether its loss is lower; any loss is lower than none."""
+        return other is None or self.val_loss < other.val_loss
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, float], step: float = 0) -> "Evaluation | None":
+        """What `metrics` gave, perhaps with a `step`; an empty record is no evaluation. Raises: KeyError."""
+        if not record:
+            return None
+        values = {name: float(record[name]) for name in ("val_loss", "val_perplexity", "val_bits_per_byte")}
+        return cls(**values, step=int(record.get("step", step)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Where a run stands; together with weights and optimizer all that resuming needs."""
+
+    step: int
+    """Optimizer steps done."""
+    samples_seen: int
+    """Training samples seen: step x global batch."""
+    seed: int
+    """Seed of weights, order and dropout."""
+    world_size: int
+    """Workers at the time of writing; a resumed run may have another number."""
+    data_fingerprint: str
+    """Which data set."""
+    config: dict[str, Any]
+    """The whole `TrainConfig`, vocabulary size resolved."""
+    metrics: Evaluation | None
+    """The validation at this step; none where the run was asked to stop between two."""
+    best: Evaluation | None = None
+    """The best validation so far."""
+    n_stale_validations: int = 0
+    """Validations since then."""
+    run_id: str = ""
+    """Run of the tracker, empty without one."""
+    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """State of the loss scaling, empty unless in fp16."""
+    pending_losses: list[float] = dataclasses.field(default_factory=list)
+    """Of each rank, the sum of the losses of the steps since the last line of metrics."""
+    pending_steps: int = 0
+    """How many steps these are: 0 unless the run was asked to stop between two lines."""
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        best = {"step": self.best.step, **self.best.metrics} if self.best else {}
+        return dataclasses.asdict(self) | {"metrics": self.metrics.metrics if self.metrics else {}, "best": best}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "TrainState":
+        """What `to_record` gave, of this or an earlier version. Raises: KeyError, TypeError or ValueError."""
+        fields = {RENAMED_FIELDS.get(name, name): value for name, value in record.items()}
+        fields["metrics"] = Evaluation.from_record(fields["metrics"], fields["step"])
+        fields["best"] = Evaluation.from_record(fields.get("best", {}))
+        return cls(**fields)

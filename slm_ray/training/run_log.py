@@ -1,0 +1,83 @@
+"""What a run says about itself: lines of its own record, metrics and texts at the tracker.
+
+In: messages, the figures of an interval, evaluations. Out: `metrics.jsonl`, which the driver shows, and the tracker's
+run. Rank 0 logs; the other ranks have a `NullRunLog`.
+"""
+
+from typing import Any, Protocol
+
+from slm_ray.runs.history import History
+from slm_ray.runs.train_state import Evaluation
+from slm_ray.tracking.tracker import Tracker
+
+
+class RunLog(Protocol):
+    """What the loop says."""
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: a resumed run logs it again."""
+
+    def message(self, text: str) -> None:
+        """Log a sentence for whoever watches."""
+
+    def step(self, step: int, figures: dict[str, float]) -> None:
+        """Log the figures of the interval that ends with `step`."""
+
+    def evaluation(self, evaluation: Evaluation, sample: str = "") -> None:
+        """Log a validation, with a story by the model where there is one."""
+
+    def repeat(self, evaluation: Evaluation) -> None:
+        """Log a validation unless it was logged before."""
+
+
+class NullRunLog:
+    """Logs nothing."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing."""
+
+    def message(self, text: str) -> None:
+        """Nothing."""
+
+    def step(self, step: int, figures: dict[str, float]) -> None:
+        """Nothing."""
+
+    def evaluation(self, evaluation: Evaluation, sample: str = "") -> None:
+        """Nothing."""
+
+    def repeat(self, evaluation: Evaluation) -> None:
+        """Nothing."""
+
+
+class MainRunLog:
+    """Rank 0's log."""
+
+    def __init__(self, history: History, tracker: Tracker) -> None:
+        self._history, self._tracker = history, tracker
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step`."""
+        self._history.rewind(step)
+
+    def message(self, text: str) -> None:
+        """Add a line to the record."""
+        self._history.append({"message": text})
+
+    def step(self, step: int, figures: dict[str, float]) -> None:
+        """Add a line to the record, and metrics at the tracker."""
+        self._history.append({"step": step, **figures})
+        self._tracker.log_metrics(figures, step)
+
+    def evaluation(self, evaluation: Evaluation, sample: str = "") -> None:
+        """Add a line to the record, metrics and the story at the tracker."""
+        line: dict[str, Any] = {"step": evaluation.step, **evaluation.metrics}
+        self._tracker.log_metrics(evaluation.metrics, evaluation.step)
+        if sample:
+            self._tracker.log_text(sample, f"samples/step-{evaluation.step:08d}.txt")
+            line["sample"] = sample
+        self._history.append(line)
+
+    def repeat(self, evaluation: Evaluation) -> None:
+        """A kill may have come between a checkpoint and its line."""
+        if evaluation.step not in self._history.series("val_loss")[0]:
+            self.evaluation(evaluation)

@@ -1,0 +1,83 @@
+"""Which checkpoints stay, and how often one is read to know that it is whole."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm_ray.config.schema import TrainConfig
+from slm_ray.distributed import driver
+from slm_ray.runs import checkpoint
+from slm_ray.runs.run_folder import RunFolder, retained
+from slm_ray.tracking import mlflow_runs
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.train import parse_config
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import load_inputs
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import resolve
+
+
+def test_the_newest_and_the_best_are_retained() -> None:
+    losses = {4: 2.0, 8: 1.0, 12: 3.0, 16: math.inf}
+    assert retained(losses, keep=1, keep_best=1) == {16, 8}
+    assert retained(losses, keep=2, keep_best=2) == {16, 12, 8, 4}
+    assert retained({4: math.inf}, keep=1, keep_best=3) == {4}
+    assert retained({}, keep=2, keep_best=1) == set()
+
+
+@given(st.dictionaries(st.integers(1, 99), st.floats(0, 9) | st.just(math.inf)), st.integers(1, 5), st.integers(1, 5))
+def test_no_dropped_checkpoint_is_newer_or_better_than_one_that_is_retained(
+    losses: dict[int, float], keep: int, keep_best: int
+) -> None:
+    kept = retained(losses, keep=keep, keep_best=keep_best)
+    dropped = losses.keys() - kept
+    assert kept <= losses.keys()
+    assert len(kept) >= min(keep, len(losses))
+    assert all(sum(other > step for other in losses) >= keep for step in dropped)
+    assert all(sum(other <= losses[step] for other in losses.values()) > keep_best or math.isinf(losses[step])
+               for step in dropped)  # fmt: skip
+
+
+def test_a_resume_reads_a_whole_checkpoint_once_in_the_driver_and_once_in_each_worker(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
+    resolved = resolve(config, lambda: 1)
+    fit(load_inputs(resolved, NullTracker()), TrainContext())
+    verified: list[Path] = []
+    verify = checkpoint.verify
+    monkeypatch.setattr(checkpoint, "verify", lambda folder: (verified.append(folder), verify(folder)))
+
+    longer = parse_config(["--resume", "--output", config.output, "--name", config.name, "--max-steps", "12"])
+    started: list[int] = []
+    monkeypatch.setattr(driver.cluster, "connect", lambda: None)
+    monkeypatch.setattr(driver.cluster, "check_resources", lambda _: None)
+
+    def run_locked(plan, latest, *_) -> None:  # type: ignore[no-untyped-def]
+        driver._tracker(plan, latest, "")
+        started.append(driver._is_finished(plan, latest))
+
+    monkeypatch.setattr(driver, "_run_locked", run_locked)
+    driver.run_training(longer)
+    assert started == [False]
+    assert [path.name for path in verified] == ["step-00000008"]
+
+    verified.clear()
+    assert fit(load_inputs(longer, NullTracker()), TrainContext()).step == 12
+    assert [path.name for path in verified] == ["step-00000008"]
+
+
+def test_the_latest_state_is_read_without_the_weights(tiny_config: TrainConfig) -> None:
+    config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
+    fit(load_inputs(resolve(config, lambda: 1), NullTracker()), TrainContext())
+    folder = RunFolder(Path(config.output) / config.name)
+    (folder.checkpoint_path(8) / "model" / "model.safetensors").write_bytes(b"torn")
+    assert (state := folder.latest_state()) is not None and state.step == 8
+    (folder.checkpoint_path(8) / "state.json").write_text("{}")
+    assert (state := folder.latest_state()) is not None and state.step == 4
+    (folder.checkpoint_path(4) / checkpoint.MARKER).unlink()
+    assert folder.latest_state() is None
