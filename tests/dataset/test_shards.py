@@ -9,7 +9,7 @@ import pytest
 
 from slm_ray.dataset import shards
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, Manifest, Split, fingerprint, load_manifest
-from slm_ray.dataset.shards import read_split, shard_path, shard_schema
+from slm_ray.dataset.shards import read_split, shard_path, shard_schema, verify_split
 from slm_ray.errors import UserError
 
 GOLDEN_SHA256 = "680aadfdb32898ee917bd075fdac44b09b6fa36ed24aa659757045c390ef2794"
@@ -162,3 +162,16 @@ def test_no_token_is_left_unfilled_or_cut_off(tmp_path, tokens):
         read_split(
             tmp_path, "train", manifest=dataclasses.replace(manifest, splits={**manifest.splits, "train": train})
         )
+
+
+def test_the_files_of_a_split_are_verified_without_their_tokens(tmp_path, monkeypatch):
+    manifest = make_data_set(tmp_path)
+    monkeypatch.setattr(pq, "ParquetFile", lambda *_, **__: pytest.fail("decoded"))
+    verify_split(tmp_path, "train", manifest)
+    path = tmp_path / shard_path("train", 1)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"train/00001.parquet was truncated or altered"):
+        verify_split(tmp_path, "train", manifest)
+    path.unlink()
+    with pytest.raises(UserError, match=r"cannot read .*train/00001.parquet: No such file"):
+        verify_split(tmp_path, "train", manifest)
