@@ -96,6 +96,14 @@ def test_image_takes_every_folder_that_it_copies_from_the_build_context() -> Non
             assert {source.split("/")[0] for source in line.split()[1:-1]} <= allowed, line
 
 
+def test_image_takes_whole_folders_but_for_caches_and_readmes() -> None:
+    """Style sheets and pages lie beside the code that reads them."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith(("#", "!"))]
+    assert lines == ["*", "**/__pycache__", "*/README.md"]
+    copied = {line.split()[1] for line in dockerfile_instructions() if line.startswith("COPY") and "--from" not in line}
+    assert {"pipelines", "serve", "slm_ray", "tune"} <= copied
+
+
 def test_published_ports_are_on_the_loopback_interface(compose: dict[str, Any]) -> None:
     ports = [port for service in compose["services"].values() for port in service.get("ports", ())]
     assert len(ports) == 3
