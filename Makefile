@@ -27,11 +27,19 @@ demo: $(READY)   ## stories to a served model, offline, in minutes
 test: $(READY)   ## all tests, two processes at once
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-lint: $(READY)   ## format, lint, types, YAML
+# Text files of the checkout, but not those that an earlier version wrote; the programs of the package pre-commit-hooks.
+TEXT := git grep -Iz --name-only '' -- ':!tests/runs/checkpoint_v1'
+CHECKS := end-of-file-fixer trailing-whitespace-fixer mixed-line-ending check-merge-conflict detect-private-key
+
+lint: $(READY)   ## format, lint, types, YAML, spelling, whitespace
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/yamllint --strict infra .pre-commit-config.yaml slm_ray/presets
+	$(BIN)/yamllint --strict infra .pre-commit-config.yaml .github slm_ray/presets
+	$(BIN)/check-toml pyproject.toml
+	@for check in $(CHECKS); do $(TEXT) | xargs -0 $(BIN)/$$check || exit 1; done
+	@git ls-files -z | xargs -0 $(BIN)/check-added-large-files --enforce-all
+	$(TEXT) | xargs -0 $(BIN)/codespell
 
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .

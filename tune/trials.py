@@ -76,7 +76,7 @@ def train_trial(plain: Mapping[str, Any], parent_run_id: str) -> None:
     run_training(resumed, parent_run_id=parent_run_id, is_quiet=True, callbacks=[TuneReportCallback()])
 
 
-class TrialLines(tune.Callback):
+class TrialLines(tune.Callback):  # type: ignore[misc]  # Ray is not typed
     """One line on the terminal for each validation and end of a trial."""
 
     def __init__(self, n_trials: int) -> None:

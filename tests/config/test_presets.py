@@ -1,4 +1,4 @@
-"""Every preset: really trained a few steps, of the size that its comment and the README state."""
+"""Every preset: really trained a few steps, of the size that its comment and the README of `slm_ray` state."""
 
 import dataclasses
 import math
@@ -40,8 +40,8 @@ class Row:
 
 
 def readme_rows() -> dict[str, Row]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("### Presets\n")[1].split("\n\n**")[0].split("\n#")[0]
+    text = (ROOT / "slm_ray" / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Presets\n")[1].split("\n#")[0]
     lines = [line for line in section.splitlines() if line.startswith("| `")]
     rows = [Row(*(cell.strip() for cell in line.strip("|").split(" | "))) for line in lines]
     return {row.preset.strip("`"): row for row in rows}

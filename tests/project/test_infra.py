@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import yaml
 from tests.support.paths import ROOT
 
 INFRA = ROOT / "infra"
-YAML_FILES = [*sorted(INFRA.glob("*.yaml")), ROOT / ".pre-commit-config.yaml", ROOT / ".yamllint"]
+HOOKS = ROOT / ".pre-commit-config.yaml"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+YAML_FILES = [*sorted(INFRA.glob("*.yaml")), *WORKFLOWS, HOOKS, ROOT / ".yamllint"]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,39 @@ def test_yaml_is_clean() -> None:
     assert run.returncode == 0, run.stdout
 
 
+def fetched_hooks() -> list[dict[str, Any]]:
+    """The repositories that pre-commit fetches; the local one has no version."""
+    return [repo for repo in yaml.safe_load(HOOKS.read_text())["repos"] if repo["repo"] != "local"]
+
+
+def test_hooks_are_pinned_to_the_versions_that_were_tested() -> None:
+    pins = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    packages = {repo["repo"].rsplit("/", 1)[1].replace("-", "_"): repo["rev"] for repo in fetched_hooks()}
+    assert packages == {name: f"v{pins[name]}" for name in ("pre_commit_hooks", "codespell")}
+
+
+def test_make_lint_checks_what_the_hooks_check() -> None:
+    recipe = (ROOT / "Makefile").read_text()
+    hooks = {hook["id"] for repo in fetched_hooks() for hook in repo["hooks"]}
+    yaml_is_linted = {"check-yaml"}  # yamllint parses the files too
+    assert {hook for hook in hooks - yaml_is_linted if not re.search(rf"\b{hook}(-fixer)?\b", recipe)} == set()
+
+
+def test_hooks_check_the_types_of_what_mypy_checks() -> None:
+    [mypy] = [h for r in yaml.safe_load(HOOKS.read_text())["repos"] for h in r["hooks"] if h["id"] == "mypy"]
+    folders = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["files"]
+    assert all(re.match(mypy["files"], f"{folder}/module.py") for folder in folders)
+    assert not re.match(mypy["files"], "tests/module.py")
+
+
+def test_ci_runs_our_script_with_pinned_actions() -> None:
+    [workflow] = [yaml.safe_load(path.read_text()) for path in WORKFLOWS]
+    [job] = workflow["jobs"].values()
+    assert job["timeout-minutes"] == 90
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    assert all(re.search(r"@v\d+$", step["uses"]) for step in job["steps"] if "uses" in step)
+
+
 def test_dockerfile_is_clean() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
     command = str(hadolint) if hadolint.exists() else shutil.which("hadolint")
@@ -58,6 +94,14 @@ def test_image_takes_every_folder_that_it_copies_from_the_build_context() -> Non
     for line in dockerfile_instructions():
         if line.startswith("COPY") and "--from" not in line:
             assert {source.split("/")[0] for source in line.split()[1:-1]} <= allowed, line
+
+
+def test_image_takes_whole_folders_but_for_caches_and_readmes() -> None:
+    """Style sheets and pages lie beside the code that reads them."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith(("#", "!"))]
+    assert lines == ["*", "**/__pycache__", "*/README.md"]
+    copied = {line.split()[1] for line in dockerfile_instructions() if line.startswith("COPY") and "--from" not in line}
+    assert {"pipelines", "serve", "slm_ray", "tune"} <= copied
 
 
 def test_published_ports_are_on_the_loopback_interface(compose: dict[str, Any]) -> None:
