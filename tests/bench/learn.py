@@ -139,14 +139,14 @@ def row(name: str, given: argparse.Namespace) -> str:
     torch.set_num_threads(given.threads or os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as output:
         config = resolve(dataclasses.replace(config_of(name, given), output=output), lambda: 1)
-        task = load_inputs(config, NullTracker())
+        inputs = load_inputs(config, NullTracker())
         device = torch.device("cpu")
         precision = resolve_precision("auto", device)
         n_parameters = parameter_count(config.model)
         if n_parameters > MAX_PARAMETERS:
             raise SystemExit(f"{name}: {n_parameters:,} parameters, and at most {MAX_PARAMETERS:,.0f} are allowed")
-        is_compiled = resolve_compile(config, device, n_parameters, task.max_steps)
-        trainer = Trainer(task, TrainContext(), precision, is_compiled)
+        is_compiled = resolve_compile(config, device, n_parameters, inputs.max_steps)
+        trainer = Trainer(inputs, TrainContext(), precision, is_compiled)
         alter = TRIES[name].alter
         if alter:
             alter(trainer)
@@ -155,16 +155,15 @@ def row(name: str, given: argparse.Namespace) -> str:
 
 def line(name: str, trainer: Trainer, n_parameters: int, given: argparse.Namespace) -> str:
     """Train to the end, validating on the way."""
-    max_steps, figures, seconds = trainer.task.max_steps, [], 0.0
-    metrics: dict[str, float] = {}
+    max_steps, figures, seconds = trainer.inputs.max_steps, [], 0.0
     for part in range(1, given.validations + 1):
         until = round(max_steps * part / given.validations)
         started = time.perf_counter()
         while trainer.step < until:
             trainer.train_step()
         seconds += time.perf_counter() - started
-        metrics = trainer.validate()
-        figures.append(f"{given.share * part / given.validations:.3g}: {metrics['val_bits_per_byte']:.4f}")
+        found = trainer.validate()
+        figures.append(f"{given.share * part / given.validations:.3g}: {found.val_bits_per_byte:.4f}")
         print(f"{name}: step {trainer.step:,}/{max_steps:,}, {figures[-1]}", file=sys.stderr, flush=True)
     speed = max_steps * trainer.config.batch_size * trainer.config.model.seq_len / seconds
     cells = [
@@ -172,7 +171,7 @@ def line(name: str, trainer: Trainer, n_parameters: int, given: argparse.Namespa
         f"{n_parameters:,}",
         f"{max_steps:,}",
         ", ".join(figures),
-        f"{metrics['val_loss']:.4f}",
+        f"{found.val_loss:.4f}",
         f"{speed:,.0f}",
     ]
     return f"| {' | '.join(cells)} |"

@@ -130,11 +130,11 @@ def shrunk(preset: TrainConfig, tiny: TrainConfig) -> TrainConfig:
 
 @pytest.mark.parametrize("name", presets())
 def test_it_learns_from_its_first_steps(name: str, tiny_config: TrainConfig) -> None:
-    task = load_inputs(resolve(shrunk(load_config(name), tiny_config), lambda: 1), NullTracker())
-    summary = fit(task, TrainContext())
-    losses = task.history.series("train_loss")[1]
+    inputs = load_inputs(resolve(shrunk(load_config(name), tiny_config), lambda: 1), NullTracker())
+    summary = fit(inputs, TrainContext())
+    losses = inputs.history.series("train_loss")[1]
     shutil.rmtree(tiny_config.output)  # the larger ones leave 350 MB
     assert summary.status == "finished"
-    assert losses[0] == pytest.approx(math.log(task.config.model.vocab_size), rel=0.05)
+    assert losses[0] == pytest.approx(math.log(inputs.config.model.vocab_size), rel=0.05)
     assert len(losses) == STEPS
     assert summary.metrics.val_loss < losses[0]

@@ -32,10 +32,10 @@ from tests.support.fault_runs import (
     assert_no_orphans,
     assert_same_run,
     folder_of,
+    inputs_of,
     losses,
     messages,
     run_without_faults,
-    task_of,
     with_dropout,
 )
 from tests.support.paths import ROOT
@@ -196,7 +196,7 @@ def test_a_driver_that_is_terminated_and_one_that_is_killed_are_resumed_as_if_no
     assert max(losses(folder)) - step_of_latest(folder) <= 50
 
     folder.clear_requests()  # as every driver does first; the rest is run without Ray
-    assert fit(task_of(config), TrainContext()).status == RunStatus.FINISHED
+    assert fit(inputs_of(config), TrainContext()).status == RunStatus.FINISHED
     assert_same_run(folder, run_without_faults(config))
     assert_no_orphans(folder)
 
@@ -212,7 +212,7 @@ def test_elastic_workers_go_on_when_a_node_leaves_and_when_it_comes_back(
         model=dataclasses.replace(config.model, dropout=0.0),
     )  # fmt: skip
     folder = folder_of(config)
-    alone = task_of(config, name="alone")
+    alone = inputs_of(config, name="alone")
     ends: list[BaseException] = []
 
     def train() -> None:

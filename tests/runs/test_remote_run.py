@@ -57,7 +57,7 @@ def machine_of_the_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield
 
 
-def task_of(config: TrainConfig, **changes: Any) -> TrainInputs:
+def inputs_of(config: TrainConfig, **changes: Any) -> TrainInputs:
     return load_inputs(resolve(dataclasses.replace(config, **changes), lambda: 1), tracker.NullTracker())
 
 
@@ -69,9 +69,9 @@ def contents(config: TrainConfig) -> set[str]:
     return {file.as_posix().removeprefix(remote(config).as_posix()).lstrip("/") for file in files_below(remote(config))}
 
 
-def another_machine(task: TrainInputs) -> None:
+def another_machine(inputs: TrainInputs) -> None:
     """One that has never seen the run."""
-    shutil.rmtree(task.folder.path)
+    shutil.rmtree(inputs.folder.path)
 
 
 def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
@@ -83,16 +83,16 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 
 def test_a_run_lies_in_the_store_and_goes_on_from_there_on_another_machine(config: TrainConfig, tmp_path: Path) -> None:
-    local = task_of(config, output=str(tmp_path / "runs"), max_steps=12)
+    local = inputs_of(config, output=str(tmp_path / "runs"), max_steps=12)
     fit(local, TrainContext())
     steps = iter(range(1, 100))
-    task = task_of(config, max_steps=12)
-    assert fit(task, TrainContext(is_stop_requested=lambda: next(steps) == 6)).status == RunStatus.STOPPED
+    inputs = inputs_of(config, max_steps=12)
+    assert fit(inputs, TrainContext(is_stop_requested=lambda: next(steps) == 6)).status == RunStatus.STOPPED
     expected = {f"checkpoints/step-{step:08d}/{name}" for step in (4, 6) for name in CHECKPOINT}
     assert contents(config) == expected | {"latest.txt", "best.txt", "metrics.jsonl", "summary.json"}
 
-    another_machine(task)
-    again = task_of(config, max_steps=12)
+    another_machine(inputs)
+    again = inputs_of(config, max_steps=12)
     assert again.folder.best.resolve().name == "step-00000004"
     assert fit(again, TrainContext()).status == RunStatus.FINISHED
     assert_equal(weights(again.folder), weights(local.folder))
@@ -110,7 +110,7 @@ def test_a_run_lies_in_the_store_and_goes_on_from_there_on_another_machine(confi
 def test_an_upload_that_breaks_off_leaves_the_checkpoint_before(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = task_of(config)
+    inputs = inputs_of(config)
     upload = ObjectStoreMirror._upload
 
     def broken(self: ObjectStoreMirror, path: Path) -> None:
@@ -121,21 +121,21 @@ def test_an_upload_that_breaks_off_leaves_the_checkpoint_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStoreMirror, "_upload", broken)
-        assert fit(task, TrainContext()).status == RunStatus.UNSAVED
-    assert "the bucket is gone" in str(list(task.history.lines())[-1])
-    again = task_of(config)
+        assert fit(inputs, TrainContext()).status == RunStatus.UNSAVED
+    assert "the bucket is gone" in str(list(inputs.history.lines())[-1])
+    again = inputs_of(config)
     assert [path.name for path in again.folder.checkpoints()] == ["step-00000004"]
     assert fit(again, TrainContext()).status == RunStatus.FINISHED
     assert "checkpoints/step-00000008/complete.json" in contents(config)
 
 
 def test_a_damaged_object_leads_to_the_checkpoint_before(config: TrainConfig) -> None:
-    task = task_of(config)
-    fit(task, TrainContext())
-    expected = weights(task.folder)
-    another_machine(task)
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    expected = weights(inputs.folder)
+    another_machine(inputs)
     (remote(config) / "checkpoints" / "step-00000008" / "optimizer.pt").write_bytes(b"torn")
-    again = task_of(config)
+    again = inputs_of(config)
     assert [path.name for path in again.folder.checkpoints()] == ["step-00000004"]
     fit(again, TrainContext())
     assert_equal(weights(again.folder), expected)
@@ -143,18 +143,18 @@ def test_a_damaged_object_leads_to_the_checkpoint_before(config: TrainConfig) ->
 
 
 def test_a_request_to_stop_reaches_a_worker_on_another_machine(config: TrainConfig, tmp_path: Path) -> None:
-    task = task_of(config)
-    task.folder.path.mkdir(parents=True)
+    inputs = inputs_of(config)
+    inputs.folder.path.mkdir(parents=True)
     elsewhere = RunFolder(tmp_path / "elsewhere", ObjectStoreMirror(remote(config)))
-    assert not task.folder.is_stop_requested()
-    task.folder.request_stop()
+    assert not inputs.folder.is_stop_requested()
+    inputs.folder.request_stop()
     assert elsewhere.is_stop_requested()
-    task.folder.clear_requests()
+    inputs.folder.clear_requests()
     assert contents(config) == set()
 
 
 def test_ray_writes_its_own_state_to_the_store(config: TrainConfig) -> None:
-    path, system = task_of(config).folder.ray_storage()
+    path, system = inputs_of(config).folder.ray_storage()
     with system.open_output_stream(f"{path}/mark") as stream:  # type: ignore[attr-defined]
         stream.write(b"here")
     assert contents(config) == {".ray/mark"}
@@ -163,7 +163,7 @@ def test_ray_writes_its_own_state_to_the_store(config: TrainConfig) -> None:
 
 def test_a_store_that_cannot_be_read_is_one_clear_line(config: TrainConfig) -> None:
     with pytest.raises(UserError, match="cannot read s3://no-such-bucket/runs/tiny"):
-        task_of(config, output="s3://no-such-bucket/runs")
+        inputs_of(config, output="s3://no-such-bucket/runs")
     with pytest.raises(UserError, match="needs the --name of a run"):
         parse_config(["--resume", "--output", config.output])
 
@@ -204,13 +204,13 @@ def test_what_the_store_refused_once_is_there_after_the_next_checkpoint(
 
     monkeypatch.setattr(Trainer, "validate", validate)
     monkeypatch.setattr(ObjectStoreMirror, "_upload", refusing)
-    task = task_of(config, max_steps=16, eval_interval_steps=4, keep_checkpoints=1, keep_best=1)
-    assert fit(task, TrainContext()).best.step == 8
-    another_machine(task)
-    task.folder.fetch()
-    assert checkpoint.load_state(task.folder.best).step == 8
-    assert checkpoint.load_state(task.folder.latest).step == 16
+    inputs = inputs_of(config, max_steps=16, eval_interval_steps=4, keep_checkpoints=1, keep_best=1)
+    assert fit(inputs, TrainContext()).best.step == 8
+    another_machine(inputs)
+    inputs.folder.fetch()
+    assert checkpoint.load_state(inputs.folder.best).step == 8
+    assert checkpoint.load_state(inputs.folder.latest).step == 16
 
 
 def test_a_signal_is_not_taken_for_an_early_one_where_the_record_is_elsewhere(config: TrainConfig) -> None:
-    assert workers._begun(task_of(config))()
+    assert workers._begun(inputs_of(config))()

@@ -44,9 +44,9 @@ def test_a_run_of_before_is_resumed_as_if_nothing_had_changed(tmp_path: Path) ->
     state = checkpoint.load_state(V1 / "run")
     saved = from_dict(TrainConfig, state.config, "state.json")
     places = {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs"), "name": "old"}
-    task = load_inputs(dataclasses.replace(saved, **places), NullTracker())
-    assert task.data_fingerprint == state.data_fingerprint
-    summary = fit(task, TrainContext())
+    inputs = load_inputs(dataclasses.replace(saved, **places), NullTracker())
+    assert inputs.data_fingerprint == state.data_fingerprint
+    summary = fit(inputs, TrainContext())
     assert (summary.status, summary.step) == ("finished", 8)
     assert summary.metrics.val_loss == pytest.approx(VAL_LOSS[8], abs=1e-4)
 

@@ -24,7 +24,7 @@ def with_dropout(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, model=model, tracking_uri=mlflow_runs.OFF, sample_prompt="")
 
 
-def task_of(config: TrainConfig, **changes: Any) -> TrainInputs:
+def inputs_of(config: TrainConfig, **changes: Any) -> TrainInputs:
     return load_inputs(resolve(dataclasses.replace(config, **changes), lambda: 1), NullTracker())
 
 
@@ -60,6 +60,6 @@ def messages(folder: RunFolder) -> list[str]:
 
 def run_without_faults(config: TrainConfig) -> RunFolder:
     """The same run with one worker in this process, uninterrupted, under another name."""
-    task = task_of(config, name=f"{config.name}-without-faults")
-    fit(task, TrainContext())
-    return task.folder
+    inputs = inputs_of(config, name=f"{config.name}-without-faults")
+    fit(inputs, TrainContext())
+    return inputs.folder

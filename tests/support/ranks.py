@@ -80,10 +80,10 @@ def main(given: dict[str, Any], meeting: str, rank: int) -> None:
     """One rank."""
     config, world_size = from_dict(TrainConfig, given["config"], "the test's config"), given["world_size"]
     torch.set_num_threads(1)
-    task = load_inputs(resolve(config, lambda: world_size), NullTracker())
-    task.folder.path.mkdir(parents=True, exist_ok=True)
-    _recording(task.folder.path / f"samples-{world_size}-{rank}.jsonl")
-    latest = task.folder.latest_state()
+    inputs = load_inputs(resolve(config, lambda: world_size), NullTracker())
+    inputs.folder.path.mkdir(parents=True, exist_ok=True)
+    _recording(inputs.folder.path / f"samples-{world_size}-{rank}.jsonl")
+    latest = inputs.folder.latest_state()
     steps = iter(range(latest.step + 1 if latest else 1, 10**9))
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
     context = TrainContext(
@@ -93,7 +93,7 @@ def main(given: dict[str, Any], meeting: str, rank: int) -> None:
         all_reduce_sum=_all_reduce_sum,
         is_stop_requested=lambda: next(steps) == given["stop_at"],
     )
-    fit(task, context)
+    fit(inputs, context)
     torch.distributed.destroy_process_group()
 
 

@@ -30,10 +30,10 @@ from tests.support.fault_runs import (
     assert_no_orphans,
     assert_same_run,
     folder_of,
+    inputs_of,
     losses,
     messages,
     run_without_faults,
-    task_of,
     with_dropout,
 )
 from tests.support.ranks import fit_in_ranks, samples_by_step
@@ -61,9 +61,9 @@ def config(tiny_config: TrainConfig) -> TrainConfig:
 def test_damage_to_any_file_of_a_checkpoint_leads_to_the_one_before(
     config: TrainConfig, name: str, damage: str
 ) -> None:
-    task = task_of(config)
-    fit(task, TrainContext())
-    path = task.folder.checkpoint_path(8) / name
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    path = inputs.folder.checkpoint_path(8) / name
     content = bytearray(path.read_bytes())
     if damage == "remove":
         path.unlink()
@@ -72,41 +72,41 @@ def test_damage_to_any_file_of_a_checkpoint_leads_to_the_one_before(
     else:
         content[random.Random(name).randrange(len(content))] ^= 1
         path.write_bytes(content)
-    fit(task, TrainContext())
-    assert any("resumed at step 4" in message for message in messages(task.folder))
-    assert_same_run(task.folder, run_without_faults(config))
-    assert_no_orphans(task.folder)
+    fit(inputs, TrainContext())
+    assert any("resumed at step 4" in message for message in messages(inputs.folder))
+    assert_same_run(inputs.folder, run_without_faults(config))
+    assert_no_orphans(inputs.folder)
 
 
 def test_every_file_of_a_checkpoint_is_damaged_in_these_tests(config: TrainConfig) -> None:
-    task = task_of(config, max_steps=1)
-    fit(task, TrainContext())
+    inputs = inputs_of(config, max_steps=1)
+    fit(inputs, TrainContext())
     found = {
-        path.relative_to(task.folder.latest).as_posix() for path in task.folder.latest.rglob("*") if path.is_file()
+        path.relative_to(inputs.folder.latest).as_posix() for path in inputs.folder.latest.rglob("*") if path.is_file()
     }
     assert found == set(FILES)
 
 
 def test_damage_to_every_checkpoint_begins_anew(config: TrainConfig) -> None:
-    task = task_of(config)
-    fit(task, TrainContext())
-    for path in task.folder.checkpoints():
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    for path in inputs.folder.checkpoints():
         (path / checkpoint.OPTIMIZER).write_bytes(b"")
-    fit(task, TrainContext())
-    assert_same_run(task.folder, run_without_faults(config))
-    assert_no_orphans(task.folder)
+    fit(inputs, TrainContext())
+    assert_same_run(inputs.folder, run_without_faults(config))
+    assert_no_orphans(inputs.folder)
 
 
 def test_a_damaged_best_checkpoint_is_replaced_by_the_best_of_the_others(config: TrainConfig) -> None:
-    task = task_of(config, max_steps=12)
-    fit(task, TrainContext())
-    assert checkpoint.load_state(task.folder.best).step == 12
-    (task.folder.best / checkpoint.OPTIMIZER).write_bytes(b"")
-    latest = Checkpoint.open(task.folder.checkpoint_path(8))
-    known = dataclasses.replace(latest.state, best=checkpoint.load_state(task.folder.best).metrics)
-    best = task.folder.repair_links(Checkpoint(latest.path, known))
+    inputs = inputs_of(config, max_steps=12)
+    fit(inputs, TrainContext())
+    assert checkpoint.load_state(inputs.folder.best).step == 12
+    (inputs.folder.best / checkpoint.OPTIMIZER).write_bytes(b"")
+    latest = Checkpoint.open(inputs.folder.checkpoint_path(8))
+    known = dataclasses.replace(latest.state, best=checkpoint.load_state(inputs.folder.best).metrics)
+    best = inputs.folder.repair_links(Checkpoint(latest.path, known))
     assert best is not None and best.step == 8
-    assert checkpoint.load_state(task.folder.best).step == 8
+    assert checkpoint.load_state(inputs.folder.best).step == 8
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json", "complete.json"])
@@ -125,13 +125,13 @@ def test_a_full_disk_costs_one_checkpoint_and_the_run_goes_on(
             real(folder, *rest)
 
     monkeypatch.setattr(checkpoint, "write", write)
-    task = task_of(config)
-    summary = fit(task, TrainContext())
+    inputs = inputs_of(config)
+    summary = fit(inputs, TrainContext())
     assert summary.status == RunStatus.FINISHED
-    assert any("could not be written (No space left on device)" in message for message in messages(task.folder))
-    assert [path.name for path in task.folder.checkpoints()] == ["step-00000008"]
-    assert_same_run(task.folder, run_without_faults(config))
-    assert_no_orphans(task.folder)
+    assert any("could not be written (No space left on device)" in message for message in messages(inputs.folder))
+    assert [path.name for path in inputs.folder.checkpoints()] == ["step-00000008"]
+    assert_same_run(inputs.folder, run_without_faults(config))
+    assert_no_orphans(inputs.folder)
 
 
 def fill_disk_at(file: str, patch: pytest.MonkeyPatch) -> None:
@@ -154,23 +154,23 @@ def fill_disk_at(file: str, patch: pytest.MonkeyPatch) -> None:
 
 def test_a_disk_that_stays_full_keeps_the_last_good_checkpoint_and_says_so(config: TrainConfig) -> None:
     """No file may grow beyond a limit, as the system has it; torch and safetensors meet it in C++ and Rust."""
-    task = task_of(config)
-    fit(task, TrainContext())
-    expected = checkpoint.load_model(task.folder.latest)[0].state_dict()
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    expected = checkpoint.load_model(inputs.folder.latest)[0].state_dict()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    longer = task_of(config, max_steps=12)
+    longer = inputs_of(config, max_steps=12)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         summary = fit(longer, TrainContext())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert summary.status == RunStatus.UNSAVED
-    assert any("could not be written" in message for message in messages(task.folder))
-    assert checkpoint.load_state(task.folder.latest).step == 8
-    kept = checkpoint.load_model(task.folder.latest)[0].state_dict()
+    assert any("could not be written" in message for message in messages(inputs.folder))
+    assert checkpoint.load_state(inputs.folder.latest).step == 8
+    kept = checkpoint.load_model(inputs.folder.latest)[0].state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in kept.items())
     assert fit(longer, TrainContext()).status == RunStatus.FINISHED
-    assert_no_orphans(task.folder)
+    assert_no_orphans(inputs.folder)
 
 
 def test_a_record_on_a_full_disk_loses_whole_lines(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_another_number_of_workers_sees_the_same_samples_each_once(config: Train
         config, max_steps=16, log_interval_steps=1, model=dataclasses.replace(config.model, dropout=0.0)
     )
     changed = dataclasses.replace(config, name="changed")
-    alone = task_of(config, name="alone")
+    alone = inputs_of(config, name="alone")
     fit(alone, TrainContext())
     batches = Trainer(alone, TrainContext(), "fp32", is_compiled=False).batches
     for world_size, stop_at in ((1, 5), (2, 10), (1, 0)):
@@ -207,7 +207,7 @@ def test_another_number_of_workers_sees_the_same_samples_each_once(config: Train
 
 def test_elastic_workers_must_divide_the_batch_at_every_number(config: TrainConfig) -> None:
     with pytest.raises(UserError, match=r"batch_size \(8\) must be divisible .*3 x 1 = 3"):
-        task_of(config, workers="1:4", max_failures=1)
+        inputs_of(config, workers="1:4", max_failures=1)
     with pytest.raises(ValueError, match="max_failures is 0"):
         dataclasses.replace(config, workers="1:2", max_failures=0)
     for wrong in ("2:1", "0:2", "two", "1:", "-1"):
@@ -223,13 +223,13 @@ def test_the_command_line_takes_a_range_of_workers() -> None:
 
 
 def test_a_run_is_resumed_on_other_stories_only_by_force(config: TrainConfig) -> None:
-    task = task_of(config)
-    fit(task, TrainContext())
-    latest = task.folder.latest_valid()
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    latest = inputs.folder.latest_valid()
 
-    def resume(data_fingerprint: str = task.data_fingerprint, **changes: Any) -> None:
-        changed = dataclasses.replace(task.config, resume=True, **changes)
-        refuse_conflicts(dataclasses.replace(task, config=changed, data_fingerprint=data_fingerprint), latest)
+    def resume(data_fingerprint: str = inputs.data_fingerprint, **changes: Any) -> None:
+        changed = dataclasses.replace(inputs.config, resume=True, **changes)
+        refuse_conflicts(dataclasses.replace(inputs, config=changed, data_fingerprint=data_fingerprint), latest)
 
     with pytest.raises(UserError, match="on its own data, or with --force"):
         resume("of another data set")
@@ -239,16 +239,16 @@ def test_a_run_is_resumed_on_other_stories_only_by_force(config: TrainConfig) ->
     optim = dataclasses.replace(config.optim, name="muon" if config.optim.name == "adamw" else "adamw")
     with pytest.raises(UserError, match="a resumed run keeps it"):
         resume(force=True, optim=optim)
-    shape = dataclasses.replace(task.config.model, d_ff=128)
+    shape = dataclasses.replace(inputs.config.model, d_ff=128)
     with pytest.raises(UserError, match="model was d_ff 64 and is now 128"):
         resume(force=True, model=shape)
 
 
 def test_samples_are_counted_at_the_batch_size_they_were_seen_at(config: TrainConfig) -> None:
-    fit(task_of(config, max_steps=4), TrainContext())
-    task = task_of(config, batch_size=4)
-    fit(task, TrainContext())
-    assert checkpoint.load_state(task.folder.latest).samples_seen == 4 * 8 + 4 * 4
+    fit(inputs_of(config, max_steps=4), TrainContext())
+    inputs = inputs_of(config, batch_size=4)
+    fit(inputs, TrainContext())
+    assert checkpoint.load_state(inputs.folder.latest).samples_seen == 4 * 8 + 4 * 4
 
 
 def test_a_watchdog_barks_once_nothing_was_done_for_the_time_and_not_before() -> None:
@@ -266,17 +266,17 @@ def test_a_watchdog_barks_once_nothing_was_done_for_the_time_and_not_before() ->
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_written_over(config: TrainConfig) -> None:
-    task = task_of(config)
-    fit(task, TrainContext())
-    for path in task.folder.checkpoints():
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    for path in inputs.folder.checkpoints():
         (path / checkpoint.OPTIMIZER).write_bytes(b"")
     with pytest.raises(UserError, match="cannot be read: take another --name"):
-        refuse_conflicts(task, task.folder.latest_valid())
+        refuse_conflicts(inputs, inputs.folder.latest_valid())
 
 
 def test_a_run_is_not_asked_to_end_before_the_step_it_is_at(config: TrainConfig) -> None:
-    task = task_of(config)
-    fit(task, TrainContext())
-    shorter = dataclasses.replace(task, max_steps=3, config=dataclasses.replace(task.config, resume=True))
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    shorter = dataclasses.replace(inputs, max_steps=3, config=dataclasses.replace(inputs.config, resume=True))
     with pytest.raises(UserError, match="is at step 8 already, and was asked to end at 3"):
-        refuse_conflicts(shorter, task.folder.latest_valid())
+        refuse_conflicts(shorter, inputs.folder.latest_valid())

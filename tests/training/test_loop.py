@@ -39,30 +39,30 @@ class KilledError(Exception):
 
 
 @pytest.fixture
-def task(tiny_config: TrainConfig) -> TrainInputs:
+def inputs(tiny_config: TrainConfig) -> TrainInputs:
     vocab_size = load_manifest(tiny_config.data).tokenizer["vocab_size"]
     model = dataclasses.replace(tiny_config.model, vocab_size=vocab_size, dropout=0.1)
     return load_inputs(dataclasses.replace(tiny_config, model=model), NullTracker())
 
 
-def elsewhere(task: TrainInputs, name: str, **changes: Any) -> TrainInputs:
+def elsewhere(inputs: TrainInputs, name: str, **changes: Any) -> TrainInputs:
     """The same task in another run folder, with changes to its config."""
-    config = dataclasses.replace(task.config, name=name, **changes)
-    return dataclasses.replace(task, config=config, folder=RunFolder(task.folder.path.parent / name))
+    config = dataclasses.replace(inputs.config, name=name, **changes)
+    return dataclasses.replace(inputs, config=config, folder=RunFolder(inputs.folder.path.parent / name))
 
 
-def weights(task: TrainInputs) -> dict[str, torch.Tensor]:
-    return checkpoint.load_model(task.folder.latest)[0].state_dict()
+def weights(inputs: TrainInputs) -> dict[str, torch.Tensor]:
+    return checkpoint.load_model(inputs.folder.latest)[0].state_dict()
 
 
-def losses(task: TrainInputs) -> list[float]:
-    return task.history.series("train_loss")[1]
+def losses(inputs: TrainInputs) -> list[float]:
+    return inputs.history.series("train_loss")[1]
 
 
-def restored(task: TrainInputs, precision: str) -> Trainer:
+def restored(inputs: TrainInputs, precision: str) -> Trainer:
     """The trainer of a run that continues."""
-    trainer = Trainer(task, TrainContext(), precision, is_compiled=False)
-    Checkpointer(trainer, NullRunLog()).restore(task.folder.latest_valid())
+    trainer = Trainer(inputs, TrainContext(), precision, is_compiled=False)
+    Checkpointer(trainer, NullRunLog()).restore(inputs.folder.latest_valid())
     return trainer
 
 
@@ -74,135 +74,135 @@ def kill_at(step: int) -> TrainContext:
     return TrainContext(report=report)
 
 
-def test_a_run_leaves_best_and_latest_and_its_record(task: TrainInputs) -> None:
-    summary = fit(task, TrainContext())
+def test_a_run_leaves_best_and_latest_and_its_record(inputs: TrainInputs) -> None:
+    summary = fit(inputs, TrainContext())
     assert summary.status == "finished"
-    assert checkpoint.load_state(task.folder.latest).step == 8
-    best = checkpoint.load_state(task.folder.best)
+    assert checkpoint.load_state(inputs.folder.latest).step == 8
+    best = checkpoint.load_state(inputs.folder.best)
     assert best.metrics.val_loss == summary.best.val_loss
     assert best.samples_seen == best.step * 8
-    steps, values = task.history.series("val_loss")
+    steps, values = inputs.history.series("val_loss")
     assert steps == [4, 8]
     assert values[1] < values[0] < math.log(512)
-    assert [line["sample"] for line in task.history.lines() if "sample" in line]
-    plot_loss(task.history, task.folder.path / "loss.png")
-    assert (task.folder.path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [line["sample"] for line in inputs.history.lines() if "sample" in line]
+    plot_loss(inputs.history, inputs.folder.path / "loss.png")
+    assert (inputs.folder.path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_seed_gives_one_loss_curve(task: TrainInputs) -> None:
-    fit(task, TrainContext())
-    again = elsewhere(task, "again")
+def test_a_seed_gives_one_loss_curve(inputs: TrainInputs) -> None:
+    fit(inputs, TrainContext())
+    again = elsewhere(inputs, "again")
     fit(again, TrainContext())
-    other = elsewhere(task, "other", seed=1)
+    other = elsewhere(inputs, "other", seed=1)
     fit(other, TrainContext())
-    assert losses(task) == losses(again) != losses(other)
+    assert losses(inputs) == losses(again) != losses(other)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(task: TrainInputs, optimizer: str) -> None:
-    task = elsewhere(task, optimizer, optim=dataclasses.replace(task.config.optim, name=optimizer))
-    fit(task, TrainContext())
-    broken = elsewhere(task, "broken")
+def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(inputs: TrainInputs, optimizer: str) -> None:
+    inputs = elsewhere(inputs, optimizer, optim=dataclasses.replace(inputs.config.optim, name=optimizer))
+    fit(inputs, TrainContext())
+    broken = elsewhere(inputs, "broken")
     with pytest.raises(KilledError):
         fit(broken, kill_at(4))
     fit(broken, TrainContext())
-    assert losses(broken) == losses(task)
-    expected = weights(task)
+    assert losses(broken) == losses(inputs)
+    expected = weights(inputs)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(broken).items())
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(task: TrainInputs) -> None:
-    fit(task, TrainContext())
-    expected = weights(task)
-    (task.folder.checkpoint_path(8) / "model" / "model.safetensors").write_bytes(b"torn")
-    fit(task, TrainContext())
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(task).items())
-    assert task.history.series("val_loss")[0] == [4, 8]
+def test_a_damaged_newest_checkpoint_is_passed_over(inputs: TrainInputs) -> None:
+    fit(inputs, TrainContext())
+    expected = weights(inputs)
+    (inputs.folder.checkpoint_path(8) / "model" / "model.safetensors").write_bytes(b"torn")
+    fit(inputs, TrainContext())
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(inputs).items())
+    assert inputs.history.series("val_loss")[0] == [4, 8]
 
 
-def test_a_kill_between_a_checkpoint_and_its_links_is_made_good(task: TrainInputs) -> None:
+def test_a_kill_between_a_checkpoint_and_its_links_is_made_good(inputs: TrainInputs) -> None:
     class KilledRunFolder(RunFolder):
         def publish(self, step: int, *, is_best: bool, keep: int, keep_best: int) -> None:
             if step == 8:
                 raise KilledError
             super().publish(step, is_best=is_best, keep=keep, keep_best=keep_best)
 
-    broken = dataclasses.replace(task, folder=KilledRunFolder(task.folder.path))
+    broken = dataclasses.replace(inputs, folder=KilledRunFolder(inputs.folder.path))
     with pytest.raises(KilledError):
         fit(broken, TrainContext())
-    assert checkpoint.load_state(task.folder.best).step == 4
-    summary = fit(task, TrainContext())
-    assert checkpoint.load_state(task.folder.latest).step == 8
-    assert checkpoint.load_state(task.folder.best).step == summary.best.step == 8
-    assert task.history.series("val_loss")[0] == [4, 8]
+    assert checkpoint.load_state(inputs.folder.best).step == 4
+    summary = fit(inputs, TrainContext())
+    assert checkpoint.load_state(inputs.folder.latest).step == 8
+    assert checkpoint.load_state(inputs.folder.best).step == summary.best.step == 8
+    assert inputs.history.series("val_loss")[0] == [4, 8]
 
 
-def test_the_best_of_those_left_stands_in_for_a_lost_best(task: TrainInputs) -> None:
-    fit(task, TrainContext())
-    best = int(checkpoint.load_state(task.folder.best).step)
+def test_the_best_of_those_left_stands_in_for_a_lost_best(inputs: TrainInputs) -> None:
+    fit(inputs, TrainContext())
+    best = int(checkpoint.load_state(inputs.folder.best).step)
     assert best == 8
-    shutil.rmtree(task.folder.checkpoint_path(8))
-    assert repaired_best(task, 4, best=8) == 4
-    assert checkpoint.load_state(task.folder.best).step == 4
+    shutil.rmtree(inputs.folder.checkpoint_path(8))
+    assert repaired_best(inputs, 4, best=8) == 4
+    assert checkpoint.load_state(inputs.folder.best).step == 4
 
 
-def repaired_best(task: TrainInputs, latest: int, best: int) -> int:
+def repaired_best(inputs: TrainInputs, latest: int, best: int) -> int:
     """Step of the best checkpoint, once the links were repaired of a run whose best one was that of step `best`."""
-    found = Checkpoint.open(task.folder.checkpoint_path(latest))
+    found = Checkpoint.open(inputs.folder.checkpoint_path(latest))
     lost = Evaluation(val_loss=0.0, val_perplexity=1.0, val_bits_per_byte=0.0, step=best)
-    repaired = task.folder.repair_links(Checkpoint(found.path, dataclasses.replace(found.state, best=lost)))
+    repaired = inputs.folder.repair_links(Checkpoint(found.path, dataclasses.replace(found.state, best=lost)))
     assert repaired is not None
     return repaired.step
 
 
-def test_optimizer_settings_of_a_resumed_run_are_those_it_was_given(task: TrainInputs) -> None:
-    fit(task, TrainContext())
-    optim = dataclasses.replace(task.config.optim, weight_decay=0.0, beta2=0.5)
-    trainer = restored(dataclasses.replace(task, config=dataclasses.replace(task.config, optim=optim)), "fp32")
+def test_optimizer_settings_of_a_resumed_run_are_those_it_was_given(inputs: TrainInputs) -> None:
+    fit(inputs, TrainContext())
+    optim = dataclasses.replace(inputs.config.optim, weight_decay=0.0, beta2=0.5)
+    trainer = restored(dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, optim=optim)), "fp32")
     assert trainer.step == 8
     assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0}
     assert trainer.optimizer.param_groups[0]["betas"] == (0.9, 0.5)
 
 
-def test_a_large_seed_is_a_seed(task: TrainInputs) -> None:
-    fit(elsewhere(task, "large", seed=2**40, max_steps=1), TrainContext())
+def test_a_large_seed_is_a_seed(inputs: TrainInputs) -> None:
+    fit(elsewhere(inputs, "large", seed=2**40, max_steps=1), TrainContext())
 
 
-def stop_at(step: int, task: TrainInputs) -> TrainContext:
+def stop_at(step: int, inputs: TrainInputs) -> TrainContext:
     """Asks for a stop once that step is in the record (the test's task logs every second step) or after it."""
     asked = iter(range(1, 1000))
-    first = checkpoint.load_state(task.folder.latest).step if task.folder.latest.exists() else 0
+    first = checkpoint.load_state(inputs.folder.latest).step if inputs.folder.latest.exists() else 0
     return TrainContext(is_stop_requested=lambda: first + next(asked) >= step)
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 8], ids=["first", "between two lines", "before a validation", "last"])
-def test_a_run_that_is_asked_to_stop_loses_no_step_and_no_bit(task: TrainInputs, step: int) -> None:
-    fit(task, TrainContext())
-    stopped = elsewhere(task, "stopped")
+def test_a_run_that_is_asked_to_stop_loses_no_step_and_no_bit(inputs: TrainInputs, step: int) -> None:
+    fit(inputs, TrainContext())
+    stopped = elsewhere(inputs, "stopped")
     summary = fit(stopped, stop_at(step, stopped))
     assert (summary.status, summary.step) == (RunStatus.STOPPED, step)
     assert checkpoint.load_state(stopped.folder.latest).step == step
     assert fit(stopped, TrainContext()).status == RunStatus.FINISHED
-    assert losses(stopped) == losses(task)
-    assert stopped.history.series("val_loss") == task.history.series("val_loss")
-    expected = weights(task)
+    assert losses(stopped) == losses(inputs)
+    assert stopped.history.series("val_loss") == inputs.history.series("val_loss")
+    expected = weights(inputs)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(stopped).items())
-    assert stopped.folder.best.resolve().name == task.folder.best.resolve().name
+    assert stopped.folder.best.resolve().name == inputs.folder.best.resolve().name
 
 
-def test_a_run_stopped_again_and_again_is_still_the_same_run(task: TrainInputs) -> None:
-    fit(task, TrainContext())
-    often = elsewhere(task, "often")
+def test_a_run_stopped_again_and_again_is_still_the_same_run(inputs: TrainInputs) -> None:
+    fit(inputs, TrainContext())
+    often = elsewhere(inputs, "often")
     for step in range(1, 8):
         fit(often, stop_at(step, often))
         assert checkpoint.load_state(often.folder.latest).step == step
     fit(often, TrainContext())
-    assert losses(often) == losses(task)
+    assert losses(often) == losses(inputs)
 
 
-def test_patience_ends_a_run_that_no_longer_learns_and_a_resume_leaves_it_so(task: TrainInputs) -> None:
-    optim = dataclasses.replace(task.config.optim, lr=1e-30, warmup_steps=0)  # the validation loss stands still
-    short = elsewhere(task, "short", optim=optim, eval_interval_steps=1, patience=3)
+def test_patience_ends_a_run_that_no_longer_learns_and_a_resume_leaves_it_so(inputs: TrainInputs) -> None:
+    optim = dataclasses.replace(inputs.config.optim, lr=1e-30, warmup_steps=0)  # the validation loss stands still
+    short = elsewhere(inputs, "short", optim=optim, eval_interval_steps=1, patience=3)
     summary = fit(short, TrainContext())
     assert (summary.status, summary.step, summary.best.step) == (RunStatus.FINISHED, 4, 1)
     assert fit(short, TrainContext()).step == 4
@@ -210,7 +210,7 @@ def test_patience_ends_a_run_that_no_longer_learns_and_a_resume_leaves_it_so(tas
     assert fit(longer, TrainContext()).step == 6
 
 
-def test_the_next_steps_do_not_wait_for_a_checkpoint_nor_change_it(task: TrainInputs) -> None:
+def test_the_next_steps_do_not_wait_for_a_checkpoint_nor_change_it(inputs: TrainInputs) -> None:
     """The disk is held up until the last step is done."""
     is_done = threading.Event()
     write = checkpoint.write
@@ -231,19 +231,19 @@ def test_the_next_steps_do_not_wait_for_a_checkpoint_nor_change_it(task: TrainIn
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "write", slow)
         patch.setattr(Trainer, "train_step", step)
-        fit(task, TrainContext(report=lambda metrics: reported.append(metrics["step"])))
+        fit(inputs, TrainContext(report=lambda metrics: reported.append(metrics["step"])))
     assert reported == [4, 8]
-    at_four, _ = checkpoint.load_model(task.folder.checkpoint_path(4))
-    shutil.rmtree(task.folder.checkpoint_path(8))
-    plain = elsewhere(task, "plain")
+    at_four, _ = checkpoint.load_model(inputs.folder.checkpoint_path(4))
+    shutil.rmtree(inputs.folder.checkpoint_path(8))
+    plain = elsewhere(inputs, "plain")
     with pytest.raises(KilledError):
         fit(plain, kill_at(4))
     expected = weights(plain)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in at_four.state_dict().items())
 
 
-def test_the_best_few_are_kept(task: TrainInputs) -> None:
-    many = elsewhere(task, "many", eval_interval_steps=1, keep_checkpoints=1, keep_best=3)
+def test_the_best_few_are_kept(inputs: TrainInputs) -> None:
+    many = elsewhere(inputs, "many", eval_interval_steps=1, keep_checkpoints=1, keep_best=3)
     fit(many, TrainContext())
     steps, values = many.history.series("val_loss")
     expected = {8} | {step for _, step in sorted(zip(values, steps, strict=True))[:3]}
@@ -251,7 +251,7 @@ def test_the_best_few_are_kept(task: TrainInputs) -> None:
 
 
 @pytest.mark.parametrize("spoiled", ["gradient", "loss"])
-def test_a_run_that_explodes_stops_before_its_weights_are_spoiled(task: TrainInputs, spoiled: str) -> None:
+def test_a_run_that_explodes_stops_before_its_weights_are_spoiled(inputs: TrainInputs, spoiled: str) -> None:
     forward = Decoder.forward
     factor = {"gradient": math.inf, "loss": 100.0}[spoiled]
 
@@ -264,18 +264,18 @@ def test_a_run_that_explodes_stops_before_its_weights_are_spoiled(task: TrainInp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "__init__", lambda self, *rest: (trainers.append(self), init(self, *rest))[1])
         patch.setattr(Decoder, "forward", forward_wrongly)
-        summary = fit(task, TrainContext())
+        summary = fit(inputs, TrainContext())
     assert summary.status == RunStatus.DIVERGED
     assert spoiled in summary.reason
-    assert checkpoint.load_state(task.folder.latest).step == 4
+    assert checkpoint.load_state(inputs.folder.latest).step == 4
     assert all(torch.isfinite(tensor).all() for tensor in trainers[0].model.state_dict().values())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_fp16_clips_unscaled_gradients_and_its_scale_is_saved(task: TrainInputs, optimizer: str) -> None:
-    task = elsewhere(task, optimizer, optim=dataclasses.replace(task.config.optim, name=optimizer))
-    plain = Trainer(elsewhere(task, "plain"), TrainContext(), "fp32", is_compiled=False)
-    half = elsewhere(task, "half")
+def test_fp16_clips_unscaled_gradients_and_its_scale_is_saved(inputs: TrainInputs, optimizer: str) -> None:
+    inputs = elsewhere(inputs, optimizer, optim=dataclasses.replace(inputs.config.optim, name=optimizer))
+    plain = Trainer(elsewhere(inputs, "plain"), TrainContext(), "fp32", is_compiled=False)
+    half = elsewhere(inputs, "half")
     trainer = Trainer(half, TrainContext(), "fp16", is_compiled=False)
     expected, got = plain.train_step()[1], trainer.train_step()[1]
     assert float(got) == pytest.approx(float(expected), rel=0.02)  # not 65,536 times as much
@@ -286,15 +286,15 @@ def test_fp16_clips_unscaled_gradients_and_its_scale_is_saved(task: TrainInputs,
     assert restored(half, "fp16").scaler.get_scale() == 512.0
 
 
-def test_leftovers_of_a_killed_writer_are_removed(task: TrainInputs) -> None:
-    partial = task.folder.path / "checkpoints" / "step-00000004.partial"
+def test_leftovers_of_a_killed_writer_are_removed(inputs: TrainInputs) -> None:
+    partial = inputs.folder.path / "checkpoints" / "step-00000004.partial"
     partial.mkdir(parents=True)
-    fit(task, TrainContext())
-    assert not list(task.folder.path.rglob("*.partial"))
+    fit(inputs, TrainContext())
+    assert not list(inputs.folder.path.rglob("*.partial"))
 
 
-def test_accumulation_gives_the_gradients_of_the_whole_batch(task: TrainInputs) -> None:
-    whole = elsewhere(task, "whole", model=dataclasses.replace(task.config.model, dropout=0.0))
+def test_accumulation_gives_the_gradients_of_the_whole_batch(inputs: TrainInputs) -> None:
+    whole = elsewhere(inputs, "whole", model=dataclasses.replace(inputs.config.model, dropout=0.0))
     parts = elsewhere(whole, "parts", accumulation_steps=4)
     norms = []
     for one in (whole, parts):
@@ -303,8 +303,8 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(task: TrainInputs) 
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
-def test_only_some_checkpoints_are_kept_and_the_best_among_them(task: TrainInputs) -> None:
-    many = elsewhere(task, "many", eval_interval_steps=1, keep_checkpoints=2)
+def test_only_some_checkpoints_are_kept_and_the_best_among_them(inputs: TrainInputs) -> None:
+    many = elsewhere(inputs, "many", eval_interval_steps=1, keep_checkpoints=2)
     fit(many, TrainContext())
     steps = [path.name for path in many.folder.checkpoints()]
     assert 2 <= len(steps) <= 3
@@ -312,7 +312,7 @@ def test_only_some_checkpoints_are_kept_and_the_best_among_them(task: TrainInput
     assert many.folder.latest.resolve().name == "step-00000008"
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(task: TrainInputs) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(inputs: TrainInputs) -> None:
     calls = []
 
     def poison(metrics: Mapping[str, Any]) -> None:
@@ -328,15 +328,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", train_step)
-        summary = fit(task, TrainContext(report=poison))
+        summary = fit(inputs, TrainContext(report=poison))
     assert summary.status == RunStatus.DIVERGED
     assert calls == [4]
-    assert checkpoint.load_state(task.folder.latest).step == 4
+    assert checkpoint.load_state(inputs.folder.latest).step == 4
 
 
-def test_bits_per_byte_is_all_nats_over_all_bytes(task: TrainInputs) -> None:
-    model = Decoder(task.config.model).eval()
-    stream = task.validation
+def test_bits_per_byte_is_all_nats_over_all_bytes(inputs: TrainInputs) -> None:
+    model = Decoder(inputs.config.model).eval()
+    stream = inputs.validation
     got = evaluate(model, stream, seq_len=32, context=TrainContext())
     with torch.no_grad():
         nats = 0.0
@@ -347,14 +347,14 @@ def test_bits_per_byte_is_all_nats_over_all_bytes(task: TrainInputs) -> None:
     assert got.val_loss == pytest.approx(nats / stream.n_targets, rel=1e-5)
 
 
-def test_evaluation_in_parts_sums_to_the_whole(task: TrainInputs) -> None:
-    model = Decoder(task.config.model).eval()
-    whole = evaluate(model, task.validation, seq_len=32, context=TrainContext())
+def test_evaluation_in_parts_sums_to_the_whole(inputs: TrainInputs) -> None:
+    model = Decoder(inputs.config.model).eval()
+    whole = evaluate(model, inputs.validation, seq_len=32, context=TrainContext())
     sums: list[torch.Tensor] = []
     for rank in range(2):
         evaluate(
             model,
-            task.validation,
+            inputs.validation,
             seq_len=32,
             context=TrainContext(rank=rank, world_size=2, all_reduce_sum=_keep(sums)),
         )
@@ -380,7 +380,7 @@ def test_golden_loss_curve() -> None:
         optim=OptimConfig(lr=1e-2, warmup_steps=0),
     )
     folder = RunFolder(Path("/nonexistent"))
-    task = TrainInputs(
+    inputs = TrainInputs(
         config=config,
         max_steps=4,
         data_fingerprint="",
@@ -390,19 +390,19 @@ def test_golden_loss_curve() -> None:
         folder=folder,
         tracker=NullTracker(),
     )
-    trainer = Trainer(task, TrainContext(), "fp32", is_compiled=False)
+    trainer = Trainer(inputs, TrainContext(), "fp32", is_compiled=False)
     assert [float(trainer.train_step()[0]) for _ in range(4)] == pytest.approx(GOLDEN_LOSSES, abs=1e-4)
 
 
 GOLDEN_LOSSES = [4.176282, 3.937200, 3.794150, 3.685516]
 
 
-def test_the_newest_run_is_the_one_to_resume(task: TrainInputs) -> None:
-    fit(task, TrainContext())
-    assert newest_run(task.folder.path.parent) == task.folder
-    shutil.rmtree(task.folder.path)
+def test_the_newest_run_is_the_one_to_resume(inputs: TrainInputs) -> None:
+    fit(inputs, TrainContext())
+    assert newest_run(inputs.folder.path.parent) == inputs.folder
+    shutil.rmtree(inputs.folder.path)
     with pytest.raises(Exception, match="nothing to resume"):
-        newest_run(task.folder.path.parent)
+        newest_run(inputs.folder.path.parent)
 
 
 def test_a_half_written_last_line_of_the_record_is_left_out(tmp_path: Path) -> None:
@@ -422,9 +422,9 @@ def stop_after(step: int) -> TrainContext:
 
 
 def test_a_run_with_patience_that_is_stopped_between_validations_goes_on_as_if_it_had_not_been(
-    task: TrainInputs,
+    inputs: TrainInputs,
 ) -> None:
-    whole = elsewhere(task, "whole", eval_interval_steps=4, patience=1)
+    whole = elsewhere(inputs, "whole", eval_interval_steps=4, patience=1)
     whole = dataclasses.replace(whole, max_steps=12)
     fit(whole, TrainContext())
     stopped = dataclasses.replace(elsewhere(whole, "stopped"), max_steps=12)
@@ -434,42 +434,42 @@ def test_a_run_with_patience_that_is_stopped_between_validations_goes_on_as_if_i
     assert stopped.history.series("val_loss") == whole.history.series("val_loss")
 
 
-def test_patience_counts_validations_whatever_their_interval_was(task: TrainInputs) -> None:
-    first = dataclasses.replace(elsewhere(task, "run", eval_interval_steps=8, patience=2), max_steps=16)
+def test_patience_counts_validations_whatever_their_interval_was(inputs: TrainInputs) -> None:
+    first = dataclasses.replace(elsewhere(inputs, "run", eval_interval_steps=8, patience=2), max_steps=16)
     assert fit(first, stop_after(15)).status == "stopped"
     oftener = dataclasses.replace(first, config=dataclasses.replace(first.config, eval_interval_steps=2))
     assert fit(oftener, TrainContext()).step == 16
 
 
-def test_on_other_stories_the_best_is_judged_anew(task: TrainInputs) -> None:
-    fit(task, TrainContext())
-    state = checkpoint.load_state(task.folder.latest)
+def test_on_other_stories_the_best_is_judged_anew(inputs: TrainInputs) -> None:
+    fit(inputs, TrainContext())
+    state = checkpoint.load_state(inputs.folder.latest)
     assert state.best.step == 8
-    other = dataclasses.replace(task, data_fingerprint="of others", max_steps=10)
-    optim = dataclasses.replace(task.config.optim, lr=1e-9, min_lr=0.0)  # so that nothing gets better
-    summary = fit(dataclasses.replace(other, config=dataclasses.replace(task.config, optim=optim)), TrainContext())
+    other = dataclasses.replace(inputs, data_fingerprint="of others", max_steps=10)
+    optim = dataclasses.replace(inputs.config.optim, lr=1e-9, min_lr=0.0)  # so that nothing gets better
+    summary = fit(dataclasses.replace(other, config=dataclasses.replace(inputs.config, optim=optim)), TrainContext())
     assert summary.best.step == 10
-    assert checkpoint.load_state(task.folder.best).data_fingerprint == "of others"
+    assert checkpoint.load_state(inputs.folder.best).data_fingerprint == "of others"
 
 
-def test_a_prompt_that_cannot_be_continued_costs_the_sample_and_not_the_run(task: TrainInputs) -> None:
-    long = elsewhere(task, "long", sample_prompt="Once upon a time there was a cat. " * 50)
+def test_a_prompt_that_cannot_be_continued_costs_the_sample_and_not_the_run(inputs: TrainInputs) -> None:
+    long = elsewhere(inputs, "long", sample_prompt="Once upon a time there was a cat. " * 50)
     assert fit(long, TrainContext()).status == "finished"
     messages = [line["message"] for line in long.history.lines() if "message" in line]
     assert sum("no sample of text: sample_prompt" in message for message in messages) == 2
 
 
-def test_tokens_are_counted_at_the_batch_size_they_were_seen_at(task: TrainInputs) -> None:
-    fit(dataclasses.replace(task, max_steps=4), TrainContext())
-    halved = dataclasses.replace(task, config=dataclasses.replace(task.config, batch_size=4))
+def test_tokens_are_counted_at_the_batch_size_they_were_seen_at(inputs: TrainInputs) -> None:
+    fit(dataclasses.replace(inputs, max_steps=4), TrainContext())
+    halved = dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, batch_size=4))
     fit(halved, TrainContext())
-    assert task.history.series("tokens")[1][-1] == (4 * 8 + 4 * 4) * task.config.model.seq_len
+    assert inputs.history.series("tokens")[1][-1] == (4 * 8 + 4 * 4) * inputs.config.model.seq_len
 
 
 def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(
-    task: TrainInputs, monkeypatch: pytest.MonkeyPatch
+    inputs: TrainInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit(task, TrainContext())
+    fit(inputs, TrainContext())
     digest = storage.file_sha256
 
     def failing(path: Path) -> str:
@@ -478,19 +478,19 @@ def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(
         return digest(path)
 
     monkeypatch.setattr(storage, "file_sha256", failing)
-    latest = task.folder.latest_valid()
+    latest = inputs.folder.latest_valid()
     assert latest is not None
     assert latest.path.name == "step-00000004"
 
 
-def test_a_run_in_fp32_goes_on_in_fp16(task: TrainInputs) -> None:
-    fit(dataclasses.replace(task, max_steps=4), TrainContext())
-    assert restored(task, "fp16").scaler.get_scale() > 1
+def test_a_run_in_fp32_goes_on_in_fp16(inputs: TrainInputs) -> None:
+    fit(dataclasses.replace(inputs, max_steps=4), TrainContext())
+    assert restored(inputs, "fp16").scaler.get_scale() > 1
 
 
-def test_only_one_driver_at_a_time_holds_a_run(task: TrainInputs) -> None:
-    task.folder.path.mkdir(parents=True)
-    with task.folder.locked(), pytest.raises(UserError, match="is writing to"), task.folder.locked():
+def test_only_one_driver_at_a_time_holds_a_run(inputs: TrainInputs) -> None:
+    inputs.folder.path.mkdir(parents=True)
+    with inputs.folder.locked(), pytest.raises(UserError, match="is writing to"), inputs.folder.locked():
         pass
-    with task.folder.locked():
+    with inputs.folder.locked():
         pass

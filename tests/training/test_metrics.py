@@ -53,15 +53,15 @@ def test_the_share_of_reading_batches_is_of_each_interval(
 
 
 def test_every_line_of_a_run_has_the_figures(tiny_config: TrainConfig) -> None:
-    task = load_inputs(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), NullTracker())
-    fit(task, TrainContext())
-    lines = [line for line in task.history.lines() if "train_loss" in line]
+    inputs = load_inputs(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), NullTracker())
+    fit(inputs, TrainContext())
+    lines = [line for line in inputs.history.lines() if "train_loss" in line]
     assert len(lines) == 4
     for line in lines:
         assert {"mfu", "data_share", "memory_bytes", "peak_memory_bytes"} <= set(line)
         assert 0 < line["data_share"] < 1
         assert line["mfu"] > 0
-    assert any("share of peak: " in line.get("message", "") for line in task.history.lines())
+    assert any("share of peak: " in line.get("message", "") for line in inputs.history.lines())
 
 
 def test_memory_is_resident_and_at_most_the_peak() -> None:

@@ -29,50 +29,50 @@ class Kept(NullTracker):
 
 
 @pytest.fixture
-def task(tiny_config: TrainConfig) -> TrainInputs:
+def inputs(tiny_config: TrainConfig) -> TrainInputs:
     config = dataclasses.replace(tiny_config, profile=True, max_steps=8, sample_prompt="", workers=1)
     return load_inputs(resolve(config, lambda: 1), Kept())
 
 
-def messages(task: TrainInputs) -> list[str]:
-    return [line["message"] for line in task.history.lines() if "message" in line]
+def messages(inputs: TrainInputs) -> list[str]:
+    return [line["message"] for line in inputs.history.lines() if "message" in line]
 
 
-def test_a_run_leaves_a_trace_and_a_table_of_its_steps(task: TrainInputs) -> None:
-    fit(task, TrainContext())
-    trace = json.loads((task.folder.path / profiling.TRACE).read_text(encoding="utf-8"))
+def test_a_run_leaves_a_trace_and_a_table_of_its_steps(inputs: TrainInputs) -> None:
+    fit(inputs, TrainContext())
+    trace = json.loads((inputs.folder.path / profiling.TRACE).read_text(encoding="utf-8"))
     names = [event.get("name", "") for event in trace["traceEvents"]]
     assert sum(name.startswith("Optimizer.step#") for name in names) == profiling.N_STEPS
-    table = read_operators(task.folder.path)
+    table = read_operators(inputs.folder.path)
     columns, *rows = [line.split("  ") for line in table.splitlines() if line.strip() and not line.startswith("---")]
     assert {"Name", "Self CPU", "# of Calls"} <= {name.strip() for name in columns}
     names = [row[0].strip() if row[0].strip() else row[1].strip() for row in rows]
     assert "aten::mm" in table or "aten::addmm" in table
     assert profiling.N_ROWS <= len(names) <= profiling.N_ROWS + 1  # and the sum
     assert table.rstrip().splitlines()[-1].startswith("Self CPU time total: ")
-    assert task.tracker.files == [("profile", "trace.json"), ("profile", "operators.txt")]
-    assert any(message.startswith("profiled steps 6 to 8: ") for message in messages(task))
+    assert inputs.tracker.files == [("profile", "trace.json"), ("profile", "operators.txt")]
+    assert any(message.startswith("profiled steps 6 to 8: ") for message in messages(inputs))
 
 
-def test_a_run_without_the_option_records_nothing(task: TrainInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_the_option_records_nothing(inputs: TrainInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.profiler, "profile", lambda **_: pytest.fail("recorded"))
-    plain = dataclasses.replace(task, config=dataclasses.replace(task.config, profile=False))
+    plain = dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, profile=False))
     fit(plain, TrainContext())
-    assert read_operators(task.folder.path) == ""
+    assert read_operators(inputs.folder.path) == ""
 
 
-def test_a_profile_that_fails_does_not_end_the_training(task: TrainInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_that_fails_does_not_end_the_training(inputs: TrainInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: object) -> None:
         raise RuntimeError("no profiler here")
 
     monkeypatch.setattr(torch.profiler, "profile", fail)
-    assert fit(task, TrainContext()).status == "finished"
-    assert "no profile, the run goes on without: RuntimeError('no profiler here')" in messages(task)
+    assert fit(inputs, TrainContext()).status == "finished"
+    assert "no profile, the run goes on without: RuntimeError('no profiler here')" in messages(inputs)
 
 
-def test_a_run_of_one_step_says_that_it_is_too_short(task: TrainInputs) -> None:
-    fit(dataclasses.replace(task, max_steps=1), TrainContext())
-    assert "no profile: there are too few steps left" in messages(task)
+def test_a_run_of_one_step_says_that_it_is_too_short(inputs: TrainInputs) -> None:
+    fit(dataclasses.replace(inputs, max_steps=1), TrainContext())
+    assert "no profile: there are too few steps left" in messages(inputs)
 
 
 @given(st.integers(0, 300), st.integers(1, 300), st.integers(1, 60))
