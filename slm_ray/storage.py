@@ -84,7 +84,7 @@ def locked(folder: Path, refusal: str) -> Iterator[None]:
     The folder itself is locked, so that no lock file is in the way of what lies there. An object store knows no locks.
 
     Raises:
-        UserError: somebody has it, as `refusal` says, or it cannot be made.
+        UserError: it is locked, with `refusal` as the message, or it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def _lock(descriptor: int, refusal: str) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(refusal) from error
-    except OSError:  # a file system without locks for folders, as NFS: then nobody is kept out
+    except OSError:  # a file system without locks for folders, as NFS: then there is no lock
         return
 
 

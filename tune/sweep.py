@@ -119,7 +119,7 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
 
 
 def _resolve(sweep: SweepConfig) -> SweepConfig:
-    load_manifest(sweep.data)  # says what is missing before anything starts
+    load_manifest(sweep.data)  # raises before anything starts
     if storage.is_remote(sweep.output):
         raise UserError(f"output ({sweep.output}) must be a folder: a sweep does not go to an object store yet")
     if sweep.resume and not sweep.name:
@@ -143,7 +143,7 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
 
 
 def _registered_name(register: str, tracking_uri: str) -> str:
-    """The name for the registry, if there is one: without a store the default name stands for none.
+    """The name for the registry, if there is one: without a store the default name means none.
 
     Raises:
         UserError: a name of the user's own, and no store.
@@ -186,7 +186,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): remove it and resume, or take another --name") from error
+        raise UserError(f"{path} is corrupt ({error}): remove it and resume, or take another --name") from error
     return record
 
 

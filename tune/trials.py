@@ -46,7 +46,7 @@ def has_ended(config: TrainConfig) -> bool:
 
 
 def run_trials(configs: Mapping[str, TrainConfig], at_once: int, folder: Path, parent_run_id: str) -> None:
-    """Run the given trials. A trial that fails is said and left out; the others go on."""
+    """Run the given trials. A trial that fails is logged and left out; the others continue."""
     plain = {name: dataclasses.asdict(config) for name, config in configs.items()}
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this folder is not installed on the workers
 

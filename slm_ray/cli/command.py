@@ -19,7 +19,7 @@ EXIT_USER_ERROR = 2
 def command(main: Callable[P, int]) -> Callable[P, int]:
     """Wrap a `main(argv) -> exit code`: `UserError` becomes one line and 2, Ctrl-C one line and 130.
 
-    A `StoppedError` adds what it says; where SIGTERM was its reason, the code is 143.
+    A `StoppedError` adds its message; where SIGTERM was its reason, the code is 143.
     """
 
     @functools.wraps(main)

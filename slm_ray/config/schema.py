@@ -178,7 +178,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights, the order of the data and dropout."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the matrix products; auto is bf16 where the hardware has it, else fp32. Weights stay fp32."""
+    """Arithmetic of the matrix multiplications; auto is bf16 where the hardware has it, else fp32. Weights stay
+    fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto uses it where a compiler is found and the run is long enough to win its time back."""
     threads: int = 0

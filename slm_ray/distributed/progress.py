@@ -18,7 +18,7 @@ from slm_ray.runs.history import History, Tail
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 5.0
 MIN_PACE_S = 5.0
-"""What was watched for a shorter time says little about the rest."""
+"""A pace over a shorter time predicts little."""
 BAR = "{desc}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 

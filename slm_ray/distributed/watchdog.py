@@ -1,8 +1,8 @@
-"""Notices that nothing goes on any more.
+"""Ends a worker that hangs.
 
-In: beats, from whoever gets something done. Out: one call, when there was none for too long. A worker that waits for
-another one that was stopped, for a disk that does not answer or for a deadlock is alive and says nothing: it is ended
-so that its group starts again from the last checkpoint.
+In: heartbeats, one after every piece of work. Out: one call, when there was none for too long. A worker that waits for
+another one that was stopped, for a disk that does not answer or for a deadlock is alive and silent: it is ended, so
+that its group starts again from the last checkpoint.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ MAX_POLL_S = 1.0
 
 
 class Watchdog:
-    """Counts the time since the last beat. Only time in which it ran itself counts: sleep is no hang."""
+    """Counts the time since the last heartbeat. Only time in which it ran itself counts: sleep is no hang."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -22,7 +22,7 @@ class Watchdog:
         self._is_over = threading.Event()
 
     def heartbeat(self) -> None:
-        """Something was done."""
+        """Start counting anew."""
         self._idle_s = 0.0
 
     @contextlib.contextmanager

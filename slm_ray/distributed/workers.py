@@ -155,7 +155,7 @@ def _fit_interruptibly(fit: Callable[[], Any], folder: RunFolder, has_begun: Cal
 
 
 def _failure(error: TrainingFailedError, folder: RunFolder) -> str:
-    """One line on why Ray gave up; all that it said is left in the run's folder."""
+    """One line on why Ray gave up; its whole report is left in the run's folder."""
     causes = list(getattr(error, "worker_failures", {}).values())
     for cause in causes:
         if isinstance(cause, UserError):

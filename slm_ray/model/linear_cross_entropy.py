@@ -5,8 +5,8 @@ that of the plain form within rounding, with the gradients of both. `model` call
 
 The plain form keeps the logits (B * T, vocab_size) in fp32, their log-softmax and its gradient. Here a few rows of
 logits at a time are turned into their part of the loss and, since its gradient is softmax(logits) minus one at the
-target, into their part of the gradients at once; backward only scales these. The products are the same, so nothing is
-computed twice. Source: the idea is that of Liger Kernel (Hsu et al., arXiv:2410.10989, section 3.2).
+target, into their part of the gradients at once; backward only scales these. The matrix multiplications are the same,
+so nothing is computed twice. Source: the idea is that of Liger Kernel (Hsu et al., arXiv:2410.10989, section 3.2).
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
     """Sum over the rows of -log softmax(weight @ hidden)[target], in nats.
 
     hidden: (N, d_model); weight: (vocab_size, d_model); targets: (N,) ids, `ignored` where a row does not count. The
-    products run in autocast's type where it is on, all else in fp32 (fp64 where that is given). It can be
+    matrix multiplications run in autocast's type where it is on, all else in fp32 (fp64 where that is given). It can be
     differentiated once.
     """
     device = hidden.device.type

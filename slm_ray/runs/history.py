@@ -1,6 +1,6 @@
 """The run's own record of its metrics: `metrics.jsonl`, one line a step that was logged, and the plot drawn from it.
 
-In: metrics from rank 0. Out: lines for whoever watches (the driver shows progress from them), `loss.png` at the end.
+In: metrics from rank 0. Out: lines from which the driver shows progress, `loss.png` at the end.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ class Tail:
                 added = file.read()
         except FileNotFoundError:
             return []
-        whole = added[: added.rfind(b"\n") + 1]
-        self._offset += len(whole)
+        complete = added[: added.rfind(b"\n") + 1]
+        self._offset += len(complete)
         found = []
-        for line in whole.splitlines():
+        for line in complete.splitlines():
             digest = hashlib.blake2b(line, digest_size=8).digest()  # a long run has hundreds of thousands
             if digest not in self._seen:
                 self._seen.add(digest)
@@ -62,7 +62,7 @@ class History:
         partial.replace(self.path)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add one line. Where the disk is full it is left out, whole, with a warning: a record is no reason to stop."""
+        """Add one line. On a full disk the whole line is left out, with a warning: a record is no reason to stop."""
         content = (json.dumps(line) + "\n").encode()
         try:
             with self.path.open("ab", buffering=0) as file:
@@ -74,7 +74,7 @@ class History:
             LOGGER.warning("%s misses a line: %s", self.path, error.strerror)
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """All whole lines, oldest first; one that is only half there is left out."""
+        """All complete lines, oldest first; a partial one is left out."""
         if not self.path.exists():
             return
         with self.path.open(encoding="utf-8") as file:

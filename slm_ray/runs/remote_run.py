@@ -115,7 +115,7 @@ class ObjectStoreMirror:
                 storage.replace_file(own, content)
 
     def request_stop(self) -> None:
-        """Leave a request to stop; workers on another machine hear of it where the store answers."""
+        """Leave a request to stop, which workers on other machines find; a store that does not answer is ignored."""
         with contextlib.suppress(Exception):
             (self.remote / "stop").write_bytes(b"")
 

@@ -17,7 +17,7 @@ FLUSH_S = 30.0
 
 
 class DeliveryQueue:
-    """A queue of calls, and the thread that makes them. `warn` is told once when deliveries begin to fail."""
+    """A queue of calls, and the thread that makes them. `warn` receives one message when deliveries begin to fail."""
 
     def __init__(self, receiver: str, warn: Callable[[str], None]) -> None:
         self._receiver, self._warn = receiver, warn

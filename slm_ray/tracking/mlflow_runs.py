@@ -171,6 +171,6 @@ def _experiment_id(store: Any, uri: str, name: str) -> str:
         return str(known.experiment_id)
     location = None
     database = sqlite_file(uri)
-    if database is not None:  # MLflow's own default is ./mlruns of whoever asks first
+    if database is not None:  # MLflow's own default is ./mlruns of the first process
         location = (database.parent / "mlruns").as_uri()
     return str(store.create_experiment(name, artifact_location=location))

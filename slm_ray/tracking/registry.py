@@ -20,7 +20,7 @@ from slm_ray.tracking.mlflow_runs import OFF, client, resolve_uri, sqlite_file
 CHAMPION = "champion"
 REGISTERED = "models:/"
 PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
-"""File types that run code of whoever wrote them when they are read."""
+"""File types that run their writer's code when they are read."""
 
 
 class RegistryError(UserError):
@@ -68,7 +68,7 @@ def registered_version(uri: str, name: str, folder: Path, run_id: str, alias: st
 
 
 def lineage(folder: Path) -> dict[str, str]:
-    """What a registered version says about itself, out of its checkpoint."""
+    """Tags of a registered version, out of its checkpoint."""
     state = checkpoint.load_state(folder)
     tokenizer = checkpoint.file_digest(folder, f"{checkpoint.MODEL}/tokenizer.json")
     metrics = state.metrics.metrics if state.metrics else {}

@@ -1,6 +1,6 @@
 """TensorBoard's event files: `--tensorboard`.
 
-In: what a tracker is told. Out: `runs/NAME/tensorboard/`, to be seen with `tensorboard --logdir runs`. TensorBoard is
+In: metrics and samples. Out: `runs/NAME/tensorboard/`, to be seen with `tensorboard --logdir runs`. TensorBoard is
 an optional package and lives here only.
 """
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainContext:
-    """What the loop needs to know of the world. The defaults are one process alone."""
+    """Rank, device and collectives of one process. The defaults are a process alone."""
 
     rank: int = 0
     world_size: int = 1
@@ -27,7 +27,7 @@ class TrainContext:
     is_stop_requested: Callable[[], bool] = lambda: False
     """Whether the run is to save and leave after this step; rank 0 is asked, and tells the others."""
     heartbeat: Callable[[], None] = lambda: None
-    """Called whenever something was done, for whoever watches over a rank that hangs."""
+    """Called after every piece of work; the watchdog of a rank that hangs misses it."""
 
     @property
     def is_main(self) -> bool:

@@ -37,7 +37,7 @@ def cpu_count() -> int:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`fp32` or `bf16`: auto is bf16 where matrix products in it are done by the hardware."""
+    """`fp32` or `bf16`: auto is bf16 where the hardware multiplies matrices in it."""
     if precision != "auto":
         return precision
     if device.type == "cuda":

@@ -136,7 +136,7 @@ def _is_stopped(context: TrainContext) -> bool:
 
 
 def _report(run: Run, evaluation: Evaluation) -> None:
-    """To the log with a story, where one is wanted, and to whoever started the ranks: a barrier."""
+    """Log the evaluation, with a story where one is wanted, and report it: a barrier."""
     trainer, sample = run.trainer, ""
     if trainer.context.is_main and trainer.config.sample_prompt:
         try:

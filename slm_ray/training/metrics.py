@@ -27,7 +27,7 @@ class TrainMetrics:
         self._data_s = 0.0
 
     def measure_peak(self) -> str:
-        """Measure the machine, on all ranks at once. Returns the sentence that says what `mfu` is a share of."""
+        """Measure the machine, on all ranks at once. Returns a sentence on what `mfu` is a share of."""
         context = self._context
         self.peak = peak_flops_per_s(self._precision, context.device, context.all_reduce_sum)
         return (

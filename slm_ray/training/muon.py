@@ -61,7 +61,7 @@ def _directly(x: Tensor) -> Tensor:
 
 
 def _through_gram(x: Tensor) -> Tensor:
-    """The same, with all products but the first and the last on the small square. x: (N, r, c).
+    """The same, with all multiplications but the first and the last on the small square. x: (N, r, c).
 
     Each step multiplies x from the left by a polynomial of x x^T, and all such polynomials commute: so the steps can be
     gathered first. Not for bfloat16, whose rounding of the Gram matrix grows with every step. The idea is that of

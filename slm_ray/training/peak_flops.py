@@ -19,14 +19,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 N_SPANS = 4
 SPAN_S = 0.1
 ENOUGH_S = 0.01
-"""A product that takes this long is large enough to keep the machine busy."""
+"""A matrix multiplication that takes this long is large enough to keep the machine busy."""
 LARGEST_SIDE = {"cpu": 1024, "cuda": 8192}
 
 
 def peak_flops_per_s(
     precision: str, device: torch.device, all_reduce_sum: Callable[[Tensor], Tensor], *, is_again: bool = False
 ) -> float:
-    """Rate of large matrix products on all workers at once, in the run's precision, in operations a second.
+    """Rate of large matrix multiplications on all workers at once, in the run's precision, in operations a second.
 
     Every worker calls it. Each of a few spans of a tenth of a second is summed over the workers; the fastest counts.
     The measurement takes less than a second; a process makes it once, unless asked again. 0 where a worker cannot
@@ -37,20 +37,20 @@ def peak_flops_per_s(
     all_reduce_sum(torch.zeros(1, dtype=torch.float64, device=device))  # a barrier: all begin together
     try:
         rates = matmul_rates(DTYPES[precision], device, torch.get_num_threads())
-    except RuntimeError:  # no room on the device, or no such product: the sum below must be joined all the same
+    except RuntimeError:  # no room on the device, or no such kernel: the sum below must be joined all the same
         rates = (0.0,) * N_SPANS
     return float(all_reduce_sum(torch.tensor(rates, dtype=torch.float64, device=device)).max())
 
 
 @functools.lru_cache
 def matmul_rates(dtype: torch.dtype, device: torch.device, n_threads: int) -> tuple[float, ...]:
-    """Operations a second of square products of one size on this worker, in `N_SPANS` spans."""
+    """Operations a second of square multiplications of one size on this worker, in `N_SPANS` spans."""
     del n_threads  # part of what is remembered
     size, operands = 128, _operands(128, dtype, device)
     while _seconds(operands, device) < ENOUGH_S and size < LARGEST_SIDE.get(device.type, 1024):
         size *= 2
         operands = _operands(size, dtype, device)
-        _seconds(operands, device)  # a first product of a size also plans
+        _seconds(operands, device)  # a first multiplication of a size also plans
     return tuple(_rate(operands, device) for _ in range(N_SPANS))
 
 

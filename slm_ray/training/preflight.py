@@ -21,7 +21,7 @@ from slm_ray.training.inputs import RunPlan
 
 
 def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainConfig:
-    """Replace what stands for a default by its value, and relative paths by absolute ones, before anything leaves.
+    """Replace open fields by their defaults and relative paths by absolute ones, before the config leaves this process.
 
     `default_workers` is asked where the config leaves the number of workers open.
 

@@ -1,4 +1,4 @@
-"""What a run says about itself: lines of its own record, metrics and texts at the tracker.
+"""What a run logs: lines of its own record, metrics and texts at the tracker.
 
 In: messages, the figures of an interval, evaluations. Out: `metrics.jsonl`, which the driver shows, and the tracker's
 run. Rank 0 logs; the other ranks have a `NullRunLog`.
@@ -12,13 +12,13 @@ from slm_ray.tracking.tracker import Tracker
 
 
 class RunLog(Protocol):
-    """What the loop says."""
+    """What the loop logs to."""
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`: a resumed run logs it again."""
 
     def message(self, text: str) -> None:
-        """Log a sentence for whoever watches."""
+        """Log a sentence, which the driver shows."""
 
     def step(self, step: int, figures: dict[str, float]) -> None:
         """Log the figures of the interval that ends with `step`."""

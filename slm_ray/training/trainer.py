@@ -1,8 +1,8 @@
 """One rank's part of a run: the model, its optimizer, and what happens in a step and in a validation.
 
 In: `TrainInputs` and a `TrainContext`. Out: losses, and a model that learns. Step s sees the samples that `batches`
-names, and its random numbers come from (seed, step, rank). `loop.fit` says when each of these happens; files are the
-matter of `checkpointing`.
+names, and its random numbers come from (seed, step, rank). `loop.fit` decides when each of these happens; files are
+left to `checkpointing`.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ DIVERGENCE_FACTOR = 3.0
 
 
 class DivergedError(Exception):
-    """The loss or its gradient ceased to be a number, or grew beyond reason; the message says which."""
+    """The loss or its gradient ceased to be a number, or grew beyond reason; the message names which."""
 
 
 class Trainer:
