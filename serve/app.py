@@ -1,12 +1,12 @@
-"""Stories over HTTP: the deployment and its command line. Ray Serve lives here only.
+"""Command line of the server: stories over HTTP.
 
-In: a registered model or the folder of a checkpoint. Out: `POST /generate`, `GET /health`, `GET /model` and a page,
-until Ctrl-C. `api.py` has the routes, `schemas.py` the fields.
+In: a registered model or the folder of a checkpoint. Out: `POST /generate`, `POST /v1/completions`, a page and more,
+until Ctrl-C. `api/` has the routes, `models/` the model behind them, `deployment.py` puts both on Ray Serve.
 
     python serve/app.py --model models:/tinystories@champion
     serve run serve.app:app model=models:/tinystories@champion
 
-The options are in `options.py`, the change of the model's version in `rollout.py`.
+The options are in `options.py`.
 """
 
 if __name__ == "__main__":

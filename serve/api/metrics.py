@@ -1,6 +1,6 @@
-"""What `GET /metrics` tells a Prometheus server: requests, tokens, queue and times, by version of the model.
+"""The metrics of `GET /metrics`: requests, tokens, queue and times, by version of the model.
 
-In: what happened. Out: the text form. Each replica has its own: a scrape through the proxy reaches one of them.
+In: what happened. Out: Prometheus' text form. Each replica has its own: a scrape through the proxy reaches one of them.
 """
 
 import prometheus_client as prometheus
@@ -36,7 +36,7 @@ class Metrics:
         self._running = make(Gauge, "running_stories", "Stories being written")
         self._waiting = make(Gauge, "waiting_stories", "Stories that wait for a row")
 
-    def wrote(self, version: str, completion: Completion, *, first_s: float, all_s: float) -> None:
+    def count_story(self, version: str, completion: Completion, *, first_s: float, all_s: float) -> None:
         """Count a finished story."""
         written = len(completion.tokens)
         self._prompt_tokens.labels(version).inc(completion.prompt_tokens)
@@ -46,7 +46,7 @@ class Metrics:
         if written > 1:
             self._each.labels(version).observe((all_s - first_s) / (written - 1))
 
-    def answered(self, route: str, status: int) -> None:
+    def count_answer(self, route: str, status: int) -> None:
         """Count an answer."""
         self._requests.labels(route, str(status)).inc()
 

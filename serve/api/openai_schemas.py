@@ -159,7 +159,7 @@ class OpenaiError(BaseModel):
     error: OpenaiErrorBody
 
 
-def chunk(answer: CompletionAnswer, *, with_usage: bool) -> dict[str, Any]:
+def chunk_content(answer: CompletionAnswer, *, with_usage: bool) -> dict[str, Any]:
     """The JSON of one event of a stream: `usage` is there, as null, only where the stream ends with one."""
     content = answer.model_dump()
     if not with_usage:

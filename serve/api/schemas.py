@@ -1,7 +1,7 @@
 """What goes over the wire at our own routes: the fields of requests and answers, with their ranges.
 
-In: JSON bodies. Out: checked values, or one sentence that says what is wrong. `api.py` uses them, OpenAPI shows them;
-`openai_schemas.py` has those of the OpenAI routes.
+In: JSON bodies. Out: checked values, or one sentence that says what is wrong. `routes.py` uses them, OpenAPI shows
+them; `openai_schemas.py` has those of the OpenAI routes.
 """
 
 from typing import Annotated, Any, Literal

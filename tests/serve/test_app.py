@@ -23,7 +23,7 @@ from serve.api.middleware import MAX_BODY_BYTES
 from serve.api.routes import create_api
 from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import Rollout
-from serve.replica_port import keep_to_this_machine
+from serve.replica_port import bind_replica_port
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def api(model: Path) -> Iterator[FastAPI]:
-    rollout = Rollout(LoadedModel(resolve_model(str(model)), max_rows=2, max_waiting=2))
+    rollout = Rollout(LoadedModel(resolve_model(str(model)), max_slots=2, max_waiting=2))
     yield create_api(rollout)
     asyncio.run(rollout.close())
 
@@ -180,7 +180,7 @@ def test_too_many_at_once_get_429_and_the_others_whole_stories(api: FastAPI) -> 
     assert all(answer.headers["Retry-After"] == "2" for answer in refused)
 
 
-def test_a_client_that_leaves_frees_its_row(api: FastAPI) -> None:
+def test_a_client_that_leaves_frees_its_slot(api: FastAPI) -> None:
     async def leave() -> None:
         transport = httpx.ASGITransport(api)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -271,7 +271,7 @@ def wait_until_healthy(url: str, process: subprocess.Popen[str], within_s: float
 def test_a_replica_of_a_ray_whose_port_cannot_be_kept_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("ray.serve._private.replica.add_port_to_grpc_server")
     with pytest.raises(RuntimeError, match="may listen on every interface"):
-        keep_to_this_machine()
+        bind_replica_port()
 
 
 @pytest.mark.slow
