@@ -7,6 +7,7 @@ around it. Requests join the running batch at the next token; cancelling a futur
 import collections
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ class _Reply:
 
     future: "Future[Completion]"
     on_chunk: OnChunk | None
-    sent_s: float = 0.0  # when a chunk was sent, in perf_counter's time
+    sent_s: float = -math.inf  # when a chunk was sent, in perf_counter's time, which may begin at 0 with the machine
 
 
 class EngineThread:
