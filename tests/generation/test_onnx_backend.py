@@ -15,7 +15,7 @@ from slm_ray.generation.backend import Backend
 from slm_ray.generation.backend_choice import BackendError, make_backend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.onnx_backend import OnnxBackend
-from slm_ray.generation.onnx_graph import padded_width, quantize
+from slm_ray.generation.onnx_graph import decode_graph, padded_width, quantize
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
@@ -154,6 +154,14 @@ def test_quantized_weights_are_within_half_a_level() -> None:
     back = ((levels.astype(np.float32) - 128) * scales[:, :, None]).reshape(6, 64)
     assert np.abs(back[:, :40] - weight).max() <= scales.max() / 2 * 1.001
     assert not back[:, 40:].any() and not back[3].any()
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_every_weight_is_stored_once_and_used(weights: str) -> None:
+    graph = decode_graph(small_model(), weights).graph  # type: ignore[arg-type]
+    names = [one.name for one in graph.initializer]
+    assert len(names) == len(set(names))
+    assert set(names) <= {name for node in graph.node for name in node.input}
 
 
 def test_heads_are_filled_up_to_what_the_operator_takes() -> None:
