@@ -1,12 +1,11 @@
-"""The Ray that a server runs on: an existing cluster, or a local one with settings of ours; checks before it is used.
+"""The Ray that a server runs on: an existing cluster, or a local one with settings of ours.
 
-In: RAY_ADDRESS, an address to listen on. Out: a connection for the length of a block. `deployment.py` deploys into it.
+In: RAY_ADDRESS. Out: a connection for the length of a block. `deployment.py` deploys into it.
 """
 
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Iterator
 
 import ray
@@ -26,24 +25,6 @@ LOCAL_SETTINGS = {
     "FORWARDED_ALLOW_IPS": "",
 }
 """Environment variables of a Ray that is started here."""
-
-
-def check_port(host: str, port: int) -> None:
-    """Reject an address that cannot be listened on.
-
-    Raises:
-        UserError: it is in use, not of this machine, or not allowed.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port} ({error.strerror or error}): "
-            "stop what listens there, or choose another with --port"
-        ) from error
 
 
 @contextlib.contextmanager

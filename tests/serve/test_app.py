@@ -30,6 +30,7 @@ from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs.checkpoint import load_model
 from slm_ray.tracking.registry import resolve_model
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
 from tests.support.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.ray
@@ -248,11 +249,6 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(model: Path) -> None:
         output, error = process.communicate(timeout=120)
     assert process.returncode == 2 and output == ""
     assert f"cannot listen on 127.0.0.1 port {port}" in error and error.count("\n") == 1
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen[str], within_s: float = 180) -> None:
