@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from serve.api.settings import ApiSettings, key_digests
-from serve.models.loaded_model import BackendName
 from slm_ray.errors import UserError
+from slm_ray.generation.backend_choice import BackendName
 
 DEFAULT_MODEL = "models:/tinystories@champion"
 

@@ -54,7 +54,7 @@ class _Job:
         model = self.requests[0].model
         self.tokenizer = model.tokenizer
         self._prompts = [_text(prompt, model.tokenizer) for prompt in prompts]
-        self._frame = {
+        self._frame: dict[str, Any] = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": body.model,

@@ -67,7 +67,7 @@ class CompletionRequest(BaseModel):
         if self.prompt is None or isinstance(self.prompt, str):
             return [self.prompt or ""]
         if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]  # the union tells that all are ints
+            return [self.prompt]
         return list(self.prompt)  # type: ignore[arg-type]
 
     def stops(self) -> tuple[str, ...]:

@@ -15,8 +15,9 @@ from concurrent.futures import Future
 import torch
 
 from serve.api.schemas import ModelDescription, RolloutStatus
-from serve.models.loaded_model import BackendName, LoadedModel
+from serve.models.loaded_model import LoadedModel
 from slm_ray.errors import one_line
+from slm_ray.generation.backend_choice import BackendName
 from slm_ray.generation.engine_thread import EngineClosedError, OnChunk
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
