@@ -33,7 +33,6 @@ from serve.api.schemas import (
     GenerateAnswer,
     GenerateRequest,
     Health,
-    ModelDescription,
     Usage,
     field_name,
     sentence,
@@ -41,6 +40,7 @@ from serve.api.schemas import (
 )
 from serve.api.settings import ApiSettings
 from serve.api.streaming import ClientDisconnectedError, EventStream, StreamingRequest, event, unless_disconnected
+from serve.models.description import ModelDescription
 from serve.models.rollout import Rollout
 from slm_ray.generation.engine import PromptError
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineError

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from serve.api.schemas import ModelDescription, ModelVersion
+from serve.models.description import ModelDescription, ModelVersion
 from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.generation.engine import Engine

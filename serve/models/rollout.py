@@ -14,7 +14,7 @@ from concurrent.futures import Future
 
 import torch
 
-from serve.api.schemas import ModelDescription, RolloutStatus
+from serve.models.description import ModelDescription, RolloutStatus
 from serve.models.loaded_model import LoadedModel
 from slm_ray.errors import one_line
 from slm_ray.generation.backend_choice import BackendName
