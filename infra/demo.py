@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from slm_ray.cli.ports import check_port
 from slm_ray.corpus.grammar import SAMPLE_REVISION
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def run(port: int, *, is_once: bool) -> None:
     """
     started = time.monotonic()
     name = f"demo-{_settings_digest()}"
-    _refuse_taken_port(port)
+    _check_port(port)
     _say("1/4", "prepare: the sample corpus becomes a data set (Apache Beam)")
     _run(f"{PREPARE} --output data/{name}")
     _say(
@@ -171,13 +171,11 @@ def _show(answer: dict[str, object], port: int) -> None:
     print("all runs    .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db", flush=True)
 
 
-def _refuse_taken_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise DemoError(f"port {port} on {HOST} is in use: `make demo PORT=8001`") from error
+def _check_port(port: int) -> None:
+    try:
+        check_port(HOST, port)
+    except OSError as error:
+        raise DemoError(f"port {port} on {HOST} is in use: `make demo PORT=8001`") from error
 
 
 def _interrupt(*_: object) -> None:

@@ -1,12 +1,12 @@
-"""Stories over HTTP: the deployment and its command line. Ray Serve lives here only.
+"""Command line of the server: stories over HTTP.
 
-In: a registered model or the folder of a checkpoint. Out: `POST /generate`, `GET /health`, `GET /model` and a page,
-until Ctrl-C. `api.py` has the routes, `schemas.py` the fields.
+In: a registered model or the folder of a checkpoint. Out: `POST /generate`, `POST /v1/completions`, a page and more,
+until Ctrl-C. `api/` has the routes, `models/` the model behind them, `deployment.py` puts both on Ray Serve.
 
     python serve/app.py --model models:/tinystories@champion
     serve run serve.app:app model=models:/tinystories@champion
 
-The options are in `options.py`, the change of the model's version in `rollout.py`.
+The options are in `options.py`.
 """
 
 if __name__ == "__main__":
@@ -21,23 +21,15 @@ from types import FrameType
 
 from serve.deployment import app, reporting, serving
 from serve.options import ServeConfig
-from serve.ray_connection import check_port
 from slm_ray.cli.command import command
+from slm_ray.cli.ports import check_port
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
+from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.tracking.registry import discard, resolve_model
 
 __all__ = ["app", "main"]  # `serve run serve.app:app` finds the application here
-
-
-def _example(url: str) -> str:
-    body = '{"prompt": "Once upon a time", "max_tokens": 200}'
-    return f"curl {url}/generate -H 'Content-Type: application/json' -d '{body}'"
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(0)
 
 
 @command
@@ -51,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint.verify(model.path)
     finally:
         discard(model)
-    check_port(config.host, config.port)
+    _check_address(config.host, config.port)
     signal.signal(signal.SIGTERM, _stop)
     with serving(config) as handle, reporting(handle, config.watch_interval_s):
         signal.signal(signal.SIGTERM, _stop)  # Ray has put its own in place
@@ -59,3 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_example(config.url), flush=True)
         threading.Event().wait()
     return 0
+
+
+def _check_address(host: str, port: int) -> None:
+    try:
+        check_port(host, port)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host} port {port} ({error.strerror or error}): "
+            "stop what listens there, or choose another with --port"
+        ) from error
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _example(url: str) -> str:
+    body = '{"prompt": "Once upon a time", "max_tokens": 200}'
+    return f"curl {url}/generate -H 'Content-Type: application/json' -d '{body}'"

@@ -1,6 +1,6 @@
-"""The deployment: Ray Serve is known here and in its neighbours only.
+"""The deployment on Ray Serve: the application, a server for the length of a block, the reports of its replicas.
 
-In: a resolved `AppConfig`. Out: an application of Ray Serve, and a server for the length of a block.
+In: options (`options.py`). Out: an application of Ray Serve; a running server. `app.py` is the command line.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from serve.api.error_responses import RETRY_AFTER_S
 from serve.api.routes import create_api
 from serve.models.rollout import Rollout, start_rollout
 from serve.options import AppConfig, ServeConfig, app_config
-from serve.ray_connection import joined_ray, refuse_second_serve
-from serve.replica_port import keep_to_this_machine
-from serve.shutdown import SPARE_S, ending_within
+from serve.ray_connection import check_no_other_serve, ray_connection
+from serve.replica_port import bind_replica_port
+from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray import periodic
 from slm_ray.errors import UserError
 from slm_ray.tracking.mlflow_runs import resolve_uri
@@ -32,15 +32,15 @@ from slm_ray.tracking.mlflow_runs import resolve_uri
 APP_NAME, DEPLOYMENT = "slm-ray", "stories"
 MAX_QUEUED = 64
 SPARE_ONGOING = 16
-"""Requests that a replica takes beyond its rows and its line: questions for its health, and what it refuses itself."""
-PASSING_ON_S = 1.0
-"""Time for the proxy to pass the last answers on: a replica does not see whether they have arrived."""
+"""Requests that a replica takes beyond its slots and its queue: health checks, and what it rejects itself."""
+FORWARD_S = 1.0
+"""Time for the proxy to forward the last answers: a replica does not see whether they have arrived."""
 PROXY_SPARE_S = 10.0
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 class Stories:
-    """What a replica can be asked by the process that started the server, beside its HTTP routes."""
+    """What the process that started the server calls on a replica, beside its HTTP routes."""
 
     app: FastAPI
 
@@ -65,7 +65,7 @@ def app(args: dict[str, Any]) -> Application:
     With more waiting requests than `MAX_QUEUED` the proxy answers 429.
 
     Raises:
-        UserError: an unknown option, or a value that is refused.
+        UserError: an unknown option, or a value that is rejected.
     """
     return build_app(app_config(args))
 
@@ -76,13 +76,13 @@ def build_app(config: AppConfig) -> Application:
     settings = config.api_settings()  # here: the keys are in this process's environment
 
     def build() -> FastAPI:
-        keep_to_this_machine()
+        bind_replica_port()
         _log_as_serve_does()
         rollout = start_rollout(
             reference,
             uri,
             config.most_replicas,
-            rows=config.rows,
+            max_slots=config.rows,
             max_waiting=config.max_waiting,
             backend=config.backend,
             watch_interval_s=config.watch_interval_s,
@@ -110,7 +110,7 @@ def build_app(config: AppConfig) -> Application:
 
 
 def _scale(config: AppConfig) -> dict[str, Any]:
-    """A replica more when the rows of those at hand are all in use, one less after minutes of quiet."""
+    """One replica more when all slots are in use, one less after minutes of idleness."""
     if config.most_replicas == config.replicas:
         return {"num_replicas": config.replicas}
     autoscaling = {
@@ -145,14 +145,14 @@ def serving(config: ServeConfig) -> Iterator[DeploymentHandle]:
     Raises:
         UserError: no cluster, one in which Serve runs already, or the deployment fails.
     """
-    with joined_ray() as is_own_cluster:
-        refuse_second_serve()
+    with ray_connection() as is_own_cluster:
+        check_no_other_serve()
         handle = None
         try:
             handle = _deploy(config)
             yield handle
         finally:
-            with ending_within(config.drain_s + SPARE_S):
+            with shutdown_deadline(config.drain_s + GRACE_S):
                 if handle is not None:
                     _drain(handle, config.drain_s)
                 # A cluster of our own needs no tidying beyond that: deleting the application would answer the last
@@ -175,7 +175,7 @@ def _deploy(config: ServeConfig) -> DeploymentHandle:
 
 
 def _http_options(config: ServeConfig) -> dict[str, Any]:
-    """The proxy waits longer than the application, which says in its own words that the time is up."""
+    """The proxy waits longer than the application, which answers a timeout in its own words."""
     timeout_s = config.request_timeout_s + PROXY_SPARE_S
     return {"host": config.host, "port": config.port, "request_timeout_s": timeout_s}
 
@@ -190,10 +190,10 @@ def _reason() -> str:
 
 
 def _drain(handle: DeploymentHandle, drain_s: float) -> None:
-    """Let every replica finish what it writes; meanwhile new requests are answered with 503."""
+    """Let every replica finish its running requests; meanwhile new ones are answered with 503."""
     with contextlib.suppress(Exception):  # a replica that died has nothing to finish
-        handle.broadcast("drain", drain_s).results(timeout_s=drain_s + SPARE_S / 2)
-    time.sleep(PASSING_ON_S)
+        handle.broadcast("drain", drain_s).results(timeout_s=drain_s + GRACE_S / 2)
+    time.sleep(FORWARD_S)
 
 
 @contextlib.contextmanager
@@ -203,7 +203,7 @@ def reporting(handle: DeploymentHandle, interval_s: float) -> Iterator[None]:
 
     def report() -> None:
         with contextlib.suppress(Exception):  # a replica that died just now is found missing the next time
-            now = dict(handle.broadcast("report").results(timeout_s=interval_s + SPARE_S))
+            now = dict(handle.broadcast("report").results(timeout_s=interval_s + GRACE_S))
             for replica, detail in (dict.fromkeys(known, "is gone") | now).items():
                 if known.get(replica) != detail:
                     print(f"replica {replica}: {detail}", flush=True)

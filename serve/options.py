@@ -1,7 +1,7 @@
 """What can be set about a server, each option described once for the command line and for Ray Serve's config files.
 
 In: `python serve/app.py --rows 16`, or the `args` of an application of `serve run` or `serve deploy`. Out: checked
-options. `app.py` uses them.
+options. `app.py` and `deployment.py` use them.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from serve.api.settings import ApiSettings, key_digests
-from serve.models.loaded_model import BackendName
 from slm_ray.errors import UserError
+from slm_ray.generation.backend_choice import BackendName
 
 DEFAULT_MODEL = "models:/tinystories@champion"
 
@@ -40,7 +40,7 @@ class AppConfig:
     max_waiting: int = 64
     """Requests that may wait in a replica for a row; more are answered with 429."""
     backend: BackendName = "auto"
-    """Where the products are computed: auto is the fast one where there is one."""
+    """What executes the model: auto is the fast one where there is one."""
     watch_interval_s: float = 5.0
     """Seconds between two looks at whether --model points to another version."""
     request_timeout_s: float = 300.0
@@ -112,12 +112,12 @@ def _check(name: str, value: float, least: int) -> None:
 
 
 def app_config(args: dict[str, Any]) -> AppConfig:
-    """Options as `serve run serve.app:app NAME=VALUE` or the `args` of a Serve config file give them.
+    """Options of `serve run serve.app:app NAME=VALUE` or of the `args` of a Serve config file.
 
-    The environment's SLM_MODEL names the model where they do not.
+    The environment variable SLM_MODEL names the model where they do not.
 
     Raises:
-        UserError: an unknown option, or a value that is refused.
+        UserError: an unknown option, or a value that is rejected.
     """
     named = {"model": os.environ.get("SLM_MODEL", DEFAULT_MODEL)} | args
     try:

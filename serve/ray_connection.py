@@ -1,19 +1,18 @@
-"""The Ray that a server runs on: one that is joined, or a local one with settings of ours, and the port it needs free.
+"""The Ray that a server runs on: an existing cluster, or a local one with settings of ours.
 
-In: RAY_ADDRESS, an address to listen on. Out: a connection for the length of a block. `app.py` deploys into it.
+In: RAY_ADDRESS. Out: a connection for the length of a block. `deployment.py` deploys into it.
 """
 
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Iterator
 
 import ray
 from ray.serve.context import _get_global_client
 
-from serve.replica_port import BY_PORT
-from serve.shutdown import SPARE_S, ending_within
+from serve.replica_port import PROXY_USES_GRPC
+from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray.distributed import cluster
 from slm_ray.errors import UserError
 
@@ -21,34 +20,16 @@ LOCAL_SETTINGS = {
     # A proxy that answers already, and was slow to start, is killed under its first request with Serve's 5 s.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
-    BY_PORT: "1",
+    PROXY_USES_GRPC: "1",
     # uvicorn believes X-Forwarded-For of every client on this machine, and the rate limit with it.
     "FORWARDED_ALLOW_IPS": "",
 }
-"""Environment of a Ray that is started here."""
-
-
-def check_port(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on.
-
-    Raises:
-        UserError: it is in use, not of this machine, or not allowed.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port} ({error.strerror or error}): "
-            "stop what listens there, or choose another with --port"
-        ) from error
+"""Environment variables of a Ray that is started here."""
 
 
 @contextlib.contextmanager
-def joined_ray() -> Iterator[bool]:
-    """Join the cluster that RAY_ADDRESS names, or start a local one; gives whether it was started.
+def ray_connection() -> Iterator[bool]:
+    """Connect to the cluster that RAY_ADDRESS names, or start a local one; yields whether it was started.
 
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer.
@@ -60,11 +41,11 @@ def joined_ray() -> Iterator[bool]:
     try:
         yield cluster.connect()
     finally:
-        with ending_within(SPARE_S):
+        with shutdown_deadline(GRACE_S):
             ray.shutdown()
 
 
-def refuse_second_serve() -> None:
+def check_no_other_serve() -> None:
     """One cluster has one Ray Serve.
 
     Raises:

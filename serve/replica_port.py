@@ -1,8 +1,8 @@
-"""Where a replica listens for the proxy. Ray Serve opens that port on every interface and reads pickles from it.
+"""The gRPC port of a replica, bound to one address: Ray Serve binds it to every interface and reads pickles from it.
 
-In: the replica's process, before it is ready. Out: the port on one address alone: loopback, or where the proxy asks
-replicas there (`BY_PORT`) and they may be on other machines, the address under which Ray knows this one. Serve has no
-setting for it, so a function of its module is replaced (Ray 2.60).
+In: the replica's process, before it is ready. Out: the port on loopback alone; where the proxy calls replicas over it
+(`PROXY_USES_GRPC`) and they may be on other machines, on this node's address in the cluster. Serve has no setting for
+it, so a function of its module is replaced (Ray 2.60).
 """
 
 import functools
@@ -12,22 +12,23 @@ from typing import Any
 import ray
 from ray.serve._private import replica
 
-BY_PORT = "RAY_SERVE_PROXY_USE_GRPC"
-"""Environment: 1 lets the proxy ask replicas by that port, at a fraction of the work for each piece of a stream."""
-_OPENS = "add_port_to_grpc_server"
+PROXY_USES_GRPC = "RAY_SERVE_PROXY_USE_GRPC"
+"""Environment variable: with 1 the proxy calls replicas over gRPC, at a fraction of the work for each streamed
+chunk."""
+_OPEN_PORT = "add_port_to_grpc_server"
 
 
-def keep_to_this_machine() -> None:
+def bind_replica_port() -> None:
     """Call it in the replica, while it is being built.
 
     Raises:
         RuntimeError: this version of Ray opens the port in another way.
     """
-    open_port = getattr(replica, _OPENS, None)
+    open_port = getattr(replica, _OPEN_PORT, None)
     if open_port is None:
-        raise RuntimeError(f"ray.serve has no {_OPENS}: its replicas may listen on every interface")
-    host = ray.util.get_node_ip_address() if os.environ.get(BY_PORT) == "1" else "127.0.0.1"
-    setattr(replica, _OPENS, functools.partial(_open_at, open_port, host))
+        raise RuntimeError(f"ray.serve has no {_OPEN_PORT}: its replicas may listen on every interface")
+    host = ray.util.get_node_ip_address() if os.environ.get(PROXY_USES_GRPC) == "1" else "127.0.0.1"
+    setattr(replica, _OPEN_PORT, functools.partial(_open_at, open_port, host))
 
 
 def _open_at(open_port: Any, host: str, server: Any, address: str) -> int:

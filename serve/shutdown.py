@@ -1,6 +1,6 @@
-"""How the server's process ends while Ray is being stopped, which may hang.
+"""Deadline for stopping Ray, which may hang.
 
-In: a time. Out: a block that ends within it, or the process does, as what ended the block would have ended it.
+In: seconds. Out: a block that ends within them, or else the process exits, with the code it would have had.
 """
 
 import contextlib
@@ -14,31 +14,31 @@ from slm_ray.cli.command import EXIT_USER_ERROR
 from slm_ray.cli.signals import end_now
 from slm_ray.errors import UserError, one_line
 
-SPARE_S = 20
-"""What ending takes beyond the stories: so long after them the process ends all the same."""
+GRACE_S = 20
+"""Time to stop Ray once the stories are finished; after it the process exits all the same."""
 
 
 @contextlib.contextmanager
-def ending_within(seconds: float) -> Iterator[None]:
-    """Within the block a second signal ends the process at once, and so does the time when it is up.
+def shutdown_deadline(seconds: float) -> Iterator[None]:
+    """Within the block a second signal exits the process at once, and so does the deadline.
 
     Ray may wait for ever for a cluster that was interrupted while it started. One of our own ends with this process.
     """
     reason = sys.exception()
-    before = [(number, signal.signal(number, end_now)) for number in (signal.SIGINT, signal.SIGTERM)]
-    watch = threading.Timer(seconds, _end_for, [reason])
-    watch.daemon = True
-    watch.start()
+    previous = [(number, signal.signal(number, end_now)) for number in (signal.SIGINT, signal.SIGTERM)]
+    timer = threading.Timer(seconds, _exit_as, [reason])
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
-        watch.cancel()
-        for number, handler in before:
+        timer.cancel()
+        for number, handler in previous:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _end_for(reason: BaseException | None) -> None:
-    """End at once as this exception would have ended the process, which must not hide why it ends."""
+def _exit_as(reason: BaseException | None) -> None:
+    """Exit at once as this exception would have: with its message and exit code."""
     if isinstance(reason, SystemExit):
         os._exit(int(reason.code or 0))
     if isinstance(reason, Exception):

@@ -1,6 +1,6 @@
-"""Refusals in the form of the route: a sentence at our own, OpenAI's error object below /v1.
+"""Error responses in the form of the route: a sentence at our own, OpenAI's error object below /v1.
 
-In: a path, a status and a sentence. Out: the response. Every other module of `serve` refuses with it.
+In: a path, a status and a sentence. Out: the response. Routes and middlewares answer with it.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ _MEANINGS = {
 }
 
 
-def refusal(
+def error_response(
     path: str, status: int, detail: str, headers: dict[str, str] | None = None, *, param: str = "", code: str = ""
 ) -> JSONResponse:
     """The response; `param` and `code` are OpenAI's and left out elsewhere."""
@@ -48,7 +48,7 @@ def openai_error(status: int, detail: str, *, param: str = "", code: str = "") -
     )
 
 
-def documented(*statuses: int, is_openai: bool = False) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of refusals."""
+def error_docs(*statuses: int, is_openai: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route, for its OpenAPI description."""
     model = OpenaiError if is_openai else ErrorAnswer
     return {status: {"model": model, "description": _MEANINGS[status]} for status in statuses}

@@ -1,7 +1,9 @@
-"""What `GET /metrics` tells a Prometheus server: requests, tokens, queue and times, by version of the model.
+"""The metrics of `GET /metrics`: requests, tokens, queue and times, by version of the model.
 
-In: what happened. Out: the text form. Each replica has its own: a scrape through the proxy reaches one of them.
+In: what happened. Out: Prometheus' text form. Each replica has its own: a scrape through the proxy reaches one of them.
 """
+
+from typing import Any, TypeVar
 
 import prometheus_client as prometheus
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -9,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from slm_ray.generation.engine_thread import Load
 from slm_ray.generation.request import Completion
 
+_Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
 CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 TOKEN_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512)
@@ -20,7 +23,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
 
-        def make(kind: type, name: str, about: str, *labels: str, **options: object):
+        def make(kind: type[_Metric], name: str, about: str, *labels: str, **options: Any) -> _Metric:
             return kind(f"slm_{name}", about, labels, registry=self._registry, **options)
 
         self._requests = make(Counter, "requests", "Requests by route and status", "route", "status")
@@ -36,7 +39,7 @@ class Metrics:
         self._running = make(Gauge, "running_stories", "Stories being written")
         self._waiting = make(Gauge, "waiting_stories", "Stories that wait for a row")
 
-    def wrote(self, version: str, completion: Completion, *, first_s: float, all_s: float) -> None:
+    def count_story(self, version: str, completion: Completion, *, first_s: float, all_s: float) -> None:
         """Count a finished story."""
         written = len(completion.tokens)
         self._prompt_tokens.labels(version).inc(completion.prompt_tokens)
@@ -46,7 +49,7 @@ class Metrics:
         if written > 1:
             self._each.labels(version).observe((all_s - first_s) / (written - 1))
 
-    def answered(self, route: str, status: int) -> None:
+    def count_answer(self, route: str, status: int) -> None:
         """Count an answer."""
         self._requests.labels(route, str(status)).inc()
 

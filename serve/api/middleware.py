@@ -1,6 +1,6 @@
-"""What stands before the routes: limits, keys, rates and headers. ASGI middlewares, and the settings of all of them.
+"""ASGI middlewares: limits, API keys, rates, headers, metrics. `routes.py` stacks them.
 
-In: connections. Out: the same, or a refusal in the form of its route (`refusals.py`).
+In: connections. Out: the same, or an error in the form of the route (`error_responses.py`).
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.error_responses import refusal
+from serve.api.error_responses import error_response
 from serve.api.metrics import Metrics
 
 MAX_BODY_BYTES = 64 * 1024
@@ -27,7 +27,7 @@ MAX_CALLERS = 10_000
 """Callers whose rate is remembered; those that have been silent for longest are forgotten first."""
 
 
-class Keys:
+class ApiKeyMiddleware:
     """Asks for `Authorization: Bearer KEY`, or answers 401."""
 
     def __init__(self, app: ASGIApp, digests: tuple[bytes, ...]) -> None:
@@ -39,12 +39,12 @@ class Keys:
         if scope["type"] != "http" or _is_open(scope) or self._is_known(scope):
             return await self._app(scope, receive, send)
         detail = "an API key is needed: send the header `Authorization: Bearer KEY`"
-        answer = refusal(scope["path"], 401, detail, {"WWW-Authenticate": "Bearer"})
+        answer = error_response(scope["path"], 401, detail, {"WWW-Authenticate": "Bearer"})
         return await answer(scope, receive, send)
 
     def _is_known(self, scope: Scope) -> bool:
-        given = hashlib.sha256(bearer(scope)).digest()
-        found = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them, every time
+        own = hashlib.sha256(bearer(scope)).digest()
+        found = [hmac.compare_digest(own, digest) for digest in self._digests]  # all of them, every time
         return any(found)
 
 
@@ -53,16 +53,16 @@ def _is_open(scope: Scope) -> bool:
 
 
 def bearer(scope: Scope) -> bytes:
-    """The key that a request gives, empty without one."""
+    """The key that a request sends, empty without one."""
     header: bytes = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     scheme, _, key = header.partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
 
 
-class RateLimit:
+class RateLimitMiddleware:
     """A token bucket for every caller, of a minute's requests: answers 429 with Retry-After when it is empty.
 
-    Callers are told apart by their keys where these are checked before, and by their addresses where anybody could
+    Callers are distinguished by their keys where these are checked before, and by their addresses where anybody could
     make up a key.
     """
 
@@ -80,7 +80,7 @@ class RateLimit:
         if not wait_s:
             return await self._app(scope, receive, send)
         detail = f"more than {self._size} requests in a minute: try again in {wait_s} s"
-        return await refusal(scope["path"], 429, detail, {"Retry-After": str(wait_s)})(scope, receive, send)
+        return await error_response(scope["path"], 429, detail, {"Retry-After": str(wait_s)})(scope, receive, send)
 
     def _take(self, caller: bytes, now: float) -> int:
         """Take one request out of the caller's bucket; the seconds to wait when there is none."""
@@ -102,7 +102,7 @@ def _address(scope: Scope) -> bytes:
     return str(client[0] if client else "").encode()
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """Reads a body whole before the application sees any of it: answers 413 to a long one, 408 to one that stays out.
 
     A request to read something has no body that anyone waits for.
@@ -122,10 +122,10 @@ class BodyLimit:
                 messages = await self._read(receive)
         except TimeoutError:
             detail = f"the body did not arrive within {self._limit_s:g} s"
-            return await refusal(scope["path"], 408, detail)(scope, receive, send)
+            return await error_response(scope["path"], 408, detail)(scope, receive, send)
         if messages is None:
             detail = f"the body is larger than {self._limit_bytes} bytes"
-            return await refusal(scope["path"], 413, detail)(scope, receive, send)
+            return await error_response(scope["path"], 413, detail)(scope, receive, send)
 
         async def replay() -> Message:
             return messages.pop(0) if messages else await receive()
@@ -158,8 +158,8 @@ def page_policy(page: str) -> str:
     )
 
 
-class SafeHeaders:
-    """Tells browsers to take answers for what they are."""
+class SecurityHeadersMiddleware:
+    """Adds headers by which browsers do not guess content types and send no referrer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -178,8 +178,8 @@ class SafeHeaders:
         return await self._app(scope, receive, with_headers)
 
 
-class CountAnswers:
-    """ASGI middleware: counts every answer by its route, one of `routes`, and its status."""
+class RequestMetricsMiddleware:
+    """Counts every answer by its route, one of `routes`, and its status."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
         self._app = app
@@ -194,12 +194,12 @@ class CountAnswers:
 
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._metrics.answered(route, message["status"])
+                self._metrics.count_answer(route, message["status"])
             await send(message)
 
         try:
             await self._app(scope, receive, count)
         except Exception:  # it is answered outside of all middlewares
-            self._metrics.answered(route, 500)
+            self._metrics.count_answer(route, 500)
             raise
         return None

@@ -1,6 +1,6 @@
 """OpenAI's routes: `POST /v1/completions`, whole and streamed, and `GET /v1/models`. The official clients speak them.
 
-In: requests for one or several prompts, each with n stories. Out: choices in OpenAI's shape. `api.py` adds them.
+In: requests for one or several prompts, each with n stories. Out: choices in OpenAI's shape. `routes.py` adds them.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from serve.api.error_responses import documented, openai_error, refusal
+from serve.api.error_responses import error_docs, error_response, openai_error
 from serve.api.metrics import Metrics
 from serve.api.openai_schemas import (
     MAX_PROMPTS,
@@ -23,10 +23,10 @@ from serve.api.openai_schemas import (
     Logprobs,
     ModelCard,
     ModelList,
-    chunk,
+    chunk_content,
 )
 from serve.api.settings import ApiSettings
-from serve.api.streaming import EventStream, Reading, event, unless_gone
+from serve.api.streaming import EventStream, StreamingRequest, event, unless_disconnected
 from serve.models.rollout import Rollout
 from slm_ray.generation.detokenizer import TextStream
 from slm_ray.generation.logprobs import TokenLogprob
@@ -42,19 +42,19 @@ class _Job:
 
     def __init__(self, body: CompletionRequest, rollout: Rollout, metrics: Metrics) -> None:
         self.body = body
-        self.readings: list[Reading] = []
+        self.requests: list[StreamingRequest] = []
         prompts = body.prompts()
         try:
             for prompt in prompts:
                 for number in range(body.count):
-                    self.readings.append(Reading(rollout, prompt, body.sampling(number), metrics))
-        except BaseException:  # one is refused: so are all
+                    self.requests.append(StreamingRequest(rollout, prompt, body.sampling(number), metrics))
+        except BaseException:  # one is rejected: so are all
             self.cancel()
             raise
-        model = self.readings[0].model
+        model = self.requests[0].model
         self.tokenizer = model.tokenizer
         self._prompts = [_text(prompt, model.tokenizer) for prompt in prompts]
-        self._frame = {
+        self._frame: dict[str, Any] = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": body.model,
@@ -62,12 +62,12 @@ class _Job:
         }
 
     def cancel(self) -> None:
-        """Give every row free."""
-        for reading in self.readings:
-            reading.cancel()
+        """Free every slot."""
+        for request in self.requests:
+            request.cancel()
 
     def answer(self, choices: list[Choice], usage: CompletionUsage | None = None) -> CompletionAnswer:
-        """An answer or a piece of it."""
+        """An answer or a chunk of it."""
         return CompletionAnswer(**self._frame, choices=choices, usage=usage)
 
     def prompt(self, index: int) -> str:
@@ -80,7 +80,7 @@ class _Job:
         logprobs = None
         if self.body.logprobs is not None:
             echoed = completion.prompt_logprobs if self.body.echo else ()
-            logprobs = _logprobs(self.kept(_Places(self.tokenizer).of([*echoed, *completion.logprobs]), len(text)))
+            logprobs = _logprobs(self.kept(_Offsets(self.tokenizer).of([*echoed, *completion.logprobs]), len(text)))
         return Choice(text=text, index=index, logprobs=logprobs, finish_reason=completion.finish_reason)
 
     def kept(self, placed: "list[_Placed]", stop: int) -> "list[_Placed]":
@@ -97,7 +97,7 @@ class _Job:
 def add_openai_routes(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:
     """Add them to the application."""
     started = int(time.time())
-    responses = documented(400, 401, 404, 408, 413, 429, 500, 503, 504, is_openai=True)
+    responses = error_docs(400, 401, 404, 408, 413, 429, 500, 503, 504, is_openai=True)
     responses[200] = {
         "description": "The stories; with `stream`, a chunk for each piece, and `[DONE]` at the end.",
         "content": {"text/event-stream": {}},
@@ -106,27 +106,27 @@ def add_openai_routes(api: FastAPI, rollout: Rollout, settings: ApiSettings, met
     @api.post(PATH, responses=responses, response_model=CompletionAnswer)
     async def completions(body: CompletionRequest, request: Request) -> CompletionAnswer | Response:
         """Continue one prompt or several, in OpenAI's form."""
-        refused = _refused(body, rollout, settings)
-        if refused is not None:
-            return refused
+        rejected = _rejected(body, rollout, settings)
+        if rejected is not None:
+            return rejected
         job = _Job(body, rollout, metrics)
         if body.stream:
             return EventStream(_events(job, settings.request_timeout_s), job.cancel)
         try:
             async with asyncio.timeout(settings.request_timeout_s):
-                work = asyncio.gather(*(reading.completion() for reading in job.readings))
-                done: list[Completion] = await unless_gone(request, work)
+                work = asyncio.gather(*(one.completion() for one in job.requests))
+                done: list[Completion] = await unless_disconnected(request, work)
         finally:
             job.cancel()
         choices = [job.choice(index, completion) for index, completion in enumerate(done)]
         return job.answer(choices, job.usage(done))
 
-    @api.get("/v1/models", responses=documented(401, 429, is_openai=True))
+    @api.get("/v1/models", responses=error_docs(401, 429, is_openai=True))
     async def models() -> ModelList:
         """The models that can be asked: one."""
         return ModelList(data=[_card(rollout, started)])
 
-    @api.get("/v1/models/{name}", responses=documented(401, 404, 429, is_openai=True), response_model=ModelCard)
+    @api.get("/v1/models/{name}", responses=error_docs(401, 404, 429, is_openai=True), response_model=ModelCard)
     async def model(name: str, request: Request) -> ModelCard | JSONResponse:
         """One of them."""
         return _card(rollout, started) if name == _card(rollout, started).id else _no_model(request.url.path, name)
@@ -138,11 +138,11 @@ def _card(rollout: Rollout, started: int) -> ModelCard:
 
 def _no_model(path: str, name: str) -> JSONResponse:
     detail = f"no model {name[:100]!r}: GET /v1/models lists what there is"
-    return refusal(path, 404, detail, param="model", code="model_not_found")
+    return error_response(path, 404, detail, param="model", code="model_not_found")
 
 
-def _refused(body: CompletionRequest, rollout: Rollout, settings: ApiSettings) -> JSONResponse | None:
-    """What the fields say together and cannot be had."""
+def _rejected(body: CompletionRequest, rollout: Rollout, settings: ApiSettings) -> JSONResponse | None:
+    """The error response to fields that are valid one by one and not together."""
     if body.model != rollout.current.version.name:
         return _no_model(PATH, body.model)
     prompts = body.prompts()
@@ -163,7 +163,7 @@ def _refused(body: CompletionRequest, rollout: Rollout, settings: ApiSettings) -
     ]
     for is_fault, param, detail in faults:
         if is_fault:
-            return refusal(PATH, 400, detail, param=param)
+            return error_response(PATH, 400, detail, param=param)
     return None
 
 
@@ -171,7 +171,7 @@ def _text(prompt: str | list[int], tokenizer: Any) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
-class _Places:
+class _Offsets:
     """Where tokens begin in the text they make: the first parts of a character that several share add nothing."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -197,16 +197,16 @@ def _logprobs(placed: "Sequence[_Placed]") -> Logprobs:
 
 
 async def _events(job: _Job, timeout_s: float) -> AsyncIterator[bytes]:
-    """Pieces of all choices as they come, then perhaps the usage, then the end."""
+    """Chunks of all choices as they come, then perhaps the usage, then the end."""
     body = job.body
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     try:
         async with asyncio.timeout(timeout_s):
-            async for choice in _merged([_choices(job, index) for index in range(len(job.readings))]):
-                yield event(chunk(job.answer([choice]), with_usage=with_usage))
+            async for choice in _merged([_choices(job, index) for index in range(len(job.requests))]):
+                yield event(chunk_content(job.answer([choice]), with_usage=with_usage))
             if with_usage:
-                done = [await reading.completion() for reading in job.readings]
-                yield event(chunk(job.answer([], job.usage(done)), with_usage=True))
+                done = [await one.completion() for one in job.requests]
+                yield event(chunk_content(job.answer([], job.usage(done)), with_usage=True))
         yield b"data: [DONE]\n\n"
     except TimeoutError:
         yield event(openai_error(504, f"the stories took longer than {timeout_s:g} s").model_dump())
@@ -217,21 +217,21 @@ async def _events(job: _Job, timeout_s: float) -> AsyncIterator[bytes]:
 
 
 async def _choices(job: _Job, index: int) -> AsyncIterator[Choice]:
-    """The pieces of one choice; the last one has its finish_reason."""
-    reading, prompt, wants_logprobs = job.readings[index], job.prompt(index), job.body.logprobs is not None
+    """The chunks of one choice; the last one has its finish_reason."""
+    request, prompt, wants_logprobs = job.requests[index], job.prompt(index), job.body.logprobs is not None
     at = len(prompt)
     if prompt and not wants_logprobs:  # with them, the prompt's have to come first
         yield Choice(text=prompt, index=index)
     is_begun = not (prompt and wants_logprobs)
-    places, held = _Places(job.tokenizer), []
-    async for piece in reading.pieces():
+    offsets, held = _Offsets(job.tokenizer), []
+    async for chunk in request.chunks():
         if is_begun:
-            at += len(piece.text)
-            held += places.of(piece.logprobs)
+            at += len(chunk.text)
+            held += offsets.of(chunk.logprobs)
             ready = job.kept(held, at)
             held = held[len(ready) :]
-            yield Choice(text=piece.text, index=index, logprobs=_logprobs(ready) if wants_logprobs else None)
-    completion = await reading.completion()
+            yield Choice(text=chunk.text, index=index, logprobs=_logprobs(ready) if wants_logprobs else None)
+    completion = await request.completion()
     if is_begun:
         yield Choice(text="", index=index, finish_reason=completion.finish_reason)
     else:
@@ -239,7 +239,7 @@ async def _choices(job: _Job, index: int) -> AsyncIterator[Choice]:
 
 
 async def _merged(sources: Sequence[AsyncIterator[Choice]]) -> AsyncIterator[Choice]:
-    """What any of them gives, as it comes. Raises: what any of them raises."""
+    """The choices of all sources, as they come. Raises: what any of them raises."""
     queue: asyncio.Queue[Choice | BaseException | None] = asyncio.Queue()
 
     async def drain(source: AsyncIterator[Choice]) -> None:

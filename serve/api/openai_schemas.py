@@ -67,7 +67,7 @@ class CompletionRequest(BaseModel):
         if self.prompt is None or isinstance(self.prompt, str):
             return [self.prompt or ""]
         if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]  # the union tells that all are ints
+            return [self.prompt]
         return list(self.prompt)  # type: ignore[arg-type]
 
     def stops(self) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ class OpenaiError(BaseModel):
     error: OpenaiErrorBody
 
 
-def chunk(answer: CompletionAnswer, *, with_usage: bool) -> dict[str, Any]:
+def chunk_content(answer: CompletionAnswer, *, with_usage: bool) -> dict[str, Any]:
     """The JSON of one event of a stream: `usage` is there, as null, only where the stream ends with one."""
     content = answer.model_dump()
     if not with_usage:

@@ -1,8 +1,8 @@
-"""The HTTP application over a rollout of models: our own routes, and everything around them. Ray is not known here.
+"""The HTTP application over a rollout of models: our own routes, the middlewares, the error handlers.
 
 In: requests. Out: stories with the version of the model and what they took, or a sentence that says what is wrong.
-`openai_api.py` adds OpenAI's routes, `protection.py` what stands before all; `app.py` runs it in the replicas of Ray
-Serve; the tests call it without.
+`openai_routes.py` adds OpenAI's routes, `middleware.py` what runs before all; `deployment.py` runs the application in
+the replicas of Ray Serve; the tests call it without Ray.
 """
 
 import asyncio
@@ -16,23 +16,31 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from serve.api.error_responses import RETRY_AFTER_S, documented, refusal
+from serve.api.error_responses import RETRY_AFTER_S, error_docs, error_response
 from serve.api.metrics import CONTENT_TYPE, Metrics
-from serve.api.middleware import MAX_BODY_BYTES, BodyLimit, CountAnswers, Keys, RateLimit, SafeHeaders, page_policy
+from serve.api.middleware import (
+    MAX_BODY_BYTES,
+    ApiKeyMiddleware,
+    BodyLimitMiddleware,
+    RateLimitMiddleware,
+    RequestMetricsMiddleware,
+    SecurityHeadersMiddleware,
+    page_policy,
+)
 from serve.api.openai_routes import add_openai_routes
 from serve.api.openai_schemas import CompletionRequest
 from serve.api.schemas import (
     GenerateAnswer,
     GenerateRequest,
     Health,
-    ModelDescription,
     Usage,
     field_name,
     sentence,
     written_tokens,
 )
 from serve.api.settings import ApiSettings
-from serve.api.streaming import EventStream, ReaderGoneError, Reading, event, unless_gone
+from serve.api.streaming import ClientDisconnectedError, EventStream, StreamingRequest, event, unless_disconnected
+from serve.models.description import ModelDescription
 from serve.models.rollout import Rollout
 from slm_ray.generation.engine import PromptError
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineError
@@ -73,11 +81,13 @@ def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI
 
 def _add_middlewares(api: FastAPI, settings: ApiSettings, metrics: Metrics) -> None:
     """The last one added is the first that a request meets."""
-    api.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
+    api.add_middleware(BodyLimitMiddleware, limit_bytes=MAX_BODY_BYTES)
     if settings.requests_per_minute:
-        api.add_middleware(RateLimit, per_minute=settings.requests_per_minute, by_key=bool(settings.key_digests))
+        api.add_middleware(
+            RateLimitMiddleware, per_minute=settings.requests_per_minute, by_key=bool(settings.key_digests)
+        )
     if settings.key_digests:
-        api.add_middleware(Keys, digests=settings.key_digests)
+        api.add_middleware(ApiKeyMiddleware, digests=settings.key_digests)
     if settings.cors_origins:
         api.add_middleware(
             CORSMiddleware,
@@ -85,12 +95,12 @@ def _add_middlewares(api: FastAPI, settings: ApiSettings, metrics: Metrics) -> N
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
-    api.add_middleware(SafeHeaders)
-    api.add_middleware(CountAnswers, metrics=metrics, routes=ROUTES)
+    api.add_middleware(SecurityHeadersMiddleware)
+    api.add_middleware(RequestMetricsMiddleware, metrics=metrics, routes=ROUTES)
 
 
 def _add_stories(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:
-    responses = documented(400, 401, 408, 413, 422, 429, 500, 503, 504)
+    responses = error_docs(400, 401, 408, 413, 422, 429, 500, 503, 504)
     responses[200] = {
         "description": "The story; with `stream`, an event for each piece, and a last one with `done`.",
         "content": {"text/event-stream": {}},
@@ -99,46 +109,46 @@ def _add_stories(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics:
     @api.post("/generate", responses=responses, response_model=GenerateAnswer, response_model_exclude_none=True)
     async def generate(body: GenerateRequest, request: Request) -> GenerateAnswer | Response:
         """Continue a prompt."""
-        reading = Reading(rollout, body.prompt, body.sampling(), metrics)
+        streaming = StreamingRequest(rollout, body.prompt, body.sampling(), metrics)
         if body.stream:
-            return EventStream(_events(reading, settings.request_timeout_s), reading.cancel)
+            return EventStream(_events(streaming, settings.request_timeout_s), streaming.cancel)
         try:
             async with asyncio.timeout(settings.request_timeout_s):
-                completion = await unless_gone(request, reading.completion())
+                completion = await unless_disconnected(request, streaming.completion())
         finally:
-            reading.cancel()
+            streaming.cancel()
         return GenerateAnswer(
             story=body.prompt + completion.text,
             finish_reason=completion.finish_reason,
-            model=reading.model.version,
-            usage=_usage(completion, reading.seconds),
+            model=streaming.model.version,
+            usage=_usage(completion, streaming.seconds),
             tokens=None if body.logprobs is None else written_tokens(completion.logprobs),
         )
 
 
-async def _events(reading: Reading, timeout_s: float) -> AsyncIterator[bytes]:
-    """Pieces of the story, and at the end what it took or why it failed."""
+async def _events(streaming: StreamingRequest, timeout_s: float) -> AsyncIterator[bytes]:
+    """Chunks of the story, and at the end what it took or why it failed."""
     try:
         async with asyncio.timeout(timeout_s):
-            async for piece in reading.pieces():
-                tokens = [token.model_dump() for token in written_tokens(piece.logprobs)]
-                yield event({"text": piece.text} | ({"tokens": tokens} if tokens else {}))
-            completion = await reading.completion()
+            async for chunk in streaming.chunks():
+                tokens = [token.model_dump() for token in written_tokens(chunk.logprobs)]
+                yield event({"text": chunk.text} | ({"tokens": tokens} if tokens else {}))
+            completion = await streaming.completion()
         yield event(
             {
                 "done": True,
                 "finish_reason": completion.finish_reason,
-                "model": reading.model.version.model_dump(),
-                "usage": _usage(completion, reading.seconds).model_dump(),
+                "model": streaming.model.version.model_dump(),
+                "usage": _usage(completion, streaming.seconds).model_dump(),
             }
         )
     except (TimeoutError, RuntimeError) as error:
-        yield event({"error": {"detail": _why(error, timeout_s)}})
+        yield event({"error": {"detail": _failure(error, timeout_s)}})
     finally:
-        reading.cancel()
+        streaming.cancel()
 
 
-def _why(error: Exception, timeout_s: float) -> str:
+def _failure(error: Exception, timeout_s: float) -> str:
     if isinstance(error, TimeoutError):
         return f"the story took longer than {timeout_s:g} s"
     return str(error) if isinstance(error, EngineClosedError) else "the model failed"
@@ -153,14 +163,14 @@ def _add_state(api: FastAPI, rollout: Rollout, metrics: Metrics) -> None:
         """Whether the server is alive."""
         return Health()
 
-    @api.get("/ready", responses=documented(401, 429, 503))
+    @api.get("/ready", responses=error_docs(401, 429, 503))
     async def ready() -> Health:
         """Whether a model is loaded and warm."""
         if not rollout.is_ready:
             raise EngineClosedError("no model is ready")
         return Health()
 
-    @api.get("/model", responses=documented(401, 429))
+    @api.get("/model", responses=error_docs(401, 429))
     async def model() -> ModelDescription:
         """Which model is served, where it comes from, and what became of the last attempt to bring in another."""
         return rollout.description
@@ -168,7 +178,7 @@ def _add_state(api: FastAPI, rollout: Rollout, metrics: Metrics) -> None:
     @api.get(
         "/metrics",
         response_class=Response,
-        responses=documented(401, 429) | {200: {"description": "Metrics.", "content": {"text/plain": {}}}},
+        responses=error_docs(401, 429) | {200: {"description": "Metrics.", "content": {"text/plain": {}}}},
     )
     async def scrape() -> Response:
         """What a Prometheus server collects, of this replica."""
@@ -195,35 +205,35 @@ def _add_error_answers(api: FastAPI) -> None:
         path = request.url.path
         fields = ", ".join(BODIES.get(path, GenerateRequest).model_fields)
         status = 400 if path.startswith("/v1/") else 422
-        return refusal(path, status, sentence(error, fields), param=field_name(error).partition(".")[0])
+        return error_response(path, status, sentence(error, fields), param=field_name(error).partition(".")[0])
 
     @api.exception_handler(PromptError)
     async def bad_prompt(request: Request, error: PromptError) -> JSONResponse:
         path = request.url.path
         status = 400 if path.startswith("/v1/") else 422
-        return refusal(path, status, f"prompt: {error}", param="prompt")
+        return error_response(path, status, f"prompt: {error}", param="prompt")
 
     @api.exception_handler(EngineBusyError)
     async def busy(request: Request, error: EngineBusyError) -> JSONResponse:
         headers = {"Retry-After": str(RETRY_AFTER_S)}
-        return refusal(request.url.path, 429, f"{error}: try again later", headers)
+        return error_response(request.url.path, 429, f"{error}: try again later", headers)
 
     @api.exception_handler(EngineClosedError)
     async def closed(request: Request, error: EngineClosedError) -> JSONResponse:
-        return refusal(request.url.path, 503, str(error), {"Retry-After": str(RETRY_AFTER_S)})
+        return error_response(request.url.path, 503, str(error), {"Retry-After": str(RETRY_AFTER_S)})
 
     @api.exception_handler(EngineError)
     async def broken(request: Request, _: EngineError) -> JSONResponse:
-        return refusal(request.url.path, 500, "the model failed in the middle of the story")
+        return error_response(request.url.path, 500, "the model failed in the middle of the story")
 
     @api.exception_handler(TimeoutError)
     async def late(request: Request, _: TimeoutError) -> JSONResponse:
-        return refusal(request.url.path, 504, "the story took longer than a request may take")
+        return error_response(request.url.path, 504, "the story took longer than a request may take")
 
-    @api.exception_handler(ReaderGoneError)
-    async def gone(request: Request, _: ReaderGoneError) -> JSONResponse:
-        return refusal(request.url.path, 499, "the client left")  # nobody reads it; it is counted
+    @api.exception_handler(ClientDisconnectedError)
+    async def gone(request: Request, _: ClientDisconnectedError) -> JSONResponse:
+        return error_response(request.url.path, 499, "the client left")  # nobody reads it; it is counted
 
     @api.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
-        return refusal(request.url.path, error.status_code, str(error.detail), dict(error.headers or {}))
+        return error_response(request.url.path, error.status_code, str(error.detail), dict(error.headers or {}))

@@ -1,7 +1,7 @@
 """What goes over the wire at our own routes: the fields of requests and answers, with their ranges.
 
-In: JSON bodies. Out: checked values, or one sentence that says what is wrong. `api.py` uses them, OpenAPI shows them;
-`openai_schemas.py` has those of the OpenAI routes.
+In: JSON bodies. Out: checked values, or one sentence that says what is wrong. `routes.py` uses them, OpenAPI shows
+them; `openai_schemas.py` has those of the OpenAI routes.
 """
 
 from typing import Annotated, Any, Literal
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve.models.description import ModelVersion
 from slm_ray.generation.logprobs import TokenLogprob
 from slm_ray.generation.sampling import (
     MAX_LOGPROBS,
@@ -57,35 +58,6 @@ class GenerateRequest(BaseModel):
         """The engine's form of it."""
         values = self.model_dump(exclude={"prompt", "stream", "stop"})
         return SamplingParams(**values, stop=tuple(self.stop))
-
-
-class ModelVersion(BaseModel):
-    """Which model wrote it, and from which stories that model was made."""
-
-    name: str = Field(description="Registered name, or that of the run.")
-    version: str = Field(description="Registered version, or the step of the checkpoint.")
-    run_id: str = Field(description="Run of the tracker, empty without one.")
-    data_fingerprint: str = Field(description="Fingerprint of the data set it was trained on.")
-
-
-class RolloutStatus(BaseModel):
-    """How the last change of the version went."""
-
-    state: Literal["serving", "loading", "failed"] = Field(
-        default="serving", description="Failed: the version pointed to is not served, the one before goes on."
-    )
-    detail: str = Field(default="", description="What happened, in words.")
-
-
-class ModelDescription(ModelVersion):
-    """The model being served."""
-
-    step: int = Field(description="Training steps behind it.")
-    parameters: int = Field(description="Trainable weights.")
-    seq_len: int = Field(description="Context in tokens.")
-    vocab_size: int = Field(description="Entries of the tokenizer.")
-    evaluation: dict[str, float] = Field({}, description="Metrics of its validation.")
-    rollout: RolloutStatus = Field(RolloutStatus(), description="The last change of the version.")
 
 
 class Usage(BaseModel):

@@ -1,6 +1,6 @@
-"""What the HTTP interface is given: keys, limits, origins.
+"""Settings of the HTTP interface: keys, limits, origins.
 
-In: options and SLM_API_KEYS. Out: `ApiSettings`; keys are kept as digests.
+In: SLM_API_KEYS; `serve/options.py` adds the options. Out: `ApiSettings`, with digests of the keys.
 """
 
 import dataclasses

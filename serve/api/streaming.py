@@ -1,7 +1,7 @@
-"""From the engine's thread to a reader's connection: pieces of a story as they come.
+"""From the engine's thread to a client's connection: chunks of a story as they come.
 
-In: a request for the rollout. Out: pieces, then the completion; server-sent events over HTTP. A reader that leaves
-takes its stories out of the engine.
+In: a prompt for the rollout. Out: chunks, then the completion; server-sent events over HTTP. A client that disconnects
+cancels its requests in the engine.
 """
 
 import asyncio
@@ -16,72 +16,77 @@ from starlette.types import Receive, Scope, Send
 
 from serve.api.metrics import Metrics
 from serve.models.rollout import Rollout
-from slm_ray.generation.request import Completion, Piece
+from slm_ray.generation.request import Chunk, Completion
 from slm_ray.generation.sampling import SamplingParams
 
 
-class ReaderGoneError(Exception):
-    """The client left before its answer."""
+class ClientDisconnectedError(Exception):
+    """The client disconnected before its answer."""
 
 
-class Reading:
-    """A story that is being written for a reader in this event loop."""
+class StreamingRequest:
+    """A request to the engine whose chunks arrive in this event loop."""
 
     def __init__(self, rollout: Rollout, prompt: str | Sequence[int], params: SamplingParams, metrics: Metrics) -> None:
-        """Ask for the story. Raises: PromptError, EngineBusyError, EngineClosedError."""
+        """Submit it. Raises: PromptError, EngineBusyError, EngineClosedError."""
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Piece | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[Chunk | None] = asyncio.Queue()
         self._metrics = metrics
         self._began = time.perf_counter()
-        self._first = 0.0  # when the first piece came
+        self._first = 0.0  # when the first chunk came
         self._is_counted = False
-        self.model, self._future = rollout.submit(prompt, params, self._take)
-        self._future.add_done_callback(lambda _: self._call(None))
+        self.model, self._future = rollout.submit(prompt, params, self._receive)
+        self._future.add_done_callback(lambda _: self._put(None))
 
-    def _take(self, piece: Piece) -> None:
+    def _receive(self, chunk: Chunk) -> None:
         """In the engine's thread."""
         self._first = self._first or time.perf_counter()
-        self._call(piece)
+        self._put(chunk)
 
-    def _call(self, piece: Piece | None) -> None:
+    def _put(self, chunk: Chunk | None) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, chunk)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """All pieces, until the story is over."""
-        while (piece := await self._queue.get()) is not None:
-            yield piece
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        """All chunks, until the request is finished."""
+        while (chunk := await self._queue.get()) is not None:
+            yield chunk
 
     async def completion(self) -> Completion:
-        """The finished story. Raises: what the engine failed with."""
+        """The finished request. Raises: what the engine failed with."""
         completion = await asyncio.wrap_future(self._future)
         now = time.perf_counter()
         self.seconds = now - self._began
         version = self.model.version.version
         if not self._is_counted:
-            self._metrics.wrote(version, completion, first_s=(self._first or now) - self._began, all_s=self.seconds)
+            self._metrics.count_story(
+                version, completion, first_s=(self._first or now) - self._began, all_s=self.seconds
+            )
         self._is_counted = True
         return completion
 
     def cancel(self) -> None:
-        """Give its row free; nothing happens to a finished one."""
+        """Free its slot; nothing happens to a finished one."""
         self._future.cancel()
 
 
-async def unless_gone(request: Request, work: Any) -> Any:
-    """The result of a coroutine, given up when the client leaves. Raises: ReaderGoneError, or what it raises."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+async def unless_disconnected(request: Request, work: Any) -> Any:
+    """The result of a coroutine, cancelled when the client disconnects.
+
+    Raises: ClientDisconnectedError, or what the coroutine raises.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ReaderGoneError
+        raise ClientDisconnectedError
     finally:
         for one in (task, gone):
             one.cancel()
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -92,7 +97,7 @@ def event(content: Any) -> bytes:
 
 
 class EventStream(Response):
-    """Sends events as they come; `stop` is called in the end, also when nobody waited for the first one."""
+    """Sends events as they come; `stop` is called at the end, also when the client left before the first one."""
 
     media_type = "text/event-stream"
 
@@ -103,11 +108,11 @@ class EventStream(Response):
         self._stop = stop  # a generator that was never begun does not run its own `finally`
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
-        """Send until the end, or until nobody listens."""
-        task, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
+        """Send until the end, or until the client disconnects."""
+        task, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and not task.cancelled():  # cancelled: the time was up while the reader took nothing
+            if task.done() and not task.cancelled():  # cancelled: the time was up while the client read nothing
                 task.result()
         finally:
             self._stop()

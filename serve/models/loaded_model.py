@@ -1,6 +1,6 @@
-"""A model that is ready to write: read, verified, warmed up, and shared by its engine's thread. Ray is not known here.
+"""A model that is ready to serve: loaded, verified, warmed up, with its engine's thread.
 
-In: a resolved reference. Out: futures of continuations. `rollout.py` says which loaded model is the current one. A
+In: a resolved reference. Out: futures of continuations. `rollout.py` decides which loaded model is the current one. A
 model that does not answer the fixed prompts is not loaded.
 """
 
@@ -11,11 +11,11 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from serve.api.schemas import ModelDescription, ModelVersion
+from serve.models.description import ModelDescription, ModelVersion
 from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.generation.engine import Engine
-from slm_ray.generation.engine_thread import EngineClosedError, EngineThread, Load, OnPiece
+from slm_ray.generation.engine_thread import EngineClosedError, EngineThread, Load, OnChunk
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
@@ -45,13 +45,13 @@ class LoadedModel:
 
     Raises:
         UserError: the checkpoint is corrupt.
-        BrokenModelError: it gives numbers that are not finite, or no text.
+        BrokenModelError: its logits are not finite, or it writes no text.
     """
 
     def __init__(
         self,
         source: ResolvedModel,
-        max_rows: int = 8,
+        max_slots: int = 8,
         max_waiting: int = 64,
         backend: BackendName = "auto",
         threads: int = 1,
@@ -73,7 +73,7 @@ class LoadedModel:
             vocab_size=model.config.vocab_size,
             evaluation=metrics.metrics if (metrics := checkpoint.load_state(source.path).metrics) else {},
         )
-        engine = Engine(make_backend(model, max_rows, backend, threads), tokenizer)
+        engine = Engine(make_backend(model, max_slots, backend, threads), tokenizer)
         self.answers = warm_up(engine, self.title)
         self._source = source
         self._thread: EngineThread | None = EngineThread(engine, max_waiting)
@@ -90,12 +90,12 @@ class LoadedModel:
 
     @property
     def load(self) -> Load:
-        """How many stories are being written and how many wait, about now."""
+        """How many requests run and how many wait, about now."""
         thread = self._thread
         return Load(0, 0) if thread is None else thread.load
 
     def submit(
-        self, prompt: str | Sequence[int], params: SamplingParams, on_piece: OnPiece | None = None
+        self, prompt: str | Sequence[int], params: SamplingParams, on_chunk: OnChunk | None = None
     ) -> "Future[Completion]":
         """Ask for a continuation.
 
@@ -105,7 +105,7 @@ class LoadedModel:
         thread = self._thread
         if thread is None:
             raise EngineClosedError("the engine is closed")
-        return thread.submit(prompt, params, on_piece)
+        return thread.submit(prompt, params, on_chunk)
 
     def close(self, drain_s: float = 0) -> None:
         """Take no more requests, let those that run or wait finish for so long, fail the rest, free the memory.
@@ -120,21 +120,21 @@ class LoadedModel:
 
 
 def warm_up(engine: Engine, title: str) -> tuple[Answer, ...]:
-    """Let a model continue the fixed prompts greedily, alone and with every row in use.
+    """Let a model continue the fixed prompts greedily, alone and with every slot in use.
 
     Prompts that a small context does not hold are left out; the empty one is always there.
 
     Raises:
-        BrokenModelError: numbers that are not finite, or no text after any of them.
+        BrokenModelError: logits that are not finite, or no text after any of them.
     """
     most = engine.backend.config.seq_len // 2
     prompts = [prompt for prompt in PROMPTS if len(engine.tokenizer.encode(prompt)) <= most]
     params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0)
     for prompt in prompts:
-        logits = engine.backend.read(0, [engine.tokenizer.eos_id, *engine.tokenizer.encode(prompt)])
+        logits = engine.backend.prefill(0, [engine.tokenizer.eos_id, *engine.tokenizer.encode(prompt)])
         if logits is None or not np.isfinite(logits).all():
             raise BrokenModelError(f"{title} gives numbers that are not finite after {prompt!r}: it is not served")
-    engine.generate([prompts[-1]] * engine.backend.max_rows, [params] * engine.backend.max_rows)
+    engine.generate([prompts[-1]] * engine.backend.max_slots, [params] * engine.backend.max_slots)
     answers = tuple(_answer(engine, prompt, params) for prompt in prompts)
     if not any(answer.text.strip() for answer in answers):
         raise BrokenModelError(f"{title} writes nothing after any of {prompts}: it is not served")

@@ -1,7 +1,7 @@
-"""Which version of the model is served, and how another takes its place. Ray is not known here.
+"""Which version of the model is served, and how another takes its place.
 
 In: a reference, as `models:/tinystories@champion`, that may point to another version at any time. Out: the current
-loaded model, to which requests are given. A new version is loaded beside the old one, has to answer the fixed prompts,
+loaded model, which receives the requests. A new version is loaded beside the old one, has to answer the fixed prompts,
 and then takes all new requests; the old one finishes what it has. One that fails leaves the old one serving.
 """
 
@@ -14,10 +14,11 @@ from concurrent.futures import Future
 
 import torch
 
-from serve.api.schemas import ModelDescription, RolloutStatus
-from serve.models.loaded_model import BackendName, LoadedModel
+from serve.models.description import ModelDescription, RolloutStatus
+from serve.models.loaded_model import LoadedModel
 from slm_ray.errors import one_line
-from slm_ray.generation.engine_thread import EngineClosedError, OnPiece
+from slm_ray.generation.backend_choice import BackendName
+from slm_ray.generation.engine_thread import EngineClosedError, OnChunk
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.tracking.registry import RegistryError, discard, locate, resolve_model
@@ -33,7 +34,7 @@ class Watch:
     """What to look at, and what to do when it changes."""
 
     locate: Callable[[], str]
-    """Says what the reference points to now (`registry.locate`)."""
+    """Returns what the reference points to now (`registry.locate`)."""
     load: Callable[[], LoadedModel]
     """Loads it."""
     interval_s: float = 5.0
@@ -49,7 +50,7 @@ class Rollout:
         self.current = current
         self._attempt = RolloutStatus()
         self._trouble = ""
-        self._refused = ""  # what was located and failed: not tried again
+        self._rejected = ""  # what was located and failed: not tried again
         self._retiring: LoadedModel | None = None
         self._stopping = threading.Event()
         if watch is not None:
@@ -73,9 +74,9 @@ class Rollout:
         return self.current.description.model_copy(update={"rollout": self.status})
 
     def submit(
-        self, prompt: str | Sequence[int], params: SamplingParams, on_piece: OnPiece | None = None
+        self, prompt: str | Sequence[int], params: SamplingParams, on_chunk: OnChunk | None = None
     ) -> "tuple[LoadedModel, Future[Completion]]":
-        """Ask the current model for a continuation; gives the model that writes it too.
+        """Ask the current model for a continuation; returns that model too.
 
         Raises:
             PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit`.
@@ -83,7 +84,7 @@ class Rollout:
         while not self._stopping.is_set():
             model = self.current
             try:
-                return model, model.submit(prompt, params, on_piece)
+                return model, model.submit(prompt, params, on_chunk)
             except EngineClosedError:
                 if model is self.current:
                     raise
@@ -109,9 +110,9 @@ class Rollout:
             self._note_trouble(error)
             return False
         if target == self.current.identity:
-            if self._refused:
-                self._refused, self._attempt = "", RolloutStatus(detail=f"back to {self.current.title}")
-        elif target != self._refused:
+            if self._rejected:
+                self._rejected, self._attempt = "", RolloutStatus(detail=f"back to {self.current.title}")
+        elif target != self._rejected:
             return self._change(watch, target)
         self._trouble = ""
         return True
@@ -133,20 +134,20 @@ class Rollout:
             self._note_trouble(error)
             return False
         except Exception as error:  # a version may fail in any way
-            self._refuse(target, error)
+            self._reject(target, error)
         else:
             self._switch(model, watch.drain_s)
         self._trouble = ""
         return True
 
-    def _refuse(self, target: str, error: Exception) -> None:
-        self._refused = target
+    def _reject(self, target: str, error: Exception) -> None:
+        self._rejected = target
         detail = f"{target} is not served: {one_line(error)}; {self.current.title} goes on"
         LOGGER.warning("%s", detail)
         self._attempt = RolloutStatus(state="failed", detail=detail)
 
     def _switch(self, model: LoadedModel, drain_s: float) -> None:
-        old, self._refused = self.current, ""
+        old, self._rejected = self.current, ""
         self._retiring, self.current = old, model
         if self._stopping.is_set():  # `close` may have come before: then it knew the old one only
             model.close()
@@ -158,7 +159,7 @@ class Rollout:
 
 
 def comparison(old: LoadedModel, new: LoadedModel) -> str:
-    """What both versions wrote after the fixed prompts is logged; the sentence says how it went."""
+    """Logs what both versions wrote after the fixed prompts; returns a sentence that sums it up."""
     written = {answer.prompt: answer for answer in old.answers}
     for answer in new.answers:
         before = written.get(answer.prompt)
@@ -178,7 +179,7 @@ def start_rollout(
     tracking_uri: str,
     replicas: int,
     *,
-    rows: int = 8,
+    max_slots: int = 8,
     max_waiting: int = 64,
     backend: BackendName = "auto",
     watch_interval_s: float = 5.0,
@@ -196,7 +197,7 @@ def start_rollout(
     def load() -> LoadedModel:
         source = resolve_model(reference, tracking_uri)
         try:
-            return LoadedModel(source, rows, max_waiting, backend, threads)
+            return LoadedModel(source, max_slots, max_waiting, backend, threads)
         except BaseException:
             discard(source)
             raise

@@ -1,7 +1,7 @@
-"""Model execution: prefill, decode, KV cache: a model with a cache of rows, behind one small interface.
+"""Model execution: prefill, decode, KV cache, behind one small interface.
 
-In: tokens for rows. Out: logits. `engine.py` decides which story has which row. `TorchBackend` runs on any device and
-is the reference that every other backend is compared with.
+In: tokens for slots of the cache. Out: logits. `engine.py` decides which request has which slot. `TorchBackend` runs on
+any device and is the reference that every other backend is compared with.
 """
 
 from collections.abc import Sequence
@@ -12,37 +12,36 @@ from numpy.typing import NDArray
 
 from slm_ray.config.schema import ModelConfig
 
-Array = NDArray[np.float32]
+Logits = NDArray[np.float32]
 
 
 class Backend(Protocol):
-    """A model and the keys and values of `max_rows` rows, each at its own length of at most `config.seq_len`.
+    """A model and a cache of `max_slots` slots, each at its own length of at most `config.seq_len`.
 
-    For one thread at a time. Rows in use are the first ones, without gaps.
+    For one thread at a time. Slots in use are the first ones, without gaps.
     """
 
     config: ModelConfig
-    max_rows: int
+    max_slots: int
 
-    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Array | None:
-        """Forget a row and fill it with tokens, which may be none.
+    def prefill(self, slot: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Logits | None:
+        """Clear a slot and fill it with tokens, which may be none.
 
-        Returns the logits that follow each token, (T, vocab_size); None without tokens, and where
-        nobody wants them.
+        Returns the logits that follow each token, (T, vocab_size); None without tokens, and where nobody wants them.
         """
         ...
 
-    def decode(self, tokens: Sequence[int]) -> Array:
-        """Append one token to each of the first B rows, none of which is full.
+    def decode(self, tokens: Sequence[int]) -> Logits:
+        """Append one token to each of the first B slots, none of which is full.
 
         tokens: B ids. Returns the logits that follow them, (B, vocab_size), valid until the next call.
         """
         ...
 
-    def length(self, row: int) -> int:
-        """Tokens that a row holds."""
+    def length(self, slot: int) -> int:
+        """Tokens that a slot holds."""
         ...
 
-    def move(self, source: int, target: int) -> None:
-        """Let the row `target` hold what `source` holds."""
+    def copy_slot(self, source: int, target: int) -> None:
+        """Copy the keys, values and length of one slot to another."""
         ...

@@ -1,7 +1,7 @@
-"""Which backend runs an engine, by name, and what it loses against the weights as they were trained.
+"""Which backend executes the model of an engine, by name.
 
-In: a `Decoder`. Out: a `Backend`. The server and the bench choose here. onnx and onnxruntime are asked for only where
-their backend is, so that training does without them.
+In: a `Decoder`, a name. Out: a `Backend`. The server, `evaluate.py` and the bench choose here. onnx and onnxruntime are
+imported only where their backend is asked for, so that training does without them.
 
 Why ONNX Runtime (README, "Serving against its peers"): on 2 cores with the default preset it writes 2.4 to 8 times as
 many tokens as eager torch, and more than llama.cpp; its greedy stories are torch's, token for token. int8 weights take
@@ -28,11 +28,11 @@ class BackendError(UserError):
     """A backend that cannot run a model here; the message says why and what does."""
 
 
-def make_backend(model: Decoder, max_rows: int, name: BackendName = "auto", threads: int = 0) -> Backend:
-    """A backend for up to `max_rows` stories at a time.
+def make_backend(model: Decoder, max_slots: int, name: BackendName = "auto", threads: int = 0) -> Backend:
+    """A backend for up to `max_slots` requests at a time.
 
     name: `torch` on the model's own device; `onnx` on the CPU in fp32; `onnx-int8` with its weights rounded to 8 bits;
-    `auto` is `onnx` for a model on the CPU where it runs, else `torch`. threads: of each product; 0 takes as many as
+    `auto` is `onnx` for a model on the CPU where it runs, else `torch`. threads: of each operator; 0 takes as many as
     torch is set to. With `torch` they are those of the whole process.
 
     Raises:
@@ -43,18 +43,18 @@ def make_backend(model: Decoder, max_rows: int, name: BackendName = "auto", thre
         raise ValueError(f"backend ({name!r}) must be one of {', '.join(get_args(BackendName))}")
     if name == "auto":
         try:
-            return _onnx(model, max_rows, "onnx", threads)
+            return _onnx(model, max_slots, "onnx", threads)
         except BackendError as error:
             LOGGER.info("%s", error)
             name = "torch"
     if name == "torch":
         if threads:
             torch.set_num_threads(threads)
-        return TorchBackend(model, max_rows)
-    return _onnx(model, max_rows, name, threads)
+        return TorchBackend(model, max_slots)
+    return _onnx(model, max_slots, name, threads)
 
 
-def _onnx(model: Decoder, max_rows: int, name: str, threads: int) -> Backend:
+def _onnx(model: Decoder, max_slots: int, name: str, threads: int) -> Backend:
     device = next(model.parameters()).device
     if device.type != "cpu":
         raise BackendError(f"backend {name} runs on the CPU and the model is on {device}: use torch")
@@ -64,11 +64,11 @@ def _onnx(model: Decoder, max_rows: int, name: str, threads: int) -> Backend:
         raise BackendError(f"backend {name} needs {error.name}: pip install 'slm-ray[serve]', or use torch") from error
     weights: Literal["fp32", "int8"] = "int8" if name == "onnx-int8" else "fp32"
     try:
-        backend = OnnxBackend(model, max_rows, weights=weights, threads=threads or torch.get_num_threads())
-        backend.decode([0] * max_rows)
+        backend = OnnxBackend(model, max_slots, weights=weights, threads=threads or torch.get_num_threads())
+        backend.decode([0] * max_slots)
     except Exception as error:  # ONNX Runtime's errors have no common class
         reason = " ".join(str(error).split())
         raise BackendError(f"backend {name} cannot run this model: {reason}; use torch") from error
-    for row in range(max_rows):
-        backend.read(row, [])
+    for slot in range(max_slots):
+        backend.prefill(slot, [])
     return backend

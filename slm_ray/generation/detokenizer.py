@@ -1,6 +1,6 @@
 """Tokens of a story to text as it comes: whole characters only, and the end of the text where a stop text begins.
 
-In: token ids, one after another. Out: pieces of text that together are the text of all ids.
+In: token ids, one after another. Out: chunks of text that join to the text of all ids.
 """
 
 from collections.abc import Sequence
@@ -14,49 +14,49 @@ _TEXT_CONTEXT_TOKENS = 4
 class TextStream:
     """Turns tokens into text as they come, whole characters only.
 
-    A byte-level token may hold part of a character: its text is held back until the rest is there. The pieces
+    A byte-level token may hold part of a character: its text is held back until the rest is there. The chunks
     join to the text of all the tokens. `context` are the tokens before the first one, so that a tokenizer that
     treats the beginning of a text in its own way is not misled.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._given = list(context[-_TEXT_CONTEXT_TOKENS:])
+        self._returned = list(context[-_TEXT_CONTEXT_TOKENS:])
         self._held: list[int] = []
 
     def push(self, token: int) -> str:
         """The text that is certain now, which may be none."""
         self._held.append(token)
-        piece = self._held_text()
-        if not piece or piece.endswith(_PARTIAL):
+        text = self._held_text()
+        if not text or text.endswith(_PARTIAL):
             return ""
-        self._given, self._held = self._held, []
-        return piece
+        self._returned, self._held = self._held, []
+        return text
 
     def flush(self) -> str:
         """What is left at the end; part of a character becomes U+FFFD."""
-        piece = self._held_text()
+        text = self._held_text()
         self._held = []
-        return piece
+        return text
 
     def _held_text(self) -> str:
-        before = self._tokenizer.decode(self._given)
-        return self._tokenizer.decode(self._given + self._held)[len(before) :]
+        before = self._tokenizer.decode(self._returned)
+        return self._tokenizer.decode(self._returned + self._held)[len(before) :]
 
 
 class StopTexts:
-    """Finds the first stop text in a text that comes in pieces; what may be the beginning of one is held back."""
+    """Finds the first stop text in a text that comes in chunks; what may be the beginning of one is held back."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._longest = max(map(len, stops), default=0)
         self._held = ""
 
-    def push(self, piece: str) -> tuple[str, bool]:
+    def push(self, chunk: str) -> tuple[str, bool]:
         """The text that is certain now, and whether a stop text was found: then it ends before it."""
         if not self._stops:
-            return piece, False
-        text = self._held + piece
+            return chunk, False
+        text = self._held + chunk
         found = [at for at in map(text.find, self._stops) if at >= 0]
         if found:
             self._held = ""

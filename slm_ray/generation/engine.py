@@ -1,21 +1,21 @@
-"""Stories out of a model: many at once, each row of the batch at its own place.
+"""Continuous batching: many requests at once, each in a slot of the cache at its own length.
 
 In: a `Backend` (which holds the model and its cache), the `Tokenizer`, prompts with their `SamplingParams`. Out:
-continuations, whole or piece by piece. The training loop samples with it, `generate.py` prints from it,
-`engine_thread.py` puts it behind a server. Neither Ray nor MLflow is known here.
+continuations, whole or chunk by chunk. The trainer samples with it, `generate.py` prints from it, `engine_thread.py`
+shares it among a server's clients.
 
 Every story was preceded by the end-of-text token in training, so the model is fed the end-of-text token and then the
-prompt. The cache holds `seq_len` positions; when a row is full, its last `seq_len // 2` tokens are read again from
-position 0 and the story goes on. That is no stranger to the model than a training sample: those begin anywhere in a
-story too.
+prompt. A slot holds `seq_len` positions; when it is full, the last `seq_len // 2` tokens of its request are prefilled
+again from position 0 and the story goes on. That is no stranger to the model than a training sample: those begin
+anywhere in a story too.
 """
 
 import collections
 from collections.abc import Iterator, Sequence
 
 from slm_ray.errors import UserError
-from slm_ray.generation.backend import Array, Backend
-from slm_ray.generation.request import Completion, Story
+from slm_ray.generation.backend import Backend, Logits
+from slm_ray.generation.request import Completion, Request
 from slm_ray.generation.sampling import SamplingParams, draw
 from slm_ray.tokenization.tokenizer import Tokenizer
 
@@ -25,49 +25,49 @@ class PromptError(UserError):
 
 
 class Engine:
-    """A running batch of up to `backend.max_rows` stories: they join and leave it at any token.
+    """A running batch of up to `backend.max_slots` requests: they join and leave it at any token.
 
-    For one thread at a time; `EngineThread` shares it among many. Only `story` may be called from anywhere.
+    For one thread at a time; `EngineThread` shares it among many. Only `request` may be called from anywhere.
     """
 
     def __init__(self, backend: Backend, tokenizer: Tokenizer) -> None:
         self.backend = backend
         self.tokenizer = tokenizer
-        self._rows: list[Story] = []  # the first len(_rows) rows of the backend belong to these, in this order
-        self._waiting: collections.deque[Story] = collections.deque()
-        self._over: list[Story] = []  # not handed out yet: what was over before a step failed
+        self._running: list[Request] = []  # those in slots 0, 1, ... of the backend, in this order
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._finished: list[Request] = []  # not returned yet: what was finished before a step failed
 
     def generate(self, prompts: Sequence[str | Sequence[int]], params: Sequence[SamplingParams]) -> list[Completion]:
-        """Continue every prompt; more than the backend has rows take turns.
+        """Continue every prompt; more than the backend has slots take turns.
 
         Raises:
             PromptError: a prompt is longer than the context, before anything runs.
         """
-        stories = [self.story(prompt, row) for prompt, row in zip(prompts, params, strict=True)]
-        for story in stories:
-            self.add(story)
-        while not all(story.is_over for story in stories):
+        requests = [self.request(prompt, own) for prompt, own in zip(prompts, params, strict=True)]
+        for request in requests:
+            self.add(request)
+        while not all(request.is_finished for request in requests):
             self.step()
-        return [story.completion() for story in stories]
+        return [request.completion() for request in requests]
 
     def stream(self, prompt: str, params: SamplingParams) -> Iterator[str]:
-        """Continue one prompt, in pieces of whole characters that join to its continuation.
+        """Continue one prompt, in chunks of whole characters that join to its continuation.
 
-        Closing the iterator ends the story. Raises: PromptError when the first piece is asked for.
+        Closing the iterator cancels the request. Raises: PromptError when the first chunk is asked for.
         """
-        story = self.story(prompt, params)
-        self.add(story)
+        request = self.request(prompt, params)
+        self.add(request)
         try:
-            while not story.is_over:
+            while not request.is_finished:
                 self.step()
-                piece = story.take_piece()
-                if piece is not None and piece.text:
-                    yield piece.text
+                chunk = request.take_chunk()
+                if chunk is not None and chunk.text:
+                    yield chunk.text
         finally:
-            story.is_cancelled = story.finish_reason is None
+            request.is_cancelled = request.finish_reason is None
 
-    def story(self, prompt: str | Sequence[int], params: SamplingParams) -> Story:
-        """Check and encode a request, given as text or as tokens; `add` puts it in line.
+    def request(self, prompt: str | Sequence[int], params: SamplingParams) -> Request:
+        """Check and encode a prompt, text or tokens; `add` puts the request in line.
 
         Raises:
             PromptError: the prompt is longer than the context, no Unicode text, or holds no tokens of the vocabulary.
@@ -78,7 +78,7 @@ class Engine:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens and the context of this model holds {limit}: shorten it"
             )
-        return Story(self.tokenizer, ids, params)
+        return Request(self.tokenizer, ids, params)
 
     def _encode(self, prompt: str) -> list[int]:
         try:
@@ -93,69 +93,69 @@ class Engine:
                 raise PromptError(f"token {token} is not one of the {self.tokenizer.vocab_size} of this model")
         return list(ids)
 
-    def add(self, story: Story) -> None:
-        """Put a story in line: it joins at the next step with a free row."""
-        self._waiting.append(story)
+    def add(self, request: Request) -> None:
+        """Put a request in line: it joins at the next step with a free slot."""
+        self._waiting.append(request)
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self._rows or self._waiting or self._over)
+        return not (self._running or self._waiting or self._finished)
 
     @property
     def running(self) -> int:
-        """Stories that have a row."""
-        return len(self._rows)
+        """Requests that have a slot."""
+        return len(self._running)
 
-    def drop_running(self) -> list[Story]:
-        """Give every row free, after a failed step: gives the stories that had one. Those that wait go on waiting."""
-        dropped, self._rows = self._rows, []
+    def drop_running(self) -> list[Request]:
+        """Free every slot, after a failed step. Returns the requests that had one; those that wait go on waiting."""
+        dropped, self._running = self._running, []
         return dropped
 
-    def step(self) -> list[Story]:
-        """Write one token of every running story; returns those that are over now."""
-        self._over += self._drop_finished()
+    def step(self) -> list[Request]:
+        """Write one token of every running request; returns those that are finished now."""
+        self._finished += self._drop_finished()
         self._admit()
-        self._over += self._drop_finished()  # those that only measured their prompt
-        if self._rows:
+        self._finished += self._drop_finished()  # those that only measured their prompt
+        if self._running:
             self._decode()
-        over, self._over = [*self._over, *self._drop_finished()], []
-        return over
+        finished, self._finished = [*self._finished, *self._drop_finished()], []
+        return finished
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self.backend.max_slots:
+            request = self._waiting.popleft()
+            if not request.is_finished:
+                self._running.append(request)
+                tokens = request.last_tokens(self.backend.config.seq_len)
+                logits = self._prefill(len(self._running) - 1, tokens, wants_logits=request.params.prompt_logprobs)
+                request.accept_prompt(logits)
 
     def _decode(self) -> None:
         seq_len = self.backend.config.seq_len
-        for row, story in enumerate(self._rows):
-            if self.backend.length(row) == seq_len:
-                self._read(row, story.last_tokens(max(seq_len // 2, 1)))
-        rows = self._rows
-        logits = self.backend.decode([story.last_token for story in rows])  # (B, vocab_size)
-        uniforms = [story.uniform() for story in rows]
-        tokens = draw(logits, [story.params for story in rows], uniforms, [story.seen for story in rows])
-        for story, token, own in zip(rows, tokens, logits, strict=True):
-            story.accept(token, own)
+        for slot, request in enumerate(self._running):
+            if self.backend.length(slot) == seq_len:
+                self._prefill(slot, request.last_tokens(max(seq_len // 2, 1)))
+        running = self._running
+        logits = self.backend.decode([request.last_token for request in running])  # (B, vocab_size)
+        uniforms = [request.uniform() for request in running]
+        tokens = draw(logits, [request.params for request in running], uniforms, [request.seen for request in running])
+        for request, token, own in zip(running, tokens, logits, strict=True):
+            request.accept(token, own)
 
-    def _admit(self) -> None:
-        while self._waiting and len(self._rows) < self.backend.max_rows:
-            story = self._waiting.popleft()
-            if not story.is_over:
-                self._rows.append(story)
-                tokens = story.last_tokens(self.backend.config.seq_len)
-                logits = self._read(len(self._rows) - 1, tokens, wants_logits=story.params.prompt_logprobs)
-                story.accept_prompt(logits)
+    def _prefill(self, slot: int, tokens: list[int], *, wants_logits: bool = False) -> Logits | None:
+        """Fill a slot anew with all tokens but the last, which the next `decode` takes."""
+        return self.backend.prefill(slot, tokens[:-1], wants_logits=wants_logits)
 
-    def _read(self, row: int, tokens: list[int], *, wants_logits: bool = False) -> Array | None:
-        """Fill a row of the cache anew with all tokens but the last, which the next `decode` takes."""
-        return self.backend.read(row, tokens[:-1], wants_logits=wants_logits)
-
-    def _drop_finished(self) -> list[Story]:
-        """Take stories that are over out of the batch; the last row moves into each gap."""
-        over = []
-        for row in reversed(range(len(self._rows))):
-            if self._rows[row].is_over:
-                over.append(self._rows[row])
-                last = len(self._rows) - 1
-                if row != last:
-                    self.backend.move(last, row)
-                    self._rows[row] = self._rows[last]
-                self._rows.pop()
-        return over
+    def _drop_finished(self) -> list[Request]:
+        """Take finished requests out of the batch; the last one moves into each free slot."""
+        finished = []
+        for slot in reversed(range(len(self._running))):
+            if self._running[slot].is_finished:
+                finished.append(self._running[slot])
+                last = len(self._running) - 1
+                if slot != last:
+                    self.backend.copy_slot(last, slot)
+                    self._running[slot] = self._running[last]
+                self._running.pop()
+        return finished

@@ -1,25 +1,26 @@
 """One engine shared by many callers: a thread that steps it while there is something to write.
 
-In: requests from any thread or event loop. Out: a future each, and pieces of text as they come. `serve/` puts HTTP
-around it. Requests join the running batch at the next token; cancelling a future frees its row within two tokens.
+In: prompts from any thread or event loop. Out: a future each, and chunks of text as they come. `serve/` puts HTTP
+around it. Requests join the running batch at the next token; cancelling a future frees its slot within two tokens.
 """
 
 import collections
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from slm_ray.generation.engine import Engine
-from slm_ray.generation.request import Completion, Piece, Story
+from slm_ray.generation.request import Chunk, Completion, Request
 from slm_ray.generation.sampling import SamplingParams
 
 LOGGER = logging.getLogger(__name__)
-MAX_PIECES_PER_S = 200.0
-"""Pieces handed out per second, of all stories together: what an HTTP proxy passes on without slowing the engine."""
-OnPiece = Callable[[Piece], None]
+MAX_CHUNKS_PER_S = 200.0
+"""Chunks sent per second, of all requests together: what an HTTP proxy passes on without slowing the engine."""
+OnChunk = Callable[[Chunk], None]
 
 
 class EngineBusyError(RuntimeError):
@@ -39,31 +40,33 @@ class Load:
     """How much there is to do."""
 
     running: int
-    """Stories being written."""
+    """Requests that have a slot."""
     waiting: int
-    """Stories that wait for a row."""
+    """Requests that wait for one."""
 
 
 @dataclasses.dataclass
-class _Request:
+class _Reply:
+    """Where the result of a request goes."""
+
     future: "Future[Completion]"
-    on_piece: OnPiece | None
-    handed_s: float = 0.0  # when a piece was handed out, in perf_counter's time
+    on_chunk: OnChunk | None
+    sent_s: float = -math.inf  # when a chunk was sent, in perf_counter's time, which may begin at 0 with the machine
 
 
 class EngineThread:
     """Owns an `Engine`: after this nobody else may step it.
 
-    With many readers, pieces of several tokens are handed out, no more than `max_pieces_per_s` of all stories
-    together. The first piece of a story and its last never wait.
+    With many readers, a chunk holds several tokens: no more than `max_chunks_per_s` are sent, of all requests
+    together. The first chunk of a request and its last never wait.
     """
 
-    def __init__(self, engine: Engine, max_waiting: int = 64, max_pieces_per_s: float = MAX_PIECES_PER_S) -> None:
+    def __init__(self, engine: Engine, max_waiting: int = 64, max_chunks_per_s: float = MAX_CHUNKS_PER_S) -> None:
         self._engine = engine
-        self._most = engine.backend.max_rows + max_waiting
-        self._piece_s = 1 / max_pieces_per_s
-        self._requests: dict[Story, _Request] = {}
-        self._arrived: collections.deque[Story] = collections.deque()
+        self._most = engine.backend.max_slots + max_waiting
+        self._chunk_s = 1 / max_chunks_per_s
+        self._replies: dict[Request, _Reply] = {}
+        self._arrived: collections.deque[Request] = collections.deque()
         self._changed = threading.Condition()
         self._is_closing = False
         self._is_closed = False
@@ -71,36 +74,36 @@ class EngineThread:
         self._thread.start()
 
     def submit(
-        self, prompt: str | Sequence[int], params: SamplingParams, on_piece: OnPiece | None = None
+        self, prompt: str | Sequence[int], params: SamplingParams, on_chunk: OnChunk | None = None
     ) -> "Future[Completion]":
         """Ask for a continuation. The future may be cancelled at any time.
 
-        `on_piece` is called in the engine's thread, in order, with every piece before the future is done; it must not
-        wait for anything. When it raises, the story is given up with its error.
+        `on_chunk` is called in the engine's thread, in order, with every chunk before the future is done; it must not
+        wait for anything. When it raises, the request fails with its error.
 
         Raises:
             PromptError: the prompt is longer than the context, or nothing that the model can read.
             EngineBusyError: too many requests wait already.
             EngineClosedError: `close` was called.
         """
-        story = self._engine.story(prompt, params)
+        request = self._engine.request(prompt, params)
         future: Future[Completion] = Future()
         with self._changed:
             if self._is_closing:
                 raise EngineClosedError("the engine is closed")
-            if len(self._requests) >= self._most:
+            if len(self._replies) >= self._most:
                 raise EngineBusyError(f"{self._most} stories are being written or wait already")
-            self._requests[story] = _Request(future, on_piece)
-            self._arrived.append(story)
+            self._replies[request] = _Reply(future, on_chunk)
+            self._arrived.append(request)
             self._changed.notify_all()
         return future
 
     @property
     def load(self) -> Load:
-        """How many stories are being written and how many wait, about now."""
+        """How many requests run and how many wait, about now."""
         with self._changed:
-            running = min(self._engine.running, len(self._requests))
-            return Load(running, len(self._requests) - running)
+            running = min(self._engine.running, len(self._replies))
+            return Load(running, len(self._replies) - running)
 
     def close(self, drain_s: float = 0.0) -> None:
         """Take no more requests, finish those there are for `drain_s` seconds, and fail the rest.
@@ -109,7 +112,7 @@ class EngineThread:
         """
         with self._changed:
             self._is_closing = True
-            self._changed.wait_for(lambda: not self._requests, timeout=drain_s)
+            self._changed.wait_for(lambda: not self._replies, timeout=drain_s)
             self._is_closed = True
             self._changed.notify_all()
         self._thread.join()
@@ -117,17 +120,17 @@ class EngineThread:
     def _run(self) -> None:
         while self._take_arrived():
             try:
-                over = self._engine.step()
+                finished = self._engine.step()
             except Exception as error:  # a failed step must not end the thread: later requests may succeed
                 LOGGER.exception("a step of the engine failed")
                 failure = EngineError(f"a step of the engine failed: {error}")
                 failure.__cause__ = error
                 self._fail(self._engine.drop_running(), failure)
                 continue
-            self._hand_out_pieces()
-            for story in over:
-                self._answer(story)
-        self._fail(list(self._requests), EngineClosedError("the engine was closed"))
+            self._send_chunks()
+            for request in finished:
+                self._answer(request)
+        self._fail(list(self._replies), EngineClosedError("the engine was closed"))
 
     def _take_arrived(self) -> bool:
         """Wait for something to do and hand new requests to the engine; False once closed."""
@@ -136,43 +139,43 @@ class EngineThread:
                 self._changed.wait()
             while self._arrived:
                 self._engine.add(self._arrived.popleft())
-            for story in [story for story, request in self._requests.items() if request.future.cancelled()]:
-                story.is_cancelled = True
-                self._forget(story)
+            for request in [request for request, reply in self._replies.items() if reply.future.cancelled()]:
+                request.is_cancelled = True
+                self._forget(request)
             return not self._is_closed
 
-    def _hand_out_pieces(self) -> None:
+    def _send_chunks(self) -> None:
         with self._changed:
-            streamed = [(story, request) for story, request in self._requests.items() if request.on_piece]
-        now, interval_s = time.perf_counter(), len(streamed) * self._piece_s
-        for story, request in streamed:
-            if not story.is_over and now < request.handed_s + interval_s:
+            streamed = [(request, reply) for request, reply in self._replies.items() if reply.on_chunk]
+        now, interval_s = time.perf_counter(), len(streamed) * self._chunk_s
+        for request, reply in streamed:
+            if not request.is_finished and now < reply.sent_s + interval_s:
                 continue
-            piece = story.take_piece()
-            if piece is None or request.on_piece is None or request.future.cancelled():
+            chunk = request.take_chunk()
+            if chunk is None or reply.on_chunk is None or reply.future.cancelled():
                 continue
-            request.handed_s = now
+            reply.sent_s = now
             try:
-                request.on_piece(piece)
+                reply.on_chunk(chunk)
             except Exception as error:  # one reader's fault is not the others'
-                story.is_cancelled = True
-                self._fail([story], error)
+                request.is_cancelled = True
+                self._fail([request], error)
 
-    def _answer(self, story: Story) -> None:
+    def _answer(self, request: Request) -> None:
         with self._changed:
-            request = self._forget(story)
-        if request is not None and request.future.set_running_or_notify_cancel():
-            request.future.set_result(story.completion())
+            reply = self._forget(request)
+        if reply is not None and reply.future.set_running_or_notify_cancel():
+            reply.future.set_result(request.completion())
 
-    def _fail(self, stories: list[Story], error: Exception) -> None:
+    def _fail(self, requests: list[Request], error: Exception) -> None:
         with self._changed:
-            requests = [self._forget(story) for story in stories]
-        for request in requests:
-            if request is not None and request.future.set_running_or_notify_cancel():
-                request.future.set_exception(error)
+            replies = [self._forget(request) for request in requests]
+        for reply in replies:
+            if reply is not None and reply.future.set_running_or_notify_cancel():
+                reply.future.set_exception(error)
 
-    def _forget(self, story: Story) -> _Request | None:
+    def _forget(self, request: Request) -> _Reply | None:
         """Called with the lock held."""
-        request = self._requests.pop(story, None)
+        reply = self._replies.pop(request, None)
         self._changed.notify_all()
-        return request
+        return reply

@@ -1,8 +1,8 @@
 """The fast backend of CPUs: the decode graph on ONNX Runtime, with one cache that it reads and writes in place.
 
-In: tokens for rows. Out: logits. Fused attention takes each row's own length, so rows need no padding and no mask. The
-rows of a call are a contiguous part of the cache, bound as past and as present alike, so nothing is copied; the
-bindings of single steps are made once. `backends.py` makes it; the engine runs it as any `Backend`.
+In: tokens for slots of the cache. Out: logits. Fused attention takes each slot's own length, so there is no padding and
+no mask. The slots of a call are a contiguous part of the cache, bound as past and as present alike, so nothing is
+copied; the bindings of single steps are made once. `backend_choice.py` makes it; the engine runs it as any `Backend`.
 """
 
 import dataclasses
@@ -14,124 +14,124 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from slm_ray.generation.backend import Array
+from slm_ray.generation.backend import Logits
 from slm_ray.generation.onnx_graph import Weights, decode_graph, padded_width
 from slm_ray.model.decoder import Decoder
 
-Memory = NDArray[Any]
+Array = NDArray[Any]
 
 
 class OnnxBackend:
     """A `Backend` on ONNX Runtime. It copies the weights: what becomes of the model afterwards does not matter."""
 
-    def __init__(self, model: Decoder, max_rows: int = 8, *, weights: Weights = "fp32", threads: int = 0) -> None:
-        """threads: of each product; 0 takes one a core.
+    def __init__(self, model: Decoder, max_slots: int = 8, *, weights: Weights = "fp32", threads: int = 0) -> None:
+        """threads: of each operator; 0 takes one a core.
 
         Raises:
-            ValueError: the model is too large for one graph, or max_rows is below 1.
+            ValueError: the model is too large for one graph, or max_slots is below 1.
         """
-        if max_rows < 1:
-            raise ValueError(f"max_rows ({max_rows}) must be at least 1")
+        if max_slots < 1:
+            raise ValueError(f"max_slots ({max_slots}) must be at least 1")
         self.config = config = model.config
-        self.max_rows = max_rows
+        self.max_slots = max_slots
         self._session = _session(decode_graph(model, weights).SerializeToString(), threads)
         known = {one.name for one in self._session.get_inputs()}
         self._small_inputs = known & {"tokens", "positions", "ends", "longest", "wanted"}  # no positions where rotary
-        shape = (config.n_layers, 2, max_rows, config.kv_heads, config.seq_len, padded_width(config))
+        shape = (config.n_layers, 2, max_slots, config.kv_heads, config.seq_len, padded_width(config))
         self._cache = np.zeros(shape, dtype=np.float32)  # of each layer its keys, then its values
-        self._lengths = [0] * max_rows
-        self._tokens = np.zeros((max_rows, 1), dtype=np.int64)
-        self._ends = np.zeros(max_rows, dtype=np.int32)
+        self._lengths = [0] * max_slots
+        self._tokens = np.zeros((max_slots, 1), dtype=np.int64)
+        self._ends = np.zeros(max_slots, dtype=np.int32)
         self._longest = np.zeros((), dtype=np.int32)
-        self._places = np.array([(row, 0) for row in range(max_rows)], dtype=np.int64)
-        self._logits = np.zeros((max_rows, config.vocab_size), dtype=np.float32)
-        self._steps = [self._step(rows) for rows in range(1, max_rows + 1)]
-        self._readers = [self._with_cache(slice(row, row + 1)) for row in range(max_rows)]
+        self._wanted = np.array([(slot, 0) for slot in range(max_slots)], dtype=np.int64)
+        self._logits = np.zeros((max_slots, config.vocab_size), dtype=np.float32)
+        self._steps = [self._step(count) for count in range(1, max_slots + 1)]
+        self._prefills = [self._with_cache(slice(slot, slot + 1)) for slot in range(max_slots)]
 
-    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Array | None:
+    def prefill(self, slot: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Logits | None:
         """See `Backend`."""
         count = len(tokens)
-        self._lengths[row] = 0
+        self._lengths[slot] = 0
         if not count:
             return None
-        places = [(0, step) for step in range(count) if wants_logits]
-        inputs: dict[str, Memory] = {
+        wanted = [(0, step) for step in range(count) if wants_logits]
+        inputs: dict[str, Array] = {
             "tokens": np.array([tokens], dtype=np.int64),
             "positions": np.arange(count, dtype=np.int32)[None],
             "ends": np.array([count - 1], dtype=np.int32),
             "longest": np.array(count, dtype=np.int32),
-            "wanted": np.array(places, dtype=np.int64).reshape(-1, 2),
+            "wanted": np.array(wanted, dtype=np.int64).reshape(-1, 2),
         }
-        logits = np.empty((len(places), self.config.vocab_size), dtype=np.float32)
-        self._session.run_with_iobinding(self._bound(self._readers[row], inputs, logits))
-        self._lengths[row] = count
+        logits = np.empty((len(wanted), self.config.vocab_size), dtype=np.float32)
+        self._session.run_with_iobinding(self._bound(self._prefills[slot], inputs, logits))
+        self._lengths[slot] = count
         return logits if wants_logits else None
 
-    def decode(self, tokens: Sequence[int]) -> Array:
+    def decode(self, tokens: Sequence[int]) -> Logits:
         """See `Backend`."""
-        rows = len(tokens)
-        step, lengths = self._steps[rows - 1], self._lengths[:rows]
+        count = len(tokens)
+        step, lengths = self._steps[count - 1], self._lengths[:count]
         step.tokens[:] = tokens
         step.ends[:] = lengths
         self._longest[()] = max(lengths) + 1
         self._session.run_with_iobinding(step.binding)
-        self._lengths[:rows] = [length + 1 for length in lengths]
+        self._lengths[:count] = [length + 1 for length in lengths]
         return step.logits
 
-    def length(self, row: int) -> int:
+    def length(self, slot: int) -> int:
         """See `Backend`."""
-        return self._lengths[row]
+        return self._lengths[slot]
 
-    def move(self, source: int, target: int) -> None:
+    def copy_slot(self, source: int, target: int) -> None:
         """See `Backend`."""
         count = self._lengths[source]
         self._cache[:, :, target, :, :count] = self._cache[:, :, source, :, :count]
         self._lengths[target] = count
 
-    def _step(self, rows: int) -> "_Step":
-        tokens, ends, logits = self._tokens[:rows], self._ends[:rows], self._logits[:rows]
-        inputs: dict[str, Memory] = {
+    def _step(self, count: int) -> "_Step":
+        tokens, ends, logits = self._tokens[:count], self._ends[:count], self._logits[:count]
+        inputs: dict[str, Array] = {
             "tokens": tokens,
             "positions": ends[:, None],  # the lengths before the step are both
             "ends": ends,
             "longest": self._longest,
-            "wanted": self._places[:rows],
+            "wanted": self._wanted[:count],
         }
-        binding = self._bound(self._with_cache(slice(rows)), inputs, logits)
+        binding = self._bound(self._with_cache(slice(count)), inputs, logits)
         return _Step(binding=binding, tokens=tokens[:, 0], ends=ends, logits=logits)
 
-    def _with_cache(self, rows: slice) -> Any:
+    def _with_cache(self, slots: slice) -> Any:
         """Where a run reads and writes keys and values. A binding knows addresses alone: the memory must stay."""
         binding = self._session.io_binding()
         for layer, (kind, half) in itertools.product(range(self.config.n_layers), (("keys", 0), ("values", 1))):
-            part = _place(self._cache[layer, half, rows])  # (B, n_kv_heads, seq_len, width)
+            part = _buffer(self._cache[layer, half, slots])  # (B, n_kv_heads, seq_len, width)
             binding.bind_input(f"{kind}_{layer}", *part)
             binding.bind_output(f"new_{kind}_{layer}", *part)
         return binding
 
-    def _bound(self, binding: Any, inputs: Mapping[str, Memory], logits: Array) -> Any:
+    def _bound(self, binding: Any, inputs: Mapping[str, Array], logits: Logits) -> Any:
         """The same binding with its other inputs and its logits."""
         for name in self._small_inputs:
-            binding.bind_input(name, *_place(inputs[name]))
-        binding.bind_output("logits", *_place(logits))
+            binding.bind_input(name, *_buffer(inputs[name]))
+        binding.bind_output("logits", *_buffer(logits))
         return binding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Step:
-    """What a step of so many rows reads and writes beside the cache, bound once.
+    """What a step of so many slots reads and writes beside the cache, bound once.
 
     After a run everything else has left the processor's caches: so as little as can be is done between two.
     """
 
     binding: Any
-    tokens: Memory  # (B,)
-    ends: Memory  # (B,)
-    logits: Array  # (B, vocab_size)
+    tokens: Array  # (B,)
+    ends: Array  # (B,)
+    logits: Logits  # (B, vocab_size)
 
 
-def _place(values: Memory) -> tuple[str, int, Any, tuple[int, ...], int]:
-    """Arguments that bind an array's memory."""
+def _buffer(values: Array) -> tuple[str, int, Any, tuple[int, ...], int]:
+    """Arguments that bind an array's buffer."""
     assert values.flags.c_contiguous
     return "cpu", 0, values.dtype.type, values.shape, values.ctypes.data
 

@@ -1,6 +1,6 @@
 """One request on its way through the engine: its tokens, its text as it becomes certain, and where it ends.
 
-In: tokens, one after another. Out: pieces of text, and a `Completion` at the end. `engine.py` says when.
+In: tokens, one after another. Out: chunks of text, and a `Completion` at the end. `engine.py` runs it.
 """
 
 import dataclasses
@@ -33,16 +33,16 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """What a step made certain of a story. All texts joined are the continuation."""
+class Chunk:
+    """What one or more steps made certain. All texts joined are the continuation."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
-    """Of the tokens written since the piece before, where asked for."""
+    """Of the tokens written since the chunk before, where asked for."""
 
 
-class Story:
-    """One request. `Engine.story` makes it."""
+class Request:
+    """A prompt that is being continued. `Engine.request` makes it."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int], params: SamplingParams) -> None:
         self.params = params
@@ -57,10 +57,10 @@ class Story:
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: tuple[TokenLogprob, ...] = ()
-        self._taken = (0, 0)  # texts and logprobs that `take_piece` gave
+        self._taken = (0, 0)  # texts and logprobs that `take_chunk` returned
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether it needs no more steps."""
         return self.finish_reason is not None or self.is_cancelled
 
@@ -123,17 +123,17 @@ class Story:
             self._texts.append(self._stops.flush())
             self.finish_reason = reason
 
-    def take_piece(self) -> Piece | None:
-        """What has come since it was last asked; None where that is nothing to show."""
+    def take_chunk(self) -> Chunk | None:
+        """What was written since the last call; None where that is nothing to show."""
         texts, logprobs = self._taken
-        piece = Piece("".join(self._texts[texts:]), tuple(self._logprobs[logprobs:]))
-        if not piece.text and not (piece.logprobs and self.is_over):
+        chunk = Chunk("".join(self._texts[texts:]), tuple(self._logprobs[logprobs:]))
+        if not chunk.text and not (chunk.logprobs and self.is_finished):
             return None
         self._taken = len(self._texts), len(self._logprobs)
-        return piece
+        return chunk
 
     def completion(self) -> Completion:
-        """The finished story."""
+        """The result of a finished request."""
         assert self.finish_reason is not None
         return Completion(
             text="".join(self._texts),

@@ -1,9 +1,9 @@
 """How the next token is drawn from the model's logits.
 
 In: logits of the rows of a batch, and for each row its `SamplingParams` and one uniform random number. Out: one token a
-row. `engine` calls it at every step. A row's draw depends on its own logits, settings and number alone, never on its
-neighbours, and the random numbers come from a generator of the request's own: so the same seed gives the same story,
-alone or in company (as far as fp32 goes: a matrix product may round differently in a larger batch, by about 1e-6).
+row. `engine.py` calls it at every step. A row's draw depends on its own logits, settings and number alone, never on its
+neighbours, and each request has its own generator of random numbers: so the same seed writes the same story, alone or
+in a batch (as far as fp32 goes: a matrix multiplication may round differently in a larger batch, by about 1e-6).
 """
 
 import dataclasses
@@ -22,8 +22,6 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 """Characters of a stop string."""
 MAX_LOGPROBS = 20
-
-
 _STRETCH = 64
 """Tokens that are summed up before one of them is looked for."""
 _PROBABLY_ENOUGH = 256
@@ -60,9 +58,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     """Texts that end the story where they begin: up to 16, of 1 to 256 characters."""
     logprobs: int | None = None
-    """Give the log-probability of every written token, and this many of the likeliest (0 to 20) beside it."""
+    """Return the log-probability of every written token, and this many of the likeliest (0 to 20) beside it."""
     prompt_logprobs: bool = False
-    """Give these of the prompt's tokens too."""
+    """Return these of the prompt's tokens too."""
 
     def __post_init__(self) -> None:
         _check_integer("max_tokens", self.max_tokens, 0 if self.prompt_logprobs else 1)
@@ -221,24 +219,29 @@ def _draw_up_to(reach: Array | None, weights: Array, order: Array, uniforms: Seq
 def _likeliest(values: Array, count: int) -> tuple[Array, Array]:
     """The `count` likeliest tokens of each row, likeliest first, and their logits: both (b, count).
 
-    Of equal ones the first comes first. Sorting all would take longer than the model. A bound that at least `count`
-    tokens reach is the count-th largest of the maxima of more groups than that; what reaches it is few, and sorted.
+    Of equal ones the first comes first. Sorting whole rows would take longer than the model.
     """
     if len(values) <= _FEW:
         found = [_likeliest_of_row(row, count) for row in values]
         return np.stack([one for one, _ in found]), np.stack([one for _, one in found])
-    rows, size = values.shape[0], max(values.shape[1] // (4 * count), 1)
-    groups = values.shape[1] // size
+    rows, vocab_size = values.shape
+    # 1. The maximum of each of at least `count` groups of tokens.
+    size = max(vocab_size // (4 * count), 1)
+    groups = vocab_size // size
     largest = values[:, : groups * size].reshape(rows, size, groups).max(axis=1)  # (b, groups)
+    # 2. A bound that at least `count` tokens reach: the count-th largest of these maxima.
     bound = np.partition(largest, groups - count, axis=1)[:, groups - count]  # (b,)
-    row, token = np.divmod(np.flatnonzero(values >= bound[:, None]), values.shape[1])
-    counts = np.bincount(row, minlength=rows)
-    place = np.arange(len(row)) - (counts.cumsum() - counts)[row]  # of each among those of its row
-    some = np.zeros((rows, counts.max()), dtype=np.int64)
-    best = np.full(some.shape, -np.inf, dtype=values.dtype)
-    some[row, place], best[row, place] = token, values[row, token]
-    order = (np.arange(rows)[:, None], np.argsort(-best, axis=1, kind="stable")[:, :count])
-    return some[order], best[order]
+    # 3. The few tokens that reach it, with their place among those of their row.
+    row, token = np.divmod(np.flatnonzero(values >= bound[:, None]), vocab_size)  # (M,)
+    counts = np.bincount(row, minlength=rows)  # (b,)
+    place = np.arange(len(row)) - (counts.cumsum() - counts)[row]  # (M,)
+    # 4. A table of them, (b, most of a row), filled up with logits of -inf.
+    tokens = np.zeros((rows, counts.max()), dtype=np.int64)
+    logits = np.full(tokens.shape, -np.inf, dtype=values.dtype)
+    tokens[row, place], logits[row, place] = token, values[row, token]
+    # 5. Each row of the table in order, cut to `count`.
+    order = (np.arange(rows)[:, None], np.argsort(-logits, axis=1, kind="stable")[:, :count])
+    return tokens[order], logits[order]
 
 
 def _likeliest_of_row(row: Array, count: int) -> tuple[Array, Array]:

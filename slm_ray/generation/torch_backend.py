@@ -1,6 +1,6 @@
 """The model executed by torch: the reference for every other backend, and what training samples with.
 
-In: token ids of rows. Out: logits, and a cache of keys and values for each row.
+In: token ids for slots of the cache. Out: logits.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from slm_ray.generation.backend import Array
+from slm_ray.generation.backend import Logits
 from slm_ray.model.decoder import Decoder, KVCache
 
 
@@ -19,43 +19,43 @@ class TorchBackend:
     touched.
     """
 
-    def __init__(self, model: Decoder, max_rows: int = 8) -> None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows ({max_rows}) must be at least 1")
+    def __init__(self, model: Decoder, max_slots: int = 8) -> None:
+        if max_slots < 1:
+            raise ValueError(f"max_slots ({max_slots}) must be at least 1")
         self.config = model.config
-        self.max_rows = max_rows
+        self.max_slots = max_slots
         self._model = model
         self._device = next(model.parameters()).device
-        self._cache = KVCache.empty(model.config, max_rows, self._device)
+        self._cache = KVCache.empty(model.config, max_slots, self._device)
 
-    def read(self, row: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Array | None:
+    def prefill(self, slot: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Logits | None:
         """See `Backend`."""
-        self._cache.lengths[row] = 0
+        self._cache.lengths[slot] = 0
         if not tokens:
             return None
         with self._evaluating():
-            logits = self._model.decode(torch.tensor([list(tokens)], device=self._device), self._rows(row, row + 1))
+            logits = self._model.decode(torch.tensor([list(tokens)], device=self._device), self._slots(slot, slot + 1))
         return _on_the_cpu(logits[0]) if wants_logits else None
 
-    def decode(self, tokens: Sequence[int]) -> Array:
+    def decode(self, tokens: Sequence[int]) -> Logits:
         """See `Backend`."""
         ids = torch.tensor(tokens, device=self._device)[:, None]  # (B, 1)
         with self._evaluating():
-            logits = self._model.decode(ids, self._rows(0, len(tokens)))
+            logits = self._model.decode(ids, self._slots(0, len(tokens)))
         return _on_the_cpu(logits[:, -1])
 
-    def length(self, row: int) -> int:
+    def length(self, slot: int) -> int:
         """See `Backend`."""
-        return int(self._cache.lengths[row])
+        return int(self._cache.lengths[slot])
 
-    def move(self, source: int, target: int) -> None:
+    def copy_slot(self, source: int, target: int) -> None:
         """See `Backend`."""
         with torch.inference_mode():
             for tensor in (self._cache.keys, self._cache.values):
                 tensor[:, target] = tensor[:, source]
             self._cache.lengths[target] = self._cache.lengths[source]
 
-    def _rows(self, start: int, stop: int) -> KVCache:
+    def _slots(self, start: int, stop: int) -> KVCache:
         """A view: what is written to it is written to the whole cache."""
         cache = self._cache
         return KVCache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.lengths[start:stop])
@@ -73,6 +73,6 @@ class TorchBackend:
                 self._model.train()
 
 
-def _on_the_cpu(logits: torch.Tensor) -> Array:
-    values: Array = logits.float().cpu().numpy()
+def _on_the_cpu(logits: torch.Tensor) -> Logits:
+    values: Logits = logits.float().cpu().numpy()
     return values

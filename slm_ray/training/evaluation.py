@@ -44,9 +44,9 @@ def bits_per_byte(backend: Backend, stream: TokenStream) -> float:
     """
     nats = 0.0
     for inputs, targets in evaluation_batches(stream, seq_len=backend.config.seq_len, batch_size=1):
-        logits = backend.read(0, inputs[0].tolist())
+        logits = backend.prefill(0, inputs[0].tolist())
         assert logits is not None
         wanted = torch.from_numpy(targets[0])  # (T,)
         nats += F.cross_entropy(torch.from_numpy(logits).double(), wanted, ignore_index=IGNORED, reduction="sum").item()
-    backend.read(0, [])
+    backend.prefill(0, [])
     return nats / math.log(2) / stream.n_bytes

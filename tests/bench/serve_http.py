@@ -76,7 +76,7 @@ def server(model: Path, rows: int) -> Iterator[int]:
 
 
 def wait_until_ready(process: "subprocess.Popen[str]", port: int) -> None:
-    """Raises: SystemExit, with what the server said, when it does not answer in time."""
+    """Raises: SystemExit, with what the server logged, when it does not answer in time."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):

@@ -12,7 +12,7 @@ from typing import Any
 import llama_cpp as llama
 import numpy as np
 from gguf_file import write_gguf
-from serve_options import END_ID, PROMPT_TOKENS, measure, options
+from serve_options import EOS_ID, PROMPT_TOKENS, measure, options
 
 from slm_ray.runs.checkpoint import load_model
 
@@ -37,7 +37,7 @@ class Streams:
         """Read the prompts, then go on by one token each at a time."""
         llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
         written: list[np.ndarray] = []
-        tokens = [[END_ID, *prompt] for prompt in prompts]
+        tokens = [[EOS_ID, *prompt] for prompt in prompts]
         position = 0
         for _ in range(count):
             written.append(self.decode(tokens, position).argmax(axis=1))

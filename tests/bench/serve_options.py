@@ -1,4 +1,4 @@
-"""What every side of `serve.py` is given, what it has to write, and how its speed is taken: the same for all."""
+"""Options, prompts and timing of every side of `serve.py`: the same for all."""
 
 import argparse
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PROMPT_TOKENS = 6
-END_ID = 0
+EOS_ID = 0
 """What stands before every prompt, as in training."""
 Write = Callable[[list[list[int]], int], Sequence[Sequence[int]]]
 """Prompts of equal length and how many tokens to write after each -> those tokens."""

@@ -4,7 +4,7 @@ Arguments: see `serve_options.py`.
 """
 
 import torch
-from serve_options import END_ID, measure, options
+from serve_options import EOS_ID, measure, options
 
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.engine import Engine
@@ -17,9 +17,9 @@ def main() -> None:
     given = options()
     torch.set_num_threads(given.threads)
     model, tokenizer = load_model(given.model)
-    assert tokenizer.eos_id == END_ID
-    rows = max(map(int, given.streams.split(",")))
-    engine = Engine(make_backend(model, rows, given.backend, given.threads), tokenizer)
+    assert tokenizer.eos_id == EOS_ID
+    slots = max(map(int, given.streams.split(",")))
+    engine = Engine(make_backend(model, slots, given.backend, given.threads), tokenizer)
 
     def write(prompts: list[list[int]], count: int) -> list[list[int]]:
         params = SamplingParams(temperature=0, max_tokens=count)

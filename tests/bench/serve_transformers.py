@@ -4,7 +4,7 @@ Arguments: see `serve_options.py`. The checkpoint's own folder `model/` is opene
 """
 
 import torch
-from serve_options import END_ID, measure, options
+from serve_options import EOS_ID, measure, options
 from transformers import AutoModelForCausalLM
 
 
@@ -15,7 +15,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(given.model / "model", dtype=torch.float32).eval()
 
     def write(prompts: list[list[int]], count: int) -> list[list[int]]:
-        ids = torch.tensor([[END_ID, *prompt] for prompt in prompts])
+        ids = torch.tensor([[EOS_ID, *prompt] for prompt in prompts])
         with torch.inference_mode():
             whole = model.generate(
                 ids,
@@ -23,7 +23,7 @@ def main() -> None:
                 do_sample=False,
                 max_new_tokens=count,
                 min_new_tokens=count,
-                pad_token_id=END_ID,
+                pad_token_id=EOS_ID,
             )
         return [story[ids.shape[1] :] for story in whole.tolist()]
 

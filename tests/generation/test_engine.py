@@ -55,7 +55,7 @@ def naive_greedy(model: Decoder, tokenizer: Tokenizer, prompt: str, count: int) 
 @pytest.mark.parametrize(
     "changes", [{}, {"n_kv_heads": 2}, {"positions": "learned", "norm": "layer", "mlp": "gelu", "bias": True}]
 )
-def test_greedy_with_cache_equals_naive_loop_for_rows_of_different_lengths(
+def test_greedy_with_cache_equals_naive_loop_for_slots_of_different_lengths(
     tokenizer: Tokenizer, changes: dict[str, object]
 ) -> None:
     model = talkative_model(tokenizer, **changes)
@@ -75,9 +75,9 @@ def test_story_goes_on_past_the_context(tokenizer: Tokenizer, seq_len: int) -> N
     assert (len(completion.tokens), completion.finish_reason) == (40, "length")
 
 
-def test_more_stories_than_rows_take_turns(model: Decoder, tokenizer: Tokenizer) -> None:
+def test_more_stories_than_slots_take_turns(model: Decoder, tokenizer: Tokenizer) -> None:
     params = [SamplingParams(temperature=0, max_tokens=5 + 3 * index) for index in range(7)]
-    completions = Engine(TorchBackend(model, max_rows=2), tokenizer).generate(["Once"] * 7, params)
+    completions = Engine(TorchBackend(model, max_slots=2), tokenizer).generate(["Once"] * 7, params)
     longest = naive_greedy(model, tokenizer, "Once", 23)
     assert [list(completion.tokens) for completion in completions] == [longest[: 5 + 3 * i] for i in range(7)]
 
@@ -103,7 +103,7 @@ def test_fresh_seeds_differ_and_torchs_own_random_numbers_are_untouched(model: D
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_stops_at_the_end_mark(tokenizer: Tokenizer) -> None:
+def test_stops_at_the_end_of_text_token(tokenizer: Tokenizer) -> None:
     model = talkative_model(tokenizer)
     written = naive_greedy(without_end(talkative_model(tokenizer), tokenizer), tokenizer, "Once", 40)
     model.lm_head.weight.data.zero_()  # all tokens alike, so argmax takes id 0, which is the end-of-text token
@@ -136,15 +136,15 @@ def test_lone_surrogate_in_a_prompt_is_refused(model: Decoder, tokenizer: Tokeni
         Engine(TorchBackend(model), tokenizer).generate(["a\ud800"], [GREEDY])
 
 
-def test_literal_end_mark_in_a_prompt_is_plain_text(model: Decoder, tokenizer: Tokenizer) -> None:
+def test_literal_end_of_text_token_in_a_prompt_is_plain_text(model: Decoder, tokenizer: Tokenizer) -> None:
     engine = Engine(TorchBackend(model), tokenizer)
     (completion,) = engine.generate([f"one{END_OF_TEXT}two"], [GREEDY])
     assert completion.prompt_tokens > 10
     assert len(completion.tokens) == 40
 
 
-def test_stream_joins_to_the_completion_and_frees_its_row_when_closed(model: Decoder, tokenizer: Tokenizer) -> None:
-    engine = Engine(TorchBackend(model, max_rows=1), tokenizer)
+def test_stream_joins_to_the_completion_and_frees_its_slot_when_closed(model: Decoder, tokenizer: Tokenizer) -> None:
+    engine = Engine(TorchBackend(model, max_slots=1), tokenizer)
     params = SamplingParams(seed=3, max_tokens=200, temperature=2.0, top_k=0)
     (completion,) = engine.generate(["The"], [params])
     assert "".join(engine.stream("The", params)) == completion.text == tokenizer.decode(completion.tokens)
@@ -154,21 +154,21 @@ def test_stream_joins_to_the_completion_and_frees_its_row_when_closed(model: Dec
     assert engine.generate(["The"], [params]) == [completion]
 
 
-def test_pieces_hold_whole_characters_and_join_to_the_text(tokenizer: Tokenizer) -> None:
+def test_chunks_hold_whole_characters_and_join_to_the_text(tokenizer: Tokenizer) -> None:
     text = "naïve 🦊🏽 fox\u200d — 猫 \ufffd end"
     tokens = tokenizer.encode(text)
     stream = TextStream(tokenizer, tokenizer.encode("before"))
-    pieces = [stream.push(token) for token in tokens]
-    assert "".join(pieces) == text and stream.flush() == ""
-    assert "🦊" in pieces  # four tokens, one piece
+    chunks = [stream.push(token) for token in tokens]
+    assert "".join(chunks) == text and stream.flush() == ""
+    assert "🦊" in chunks  # four tokens, one chunk
 
 
 def test_broken_characters_decode_as_the_tokenizer_does(tokenizer: Tokenizer) -> None:
     byte_tokens = tokenizer.encode("é🦊a猫")
     for tokens in itertools.permutations(byte_tokens[:6], 4):
         stream = TextStream(tokenizer, tokenizer.encode("x"))
-        pieces = [stream.push(token) for token in tokens]
-        assert "".join(pieces) + stream.flush() == tokenizer.decode(tokens)
+        chunks = [stream.push(token) for token in tokens]
+        assert "".join(chunks) + stream.flush() == tokenizer.decode(tokens)
 
 
 # ---- the thread
@@ -176,15 +176,15 @@ def test_broken_characters_decode_as_the_tokenizer_does(tokenizer: Tokenizer) ->
 
 @pytest.fixture
 def thread(model: Decoder, tokenizer: Tokenizer) -> Iterator[EngineThread]:
-    thread = EngineThread(Engine(TorchBackend(model, max_rows=2), tokenizer), max_waiting=3)
+    thread = EngineThread(Engine(TorchBackend(model, max_slots=2), tokenizer), max_waiting=3)
     yield thread
     thread.close()
 
 
 def test_thread_answers_many_as_each_alone(thread: EngineThread, model: Decoder, tokenizer: Tokenizer) -> None:
     params = [SamplingParams(seed=seed, max_tokens=10 + seed) for seed in range(5)]
-    futures = [thread.submit("The cat", row) for row in params]
-    alone = [Engine(TorchBackend(model), tokenizer).generate(["The cat"], [row])[0] for row in params]
+    futures = [thread.submit("The cat", own) for own in params]
+    alone = [Engine(TorchBackend(model), tokenizer).generate(["The cat"], [own])[0] for own in params]
     assert [future.result(timeout=60) for future in futures] == alone
 
 

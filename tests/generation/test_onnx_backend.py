@@ -15,7 +15,7 @@ from slm_ray.generation.backend import Backend
 from slm_ray.generation.backend_choice import BackendError, make_backend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.onnx_backend import OnnxBackend
-from slm_ray.generation.onnx_graph import padded_width, quantize
+from slm_ray.generation.onnx_graph import decode_graph, padded_width, quantize
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
@@ -57,28 +57,28 @@ def small_model(**changes: object) -> Decoder:
 
 
 def assert_same_walk(first: Backend, second: Backend, atol: float) -> None:
-    """Read, go on, move and read again with both, and compare all logits."""
+    """Prefill, decode, copy and prefill again with both, and compare all logits."""
     ids = some_tokens(first.config.vocab_size, rows=3, steps=first.config.seq_len).tolist()
-    for row, count in enumerate((5, 1, 13)):
+    for slot, count in enumerate((5, 1, 13)):
         np.testing.assert_allclose(
-            first.read(row, ids[row][:count]), second.read(row, ids[row][:count]), atol=atol, rtol=0
+            first.prefill(slot, ids[slot][:count]), second.prefill(slot, ids[slot][:count]), atol=atol, rtol=0
         )
-    for step in range(4):  # rows of different lengths
-        tokens = [ids[row][step] for row in range(3)]
+    for step in range(4):  # slots of different lengths
+        tokens = [ids[slot][step] for slot in range(3)]
         np.testing.assert_allclose(first.decode(tokens), second.decode(tokens), atol=atol, rtol=0)
     for backend in (first, second):
-        backend.move(2, 0)  # a longer row over a shorter one, which then stands alone
-        assert [backend.length(row) for row in range(3)] == [17, 5, 17]
-    for token in ids[0][: first.config.seq_len - 17]:  # until the row is full
+        backend.copy_slot(2, 0)  # a longer slot over a shorter one, which then stands alone
+        assert [backend.length(slot) for slot in range(3)] == [17, 5, 17]
+    for token in ids[0][: first.config.seq_len - 17]:  # until the slot is full
         np.testing.assert_allclose(first.decode([token]), second.decode([token]), atol=atol, rtol=0)
     for backend in (first, second):
         assert backend.length(0) == first.config.seq_len
-        assert backend.read(0, []) is None and backend.read(1, ids[1][:12], wants_logits=False) is None
+        assert backend.prefill(0, []) is None and backend.prefill(1, ids[1][:12], wants_logits=False) is None
     np.testing.assert_allclose(first.decode([3, 4]), second.decode([3, 4]), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_equal_torchs_for_rows_that_come_go_and_move(shape: str) -> None:
+def test_logits_equal_torchs_for_slots_that_come_go_and_move(shape: str) -> None:
     model = small_model(**SHAPES[shape])
     assert_same_walk(TorchBackend(model, 3), OnnxBackend(model, 3, threads=1), atol=1e-4)
 
@@ -93,7 +93,7 @@ def test_logits_equal_torchs_for_every_preset(name: str) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 2, "tie_embeddings": False}, GPT2])
 def test_greedy_stories_equal_torchs_token_for_token(tokenizer: Tokenizer, changes: dict[str, object]) -> None:
-    """More stories than rows, of different lengths, on past the context of 64 tokens."""
+    """More stories than slots, of different lengths, on past the context of 64 tokens."""
     model = without_end(talkative_model(tokenizer, **changes), tokenizer)
     prompts = ["", "Once", "The cat went to the forest", "Tom and Mia played in the", "Mia"]
     params = [SamplingParams(temperature=0, max_tokens=30 + 25 * index) for index in range(5)]
@@ -114,12 +114,12 @@ def test_same_seed_writes_the_same_story_alone_and_in_company(tokenizer: Tokeniz
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
-def test_a_row_does_not_depend_on_its_neighbours(weights: str) -> None:
-    """With int8 each row is rounded by its own scale: a loud neighbour leaves no trace."""
+def test_a_slot_does_not_depend_on_its_neighbours(weights: str) -> None:
+    """With int8 each slot is rounded by its own scale: a loud neighbour leaves no trace."""
     backend = OnnxBackend(small_model(), 3, weights=weights, threads=1)  # type: ignore[arg-type]
     alone = backend.decode([5]).copy()
-    for row in range(3):
-        backend.read(row, [])
+    for slot in range(3):
+        backend.prefill(slot, [])
     company = backend.decode([5, 60, 61])[:1].copy()
     np.testing.assert_allclose(company, alone, atol=1e-5, rtol=0)
 
@@ -156,6 +156,14 @@ def test_quantized_weights_are_within_half_a_level() -> None:
     assert not back[:, 40:].any() and not back[3].any()
 
 
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_every_weight_is_stored_once_and_used(weights: str) -> None:
+    graph = decode_graph(small_model(), weights).graph  # type: ignore[arg-type]
+    names = [one.name for one in graph.initializer]
+    assert len(names) == len(set(names))
+    assert set(names) <= {name for node in graph.node for name in node.input}
+
+
 def test_heads_are_filled_up_to_what_the_operator_takes() -> None:
     shapes = [("rotary", 8), ("rotary", 16), ("rotary", 54), ("learned", 4), ("learned", 54)]
     widths = [padded_width(ModelConfig(positions=kind, d_head=width)) for kind, width in shapes]  # type: ignore[arg-type]
@@ -165,11 +173,11 @@ def test_heads_are_filled_up_to_what_the_operator_takes() -> None:
 def test_weights_are_copied() -> None:
     model = small_model()
     backend = OnnxBackend(model, 1, threads=1)
-    before = backend.read(0, [1, 2, 3])
+    before = backend.prefill(0, [1, 2, 3])
     for parameter in model.parameters():
         parameter.data.zero_()
     assert before is not None and np.abs(before).max() > 0
-    np.testing.assert_allclose(backend.read(0, [1, 2, 3]), before)
+    np.testing.assert_allclose(backend.prefill(0, [1, 2, 3]), before)
 
 
 # ---- the choice
@@ -181,8 +189,8 @@ def test_weights_are_copied() -> None:
 )
 def test_backend_is_chosen_by_name_and_starts_empty(name: str, kind: type) -> None:
     backend = make_backend(small_model(), 3, name)  # type: ignore[arg-type]
-    assert isinstance(backend, kind) and backend.max_rows == 3
-    assert [backend.length(row) for row in range(3)] == [0, 0, 0]
+    assert isinstance(backend, kind) and backend.max_slots == 3
+    assert [backend.length(slot) for slot in range(3)] == [0, 0, 0]
 
 
 def test_unknown_backend_is_refused() -> None:
@@ -214,6 +222,6 @@ def test_model_elsewhere_than_on_the_cpu_is_left_to_torch() -> None:
     assert isinstance(make_backend(model, 1), TorchBackend)
 
 
-def test_no_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"max_rows \(0\) must be at least 1"):
+def test_no_slots_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_slots \(0\) must be at least 1"):
         OnnxBackend(small_model(), 0)

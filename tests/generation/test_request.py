@@ -1,6 +1,7 @@
-"""What a story gives besides its tokens: stop texts, pieces, log-probabilities; prompts as tokens; penalties."""
+"""What a story gives besides its tokens: stop texts, chunks, log-probabilities; prompts as tokens; penalties."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from slm_ray.generation.detokenizer import StopTexts
 from slm_ray.generation.engine import Engine, PromptError
 from slm_ray.generation.engine_thread import EngineThread
-from slm_ray.generation.request import Completion, Piece
+from slm_ray.generation.request import Chunk, Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
@@ -43,12 +44,12 @@ def write(engine: Engine, prompt: str | list[int] = "Tom", **params: object) -> 
 
 
 @given(st.lists(st.text("ab", max_size=4), max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-def test_stop_texts_are_found_in_pieces_as_in_the_whole(pieces: list[str], stops: list[str]) -> None:
+def test_stop_texts_are_found_in_chunks_as_in_the_whole(chunks: list[str], stops: list[str]) -> None:
     scanner = StopTexts(stops)
     given_text, is_stopped, fed = "", False, ""
-    for piece in pieces:
-        fed += piece
-        sure, is_stopped = scanner.push(piece)
+    for chunk in chunks:
+        fed += chunk
+        sure, is_stopped = scanner.push(chunk)
         given_text += sure
         if is_stopped:
             break
@@ -59,7 +60,7 @@ def test_stop_texts_are_found_in_pieces_as_in_the_whole(pieces: list[str], stops
 
 def test_text_that_cannot_begin_a_stop_text_is_given_at_once() -> None:
     scanner = StopTexts(["end."])
-    assert [scanner.push(piece)[0] for piece in ("the e", "nd", "er", " en")] == ["the ", "", "ender", " "]
+    assert [scanner.push(chunk)[0] for chunk in ("the e", "nd", "er", " en")] == ["the ", "", "ender", " "]
     assert scanner.flush() == "en"
 
 
@@ -125,27 +126,33 @@ def test_a_penalty_weighs_down_what_was_seen(engine: Engine) -> None:
     assert company[1] == strict
 
 
-def test_the_thread_hands_out_pieces_before_the_future_is_done(engine: Engine) -> None:
+def test_the_thread_hands_out_chunks_before_the_future_is_done(engine: Engine) -> None:
     alone = write(engine, logprobs=1)
-    thread = EngineThread(engine, max_pieces_per_s=float("inf"))
-    pieces: list[Piece] = []
+    thread = EngineThread(engine, max_chunks_per_s=float("inf"))
+    chunks: list[Chunk] = []
     try:
         params = SamplingParams(max_tokens=40, seed=4, top_k=0, logprobs=1)
-        assert thread.submit("Tom", params, pieces.append).result(timeout=60) == alone
+        assert thread.submit("Tom", params, chunks.append).result(timeout=60) == alone
     finally:
         thread.close()
-    assert "".join(piece.text for piece in pieces) == alone.text
-    assert tuple(one for piece in pieces for one in piece.logprobs) == alone.logprobs
-    assert len(pieces) > 5
+    assert "".join(chunk.text for chunk in chunks) == alone.text
+    assert tuple(one for chunk in chunks for one in chunk.logprobs) == alone.logprobs
+    assert len(chunks) > 5
 
 
-def test_pieces_beyond_what_the_way_out_carries_come_together(engine: Engine) -> None:
-    thread = EngineThread(engine, max_pieces_per_s=0.001)
-    pieces: list[list[Piece]] = [[] for _ in range(3)]
+@pytest.mark.parametrize("uptime_s", [0.0, 1e6])
+def test_chunks_beyond_what_the_way_out_carries_come_together(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, uptime_s: float
+) -> None:
+    """perf_counter often counts from the start of the machine: that must not make the first chunk wait."""
+    clock, start = time.perf_counter, time.perf_counter()
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() - start + uptime_s)
+    thread = EngineThread(engine, max_chunks_per_s=0.001)
+    chunks: list[list[Chunk]] = [[] for _ in range(3)]
     try:
         params = SamplingParams(max_tokens=40, seed=4, top_k=0, logprobs=1)
-        completions = [thread.submit("Tom", params, own.append) for own in pieces]
-        for completion, own in zip([one.result(timeout=60) for one in completions], pieces, strict=True):
+        completions = [thread.submit("Tom", params, own.append) for own in chunks]
+        for completion, own in zip([one.result(timeout=60) for one in completions], chunks, strict=True):
             assert len(own) == 2  # the first at once, and the rest when the story was over
             assert own[0].text + own[1].text == completion.text
             assert own[0].logprobs + own[1].logprobs == completion.logprobs
@@ -153,15 +160,15 @@ def test_pieces_beyond_what_the_way_out_carries_come_together(engine: Engine) ->
         thread.close()
 
 
-def test_a_reader_that_fails_loses_its_own_story_only(engine: Engine) -> None:
-    def fail(_: Piece) -> None:
-        raise ValueError("the reader is gone")
+def test_a_client_that_fails_loses_its_own_story_only(engine: Engine) -> None:
+    def fail(_: Chunk) -> None:
+        raise ValueError("the client is gone")
 
     thread = EngineThread(engine)
     try:
         broken = thread.submit("Tom", GREEDY, fail)
         assert len(thread.submit("Tom", GREEDY).result(timeout=60).tokens) == 40
-        with pytest.raises(ValueError, match="the reader is gone"):
+        with pytest.raises(ValueError, match="the client is gone"):
             broken.result(timeout=60)
     finally:
         thread.close()
@@ -180,9 +187,9 @@ def test_a_story_that_only_measures_is_answered_though_the_step_fails(
     backend = TorchBackend(model)
     engine = Engine(backend, tokenizer)
     monkeypatch.setattr(backend, "decode", lambda _: 1 / 0)
-    measured = engine.story("Tom", SamplingParams(max_tokens=0, prompt_logprobs=True))
+    measured = engine.request("Tom", SamplingParams(max_tokens=0, prompt_logprobs=True))
     engine.add(measured)
-    engine.add(engine.story("Tom", GREEDY))
+    engine.add(engine.request("Tom", GREEDY))
     with pytest.raises(ZeroDivisionError):
         engine.step()
     engine.drop_running()
@@ -218,7 +225,7 @@ def test_a_cancelled_story_takes_two_steps_more_at_most(
 def test_a_failed_step_leaves_those_that_wait(
     model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = TorchBackend(model, max_rows=1)
+    backend = TorchBackend(model, max_slots=1)
     thread = EngineThread(Engine(backend, tokenizer))
     whole, calls = backend.decode, iter([True])
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from slm_ray.dataset.manifest import load_manifest
 from slm_ray.runs import checkpoint
 from slm_ray.tracking import mlflow_runs
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
 from tune import sweep
 
 pytestmark = pytest.mark.ray
@@ -48,12 +48,6 @@ def run(home: Path, line: str) -> "subprocess.CompletedProcess[str]":
         [sys.executable, str(ROOT / script), *rest],
         cwd=home, env=environment(), capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

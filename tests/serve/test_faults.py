@@ -6,7 +6,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import pytest
 
 from slm_ray.tracking import mlflow_runs, registry
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
 from tests.support.tiny_model import write_endless_model
 
 WITHIN_S = 120.0
@@ -74,11 +74,6 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +176,7 @@ def test_no_request_fails_while_the_alias_moves_and_every_replica_follows(server
     assert newest == {"2"}
 
 
-def assert_rows_are_free_after(leave: Callable[[], None], server: Server) -> None:
+def assert_slots_are_free_after(leave: Callable[[], None], server: Server) -> None:
     """Forty clients at once do it, and the next story is written at once."""
     threads = [threading.Thread(target=leave) for _ in range(40)]
     for thread in threads:
@@ -193,14 +188,14 @@ def assert_rows_are_free_after(leave: Callable[[], None], server: Server) -> Non
     assert time.monotonic() - start < 5
 
 
-def test_clients_that_leave_give_their_rows_free(server: Server) -> None:
-    """Forty stories of 2,000 tokens would hold the eight rows for longer than a short one waits."""
+def test_clients_that_leave_free_their_slots(server: Server) -> None:
+    """Forty stories of 2,000 tokens would hold the eight slots for longer than a short one waits."""
 
     def leave() -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/generate", json=LONG, timeout=0.5)
 
-    assert_rows_are_free_after(leave, server)
+    assert_slots_are_free_after(leave, server)
 
 
 def test_a_story_passes_the_proxy_while_it_is_written(server: Server) -> None:
@@ -217,12 +212,12 @@ def test_a_story_passes_the_proxy_while_it_is_written(server: Server) -> None:
     assert LONG["prompt"] + "".join(event["text"] for event in events[:-1]) == whole
 
 
-def test_clients_that_leave_in_the_middle_of_a_story_give_their_rows_free(server: Server) -> None:
+def test_clients_that_leave_in_the_middle_of_a_story_free_their_slots(server: Server) -> None:
     def leave() -> None:
         with httpx.stream("POST", f"{server.url}/generate", json=LONG | {"stream": True}, timeout=WITHIN_S) as answer:
             assert next(answer.iter_lines()).startswith("data: ")
 
-    assert_rows_are_free_after(leave, server)
+    assert_slots_are_free_after(leave, server)
 
 
 def test_many_at_once_are_written_whole_or_told_to_come_again(server: Server) -> None:
@@ -289,18 +284,18 @@ def test_on_sigterm_running_stories_finish_and_new_ones_are_refused(server: Serv
 
 
 def comes_whole(answer: httpx.Response, begun: threading.Semaphore) -> bool:
-    """Whether a story comes to its end; `begun` is told when its first piece is here."""
+    """Whether a story comes to its end; `begun` is released when its first chunk is here."""
     lines = filter(None, answer.iter_lines())
     try:
-        pieces = [next(lines)]
+        chunks = [next(lines)]
         begun.release()
-        pieces += lines
+        chunks += lines
     except httpx.TransportError:
         return False
-    return bool(json.loads(pieces[-1].removeprefix("data: ")).get("done"))
+    return bool(json.loads(chunks[-1].removeprefix("data: ")).get("done"))
 
 
-def test_one_more_replica_starts_when_the_rows_are_all_in_use(tmp_path: Path) -> None:
+def test_one_more_replica_starts_when_the_slots_are_all_in_use(tmp_path: Path) -> None:
     with started(tmp_path, "--replicas 1 --max-replicas 2 --rows 2") as server:
         first = server.line("serves tiny 1").split()[1]
         with Load(server, clients=6) as load:

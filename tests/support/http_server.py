@@ -17,8 +17,8 @@ from slm_ray.tracking.registry import resolve_model
 
 @contextlib.contextmanager
 def running(model: Path, settings: ApiSettings | None = None, *, rows: int = 4, waiting: int = 16) -> Iterator[str]:
-    """Serve a checkpoint; gives the address."""
-    rollout = Rollout(LoadedModel(resolve_model(str(model)), max_rows=rows, max_waiting=waiting))
+    """Serve a checkpoint; yields the address."""
+    rollout = Rollout(LoadedModel(resolve_model(str(model)), max_slots=rows, max_waiting=waiting))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(create_api(rollout, settings), log_level="critical", timeout_graceful_shutdown=5)
         server = uvicorn.Server(config)

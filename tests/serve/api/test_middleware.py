@@ -7,7 +7,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.api.middleware import BodyLimit
+from serve.api.middleware import BodyLimitMiddleware
 from serve.api.settings import ApiSettings, key_digests
 from serve.deployment import _http_options
 from serve.options import AppConfig, ServeConfig
@@ -60,7 +60,7 @@ def test_with_keys_every_route_but_health_and_the_page_asks_for_one(model: Path)
 
 
 def test_a_body_that_stays_out_is_not_waited_for_and_health_needs_none(model: Path) -> None:
-    async def answer(scope: dict[str, object], limit: BodyLimit) -> int:
+    async def answer(scope: dict[str, object], limit: BodyLimitMiddleware) -> int:
         sent: list[Message] = []
 
         async def silent() -> Message:
@@ -76,7 +76,7 @@ def test_a_body_that_stays_out_is_not_waited_for_and_health_needs_none(model: Pa
     async def says_204(_: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
 
-    limit = BodyLimit(says_204, 100, limit_s=0.05)
+    limit = BodyLimitMiddleware(says_204, 100, limit_s=0.05)
     assert asyncio.run(answer({"method": "POST"}, limit)) == 408
     assert asyncio.run(answer({"method": "GET"}, limit)) == 204
     with running(model, ApiSettings(key_digests=key_digests({"SLM_API_KEYS": KEY}))) as url:

@@ -1,4 +1,4 @@
-"""Stories as they come over a real socket; readers that leave; what is counted; the documented interface."""
+"""Stories as they come over a real socket; clients that disconnect; what is counted; the documented interface."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def events(lines: list[str]) -> list[dict[str, object]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines if line]
 
 
-def test_a_stream_is_the_story_in_pieces_with_chances_and_a_last_word(url: str, model: Path) -> None:
+def test_a_stream_is_the_story_in_chunks_with_chances_and_a_last_word(url: str, model: Path) -> None:
     body = {"prompt": "The cat", "max_tokens": 20, "seed": 5, "logprobs": 2, "stream": True}
     with httpx.stream("POST", f"{url}/generate", json=body) as answer:
         assert answer.headers["Content-Type"].startswith("text/event-stream")
@@ -57,7 +57,7 @@ def test_a_stream_is_the_story_in_pieces_with_chances_and_a_last_word(url: str, 
     assert last["model"]["version"] == "step-12"  # type: ignore[index]
 
 
-def test_pieces_come_while_the_story_is_being_written(url: str) -> None:
+def test_chunks_come_while_the_story_is_being_written(url: str) -> None:
     with httpx.stream("POST", f"{url}/generate", json=LONG | {"stream": True}) as answer:
         lines = answer.iter_lines()
         next(lines)
@@ -77,7 +77,7 @@ def wait_until_idle(url: str, within_s: float = 20) -> None:
         time.sleep(0.01)
 
 
-def test_a_reader_that_left_before_the_first_event_stops_the_story() -> None:
+def test_a_client_that_left_before_the_first_event_stops_the_story() -> None:
     stopped: list[bool] = []
 
     async def events() -> AsyncIterator[bytes]:

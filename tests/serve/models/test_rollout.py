@@ -64,7 +64,7 @@ class Served:
         self.link = folder / "best"
         self.move(first)
         self.rollout = start_rollout(
-            str(self.link), "", 1, rows=rows, max_waiting=max_waiting, watch_interval_s=0.02, drain_s=WITHIN_S
+            str(self.link), "", 1, max_slots=rows, max_waiting=max_waiting, watch_interval_s=0.02, drain_s=WITHIN_S
         )
 
     def move(self, target: Path) -> None:
@@ -91,10 +91,10 @@ def test_no_request_fails_while_the_reference_moves_under_load(served: Served, v
     """Every request is answered, by the version that its answer names."""
     answers: list[tuple[str, Future[Completion]]] = []
     failures: list[Exception] = []
-    is_over = threading.Event()
+    is_finished = threading.Event()
 
     def submit_until_over() -> None:
-        while not is_over.is_set():
+        while not is_finished.is_set():
             try:
                 model, future = served.rollout.submit("The cat", STORY)
                 future.result(WITHIN_S)
@@ -114,7 +114,7 @@ def test_no_request_fails_while_the_reference_moves_under_load(served: Served, v
             wait_for(lambda: served.is_at(versions[number]))  # noqa: B023
             wait_for(lambda: len(answers) > before + 20)  # noqa: B023
     finally:
-        is_over.set()
+        is_finished.set()
         for thread in threads:
             thread.join()
     assert failures == []
@@ -237,7 +237,7 @@ def test_a_moved_alias_is_followed_and_a_store_that_is_gone_costs_nothing(
     uri = f"sqlite:///{tmp_path / 'moved.db'}"
     assert registry.register(mlflow_uri, "rolled", versions[0], run_id) == "1"
     shutil.copy(mlflow_uri.removeprefix("sqlite:///"), tmp_path / "moved.db")
-    rollout = start_rollout("models:/rolled@champion", uri, 1, rows=2, watch_interval_s=0.05)
+    rollout = start_rollout("models:/rolled@champion", uri, 1, max_slots=2, watch_interval_s=0.05)
     try:
         assert rollout.current.version.version == "1"
         assert rollout.description.evaluation == {}
@@ -284,7 +284,7 @@ def test_a_file_with_weights_as_a_pickle_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_loaded_model_without_a_watch_serves_as_it_is(versions: list[Path]) -> None:
-    rollout = Rollout(LoadedModel(registry.resolve_model(str(versions[0])), max_rows=2))
+    rollout = Rollout(LoadedModel(registry.resolve_model(str(versions[0])), max_slots=2))
     assert rollout.is_ready and rollout.status.state == "serving"
     assert [answer.prompt for answer in rollout.current.answers] == [
         "",

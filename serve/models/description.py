@@ -1,0 +1,37 @@
+"""What a server says about the model behind it: its version, its size, the last change of the version.
+
+In: a checkpoint's record; the rollout's status. Out: pydantic models, which the routes answer with.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class ModelVersion(BaseModel):
+    """Which model wrote it, and from which stories that model was made."""
+
+    name: str = Field(description="Registered name, or that of the run.")
+    version: str = Field(description="Registered version, or the step of the checkpoint.")
+    run_id: str = Field(description="Run of the tracker, empty without one.")
+    data_fingerprint: str = Field(description="Fingerprint of the data set it was trained on.")
+
+
+class RolloutStatus(BaseModel):
+    """How the last change of the version went."""
+
+    state: Literal["serving", "loading", "failed"] = Field(
+        default="serving", description="Failed: the version pointed to is not served, the one before goes on."
+    )
+    detail: str = Field(default="", description="What happened, in words.")
+
+
+class ModelDescription(ModelVersion):
+    """The model being served."""
+
+    step: int = Field(description="Training steps behind it.")
+    parameters: int = Field(description="Trainable weights.")
+    seq_len: int = Field(description="Context in tokens.")
+    vocab_size: int = Field(description="Entries of the tokenizer.")
+    evaluation: dict[str, float] = Field({}, description="Metrics of its validation.")
+    rollout: RolloutStatus = Field(RolloutStatus(), description="The last change of the version.")
