@@ -27,7 +27,8 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 from slm_ray.errors import UserError
-from slm_ray.sources.plan import plan_source, read_ranges
+from slm_ray.sources.plan import plan_source
+from slm_ray.sources.reading import read_ranges
 for line in sys.stdin:
     asked = json.loads(line)
     heard = []
@@ -36,7 +37,7 @@ for line in sys.stdin:
         rows = {}
         for task in made.tasks:
             for part, batch in read_ranges(task):
-                found = rows.setdefault(str(part.split), [])
+                found = rows.setdefault(str(part.file.split), [])
                 found += zip(batch["story_id"].to_pylist(), [text.decode() for text in batch["text"].to_pylist()])
         answer = {"rows": rows, "source": made.source, "own": [made.has_own_validation, made.has_own_test]}
     except UserError as error:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from slm_ray.errors import UserError
 from slm_ray.sources import plain_text
-from slm_ray.sources.plain_text import Cut, make_finder, read_stories, scan
+from slm_ray.sources.plain_text import Cut, scan
+from slm_ray.sources.splitters import BOM, make_finder, read_stories
 from tests.support.paths import SHARED_DATA
 
 WIKITEXT = SHARED_DATA / "wikitext-2" / "validation.txt"
@@ -110,7 +111,7 @@ def test_articles_begin_at_headings_of_the_first_level():
     ("text", "mode"),
     [
         (ARTICLES, "articles"),
-        (plain_text.BOM + ARTICLES.lstrip(), "articles"),
+        (BOM + ARTICLES.lstrip(), "articles"),
         (ARTICLES.replace(b"\n", b"\r\n"), "articles"),
         (b"= One =\nText\n= Two =\nText\n", "articles"),
         (ARTICLES.replace(b" = Two = ", b" = = Two = = "), "blank-lines"),
@@ -126,8 +127,8 @@ def test_auto_takes_what_fits_the_text(text, mode):
 
 def test_a_byte_order_mark_is_no_part_of_a_story():
     for mode in MODES:
-        assert stories([plain_text.BOM + b"One."], mode) == [b"One."]
-    assert stories([plain_text.BOM + b"<|endoftext|>One."], "end-mark") == [b"One."]
+        assert stories([BOM + b"One."], mode) == [b"One."]
+    assert stories([BOM + b"<|endoftext|>One."], "end-mark") == [b"One."]
 
 
 @pytest.mark.parametrize(
