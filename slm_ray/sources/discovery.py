@@ -33,13 +33,13 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scanner:
-    """How inputs are looked for; `find` is one method per kind of source."""
+class SourceResolver:
+    """Finds what a source names, with one method for each kind of source."""
 
     options: formats.ScanOptions
     seed: int  # of the sample corpus
     folder: Path | None  # receives what the hub sends; None: in the cache of the hub's client
-    on_paths: Callable[[list[str]], None] = lambda _paths: None  # hears of files before one of them is read
+    on_paths: Callable[[list[str]], None] = lambda _paths: None  # receives the files before one of them is read
 
     def find(self, words: Sequence[str], max_stories: int | None) -> Found:
         """The inputs of a source. Raises UserError where it has none, or none with a story."""

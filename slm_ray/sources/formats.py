@@ -12,7 +12,7 @@ from slm_ray.sources.delimited import Delimited
 from slm_ray.sources.inputs import Format
 from slm_ray.sources.json_lines import JsonLines
 from slm_ray.sources.parquet import Parquet
-from slm_ray.sources.plain_text import Cut, PlainText
+from slm_ray.sources.plain_text import PlainText, SplitOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class ScanOptions:
 
     text_column: str
     step: int  # rows of a range
-    cut: Cut  # of text files
+    split_options: SplitOptions  # of text files
     on_bytes: Callable[[int], None] | None = None  # receives how many bytes were read since its last call
 
 
@@ -31,8 +31,8 @@ FORMATS: dict[str, Callable[[ScanOptions], Format]] = {
     ".ndjson": lambda options: JsonLines(options.text_column),
     ".csv": lambda options: Delimited(options.text_column, name="CSV", delimiter=","),
     ".tsv": lambda options: Delimited(options.text_column, name="TSV", delimiter="\t"),
-    ".txt": lambda options: PlainText(options.cut),
-    ".text": lambda options: PlainText(options.cut),
+    ".txt": lambda options: PlainText(options.split_options),
+    ".text": lambda options: PlainText(options.split_options),
 }
 """By the end of a file's name."""
 

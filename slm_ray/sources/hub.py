@@ -1,7 +1,7 @@
 """Stories from the Hugging Face hub, by way of the `datasets` package.
 
 In: `hub:NAME[@REVISION][:SPLIT]`. Out: local Parquet files with one `text` column, and the revision they came from.
-Called by `inputs`; beyond it a hub data set is a file like any other.
+Called by `discovery`; after that a hub data set is a file like any other.
 """
 
 import functools
@@ -83,7 +83,7 @@ class Download:
     text_column: str
     wanted_revision: str | None = None  # branch, tag or commit; None: main
     folder: Path | None = None  # receives one Parquet file per split; None: in the cache of the hub's client
-    on_bytes: Callable[[int], None] | None = None  # hears how many bytes of text came since it was called last
+    on_bytes: Callable[[int], None] | None = None  # receives how many bytes of text came since its last call
 
     @functools.cached_property
     def revision(self) -> str:

@@ -1,4 +1,4 @@
-"""Plain text cut into stories: at end-of-text tokens, blank lines or headings, or into pieces of about equal size.
+"""Plain text split into stories: at end-of-text tokens, blank lines or headings, or into pieces of about equal size.
 
 In: the bytes of a text file. Out: its stories counted, or their bytes. Found by `formats`; `splitters` finds where
 stories end.
@@ -10,7 +10,7 @@ from typing import Self
 
 from slm_ray.errors import UserError
 from slm_ray.sources.rows import LONGEST_BYTES, Row, RowCount, RowFormat, TooLongError
-from slm_ray.sources.splitters import LOOKAHEAD_BYTES, Span, begins_with_article, make_finder, read_stories
+from slm_ray.sources.splitters import LOOKAHEAD_BYTES, Span, begins_with_article, make_splitter, read_stories
 from slm_ray.tokenization.tokenizer import END_OF_TEXT
 
 CUTS = ("auto", "end-mark", "blank-lines", "articles", "pieces")
@@ -26,8 +26,8 @@ _BLANK_LINES_AN_END_MARK = 10  # more than a story's paragraphs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
-    """How text is cut."""
+class SplitOptions:
+    """How text is split into stories."""
 
     mode: str = "auto"  # one of CUTS
     piece_chars: int = PIECE_CHARS  # of the mode pieces: their usual length, characters
@@ -43,7 +43,7 @@ class Cut:
 class PlainText(RowFormat):
     """Text files; once one is scanned, its mode is another than auto."""
 
-    options: Cut = Cut()
+    options: SplitOptions = SplitOptions()
     advice = "see --cut-text"
 
     @property
@@ -55,7 +55,7 @@ class PlainText(RowFormat):
     @property
     def lookahead_bytes(self) -> int:
         """See `RowFormat`."""
-        return make_finder(self.options.mode, self.options.piece_chars, at_start=False).lookahead_bytes
+        return make_splitter(self.options.mode, self.options.piece_chars, at_start=False).lookahead_bytes
 
     def count(self, address: str, chunks: Iterable[bytes], step: int) -> tuple[Self, RowCount]:
         """See `RowFormat`. Raises UserError where it is not clear what ends a story."""
@@ -67,8 +67,8 @@ class PlainText(RowFormat):
 
     def rows(self, address: str, chunks: Iterable[bytes], *, at_start: bool) -> Iterator[Row]:  # noqa: ARG002
         """See `RowFormat`."""
-        finder = make_finder(self.options.mode, self.options.piece_chars, at_start=at_start)
-        return ((story, None) for story in read_stories(chunks, finder))
+        splitter = make_splitter(self.options.mode, self.options.piece_chars, at_start=at_start)
+        return ((story, None) for story in read_stories(chunks, splitter))
 
 
 class UnclearCutError(Exception):
@@ -81,24 +81,24 @@ class UnclearCutError(Exception):
         )
 
 
-def scan(chunks: Iterable[bytes], cut: Cut, step: int) -> tuple[str, RowCount]:
+def scan(chunks: Iterable[bytes], options: SplitOptions, step: int) -> tuple[str, RowCount]:
     """The mode that fits the text, and its stories counted, in one pass. Raises TooLongError, UnclearCutError."""
-    modes = ("end-mark", "articles", "blank-lines") if cut.mode == "auto" else (cut.mode,)
-    finders = {mode: make_finder(mode, cut.piece_chars, at_start=True) for mode in modes}
+    modes = ("end-mark", "articles", "blank-lines") if options.mode == "auto" else (options.mode,)
+    splitters = {mode: make_splitter(mode, options.piece_chars, at_start=True) for mode in modes}
     counts = {mode: RowCount(step=step) for mode in modes}
     longest = dict.fromkeys(modes, 0)
     beginning = b""
     for chunk in chunks:
         if len(beginning) < LOOKAHEAD_BYTES:
             beginning += chunk
-        for mode, finder in finders.items():
-            longest[mode] = max(longest[mode], _count(counts[mode], finder.feed(chunk)))
-        if "end-mark" in finders and finders["end-mark"].n_cuts >= _SURE_END_MARKS:  # then nothing else matters
-            finders = {"end-mark": finders["end-mark"]}
-    for mode, finder in finders.items():
-        longest[mode] = max(longest[mode], _count(counts[mode], finder.finish()))
+        for mode, splitter in splitters.items():
+            longest[mode] = max(longest[mode], _count(counts[mode], splitter.feed(chunk)))
+        if "end-mark" in splitters and splitters["end-mark"].n_cuts >= _SURE_END_MARKS:  # then nothing else matters
+            splitters = {"end-mark": splitters["end-mark"]}
+    for mode, splitter in splitters.items():
+        longest[mode] = max(longest[mode], _count(counts[mode], splitter.finish()))
     n_articles = int(begins_with_article(beginning))
-    mode = _fitting({mode: finder.n_cuts for mode, finder in finders.items()}, n_articles)
+    mode = _fitting({mode: splitter.n_cuts for mode, splitter in splitters.items()}, n_articles)
     if longest[mode] > LONGEST_BYTES:
         raise TooLongError("a story")
     return mode, counts[mode]

@@ -13,10 +13,10 @@ from typing import Any
 
 from slm_ray.errors import UserError
 from slm_ray.sources import plain_text
-from slm_ray.sources.discovery import Found, Scanner
+from slm_ray.sources.discovery import Found, SourceResolver
 from slm_ray.sources.formats import ScanOptions
 from slm_ray.sources.inputs import InputRange, ScanResult
-from slm_ray.sources.plain_text import Cut
+from slm_ray.sources.plain_text import SplitOptions
 from slm_ray.storage import json_sha256
 
 ROWS_PER_RANGE = 4000
@@ -70,21 +70,25 @@ def plan_source(
     """Find the inputs, read each file once, and cut them into ranges.
 
     `max_stories` takes the first stories of `source` (None: 20,000 of `auto`'s hub data set, 6,000 of the
-    sample corpus, all of anything else). `cut_text`, one of `prose.CUTS`, says where a story of a text file ends;
-    `piece_chars` is the usual length of its pieces. `download_folder` receives what the hub sends. `on_bytes` hears
-    how many bytes were read since it was called last, `on_paths` which files a source has, before they are read.
+    sample corpus, all of anything else). `cut_text`, one of `plain_text.CUTS`, says where a story of a text file ends;
+    `piece_chars` is the usual length of its pieces. `download_folder` receives what the hub sends. `on_bytes` receives
+    how many bytes were read since its last call, `on_paths` the files of a source before they are read.
 
     Raises:
         UserError: the source does not exist, is empty, or cannot be read; says which and what to do.
     """
     if max_stories is not None and max_stories < 1:
         raise UserError(f"max_stories ({max_stories}) must be at least 1")
-    cut = Cut(mode=cut_text, piece_chars=piece_chars)
-    options = ScanOptions(text_column=text_column, step=rows_per_range, cut=cut, on_bytes=on_bytes)
-    scanner = Scanner(options=options, seed=seed, folder=download_folder, on_paths=on_paths)
-    found = scanner.find(_words(source), max_stories)
+    options = ScanOptions(
+        text_column=text_column,
+        step=rows_per_range,
+        split_options=SplitOptions(mode=cut_text, piece_chars=piece_chars),
+        on_bytes=on_bytes,
+    )
+    resolver = SourceResolver(options=options, seed=seed, folder=download_folder, on_paths=on_paths)
+    found = resolver.find(_words(source), max_stories)
     files = _first(found.files, max_stories)
-    own = None if validation_source is None else scanner.find_validation(_words(validation_source))
+    own = None if validation_source is None else resolver.find_validation(_words(validation_source))
     if own is not None:
         files = [scanned for scanned in files if scanned.file.split != "validation"]
         files += _as_validation(own.files, {scanned.file.name for scanned in files})

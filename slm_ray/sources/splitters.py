@@ -32,7 +32,7 @@ _WHITE_SPACE = re.compile(r"\s+")
 _BORDERS = (_PARAGRAPH_END, _SENTENCE_END, _WHITE_SPACE)  # best first
 
 
-class Finder(Protocol):
+class Splitter(Protocol):
     """Finds stories in text that comes chunk by chunk."""
 
     n_cuts: int  # made until now
@@ -45,8 +45,8 @@ class Finder(Protocol):
         """Those that are left when nothing more comes."""
 
 
-def make_finder(mode: str, piece_chars: int, *, at_start: bool) -> Finder:
-    """The finder of a mode other than auto; `at_start` where it begins with the file and not at a later story."""
+def make_splitter(mode: str, piece_chars: int, *, at_start: bool) -> Splitter:
+    """The splitter of a mode other than auto; with `at_start` it begins with the file and not at a later story."""
     if mode == "pieces":
         return _Pieces(piece_chars)
     return _Separated(_PATTERNS[mode], at_start=at_start, skips_blank=mode == "articles")
@@ -57,13 +57,13 @@ def begins_with_article(text: bytes) -> bool:
     return _STARTS_ARTICLE.match(text) is not None
 
 
-def read_stories(chunks: Iterable[bytes], finder: Finder) -> Iterator[bytes]:
+def read_stories(chunks: Iterable[bytes], splitter: Splitter) -> Iterator[bytes]:
     """The stories themselves. Holds one of them and one chunk; a byte order mark before a story is no part of it."""
     held, start = bytearray(), 0  # `held` begins at byte `start` of the text
     for chunk in itertools.chain(chunks, [None]):
         if chunk is not None:
             held += chunk
-        for first, end in finder.feed(chunk) if chunk is not None else finder.finish():
+        for first, end in splitter.feed(chunk) if chunk is not None else splitter.finish():
             yield bytes(held[first - start : end - start]).removeprefix(BOM)
             del held[: end - start]
             start = end

@@ -13,12 +13,12 @@ from slm_ray.sources.formats import ScanOptions, format_of, is_known
 from slm_ray.sources.inputs import Format
 from slm_ray.sources.json_lines import JsonLines
 from slm_ray.sources.parquet import Parquet
-from slm_ray.sources.plain_text import Cut, PlainText
+from slm_ray.sources.plain_text import PlainText, SplitOptions
 from slm_ray.sources.plan import plan_source
 from slm_ray.sources.reading import read_ranges
 from slm_ray.sources.rows import Row, RowCount, RowFormat, lines
 
-OPTIONS = ScanOptions(text_column="story", step=10, cut=Cut(mode="pieces"))
+OPTIONS = ScanOptions(text_column="story", step=10, split_options=SplitOptions(mode="pieces"))
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ OPTIONS = ScanOptions(text_column="story", step=10, cut=Cut(mode="pieces"))
         ("a.ndjson.gz", JsonLines("story"), "gzip"),
         ("a.csv.zst", Delimited("story", name="CSV", delimiter=","), "zstd"),
         ("a.tsv", Delimited("story", name="TSV", delimiter="\t"), ""),
-        ("a.txt", PlainText(Cut(mode="pieces")), ""),
-        ("a.b.text.gz", PlainText(Cut(mode="pieces")), "gzip"),
+        ("a.txt", PlainText(SplitOptions(mode="pieces")), ""),
+        ("a.b.text.gz", PlainText(SplitOptions(mode="pieces")), "gzip"),
     ],
 )
 def test_the_name_of_a_file_says_its_format(name: str, found: Format, compression: str) -> None:
