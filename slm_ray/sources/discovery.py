@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slm_ray.errors import UserError
+from slm_ray.hub_reference import PREFIX
 from slm_ray.sources import addresses, formats, hub
 from slm_ray.sources.compression import Watch
 from slm_ray.sources.inputs import InputFile, ScanResult
@@ -56,7 +57,7 @@ class SourceResolver:
         """
         if tuple(words) == ("auto",):
             raise UserError("auto cannot be the validation source: name files, sample or hub:OWNER/NAME")
-        if len(words) == 1 and words[0].startswith(hub.PREFIX) and hub.parse(words[0]).split is None:
+        if len(words) == 1 and words[0].startswith(PREFIX) and hub.parse(words[0]).split is None:
             words = (f"{words[0]}:validation",)
         return self.find(words, None)
 
@@ -75,7 +76,7 @@ class SourceResolver:
         why = hub.unreachable(AUTO_DATASET)
         if why is None:
             try:
-                return self.from_hub(f"{hub.PREFIX}{AUTO_DATASET}", max_stories or AUTO_STORIES)
+                return self.from_hub(f"{PREFIX}{AUTO_DATASET}", max_stories or AUTO_STORIES)
             except UserError as error:
                 why = str(error)
         return replace(self.from_sample(max_stories), why=why)
@@ -141,4 +142,4 @@ class SourceResolver:
 
 def is_special(word: str) -> bool:
     """Whether a word of a source is no file, folder or glob."""
-    return word in ("auto", "sample") or word.startswith(hub.PREFIX)
+    return word in ("auto", "sample") or word.startswith(PREFIX)
