@@ -45,7 +45,7 @@ from slm_ray.errors import UserError
 from slm_ray.preparation import resume, staging, steps, summary, summary_files
 from slm_ray.preparation.rejections import WHAT_TO_DO, refuse_too_many
 from slm_ray.preparation.resume import Done
-from slm_ray.sources import discovery, plan
+from slm_ray.sources import discovery, plan, sample
 from slm_ray.sources.plan import Plan
 from slm_ray.storage import StoragePath
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
@@ -222,7 +222,7 @@ def _is_other_auto(manifest: Manifest, settings: Settings) -> bool:
     files = manifest.source["files"]
     rows = sum(file["rows"] for file in files if file["split"] is None)
     is_sample = manifest.source["used"] == "sample"
-    if is_sample and files[0]["sha256"] != discovery.sample_digest(settings.seed):
+    if is_sample and files[0]["sha256"] != sample.sample_digest(settings.seed):
         return False
     default = discovery.SAMPLE_STORIES if is_sample else discovery.AUTO_STORIES
     wanted = settings.parameters(*(any(file["split"] == split for file in files) for split in ("validation", "test")))

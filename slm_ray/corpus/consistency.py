@@ -1,7 +1,7 @@
 """Does a story keep to its hero? The check for the sample corpus and for a model that learned it.
 
-In: the text of one story, written by `corpus.py` or by a model. Out: who its hero is and whether name, pronoun, thing
-and cast stay the same to the end. It decides by one rule, which the grammar obeys (`corpus_scenes.py`): a sentence in
+In: the text of one story, written by `grammar` or by a model. Out: who its hero is and whether name, pronoun, thing
+and cast stay the same to the end. It decides by one rule, which the grammar obeys (`scenes`): a sentence in
 which the friend's name comes before the hero's name and before any pronoun speaks of the friend; every other
 sentence speaks of the hero. Quoted speech is left out.
 

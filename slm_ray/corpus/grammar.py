@@ -1,9 +1,8 @@
 """The embedded sample corpus: short children's stories from a seeded grammar, for offline demos and tests.
 
 In: a range of story numbers and a seed. Out: their texts. It stands where a downloaded data set would (`--source
-sample`). A story is about one hero, who loses a thing and finds it with a friend's help; `corpus_thread.py` can
-check that a text keeps to its hero. The words and sentences are in `corpus_words.py`, `corpus_scenes.py`
-and `corpus_plots.py`.
+sample`). A story is about one hero, who loses a thing and finds it with a friend's help; `consistency` can check that
+a text keeps to its hero. The words and sentences are in `words`, `scenes` and `plots`.
 
 Story number i is a pure function of (seed, i): the choices come from integer hashing (below), not from `random`,
 whose methods may draw differently in another version of Python.
@@ -15,12 +14,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from slm_ray.corpus import scenes as scenes
-from slm_ray.corpus import words as words
+from slm_ray.corpus import scenes, words
 from slm_ray.corpus.plots import PLOTS, Plot
 
 SAMPLE_REVISION = "1"
-"""Names this text. Bump it, and the digest in `tests/test_corpus.py`, whenever any story changes."""
+"""Names this text. Bump it, and the digest in `tests/corpus/test_grammar.py`, whenever any story changes."""
 
 MIN_WORDS, MAX_WORDS = 100, 250
 MAX_GAP_WORDS = 60

@@ -1,6 +1,6 @@
 """The plots of the sample corpus: ten kinds of hero, and what each learns from losing a thing.
 
-Data only, read by `corpus.py`. The templates keep to the rules of `corpus_scenes.py`. Each idea follows the meeting
+Data only, read by `grammar`. The templates keep to the rules of `scenes`. Each idea follows the meeting
 with the friend, each find names the true spot, and each lesson fits the hero's trait.
 """
 

@@ -1,7 +1,7 @@
 """The sentences that every story of the sample corpus can have: opening, loss, search, meeting, joy, ending.
 
-Data only, read by `corpus.py`. A template is one or more whole sentences; `[a|b]` is a choice (an empty one leaves
-out), `{name}` a word of the story's cast or of a pool. Two rules keep every pronoun decidable (`corpus_thread.py`):
+Data only, read by `grammar`. A template is one or more whole sentences; `[a|b]` is a choice (an empty one leaves
+out), `{name}` a word of the story's cast or of a pool. Two rules keep every pronoun decidable (`consistency`):
 a sentence that begins with the friend's name `{F}` uses only the friend's pronouns `{fhe} {fhim} {fhis}`, and every
 other sentence only the hero's, `{he} {him} {his}`. Quoted speech has neither.
 """

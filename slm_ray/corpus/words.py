@@ -1,6 +1,6 @@
 """The cast and the world of the sample corpus: names, lost things, hiding spots, weather.
 
-Data only, read by `corpus.py` (which writes stories with it) and `corpus_thread.py` (which finds it again in
+Data only, read by `grammar` (which writes stories with it) and `consistency` (which finds it again in
 one). A thing has a size class, and a hiding spot lists the classes it can hold, so that a button may lie
 between two flat stones and a scarf may hang on a branch, never the other way round. No ordinary word of the
 stories is also a name, and the noun of one thing never occurs in a story about another.

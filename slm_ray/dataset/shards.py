@@ -18,7 +18,7 @@ from slm_ray.storage import StoragePath, file_sha256, make_folder, replace_file,
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 REJECTED_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("story_id", "reason", "text")])
-"""One row per story kept aside; `text` is the beginning of what was read."""
+"""One row per rejected story; `text` is the beginning of what was read."""
 
 
 def shard_schema(vocab_size: int) -> pa.Schema:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from slm_ray.preparation.splits import hash_bytes
-from slm_ray.sources.reading import InputRange, Item
+from slm_ray.sources.inputs import InputRange
+from slm_ray.sources.reading import Item
 
 Positions = npt.NDArray[np.uint64]
 """Where stories stand, as one number each: see `row_positions`."""
@@ -27,7 +28,7 @@ def row_positions(part: InputRange, rows: npt.NDArray[np.intp]) -> Positions:
     that goes; then the lower range, then the lower row.
     """
     base = np.uint64(part.number << _ROW_BITS)
-    if part.split is None:
+    if part.file.split is None:
         base |= _MAIN_SOURCE
     return rows.astype(np.uint64) | base
 

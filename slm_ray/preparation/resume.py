@@ -12,8 +12,8 @@ from slm_ray.errors import UserError
 from slm_ray.preparation.cleaned_files import CLEANED
 from slm_ray.preparation.summary import RangeSummary
 from slm_ray.preparation.summary_files import load_summaries
+from slm_ray.sources.inputs import InputRange
 from slm_ray.sources.plan import Plan
-from slm_ray.sources.reading import InputRange
 from slm_ray.storage import StoragePath
 
 

@@ -24,7 +24,8 @@ from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.preparation.splits import is_sampled, splits_of_hashes
 from slm_ray.preparation.summary import summarize
 from slm_ray.preparation.summary_files import save_summary
-from slm_ray.sources.reading import InputRange, Item, read_ranges
+from slm_ray.sources.inputs import InputRange
+from slm_ray.sources.reading import Item, read_ranges
 from slm_ray.tokenization import training
 from slm_ray.tokenization.tokenizer import cached_tokenizer
 from slm_ray.tokenization.word_cache import cut_words
@@ -97,8 +98,8 @@ def drop_duplicates(
 def split_batch(item: Item, fractions: tuple[float, float]) -> Item:
     """Add `split`: train, validation or test; null for rejected rows."""
     part, batch = item
-    if part.split is not None:
-        splits = pa.repeat(pa.scalar(part.split), batch.num_rows)
+    if part.file.split is not None:
+        splits = pa.repeat(pa.scalar(part.file.split), batch.num_rows)
     else:
         splits = splits_of_hashes(batch["hash"], fractions)
     kept = batch["reason"].is_null()

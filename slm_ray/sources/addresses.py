@@ -1,7 +1,7 @@
 """Where inputs lie: on this machine, or at any address that fsspec knows (`s3://`, `gs://`, `memory://`).
 
 In: the words of `--source`: files, folders and globs. Out: the address of each file, its name for story ids, and its
-bytes. Called by `inputs` while planning and by the format modules while reading, which need not know the place.
+bytes. Called by `discovery` while planning and by the format modules while reading, which need not know the place.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """The bytes of a file, decompressed chunk by chunk, so that a file of any size takes the memory of one chunk.
 
-In: an address, and how it is compressed. Out: chunks of what is inside. Called by `formats` while planning, which also
-watches the bytes as stored, and while reading a file that cannot be entered in the middle.
+In: an address, and how it is compressed. Out: chunks of what is inside. Called by the formats: by
+`scan`, which also watches the bytes as stored, and by `read` for a file that cannot be entered in the middle.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Finding the inputs that a `--source` names, and reading each once to know its rows.
 
-In: `auto`, `sample`, `hub:NAME`, or files, folders and globs. Out: `Found`, the list of `InputFile`. Called by
-`sources`, which cuts them into ranges.
+In: `auto`, `sample`, `hub:NAME`, or files, folders and globs. Out: `Found`, a `ScanResult` for each file. Called by
+`plan`, which cuts them into ranges.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slm_ray.errors import UserError
+from slm_ray.hub_reference import PREFIX
 from slm_ray.sources import addresses, formats, hub
+from slm_ray.sources.compression import Watch
+from slm_ray.sources.inputs import InputFile, ScanResult
+from slm_ray.sources.parquet import Parquet
+from slm_ray.sources.sample import Sample
 from slm_ray.storage import json_sha256
 
 AUTO_DATASET = "roneneldan/TinyStories"
@@ -19,41 +24,23 @@ HUB_VALIDATION_SHARE = 0.05  # of --max-stories, taken from the hub's official v
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputFile:
-    """One input with its rows counted; `step` rows lie between two `borders`."""
-
-    kind: str  # one of formats.KINDS, hub (Parquet from there) or sample
-    name: str  # first part of the story ids; no absolute path
-    path: str  # or address
-    sha256: str  # of what determines the rows
-    n_rows: int
-    stamp: str = ""  # of addresses.stamp, before it was scanned; not in the manifest, as it depends on the place
-    borders: tuple[int, ...] = ()
-    units: tuple[int, ...] = ()
-    separator: str = ""
-    compression: str = ""
-    cut: str = ""  # text: what besides the content determines the rows
-    split: str | None = None  # all rows belong to this split; None: by hash of the text
-
-
-@dataclass(frozen=True, kw_only=True)
 class Found:
     """What a source turned out to be."""
 
-    files: list[InputFile]
+    files: list[ScanResult]
     used: str
     revision: str | None = None
     why: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scanner:
-    """How inputs are looked for; `find` is one method per kind of source."""
+class SourceResolver:
+    """Finds what a source names, with one method for each kind of source."""
 
-    scanning: formats.Scanning
+    options: formats.ScanOptions
     seed: int  # of the sample corpus
     folder: Path | None  # receives what the hub sends; None: in the cache of the hub's client
-    on_paths: Callable[[list[str]], None] = lambda _paths: None  # hears of files before one of them is read
+    on_paths: Callable[[list[str]], None] = lambda _paths: None  # receives the files before one of them is read
 
     def find(self, words: Sequence[str], max_stories: int | None) -> Found:
         """The inputs of a source. Raises UserError where it has none, or none with a story."""
@@ -70,7 +57,7 @@ class Scanner:
         """
         if tuple(words) == ("auto",):
             raise UserError("auto cannot be the validation source: name files, sample or hub:OWNER/NAME")
-        if len(words) == 1 and words[0].startswith(hub.PREFIX) and hub.parse(words[0]).split is None:
+        if len(words) == 1 and words[0].startswith(PREFIX) and hub.parse(words[0]).split is None:
             words = (f"{words[0]}:validation",)
         return self.find(words, None)
 
@@ -89,19 +76,18 @@ class Scanner:
         why = hub.unreachable(AUTO_DATASET)
         if why is None:
             try:
-                return self.from_hub(f"{hub.PREFIX}{AUTO_DATASET}", max_stories or AUTO_STORIES)
+                return self.from_hub(f"{PREFIX}{AUTO_DATASET}", max_stories or AUTO_STORIES)
             except UserError as error:
                 why = str(error)
         return replace(self.from_sample(max_stories), why=why)
 
     def from_sample(self, max_stories: int | None) -> Found:
+        """The sample corpus."""
         from slm_ray.corpus.grammar import SAMPLE_REVISION
 
-        digest = sample_digest(self.seed)
-        n_rows = max_stories or SAMPLE_STORIES
-        units = tuple(range(-(-n_rows // self.scanning.step)))
-        file = InputFile(kind="sample", name="sample", path="sample", sha256=digest, n_rows=n_rows, units=units)
-        return Found(files=[file], used="sample", revision=SAMPLE_REVISION)
+        corpus = Sample(seed=self.seed, n_stories=max_stories or SAMPLE_STORIES)
+        scanned = self._scan(InputFile(format=corpus, name="sample", path="sample"))
+        return Found(files=[scanned], used="sample", revision=SAMPLE_REVISION)
 
     def from_hub(self, word: str, max_stories: int | None) -> Found:
         """Official splits of a hub data set: validation and test stay what they are, train is stories to split.
@@ -112,25 +98,27 @@ class Scanner:
         download = hub.Download(
             name=named.name,
             wanted_revision=named.revision,
-            text_column=self.scanning.text_column,
+            text_column=self.options.text_column,
             folder=self.folder,
-            on_bytes=self.scanning.on_bytes,
+            on_bytes=self.options.on_bytes,
         )
         files = [self.downloaded(download, named.split or "train", max_stories)]
         if named.split is None:
             n_held_out = None if max_stories is None else max(1, round(max_stories * HUB_VALIDATION_SHARE))
             for split in ("validation", "test"):
                 if split in download.splits:
-                    files.append(replace(self.downloaded(download, split, n_held_out), split=split))
+                    files.append(self.downloaded(download, split, n_held_out, own_split=split))
         return Found(files=files, used=word, revision=download.revision)
 
-    def downloaded(self, download: hub.Download, split: str, limit: int | None) -> InputFile:
+    def downloaded(
+        self, download: hub.Download, split: str, limit: int | None, own_split: str | None = None
+    ) -> ScanResult:
         """One split of a hub data set as a file, its first `limit` stories or all."""
         path = str(download.fetch(split, limit))
-        scanned = formats.scan(path, replace(self.scanning, text_column=hub.TEXT_COLUMN, on_bytes=None))
         name = f"{download.name}/{split}"
-        digest = json_sha256([name, download.revision, self.scanning.text_column, scanned.n_rows])
-        return InputFile(kind="hub", name=name, path=path, sha256=digest, n_rows=scanned.n_rows, units=scanned.units)
+        scanned = self._scan(InputFile(format=Parquet(hub.TEXT_COLUMN), name=name, path=path, split=own_split))
+        digest = json_sha256([name, download.revision, self.options.text_column, scanned.n_rows])
+        return replace(scanned, sha256=digest)
 
     def from_paths(self, words: Sequence[str]) -> Found:
         """Files, folders and globs, here or in an object store."""
@@ -139,35 +127,19 @@ class Scanner:
         files = [self.file(path, name) for path, name in zip(paths, addresses.names(paths), strict=True)]
         return Found(files=files, used="files")
 
-    def file(self, path: str, name: str) -> InputFile:
+    def file(self, path: str, name: str) -> ScanResult:
         """One file, read once."""
-        kind, compression = formats.kind_of(path) or ("", "")
+        file_format, compression = formats.format_of(path, self.options)
         with addresses.reading(path):
             stamp = addresses.stamp(path)
-        scanned = formats.scan(path, self.scanning)
-        piece_chars = f" of {self.scanning.cut.piece_chars} characters" if scanned.separator == "pieces" else ""
-        return InputFile(
-            kind=kind,
-            name=name,
-            path=path,
-            sha256=scanned.sha256,
-            n_rows=scanned.n_rows,
-            stamp=stamp,
-            borders=scanned.borders,
-            units=scanned.units,
-            separator=scanned.separator,
-            compression=compression,
-            cut=f"{scanned.separator}{piece_chars}",
-        )
+        file = InputFile(format=file_format, name=name, path=path, compression=compression, stamp=stamp)
+        return self._scan(file, self.options.on_bytes)
 
-
-def sample_digest(seed: int) -> str:
-    """Which sample corpus it is."""
-    from slm_ray.corpus.grammar import SAMPLE_REVISION
-
-    return json_sha256({"corpus": SAMPLE_REVISION, "seed": seed})
+    def _scan(self, file: InputFile, on_bytes: Callable[[int], None] | None = None) -> ScanResult:
+        with addresses.reading(file.path):
+            return file.format.scan(file, self.options.step, Watch(on_bytes))
 
 
 def is_special(word: str) -> bool:
     """Whether a word of a source is no file, folder or glob."""
-    return word in ("auto", "sample") or word.startswith(hub.PREFIX)
+    return word in ("auto", "sample") or word.startswith(PREFIX)

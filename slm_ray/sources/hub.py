@@ -1,15 +1,12 @@
 """Stories from the Hugging Face hub, by way of the `datasets` package.
 
 In: `hub:NAME[@REVISION][:SPLIT]`. Out: local Parquet files with one `text` column, and the revision they came from.
-Called by `inputs`; beyond it a hub data set is a file like any other.
+Called by `discovery`; after that a hub data set is a file like any other.
 """
 
 import functools
 import os
-import re
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,31 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slm_ray.errors import UserError
+from slm_ray.hub_reference import ANSWER_TIMEOUT_S, PREFIX, HubReference, parse_hub_reference
 from slm_ray.sources.addresses import one_line
 from slm_ray.sources.rows import column_hint
 
-PREFIX = "hub:"
-ANSWER_TIMEOUT_S = 4.0
 TEXT_COLUMN = "text"
 _SCHEMA = pa.schema([pa.field(TEXT_COLUMN, pa.string())])
-_WORD = re.compile(rf"{PREFIX}(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:\s]+))?(?::(?P<split>[^:\s]+))?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Named:
-    """What `hub:NAME[@REVISION][:SPLIT]` says."""
-
-    name: str
-    revision: str | None  # branch, tag or commit; None: main
-    split: str | None  # None: all official ones
-
-
-def parse(word: str) -> Named:
+def parse(word: str) -> HubReference:
     """Read `hub:NAME[@REVISION][:SPLIT]`. Raises UserError where it is none."""
-    match = _WORD.fullmatch(word)
-    if match is None:
+    found = parse_hub_reference(word)
+    if found is None:
         raise UserError(f"{word} is not a data set of the hub: expected hub:OWNER/NAME[@REVISION][:SPLIT]")
-    return Named(**match.groupdict())
+    return found
 
 
 def unreachable(name: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str | None:
@@ -53,20 +39,21 @@ def unreachable(name: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str | None:
     because looking up a host name knows no time limit.
 
     Raises:
-        UserError: the hub answers that it does not give this data set (another status 4xx).
+        UserError: the hub refuses this data set (another status 4xx).
     """
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     answer: list[int | str] = []
-    url = f"{constants.ENDPOINT}/api/datasets/{name}"
-    asking = threading.Thread(target=lambda: answer.append(_ask(url, get_token(), timeout_s)), daemon=True)
+    asking = threading.Thread(target=lambda: answer.append(_ask(name, timeout_s)), daemon=True)
     asking.start()
     asking.join(timeout_s)
-    status = answer[0] if answer else f"{constants.ENDPOINT} did not answer in {timeout_s:g} s"
+    if not answer:
+        return f"{constants.ENDPOINT} did not answer in {timeout_s:g} s"
+    url, status = f"{constants.ENDPOINT}/api/datasets/{name}", answer[0]
     if isinstance(status, str):
-        return status
+        return f"{url}: {status}"
     why = f"{url} answered {status}"
     if status >= 500 or status == 429:
         return why
@@ -83,7 +70,7 @@ class Download:
     text_column: str
     wanted_revision: str | None = None  # branch, tag or commit; None: main
     folder: Path | None = None  # receives one Parquet file per split; None: in the cache of the hub's client
-    on_bytes: Callable[[int], None] | None = None  # hears how many bytes of text came since it was called last
+    on_bytes: Callable[[int], None] | None = None  # receives how many bytes of text came since its last call
 
     @functools.cached_property
     def revision(self) -> str:
@@ -185,21 +172,15 @@ def _failure(name: str, why: object, remedy: str) -> UserError:
     )
 
 
-class _StayHere(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer; following it might carry the token to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _ask(url: str, token: str | None, timeout_s: float) -> int | str:
+def _ask(name: str, timeout_s: float) -> int | str:
     """The HTTP status of the answer, or why there is none."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
     try:
-        request = urllib.request.Request(url, method="HEAD", headers=headers)  # noqa: S310
-        with urllib.request.build_opener(_StayHere).open(request, timeout=timeout_s) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, ValueError) as error:
-        return f"{url}: {getattr(error, 'reason', error)}"
+        HfApi().dataset_info(name, timeout=timeout_s, expand=["sha"])  # nothing else: the list of files may be long
+    except HfHubHTTPError as error:
+        return int(error.response.status_code)
+    except Exception as error:  # every layer below has its own family of exceptions
+        return one_line(error)
+    return 200

@@ -1,42 +1,51 @@
 """JSONL: one JSON object a line, one of its fields the story.
 
-In: chunks of bytes. Out: where rows begin, or the rows. Called by `formats`. Blank lines are no rows.
+In: chunks of bytes. Out: where rows begin, or the rows. Found by `formats`. Blank lines are no rows.
 """
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Self
 
 from slm_ray.errors import UserError
-from slm_ray.sources.rows import Row, RowCount, column_hint, lines
+from slm_ray.sources.rows import Row, RowCount, RowFormat, column_hint, lines
 
 _NOT_JSON = (ValueError, RecursionError)  # the second where brackets are nested thousands deep
 _LOOKED_AT = 20  # lines at the beginning of a file that say whether its field is text
 
 
-def scan(address: str, chunks: Iterable[bytes], text_column: str, step: int) -> RowCount:
-    """Count the rows of a whole file.
+@dataclass(frozen=True)
+class JsonLines(RowFormat):
+    """JSONL files, whose field `text_column` is the story."""
 
-    Raises:
-        UserError: its first line is no JSON object with this field, or the field is no text in all of the first lines.
-    """
-    count, position = RowCount(step), 0
-    kinds: set[str] = set()  # of the first fields
-    for line in lines(chunks):
-        if line.strip():
-            count.add((position,))
-            if count.n_rows == 1:
-                _check_first_line(address, line, text_column)
-            if count.n_rows <= _LOOKED_AT:
-                kinds.add(_kind(line, text_column))
-        position += len(line)
-    if len(kinds) == 1 and not kinds & {"str", "NoneType"}:
-        raise UserError(f"column {text_column!r} of {address} is {kinds.pop()} in its first lines, expected strings")
-    return count
+    text_column: str
+    advice = "is it JSONL?"
 
+    def count(self, address: str, chunks: Iterable[bytes], step: int) -> tuple[Self, RowCount]:
+        """See `RowFormat`.
 
-def read(chunks: Iterable[bytes], text_column: str) -> Iterator[Row]:
-    """The rows, from chunks that begin with a line."""
-    return (_row(line.rstrip(b"\n"), text_column) for line in lines(chunks) if line.strip())
+        Raises:
+            UserError: the first line is no JSON object with this field, or the field is no text in all first lines.
+        """
+        count, position = RowCount(step), 0
+        kinds: set[str] = set()  # of the first fields
+        for line in lines(chunks):
+            if line.strip():
+                count.add((position,))
+                if count.n_rows == 1:
+                    _check_first_line(address, line, self.text_column)
+                if count.n_rows <= _LOOKED_AT:
+                    kinds.add(_kind(line, self.text_column))
+            position += len(line)
+        if len(kinds) == 1 and not kinds & {"str", "NoneType"}:
+            kind = kinds.pop()
+            raise UserError(f"column {self.text_column!r} of {address} is {kind} in its first lines, expected strings")
+        return self, count
+
+    def rows(self, address: str, chunks: Iterable[bytes], *, at_start: bool) -> Iterator[Row]:  # noqa: ARG002
+        """See `RowFormat`."""
+        return (_row(line.rstrip(b"\n"), self.text_column) for line in lines(chunks) if line.strip())
 
 
 def _check_first_line(address: str, line: bytes, text_column: str) -> None:

@@ -1,40 +1,66 @@
 """Parquet: how many rows a file has, which of them are decoded together, and their texts.
 
-In: an address. Out: `ParquetScan` while planning; while reading the texts from some row on, as a stream. Called by
-`formats`. Memory is one batch of rows and the pages they lie in, however large the row groups are.
+In: an address. Out: its rows counted while planning, its texts as a stream while reading. Found by `formats`. Memory
+is a range or two and the pages they lie in, however large the row groups are.
 """
 
 import bisect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from slm_ray.errors import UserError
 from slm_ray.sources import addresses
-from slm_ray.sources.rows import column_hint
+from slm_ray.sources.compression import Watch
+from slm_ray.sources.inputs import InputFile, InputRange, ScanResult, Texts
+from slm_ray.sources.rows import column_hint, first_chunks
 
 _BATCH_ROWS = 1000
 _BUFFER_BYTES = 1 << 20  # of a column read ahead; without a limit it is all of the row group
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParquetScan:
-    """What the end of a file says about it."""
+@dataclass(frozen=True)
+class Parquet:
+    """Parquet files; one with several row groups can be entered at each of them."""
 
-    n_rows: int
-    units: tuple[int, ...]  # for every `step`-th row the row group it lies in: decoding begins at its first row
+    text_column: str
+    cut = ""
+
+    def scan(self, file: InputFile, step: int, watch: Watch) -> ScanResult:
+        """See `Format`. Reads the content for its digest, and the metadata at its end for the rest."""
+        for _ in first_chunks(file, watch):
+            pass
+        starts = _checked_group_starts(file.path, self.text_column)
+        units = tuple(bisect.bisect_right(starts, row) - 1 for row in range(0, starts[-1], step))
+        return ScanResult(file=file, sha256=watch.sha256, n_rows=starts[-1], units=units)
+
+    def read(self, ranges: Sequence[InputRange]) -> Iterator[Texts]:
+        """See `Format`."""
+        parts = [part.rows for part in ranges]
+        batches = _read(ranges[0].file.path, self.text_column, parts[0].start, parts[-1].stop)
+        held: list[pa.Array] = []  # rows before `position`, those of the part without a gap
+        position = parts[0].start
+        for part in parts:
+            if part.start >= position:
+                held = []
+            while position < part.stop and (batch := next(batches, None)) is not None:
+                position += len(batch)
+                if position > part.start:
+                    held.append(batch)
+            texts = pa.concat_arrays([pa.array([], pa.large_binary()), *held])
+            first = position - len(texts)
+            held = [texts[max(0, part.stop - first) :]]
+            whole = texts[max(0, part.start - first) : max(0, part.stop - first)]
+            yield whole, pc.if_else(pc.is_null(whole), "not_text", pa.scalar(None, pa.string()))
 
 
-def scan(address: str, text_column: str, step: int) -> ParquetScan:
-    """Read the metadata.
-
-    Raises:
-        UserError: the file is not Parquet or not all of it, or the column is not there or no text.
-    """
+def _checked_group_starts(address: str, text_column: str) -> list[int]:
+    """See `_group_starts`. Raises UserError for a file that is not Parquet, or has no such column of text."""
     try:
         with addresses.open_file(address) as stored, pq.ParquetFile(stored) as file:
             schema, starts = file.schema_arrow, _group_starts(file)
@@ -47,11 +73,10 @@ def scan(address: str, text_column: str, step: int) -> ParquetScan:
     column_type = schema.field(text_column).type
     if not _is_text(column_type):
         raise UserError(f"column {text_column!r} of {address} is {column_type}, expected strings")
-    units = tuple(bisect.bisect_right(starts, row) - 1 for row in range(0, starts[-1], step))
-    return ParquetScan(n_rows=starts[-1], units=units)
+    return starts
 
 
-def read(address: str, text_column: str, first_row: int, end_row: int) -> Iterator[pa.Array]:
+def _read(address: str, text_column: str, first_row: int, end_row: int) -> Iterator[pa.Array]:
     """The texts from one row to another as bytes, null where there is none, some hundred at a time.
 
     Decodes from the beginning of the row group that holds the first row.

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.errors import UserError
-from slm_ray.sources import hub, plain_text
-from slm_ray.sources.discovery import Found, InputFile, Scanner
-from slm_ray.sources.formats import Scanning
-from slm_ray.sources.plain_text import Cut
-from slm_ray.sources.reading import InputRange
+from slm_ray.sources import plain_text
+from slm_ray.sources.discovery import Found, SourceResolver
+from slm_ray.sources.formats import ScanOptions
+from slm_ray.sources.inputs import InputRange, ScanResult
+from slm_ray.sources.plain_text import SplitOptions
 from slm_ray.storage import json_sha256
 
 ROWS_PER_RANGE = 4000
@@ -39,18 +39,18 @@ class Plan:
     def tasks(self) -> tuple[tuple[InputRange, ...], ...]:
         """The ranges in order, those together that have to be read together: of one large row group of Parquet,
         or of one file that cannot be entered in the middle."""
-        together = itertools.groupby(self.ranges, key=lambda part: (part.source_name, part.path, part.unit))
+        together = itertools.groupby(self.ranges, key=lambda part: (part.file, part.unit))
         return tuple(tuple(parts) for _, parts in together)
 
     @property
     def has_own_test(self) -> bool:
         """Whether the source brings a test split, so that none is taken from the rest."""
-        return any(part.split == "test" for part in self.ranges)
+        return any(part.file.split == "test" for part in self.ranges)
 
     @property
     def has_own_validation(self) -> bool:
         """Whether the source brings a validation split, so that none is taken from the rest."""
-        return any(part.split == "validation" for part in self.ranges)
+        return any(part.file.split == "validation" for part in self.ranges)
 
 
 def plan_source(
@@ -70,25 +70,29 @@ def plan_source(
     """Find the inputs, read each file once, and cut them into ranges.
 
     `max_stories` takes the first stories of `source` (None: 20,000 of `auto`'s hub data set, 6,000 of the
-    sample corpus, all of anything else). `cut_text`, one of `prose.CUTS`, says where a story of a text file ends;
-    `piece_chars` is the usual length of its pieces. `download_folder` receives what the hub sends. `on_bytes` hears
-    how many bytes were read since it was called last, `on_paths` which files a source has, before they are read.
+    sample corpus, all of anything else). `cut_text`, one of `plain_text.CUTS`, says where a story of a text file ends;
+    `piece_chars` is the usual length of its pieces. `download_folder` receives what the hub sends. `on_bytes` receives
+    how many bytes were read since its last call, `on_paths` the files of a source before they are read.
 
     Raises:
         UserError: the source does not exist, is empty, or cannot be read; says which and what to do.
     """
     if max_stories is not None and max_stories < 1:
         raise UserError(f"max_stories ({max_stories}) must be at least 1")
-    cut = Cut(mode=cut_text, piece_chars=piece_chars)
-    scanning = Scanning(text_column=text_column, step=rows_per_range, cut=cut, on_bytes=on_bytes)
-    scanner = Scanner(scanning=scanning, seed=seed, folder=download_folder, on_paths=on_paths)
-    found = scanner.find(_words(source), max_stories)
+    options = ScanOptions(
+        text_column=text_column,
+        step=rows_per_range,
+        split_options=SplitOptions(mode=cut_text, piece_chars=piece_chars),
+        on_bytes=on_bytes,
+    )
+    resolver = SourceResolver(options=options, seed=seed, folder=download_folder, on_paths=on_paths)
+    found = resolver.find(_words(source), max_stories)
     files = _first(found.files, max_stories)
-    own = None if validation_source is None else scanner.find_validation(_words(validation_source))
+    own = None if validation_source is None else resolver.find_validation(_words(validation_source))
     if own is not None:
-        files = [file for file in files if file.split != "validation"]
-        files += _renamed([replace(file, split="validation") for file in own.files], files)
-    ranges = itertools.chain.from_iterable(_cut(file, scanning, seed) for file in files)
+        files = [scanned for scanned in files if scanned.file.split != "validation"]
+        files += _as_validation(own.files, {scanned.file.name for scanned in files})
+    ranges = itertools.chain.from_iterable(_cut(scanned, rows_per_range) for scanned in files)
     numbered = tuple(replace(part, number=number) for number, part in enumerate(ranges))
     return Plan(ranges=numbered, source=_describe(_words(source), found, own, files))
 
@@ -97,61 +101,50 @@ def _words(source: str | Sequence[str]) -> tuple[str, ...]:
     return (source,) if isinstance(source, str) else tuple(source)
 
 
-def _first(files: Sequence[InputFile], max_stories: int | None) -> list[InputFile]:
+def _first(files: Sequence[ScanResult], max_stories: int | None) -> list[ScanResult]:
     """Only the first stories of all files together; a validation split is left as it is."""
     left = max_stories
     taken = []
-    for file in files:
-        if left is not None and file.split is None:
-            file = replace(file, n_rows=min(file.n_rows, left))
-            left -= file.n_rows
-        taken.append(file)
+    for scanned in files:
+        if left is not None and scanned.file.split is None:
+            scanned = replace(scanned, n_rows=min(scanned.n_rows, left))
+            left -= scanned.n_rows
+        taken.append(scanned)
     return taken
 
 
-def _renamed(validation: Sequence[InputFile], files: Sequence[InputFile]) -> list[InputFile]:
-    """Keep story ids apart where a validation file is called like another input."""
-    names = {file.name for file in files}
+def _as_validation(files: Sequence[ScanResult], names: set[str]) -> list[ScanResult]:
+    """Files of a validation source; story ids stay apart where one is called like another input, of these `names`."""
     renamed = []
-    for file in validation:
-        name = file.name
+    for scanned in files:
+        name = scanned.file.name
         while name in names:
             name = f"validation/{name}"
         names.add(name)
-        renamed.append(replace(file, name=name))
+        renamed.append(replace(scanned, file=replace(scanned.file, name=name, split="validation")))
     return renamed
 
 
-def _cut(file: InputFile, scanning: Scanning, seed: int) -> list[InputRange]:
-    step = scanning.step
-    n_ranges = -(-file.n_rows // step)
-    borders = file.borders or (0,) * (n_ranges + 1)
-    units = file.units or (0,) * n_ranges
+def _cut(scanned: ScanResult, step: int) -> list[InputRange]:
+    n_ranges = -(-scanned.n_rows // step)
+    borders = scanned.borders or (0,) * (n_ranges + 1)
+    units = scanned.units or (0,) * n_ranges
     return [
         InputRange(
             number=0,
-            kind=file.kind,
-            source_name=file.name,
-            path=file.path,
-            first_row=first,
-            n_rows=min(step, file.n_rows - first),
-            start_byte=borders[first // step],
-            end_byte=borders[first // step + 1],
-            separator=file.separator,
-            text_column=hub.TEXT_COLUMN if file.kind == "hub" else scanning.text_column,
-            seed=seed,
-            split=file.split,
-            piece_chars=scanning.cut.piece_chars,
-            compression=file.compression,
-            stamp=file.stamp,
-            unit=units[first // step],
+            file=scanned.file,
+            first_row=number * step,
+            n_rows=min(step, scanned.n_rows - number * step),
+            start_byte=borders[number],
+            end_byte=borders[number + 1],
+            unit=units[number],
         )
-        for first in range(0, file.n_rows, step)
+        for number in range(n_ranges)
     ]
 
 
 def _describe(
-    words: Sequence[str], found: Found, validation: Found | None, files: Sequence[InputFile]
+    words: Sequence[str], found: Found, validation: Found | None, files: Sequence[ScanResult]
 ) -> dict[str, Any]:
     """What the manifest says; of files only names and digests, so it is equal wherever they lie."""
     listed = [_describe_file(file) for file in files]
@@ -172,6 +165,7 @@ def _revision(validation: Found) -> dict[str, Any]:
     return {"validation": {"used": validation.used, "revision": validation.revision}}
 
 
-def _describe_file(file: InputFile) -> dict[str, Any]:
-    listed = {"name": file.name, "rows": file.n_rows, "sha256": file.sha256, "split": file.split}
-    return {**listed, "cut": file.cut} if file.cut else listed
+def _describe_file(scanned: ScanResult) -> dict[str, Any]:
+    file = scanned.file
+    listed = {"name": file.name, "rows": scanned.n_rows, "sha256": scanned.sha256, "split": file.split}
+    return {**listed, "cut": file.format.cut} if file.format.cut else listed

@@ -1,15 +1,25 @@
-"""What the row formats share: what a row is, the lines of a stream, and where rows begin.
+"""What the row formats share: what a row is, the lines of a stream, and files that are rows one after another.
 
-In: chunks of bytes. Out: lines; counts and byte borders. Called by the format modules.
+In: chunks of bytes. Out: lines; counts and byte borders; texts as Arrow columns. Called by the format modules.
 """
 
-from collections.abc import Iterable, Iterator
+import abc
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Self
+
+import pyarrow as pa
+
+from slm_ray.errors import UserError
+from slm_ray.sources.compression import Watch, chunks_between, read_chunks
+from slm_ray.sources.inputs import InputFile, InputRange, ScanResult, Texts
 
 LONGEST_BYTES = 1 << 28
 """More than this without an end is no story but a file of another kind, and must not fill the memory."""
 
 Row = tuple[bytes | None, str | None]
-"""The bytes of a story and its problem: a reason of `text.REASONS` where there is no text to clean."""
+"""The bytes of a story and its problem: a reason of `rejections.REASONS` where there is no text to clean."""
 
 
 class TooLongError(Exception):
@@ -33,6 +43,101 @@ class RowCount:
             if self.n_rows % self._step == 0:
                 self.borders.append(start)
             self.n_rows += 1
+
+
+class RowFormat(abc.ABC):
+    """Files that are rows one after another; a subclass knows what a row is."""
+
+    @property
+    def cut(self) -> str:
+        """See `Format`."""
+        return ""
+
+    @property
+    def lookahead_bytes(self) -> int:
+        """How much of a file after a row decides where the row ends."""
+        return 0
+
+    @property
+    @abc.abstractmethod
+    def advice(self) -> str:
+        """What to do about a row that never ends."""
+
+    @abc.abstractmethod
+    def count(self, address: str, chunks: Iterable[bytes], step: int) -> tuple[Self, RowCount]:
+        """The format with what the file settled, and its rows counted: without borders if none can be entered."""
+
+    @abc.abstractmethod
+    def rows(self, address: str, chunks: Iterable[bytes], *, at_start: bool) -> Iterator[Row]:
+        """The rows of chunks that begin with the file (`at_start`) or at a later row."""
+
+    def scan(self, file: InputFile, step: int, watch: Watch) -> ScanResult:
+        """See `Format`."""
+        try:
+            settled, found = self.count(file.path, first_chunks(file, watch), step)
+        except TooLongError as error:
+            raise UserError(f"{file.path}: {error}; {self.advice}") from error
+        starts = [] if file.compression else found.borders
+        return ScanResult(
+            file=replace(file, format=settled),
+            sha256=watch.sha256,
+            n_rows=found.n_rows,
+            borders=(*starts, watch.n_bytes) if starts else (),
+            units=tuple(range(len(starts))),
+        )
+
+    def read(self, ranges: Sequence[InputRange]) -> Iterator[Texts]:
+        """See `Format`."""
+        file = ranges[0].file
+        if not ranges[0].end_byte:
+            rows = self.rows(file.path, read_chunks(file.path, file.compression), at_start=True)
+            yield from _take(rows, [part.rows for part in ranges])
+            return
+        for part in ranges:
+            chunks = chunks_between(file.path, part.start_byte, part.end_byte + self.lookahead_bytes)
+            yield from _take(self.rows(file.path, chunks, at_start=False), [range(part.n_rows)])
+
+
+def _take(rows: Iterator[Row], parts: Iterable[range]) -> Iterator[Texts]:
+    """Some row ranges, perhaps with gaps, of rows that are read from the first on."""
+    position = 0
+    for part in parts:
+        for _ in itertools.islice(rows, part.start - position):
+            pass
+        yield columns(list(itertools.islice(rows, len(part))))
+        position = part.stop
+
+
+def columns(rows: Sequence[Row]) -> Texts:
+    """Rows as Arrow columns."""
+    return (
+        pa.array([text for text, _ in rows], pa.large_binary()),
+        pa.array([problem for _, problem in rows], pa.string()),
+    )
+
+
+def first_chunks(file: InputFile, watch: Watch) -> Iterator[bytes]:
+    """What is inside a file that is scanned; refused if it is nothing, or begins as UTF-16 does."""
+    chunks = read_chunks(file.path, file.compression, watch)
+    first = next(chunks, b"")
+    if not first:
+        raise UserError(f"{file.path} is empty (0 bytes)")
+    encoding = _other_encoding(first[:64])
+    if encoding:
+        raise UserError(
+            f"{file.path} is {encoding}, expected UTF-8: convert it, for example with iconv -f {encoding} -t UTF-8"
+        )
+    yield first
+    yield from chunks
+
+
+def _other_encoding(beginning: bytes) -> str | None:
+    """UTF-16 by its byte order mark, or by a NUL in every second place of at least four characters."""
+    if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    even, odd = beginning[0::2], beginning[1::2]
+    is_utf16 = len(odd) >= 4 and 0 in beginning and any(not any(a) and all(b) for a, b in ((even, odd), (odd, even)))
+    return "UTF-16" if is_utf16 else None
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """A SentencePiece `.model` as a `tokenizer.json`: the same ids, and every text comes back.
 
 In: the bytes of a `.model` (a protocol buffer). Out: the JSON of a `tokenizers` tokenizer, without end-of-text token.
-Called by `vocabularies`.
+Called by `loading`.
 
 SentencePiece writes a space as "▁" and cannot tell the two apart when it reads back. Here the pieces hold plain
 spaces, so that a "▁" of a story is a character like any other, and there is nothing to normalise.

@@ -11,12 +11,11 @@ from typing import Any
 import tokenizers
 
 from slm_ray.errors import UserError
+from slm_ray.hub_reference import ANSWER_TIMEOUT_S, PREFIX, parse_hub_reference
 from slm_ray.tokenization.from_sentencepiece import convert
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
-GPT2 = "openai-community/gpt2"
-HUB_PREFIX = "hub:"
-HUB_ANSWER_S = 4.0
+GPT2 = f"{PREFIX}openai-community/gpt2"
 _TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -37,8 +36,8 @@ def open_tokenizer(where: str) -> Tokenizer:
 
 def _found(where: str) -> Path:
     """The file that is meant."""
-    if where.startswith(HUB_PREFIX):
-        return _download(where.removeprefix(HUB_PREFIX))
+    if where.startswith(PREFIX):
+        return _download(where)
     try:
         path = Path(where).expanduser()
         if where == "gpt2" and not path.exists():
@@ -76,21 +75,23 @@ def with_end_mark(text: str, name: str = "tokenizer") -> str:
     return str(inner.to_str())
 
 
-def _download(name: str) -> Path:
+def _download(word: str) -> Path:
     """The `tokenizer.json` of a model of the hub; without an answer, the copy that the hub's client keeps."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    repository, _, revision = name.partition("@")
-    file: dict[str, Any] = {"repo_id": repository, "filename": _TOKENIZER_FILE, "revision": revision or None}
+    named = parse_hub_reference(word)
+    if named is None or named.split:
+        raise UserError(f"{word} is not a tokenizer of the hub: expected hub:OWNER/NAME[@REVISION]")
+    file: dict[str, Any] = {"repo_id": named.name, "filename": _TOKENIZER_FILE, "revision": named.revision}
     try:
-        get_hf_file_metadata(hf_hub_url(**file), timeout=HUB_ANSWER_S)  # one question; the download asks for 24 s
+        get_hf_file_metadata(hf_hub_url(**file), timeout=ANSWER_TIMEOUT_S)  # one question; the download asks for 24 s
         return Path(hf_hub_download(**file))
     except Exception as error:  # every layer below has its own family of exceptions
         with contextlib.suppress(Exception):
             return Path(hf_hub_download(**file, local_files_only=True))
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"cannot get the tokenizer {HUB_PREFIX}{name} ({why}): give a file, try again with a network, "
+            f"cannot get the tokenizer {word} ({why}): give a file, try again with a network, "
             "or leave out --tokenizer to train one"
         ) from error
 

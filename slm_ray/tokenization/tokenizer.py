@@ -1,7 +1,7 @@
 """Text to token ids and back, with a true end-of-text token.
 
-In: cleaned stories, or the `tokenizer.json` of a data set. Out: ids as Arrow lists for `shards`, text for
-`engine`. Wraps the `tokenizers` package; the file it writes opens in `transformers` as well.
+In: cleaned stories, or the `tokenizer.json` of a data set. Out: ids as Arrow lists for `dataset.shards`, text for
+`generation`. Wraps the `tokenizers` package; the file it writes opens in `transformers` as well.
 """
 
 import functools
@@ -114,7 +114,7 @@ class Tokenizer:
 
     @property
     def numpy_type(self) -> type[np.unsignedinteger[Any]]:
-        """The smallest type of `shards` that holds every id."""
+        """The smallest type of token ids in shards that holds every id."""
         return np.uint16 if self.vocab_size <= 2**16 else np.uint32
 
     def to_json(self) -> str:

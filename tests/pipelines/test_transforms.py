@@ -26,8 +26,10 @@ from slm_ray.preparation import cleaned_files, steps, summary, summary_files
 from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.preparation.splits import assign_split
 from slm_ray.sources import reading
+from slm_ray.sources.inputs import InputFile, InputRange
+from slm_ray.sources.plain_text import PlainText
 from slm_ray.sources.plan import plan_source
-from slm_ray.sources.reading import RAW_SCHEMA, InputRange
+from slm_ray.sources.reading import RAW_SCHEMA
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train_bpe
 
@@ -36,20 +38,8 @@ TEXTS = ["The cat sat down.", "A dog ran  home.", "the CAT sat\ndown.", "Hm."]
 
 
 def make_range(number: int = 0, split: str | None = None, n_rows: int = 4) -> InputRange:
-    return InputRange(
-        number=number,
-        kind="text",
-        source_name="a",
-        path="a",
-        first_row=0,
-        n_rows=n_rows,
-        start_byte=0,
-        end_byte=0,
-        separator="",
-        text_column="text",
-        seed=0,
-        split=split,
-    )
+    file = InputFile(format=PlainText(), name="a", path="a", split=split)
+    return InputRange(number=number, file=file, first_row=0, n_rows=n_rows)
 
 
 def raw_item(texts: list[str], number: int = 0, split: str | None = None) -> reading.Item:

@@ -25,7 +25,9 @@ from slm_ray.preparation.near_duplicates import (
     similar_kept,
     similarity,
 )
-from slm_ray.sources.reading import InputRange, Item
+from slm_ray.sources.inputs import InputFile, InputRange
+from slm_ray.sources.plain_text import PlainText
+from slm_ray.sources.reading import Item
 
 WORDS = [*"abcdefghijklmnopqrst"]
 THRESHOLD = 0.8
@@ -66,10 +68,8 @@ def is_found(texts: list[str], threshold: float = THRESHOLD) -> list[bool]:
 
 def make_item(texts: list[str | None], number: int = 0, split: str | None = None) -> Item:
     """A cleaned range; None stands for a rejected story."""
-    part = InputRange(
-        number=number, kind="text", source_name="a", path="a", first_row=0, n_rows=len(texts), start_byte=0,
-        end_byte=0, separator="", text_column="text", seed=0, split=split,
-    )  # fmt: skip
+    file = InputFile(format=PlainText(), name="a", path="a", split=split)
+    part = InputRange(number=number, file=file, first_row=0, n_rows=len(texts))
     reasons = [None if text is not None else "too_short" for text in texts]
     columns = {
         "text": pa.array([text or "Hm." for text in texts], pa.large_string()),

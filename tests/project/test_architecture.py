@@ -17,7 +17,7 @@ EVERYWHERE = [
     path for folder in ("pipelines", "slm_ray", "tune", "serve", "infra") for path in (ROOT / folder).rglob("*.py")
 ]
 FLOORS = [  # bottom up: a room imports only what lies on the floors below it, or beside it on the ground
-    {"errors", "storage", "periodic", "corpus", "config", "cli"},
+    {"errors", "storage", "periodic", "hub_reference", "corpus", "config", "cli"},
     {"model", "dataset", "tokenization"},
     {"sources", "generation", "runs"},
     {"preparation", "tracking"},

@@ -139,10 +139,10 @@ def test_odd_rows_are_counted_and_kept_aside(tmp_path):
         for part, batch in read_ranges(task):
             _, cleaned = steps.clean_batch((part, batch), CleaningRules())
             reasons = [reason for reason in cleaned["reason"].to_pylist() if reason]
-            found.setdefault(part.source_name, Counter()).update(reasons)
+            found.setdefault(part.file.name, Counter()).update(reasons)
             assert "\ufeff" not in "".join(cleaned["text"].to_pylist())
     assert {name: dict(reasons) for name, reasons in found.items() if reasons} == expected
-    assert {part.source_name: part.n_rows for part in made.ranges}["windows.txt"] == 2
+    assert {part.file.name: part.n_rows for part in made.ranges}["windows.txt"] == 2
 
 
 @pytest.mark.parametrize(

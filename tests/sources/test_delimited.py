@@ -7,13 +7,15 @@ import pytest
 
 from slm_ray.errors import UserError
 from slm_ray.sources import delimited
+from slm_ray.sources.delimited import Delimited
 
 
 def rows(
     content: bytes, column: str = "text", delimiter: str = ",", size: int = 7
 ) -> list[tuple[bytes | None, str | None]]:
     chunks = [content[start : start + size] for start in range(0, len(content), size)]
-    return list(delimited.read("a.csv", chunks, column, delimiter))
+    form = Delimited(column, name="TSV" if delimiter == "\t" else "CSV", delimiter=delimiter)
+    return list(form.rows("a.csv", chunks, at_start=True))
 
 
 def good(*texts: bytes) -> list[tuple[bytes, None]]:
@@ -67,7 +69,7 @@ def test_a_quote_that_nobody_closed_does_not_fill_the_memory(monkeypatch):
             yield b"and so on\n" * 10
 
     with pytest.raises(UserError, match="field larger than field limit"):
-        list(delimited.read("a.csv", chunks(), "text", ","))
+        list(Delimited("text", name="CSV", delimiter=",").rows("a.csv", chunks(), at_start=True))
     assert taken < 20
 
 

@@ -4,9 +4,12 @@ import http.server
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,8 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 from slm_ray.errors import UserError
-from slm_ray.sources.plan import plan_source, read_ranges
+from slm_ray.sources.plan import plan_source
+from slm_ray.sources.reading import read_ranges
 for line in sys.stdin:
     asked = json.loads(line)
     heard = []
@@ -36,7 +40,7 @@ for line in sys.stdin:
         rows = {}
         for task in made.tasks:
             for part, batch in read_ranges(task):
-                found = rows.setdefault(str(part.split), [])
+                found = rows.setdefault(str(part.file.split), [])
                 found += zip(batch["story_id"].to_pylist(), [text.decode() for text in batch["text"].to_pylist()])
         answer = {"rows": rows, "source": made.source, "own": [made.has_own_validation, made.has_own_test]}
     except UserError as error:
@@ -247,17 +251,29 @@ def test_a_hub_that_does_not_answer_is_given_up(monkeypatch):
     assert "127.0.0.1:9" in (hub.unreachable("a/b", timeout_s=5.0) or "")
 
 
+def test_a_hub_that_is_silent_is_given_up_in_time(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        start = time.monotonic()
+        assert (hub.unreachable("a/b", timeout_s=0.3) or "").startswith(endpoint)
+        assert time.monotonic() - start < 3
+
+
 @pytest.fixture
-def hub_server(monkeypatch) -> Iterator[list[str | None]]:
+def hub_server(monkeypatch, tmp_path) -> Iterator[list[str | None]]:
     """A hub that answers `status-NUMBER` with that status; gives the Authorization headers it received."""
     received: list[str | None] = []
 
     class Hub(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
+        def do_GET(self):
             received.append(self.headers["Authorization"])
-            self.send_response(int(self.path.split("-")[-1]) if "-" in self.path else 401)
-            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+            path = urllib.parse.urlsplit(self.path).path
+            self.send_response(int(path.split("-")[-1]) if "-" in path else 401)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/api/datasets/status-200")
             self.end_headers()
+            self.wfile.write(b'{"id": "status", "sha": "1"}')
 
         def log_message(self, *_):
             pass
@@ -266,17 +282,18 @@ def hub_server(monkeypatch) -> Iterator[list[str | None]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no_token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
         yield received
         server.shutdown()
 
 
 def test_the_hub_is_asked_with_the_token(hub_server, monkeypatch):
     assert hub.unreachable("status-200") is None
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
+    monkeypatch.setenv("HF_TOKEN", "secret")
     assert hub.unreachable("status-200") is None
-    assert hub.unreachable("status-307") is None  # a renamed data set: answered, and the token goes nowhere else
-    assert hub_server == [None, "Bearer secret", "Bearer secret"]
+    assert hub.unreachable("status-307") is None  # renamed and moved to another host, which does not see the token
+    assert hub_server == [None, "Bearer secret", "Bearer secret", None]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

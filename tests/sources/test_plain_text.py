@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from slm_ray.errors import UserError
 from slm_ray.sources import plain_text
-from slm_ray.sources.plain_text import Cut, make_finder, read_stories, scan
+from slm_ray.sources.plain_text import SplitOptions, scan
+from slm_ray.sources.splitters import BOM, make_splitter, read_stories
 from tests.support.paths import SHARED_DATA
 
 WIKITEXT = SHARED_DATA / "wikitext-2" / "validation.txt"
@@ -40,14 +41,14 @@ def chunked(text: bytes, size: int) -> list[bytes]:
 
 
 def stories(chunks: list[bytes], mode: str, piece_chars: int = 50, *, at_start: bool = True) -> list[bytes]:
-    return list(read_stories(chunks, make_finder(mode, piece_chars, at_start=at_start)))
+    return list(read_stories(chunks, make_splitter(mode, piece_chars, at_start=at_start)))
 
 
 @given(text=texts, mode=st.sampled_from(MODES), size=st.integers(1, 20))
 @settings(max_examples=300, deadline=None)
 def test_the_chunks_do_not_matter(text, mode, size):
     assert stories(chunked(text, size), mode) == stories([text], mode)
-    count = scan(chunked(text, size), Cut(mode=mode, piece_chars=50), 1)[1]
+    count = scan(chunked(text, size), SplitOptions(mode=mode, piece_chars=50), 1)[1]
     assert count.n_rows == len(stories([text], mode))
 
 
@@ -55,11 +56,11 @@ def test_the_chunks_do_not_matter(text, mode, size):
 @settings(max_examples=300, deadline=None)
 def test_reading_can_begin_at_any_border(text, mode, step):
     whole = stories([text], mode)
-    borders = [*scan([text], Cut(mode=mode, piece_chars=50), step)[1].borders, len(text)]
-    finder = make_finder(mode, 50, at_start=False)
+    borders = [*scan([text], SplitOptions(mode=mode, piece_chars=50), step)[1].borders, len(text)]
+    splitter = make_splitter(mode, 50, at_start=False)
     found = []
     for number, (start, end) in enumerate(itertools.pairwise(borders)):
-        inside = text[start : end + finder.lookahead_bytes]
+        inside = text[start : end + splitter.lookahead_bytes]
         found += stories([inside], mode, at_start=False)[: min(step, len(whole) - number * step)]
     assert found == whole
 
@@ -110,7 +111,7 @@ def test_articles_begin_at_headings_of_the_first_level():
     ("text", "mode"),
     [
         (ARTICLES, "articles"),
-        (plain_text.BOM + ARTICLES.lstrip(), "articles"),
+        (BOM + ARTICLES.lstrip(), "articles"),
         (ARTICLES.replace(b"\n", b"\r\n"), "articles"),
         (b"= One =\nText\n= Two =\nText\n", "articles"),
         (ARTICLES.replace(b" = Two = ", b" = = Two = = "), "blank-lines"),
@@ -121,13 +122,13 @@ def test_articles_begin_at_headings_of_the_first_level():
 )
 def test_auto_takes_what_fits_the_text(text, mode):
     for size in (1, 7, len(text)):
-        assert scan(chunked(text, size), Cut(), 4)[0] == mode
+        assert scan(chunked(text, size), SplitOptions(), 4)[0] == mode
 
 
 def test_a_byte_order_mark_is_no_part_of_a_story():
     for mode in MODES:
-        assert stories([plain_text.BOM + b"One."], mode) == [b"One."]
-    assert stories([plain_text.BOM + b"<|endoftext|>One."], "end-mark") == [b"One."]
+        assert stories([BOM + b"One."], mode) == [b"One."]
+    assert stories([BOM + b"<|endoftext|>One."], "end-mark") == [b"One."]
 
 
 @pytest.mark.parametrize(
@@ -139,13 +140,13 @@ def test_a_byte_order_mark_is_no_part_of_a_story():
 )
 def test_a_wrong_way_to_cut_is_refused(cut, message):
     with pytest.raises(UserError, match=message):
-        Cut(**cut)
+        SplitOptions(**cut)
 
 
 @pytest.mark.skipif(not WIKITEXT.exists(), reason="needs ../shared/data/wikitext-2/validation.txt")
 def test_wikitext_is_cut_into_its_articles():
     chunks = chunked(WIKITEXT.read_bytes(), 1 << 20)
-    mode, count = scan(chunks, Cut(), 1)
+    mode, count = scan(chunks, SplitOptions(), 1)
     found = [story.decode() for story in stories(chunks, "articles")]
     assert (mode, count.n_rows, len(found)) == ("articles", 60, 60)
     assert found[0].startswith(" = Homarus gammarus = \n")
@@ -162,23 +163,23 @@ BLANKS = b"\n\n".join(b"Story %d has an end." % number for number in range(50))
 def test_a_few_end_marks_among_many_blank_lines_are_refused_as_they_may_be_part_of_a_story(n_marks):
     text = BLANKS.replace(b"an end", b"<|endoftext|>", n_marks)
     with pytest.raises(plain_text.UnclearCutError, match=rf"{n_marks} times <\|endoftext\|> and 49 blank lines"):
-        scan([text], Cut(), 1)
-    assert scan([text], Cut(mode="blank-lines"), 1)[1].n_rows == 50
-    assert scan([text], Cut(mode="end-mark"), 1)[1].n_rows == n_marks + 1
+        scan([text], SplitOptions(), 1)
+    assert scan([text], SplitOptions(mode="blank-lines"), 1)[1].n_rows == 50
+    assert scan([text], SplitOptions(mode="end-mark"), 1)[1].n_rows == n_marks + 1
 
 
 def test_end_marks_that_are_many_or_stand_between_a_few_paragraphs_are_end_marks():
-    assert scan([BLANKS.replace(b"\n\n", b"\n\n<|endoftext|>", 10)], Cut(), 1)[0] == "end-mark"
-    assert scan([BLANKS.replace(b"an end", b"<|endoftext|>", 5)], Cut(), 1)[0] == "end-mark"
+    assert scan([BLANKS.replace(b"\n\n", b"\n\n<|endoftext|>", 10)], SplitOptions(), 1)[0] == "end-mark"
+    assert scan([BLANKS.replace(b"an end", b"<|endoftext|>", 5)], SplitOptions(), 1)[0] == "end-mark"
 
 
 @pytest.mark.parametrize("run", [b"\n", b" ", b"\t", b"\r\n", b"\n "])
 @pytest.mark.parametrize("mode", ["end-mark", "blank-lines", "articles"])
 def test_white_space_without_end_is_not_held_in_memory(mode, run):
-    finder = make_finder(mode, 50, at_start=True)
-    spans = finder.feed(b"One.")
+    splitter = make_splitter(mode, 50, at_start=True)
+    spans = splitter.feed(b"One.")
     for _ in range(50):
-        spans += finder.feed(run * 1_000)
-        assert len(finder._buffer) <= finder.lookahead_bytes
-    spans += [*finder.feed(b"\n\nTwo."), *finder.finish()]
+        spans += splitter.feed(run * 1_000)
+        assert len(splitter._buffer) <= splitter.lookahead_bytes
+    spans += [*splitter.feed(b"\n\nTwo."), *splitter.finish()]
     assert len(spans) == (2 if mode == "blank-lines" else 1)

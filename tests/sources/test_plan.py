@@ -52,7 +52,7 @@ def test_the_first_stories_are_taken_across_files(tmp_path):
     write_parquet(tmp_path / "a.parquet", STORIES)
     write_parquet(tmp_path / "b.parquet", STORIES)
     made = plan_source(str(tmp_path), max_stories=13, rows_per_range=4)
-    assert [(part.source_name, part.n_rows) for part in made.ranges] == [
+    assert [(part.file.name, part.n_rows) for part in made.ranges] == [
         ("a.parquet", 4), ("a.parquet", 4), ("a.parquet", 2), ("b.parquet", 3),
     ]  # fmt: skip
     assert made.n_rows == len(read_all(made)) == 13
@@ -70,7 +70,7 @@ def test_a_validation_source_of_the_same_name_keeps_its_stories_apart(tmp_path):
     other = write_parquet(tmp_path / "y" / "data.parquet", ["val"])
     made = plan_source(str(main), validation_source=str(other))
     assert read_all(made) == {"data.parquet#0": b"train", "validation/data.parquet#0": b"val"}
-    assert [part.split for part in made.ranges] == [None, "validation"]
+    assert [part.file.split for part in made.ranges] == [None, "validation"]
     assert made.has_own_validation
 
 
@@ -159,7 +159,7 @@ def test_several_sources_are_one_input_each_file_once(tmp_path):
         read_all(plan_source([str(second), str(tmp_path / "x"), str(tmp_path / "*" / "a.*"), str(first)])) == expected
     )
     other = plan_source("sample", max_stories=3, validation_source=[str(first), str(second)])
-    assert [part.split for part in other.ranges] == [None, "validation", "validation"]
+    assert [part.file.split for part in other.ranges] == [None, "validation", "validation"]
 
 
 @pytest.mark.parametrize("special", ["auto", "sample", "hub:a/b"])
@@ -209,11 +209,11 @@ def test_pieces_of_a_file_are_the_same_in_any_ranges(tmp_path):
 
 def test_an_input_that_shrinks_after_planning_is_found(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", STORIES)
-    made = plan_source(str(path))
+    [part] = plan_source(str(path)).ranges
     for left in (4, 0):
         write_parquet(path, STORIES[:left]) if left else pq.write_table(pa.table({"text": pa.array([], "str")}), path)
         with pytest.raises(UserError, match=rf"changed while it was prepared: expected 10 stories .* found {left}"):
-            read_range(replace(made.ranges[0], stamp=""))  # of a place that keeps no times
+            read_range(replace(part, file=replace(part.file, stamp="")))  # of a place that keeps no times
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv", "a.jsonl.gz"])
@@ -255,7 +255,8 @@ def test_a_large_file_takes_little_memory(tmp_path):
             file.write((json.dumps({"text": f"{number} " + "some words " * 100}) + "\n").encode() * 1500)
     code = """
 import resource, sys
-from slm_ray.sources.plan import plan_source, read_ranges
+from slm_ray.sources.plan import plan_source
+from slm_ray.sources.reading import read_ranges
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rows = sum(len(batch) for task in plan_source(sys.argv[1]).tasks for _, batch in read_ranges(task))
 print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)

@@ -241,11 +241,11 @@ def hub() -> Iterator[str]:
 OPEN = """
 import sys
 from pipelines import prepare
-from slm_ray.tokenization import training
+from slm_ray.tokenization import loading
 for name in sys.argv[1:]:
     try:
-        print(training.open_tokenizer(name).sha256)
-    except training.UserError as error:
+        print(loading.open_tokenizer(name).sha256)
+    except loading.UserError as error:
         print("error:", error)
 """
 
@@ -271,6 +271,12 @@ def test_the_hub_is_asked_by_name_and_without_it_its_copy_is_used(hub: str, tmp_
     assert kept == wanted
     assert refused.startswith("error: cannot get the tokenizer hub:some/other (")
     assert refused.endswith("give a file, try again with a network, or leave out --tokenizer to train one")
+
+
+@pytest.mark.parametrize("word", ["hub:", "hub:some/one:train", "hub:some one", "hub:some/one@"])
+def test_a_word_that_names_no_tokenizer_of_the_hub_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match=rf"{word} is not a tokenizer of the hub: expected hub:OWNER/NAME\[@REVISION\]"):
+        loading.open_tokenizer(word)
 
 
 # the whole pipeline

@@ -1,0 +1,185 @@
+"""Finding where stories end in text that comes chunk by chunk: at separators, or at borders near a usual length.
+
+In: the bytes of a text, in chunks of any size. Out: where each story begins and ends, or its bytes. Called by
+`plain_text`. The cuts depend on the text alone, never on the chunks, and no more than one story is in memory.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from slm_ray.tokenization.tokenizer import END_OF_TEXT
+
+BOM = b"\xef\xbb\xbf"
+
+LOOKAHEAD_BYTES = 512
+"""No separator needs more, but for the white space at its end."""
+
+Span = tuple[int, int]
+"""First byte of a story, and the byte after its last."""
+
+_END_MARK = re.compile(re.escape(END_OF_TEXT).encode())
+# After an optional \r, with which the search would be 15 times slower:
+_BLANK_LINES = re.compile(rb"\n[ \t]{0,400}\r?\n\s*")
+_HEADING = rb" ?= (?!=)[^\n]{1,300}?(?<!=) = {0,100}\r?\n"  # ` = Title = ` alone on its line, not ` = = Section = = `
+_BEFORE_ARTICLE = re.compile(rb"\n(?=" + _HEADING + rb")")
+_STARTS_ARTICLE = re.compile(rb"(?:" + BOM + rb")?" + _HEADING)
+
+_PARAGRAPH_END = re.compile(r"\n[ \t\r]*\n\s*")
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*\s+")
+_WHITE_SPACE = re.compile(r"\s+")
+_BORDERS = (_PARAGRAPH_END, _SENTENCE_END, _WHITE_SPACE)  # best first
+
+
+class Splitter(Protocol):
+    """Finds stories in text that comes chunk by chunk."""
+
+    n_cuts: int  # made until now
+    lookahead_bytes: int  # how much text after a story decides where it ends
+
+    def feed(self, chunk: bytes) -> list[Span]:
+        """The stories that are known to end, now that this chunk has come."""
+
+    def finish(self) -> list[Span]:
+        """Those that are left when nothing more comes."""
+
+
+def make_splitter(mode: str, piece_chars: int, *, at_start: bool) -> Splitter:
+    """The splitter of a mode other than auto; with `at_start` it begins with the file and not at a later story."""
+    if mode == "pieces":
+        return _Pieces(piece_chars)
+    return _Separated(_PATTERNS[mode], at_start=at_start, skips_blank=mode == "articles")
+
+
+def begins_with_article(text: bytes) -> bool:
+    """Whether the first line of a text, of which `LOOKAHEAD_BYTES` are enough, is the heading of an article."""
+    return _STARTS_ARTICLE.match(text) is not None
+
+
+def read_stories(chunks: Iterable[bytes], splitter: Splitter) -> Iterator[bytes]:
+    """The stories themselves. Holds one of them and one chunk; a byte order mark before a story is no part of it."""
+    held, start = bytearray(), 0  # `held` begins at byte `start` of the text
+    for chunk in itertools.chain(chunks, [None]):
+        if chunk is not None:
+            held += chunk
+        for first, end in splitter.feed(chunk) if chunk is not None else splitter.finish():
+            yield bytes(held[first - start : end - start]).removeprefix(BOM)
+            del held[: end - start]
+            start = end
+
+
+class _Separated:
+    """Stories with something between them that a pattern finds."""
+
+    lookahead_bytes = LOOKAHEAD_BYTES
+
+    def __init__(self, pattern: re.Pattern[bytes], *, at_start: bool, skips_blank: bool) -> None:
+        self.n_cuts = 0
+        self._pattern = pattern
+        self._is_first = at_start  # before a leading separator there is no story
+        self._skips_blank = skips_blank
+        self._buffer = bytearray()  # what a separator not yet found may begin in; at byte `_base` of the text
+        self._base = 0
+        self._start = 0  # of the current story
+        self._has_text = False  # between there and the buffer
+        self._in_separator = False  # which the white space that comes next belongs to
+
+    def feed(self, chunk: bytes) -> list[Span]:
+        self._buffer += chunk
+        self._leave_separator()
+        return self._search(is_end=False)
+
+    def _leave_separator(self) -> None:
+        if not self._in_separator:
+            return
+        n_bytes = len(self._buffer) - len(self._buffer.lstrip())
+        self._in_separator = n_bytes == len(self._buffer)
+        del self._buffer[:n_bytes]
+        self._base += n_bytes
+        self._start = self._base
+
+    def finish(self) -> list[Span]:
+        """After the last separator there is a story only where there is text."""
+        spans = self._search(is_end=True)
+        if self._has_text:
+            spans.append((self._start, self._base))
+        return spans
+
+    def _search(self, is_end: bool) -> list[Span]:
+        spans, buffer, position = [], self._buffer, 0
+        keep = len(buffer)
+        while match := self._pattern.search(buffer, position):
+            first, end = match.span()
+            if first > position and buffer[first - 1 : first + 1] == b"\r\n":
+                first -= 1
+            if not self._is_nothing(buffer, position, first):
+                spans.append((self._start, self._base + first))
+            self.n_cuts += 1
+            self._start, self._has_text, self._is_first = self._base + end, False, False
+            position = end
+            self._in_separator = self._pattern is _BLANK_LINES and end == len(buffer)
+        if not is_end:
+            keep = max(position, len(buffer) - self.lookahead_bytes)
+        self._has_text = self._has_text or bool(buffer[position:keep].strip())
+        del buffer[:keep]
+        self._base += keep
+        return spans
+
+    def _is_nothing(self, buffer: bytearray, position: int, first: int) -> bool:
+        if not self._is_first:
+            return False
+        before = buffer[position:first]
+        if self._skips_blank:
+            return not self._has_text and not before.removeprefix(BOM).strip()
+        return self._base + first == 0 or (self._base == 0 and before == BOM)
+
+
+class _Pieces:
+    """Pieces from three to five quarters of their usual length (the last one up to six), each ending at the
+    paragraph end, else sentence end, else white space, that is nearest to the usual length."""
+
+    def __init__(self, chars: int) -> None:
+        self.n_cuts = 0
+        self._chars = chars
+        self._last_chars = chars + chars // 2
+        self.lookahead_bytes = 4 * (self._last_chars + 1)  # so many characters, whatever they are
+        self._buffer = bytearray()
+        self._base = 0
+
+    def feed(self, chunk: bytes) -> list[Span]:
+        self._buffer += chunk
+        return self._cut(is_end=False)
+
+    def finish(self) -> list[Span]:
+        spans = self._cut(is_end=True)
+        if self._buffer.strip():
+            spans.append((self._base, self._base + len(self._buffer)))
+        return spans
+
+    def _cut(self, is_end: bool) -> list[Span]:
+        spans, position = [], 0
+        while is_end or len(self._buffer) - position >= self.lookahead_bytes:
+            text = self._buffer[position : position + self.lookahead_bytes].decode("utf-8", "surrogateescape")
+            if len(text) <= self._last_chars:
+                break
+            end = position + len(text[: self._border(text)].encode("utf-8", "surrogateescape"))
+            spans.append((self._base + position, self._base + end))
+            position = end
+        self.n_cuts += len(spans)
+        del self._buffer[:position]
+        self._base += position
+        return spans
+
+    def _border(self, text: str) -> int:
+        """How many characters the first piece of a text has that is too long for one."""
+        quarter = self._chars // 4
+        window = text[: self._chars + quarter]
+        for pattern in _BORDERS:
+            ends = [match.end() for match in pattern.finditer(window, self._chars - quarter)]
+            if ends:
+                return min(ends, key=lambda end: (abs(end - self._chars), end))
+        return self._chars
+
+
+_PATTERNS = {"end-mark": _END_MARK, "blank-lines": _BLANK_LINES, "articles": _BEFORE_ARTICLE}
