@@ -20,15 +20,15 @@ from serve.api.metrics import Metrics
 MAX_BODY_BYTES = 64 * 1024
 BODY_S = 10.0
 """Longest time for a body to arrive."""
-OPEN_ROUTES = frozenset({"/health", "/"})
-"""They ask for no key: whether the server lives is no secret, and the page has the field for the key."""
-READING = frozenset({"GET", "HEAD"})
+PUBLIC_ROUTES = frozenset({"/health", "/"})
+"""They need no key: whether the server lives is no secret, and the page has the field for the key."""
+SAFE_METHODS = frozenset({"GET", "HEAD"})
 MAX_CALLERS = 10_000
 """Callers whose rate is remembered; those that have been silent for longest are forgotten first."""
 
 
 class ApiKeyMiddleware:
-    """Asks for `Authorization: Bearer KEY`, or answers 401."""
+    """Requires `Authorization: Bearer KEY`, else answers 401."""
 
     def __init__(self, app: ASGIApp, digests: tuple[bytes, ...]) -> None:
         self._app = app
@@ -36,23 +36,23 @@ class ApiKeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] != "http" or _is_open(scope) or self._is_known(scope):
+        if scope["type"] != "http" or _is_public(scope) or self._is_known(scope):
             return await self._app(scope, receive, send)
         detail = "an API key is needed: send the header `Authorization: Bearer KEY`"
         answer = error_response(scope["path"], 401, detail, {"WWW-Authenticate": "Bearer"})
         return await answer(scope, receive, send)
 
     def _is_known(self, scope: Scope) -> bool:
-        own = hashlib.sha256(bearer(scope)).digest()
+        own = hashlib.sha256(_bearer(scope)).digest()
         found = [hmac.compare_digest(own, digest) for digest in self._digests]  # all of them, every time
         return any(found)
 
 
-def _is_open(scope: Scope) -> bool:
-    return scope["path"] in OPEN_ROUTES and scope["method"] in READING
+def _is_public(scope: Scope) -> bool:
+    return scope["path"] in PUBLIC_ROUTES and scope["method"] in SAFE_METHODS
 
 
-def bearer(scope: Scope) -> bytes:
+def _bearer(scope: Scope) -> bytes:
     """The key that a request sends, empty without one."""
     header: bytes = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     scheme, _, key = header.partition(b" ")
@@ -74,7 +74,7 @@ class RateLimitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] != "http" or _is_open(scope):
+        if scope["type"] != "http" or _is_public(scope):
             return await self._app(scope, receive, send)
         wait_s = self._take(self._caller(scope), time.monotonic())
         if not wait_s:
@@ -94,7 +94,7 @@ class RateLimitMiddleware:
 
 
 def _key(scope: Scope) -> bytes:
-    return hashlib.sha256(bearer(scope)).digest()
+    return hashlib.sha256(_bearer(scope)).digest()
 
 
 def _address(scope: Scope) -> bytes:
@@ -103,9 +103,9 @@ def _address(scope: Scope) -> bytes:
 
 
 class BodyLimitMiddleware:
-    """Reads a body whole before the application sees any of it: answers 413 to a long one, 408 to one that stays out.
+    """Reads a body whole before the application sees any of it: answers 413 to a long one, 408 to a slow one.
 
-    A request to read something has no body that anyone waits for.
+    The body of a GET is not waited for.
     """
 
     def __init__(self, app: ASGIApp, limit_bytes: int, limit_s: float = BODY_S) -> None:
@@ -115,7 +115,7 @@ class BodyLimitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] != "http" or scope["method"] in READING:
+        if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
             return await self._app(scope, receive, send)
         try:
             async with asyncio.timeout(self._limit_s):
@@ -144,8 +144,8 @@ class BodyLimitMiddleware:
         return messages
 
 
-def page_policy(page: str) -> str:
-    """A Content-Security-Policy that lets the page's own style and script work, by their digests, and nothing else."""
+def content_security_policy(page: str) -> str:
+    """A policy that allows the page's own style and script, by their digests, and nothing else."""
 
     def digest(tag: str) -> str:
         found = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)

@@ -25,7 +25,7 @@ from serve.api.middleware import (
     RateLimitMiddleware,
     RequestMetricsMiddleware,
     SecurityHeadersMiddleware,
-    page_policy,
+    content_security_policy,
 )
 from serve.api.openai_routes import add_openai_routes
 from serve.api.openai_schemas import CompletionRequest
@@ -156,7 +156,7 @@ def _failure(error: Exception, timeout_s: float) -> str:
 
 def _add_state(api: FastAPI, rollout: Rollout, metrics: Metrics) -> None:
     page = PAGE.read_text(encoding="utf-8")
-    headers = {"Content-Security-Policy": page_policy(page)}
+    headers = {"Content-Security-Policy": content_security_policy(page)}
 
     @api.get("/health")
     async def health() -> Health:

@@ -220,7 +220,7 @@ def test_clients_that_leave_in_the_middle_of_a_story_free_their_slots(server: Se
     assert_slots_are_free_after(leave, server)
 
 
-def test_many_at_once_are_written_whole_or_told_to_come_again(server: Server) -> None:
+def test_many_at_once_are_written_whole_or_asked_to_retry(server: Server) -> None:
     async def ask() -> list[httpx.Response]:
         async with httpx.AsyncClient(limits=httpx.Limits(max_connections=300), timeout=WITHIN_S) as client:
             return await asyncio.gather(*(client.post(f"{server.url}/generate", json=SHORT) for _ in range(300)))

@@ -223,7 +223,7 @@ def test_server_gone_in_the_middle_keeps_what_was_written(page: Page, server: Pa
     expect(page.locator(".facts")).to_contain_text("cut at its length")
 
 
-def test_error_event_is_said(page: Page, server: PageServer) -> None:
+def test_error_event_is_shown(page: Page, server: PageServer) -> None:
     server.script.fails_after = 2
     write(page)
     expect(page.get_by_role("alert")).to_have_text("The model failed.")
@@ -243,7 +243,7 @@ def test_error_event_is_said(page: Page, server: PageServer) -> None:
         (503, ["no detail"], {}, "The server answered 503."),
     ],
 )
-def test_refusal_is_said_and_can_be_tried_again(
+def test_error_answer_is_shown_and_can_be_tried_again(
     page: Page, server: PageServer, status: int, body: object, headers: dict[str, str], words: str
 ) -> None:
     server.script.refusal = (status, body, headers)

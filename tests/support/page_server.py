@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
-from serve.api.middleware import page_policy
+from serve.api.middleware import content_security_policy
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "serve" / "page" / "index.html"
@@ -87,7 +87,7 @@ class PageServer:
 
     async def _page(self) -> HTMLResponse:
         page = PAGE.read_text(encoding="utf-8")
-        return HTMLResponse(page, headers={"Content-Security-Policy": page_policy(page)})
+        return HTMLResponse(page, headers={"Content-Security-Policy": content_security_policy(page)})
 
     async def _model(self, request: Request) -> Response:
         return self._refused(request) or JSONResponse(MODEL)

@@ -1,4 +1,4 @@
-"""The official `openai` client, unchanged, against our routes: whole, streamed, and refused."""
+"""The official `openai` client, unchanged, against our routes: whole, streamed, and rejected."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,7 +158,7 @@ def test_a_stop_text_ends_the_story(client: openai.OpenAI, model: Path) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
     ],
 )
-def test_a_mistake_is_told_in_openais_form(
+def test_a_mistake_is_reported_in_openais_form(
     client: openai.OpenAI, options: dict[str, object], param: str, message: str
 ) -> None:
     with pytest.raises(openai.APIStatusError, match=message) as error:
@@ -172,7 +172,7 @@ def test_a_wrong_key_is_refused(client: openai.OpenAI) -> None:
         client.with_options(api_key="wrong").models.list()
 
 
-def test_too_many_at_once_are_told_to_come_again(tmp_path: Path) -> None:
+def test_too_many_at_once_are_asked_to_retry(tmp_path: Path) -> None:
     with running(write_endless_model(tmp_path / "tiny"), rows=1, waiting=0) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0)
         with pytest.raises(openai.RateLimitError, match="try again later") as error:

@@ -123,7 +123,7 @@ def test_two_hundred_clients_leave_and_the_next_is_answered_at_once(url: str) ->
     wait_until_idle(url)
 
 
-def test_a_hundred_at_once_are_written_whole_or_told_to_come_again(url: str) -> None:
+def test_a_hundred_at_once_are_written_whole_or_asked_to_retry(url: str) -> None:
     async def ask() -> list[httpx.Response]:
         async with httpx.AsyncClient(limits=httpx.Limits(max_connections=100), timeout=60) as client:
             body = {"prompt": "Once", "max_tokens": 40, "seed": 1}
@@ -164,7 +164,7 @@ def test_a_streamed_story_is_counted_once(url: str) -> None:
     assert written() == before + 7
 
 
-def test_a_backend_that_fails_is_said_in_the_form_of_the_route_and_counted(model: Path) -> None:
+def test_a_backend_that_fails_is_reported_in_the_form_of_the_route_and_counted(model: Path) -> None:
     class FailError(Exception):
         """As ONNX Runtime's, which is no RuntimeError."""
 
