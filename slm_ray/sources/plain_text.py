@@ -88,15 +88,17 @@ def scan(chunks: Iterable[bytes], options: SplitOptions, step: int) -> tuple[str
     counts = {mode: RowCount(step=step) for mode in modes}
     longest = dict.fromkeys(modes, 0)
     beginning = b""
+    # 1. Split every chunk in each mode at once, as the file is read once; enough end-of-text tokens decide.
     for chunk in chunks:
         if len(beginning) < LOOKAHEAD_BYTES:
             beginning += chunk
         for mode, splitter in splitters.items():
             longest[mode] = max(longest[mode], _count(counts[mode], splitter.feed(chunk)))
-        if "end-mark" in splitters and splitters["end-mark"].n_cuts >= _SURE_END_MARKS:  # then nothing else matters
+        if "end-mark" in splitters and splitters["end-mark"].n_cuts >= _SURE_END_MARKS:
             splitters = {"end-mark": splitters["end-mark"]}
     for mode, splitter in splitters.items():
         longest[mode] = max(longest[mode], _count(counts[mode], splitter.finish()))
+    # 2. Take the mode that fits the number of cuts; an article at the beginning has no cut before it.
     n_articles = int(begins_with_article(beginning))
     mode = _fitting({mode: splitter.n_cuts for mode, splitter in splitters.items()}, n_articles)
     if longest[mode] > LONGEST_BYTES:

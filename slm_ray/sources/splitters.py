@@ -58,9 +58,9 @@ def begins_with_article(text: bytes) -> bool:
 
 
 def read_stories(chunks: Iterable[bytes], splitter: Splitter) -> Iterator[bytes]:
-    """The stories themselves. Holds one of them and one chunk; a byte order mark before a story is no part of it."""
+    """The stories themselves. One of them and one chunk are in memory; a byte order mark before a story is left out."""
     held, start = bytearray(), 0  # `held` begins at byte `start` of the text
-    for chunk in itertools.chain(chunks, [None]):
+    for chunk in itertools.chain(chunks, [None]):  # None: nothing more comes
         if chunk is not None:
             held += chunk
         for first, end in splitter.feed(chunk) if chunk is not None else splitter.finish():
@@ -70,20 +70,20 @@ def read_stories(chunks: Iterable[bytes], splitter: Splitter) -> Iterator[bytes]
 
 
 class _Separated:
-    """Stories with something between them that a pattern finds."""
+    """Stories between separators, which a pattern finds."""
 
     lookahead_bytes = LOOKAHEAD_BYTES
 
     def __init__(self, pattern: re.Pattern[bytes], *, at_start: bool, skips_blank: bool) -> None:
         self.n_cuts = 0
         self._pattern = pattern
-        self._is_first = at_start  # before a leading separator there is no story
-        self._skips_blank = skips_blank
-        self._buffer = bytearray()  # what a separator not yet found may begin in; at byte `_base` of the text
-        self._base = 0
-        self._start = 0  # of the current story
-        self._has_text = False  # between there and the buffer
-        self._in_separator = False  # which the white space that comes next belongs to
+        self._skips_blank = skips_blank  # a first story of white space alone is none
+        self._is_first = at_start  # no separator was found yet
+        self._buffer = bytearray()  # in which the next separator may begin
+        self._base = 0  # byte of the text where the buffer begins
+        self._start = 0  # byte of the text where the current story begins
+        self._has_text = False  # the current story, before the buffer
+        self._in_separator = False  # white space at the beginning of the buffer belongs to the last separator
 
     def feed(self, chunk: bytes) -> list[Span]:
         self._buffer += chunk
@@ -91,6 +91,7 @@ class _Separated:
         return self._search(is_end=False)
 
     def _leave_separator(self) -> None:
+        """Remove the white space that belongs to a separator found in an earlier chunk."""
         if not self._in_separator:
             return
         n_bytes = len(self._buffer) - len(self._buffer.lstrip())
@@ -108,44 +109,45 @@ class _Separated:
 
     def _search(self, is_end: bool) -> list[Span]:
         spans, buffer, position = [], self._buffer, 0
-        keep = len(buffer)
+        # 1. Find the next separator; a \r before its \n belongs to it.
         while match := self._pattern.search(buffer, position):
             first, end = match.span()
             if first > position and buffer[first - 1 : first + 1] == b"\r\n":
                 first -= 1
-            if not self._is_nothing(buffer, position, first):
+            # 2. The current story ends there, and the next one begins behind it.
+            if not (self._is_first and self._is_blank(buffer[position:first])):
                 spans.append((self._start, self._base + first))
             self.n_cuts += 1
             self._start, self._has_text, self._is_first = self._base + end, False, False
             position = end
             self._in_separator = self._pattern is _BLANK_LINES and end == len(buffer)
-        if not is_end:
-            keep = max(position, len(buffer) - self.lookahead_bytes)
-        self._has_text = self._has_text or bool(buffer[position:keep].strip())
-        del buffer[:keep]
-        self._base += keep
+        # 3. Drop the bytes in which no separator can begin, but remember whether they had text.
+        n_dropped = len(buffer) if is_end else max(position, len(buffer) - self.lookahead_bytes)
+        self._has_text = self._has_text or bool(buffer[position:n_dropped].strip())
+        del buffer[:n_dropped]
+        self._base += n_dropped
         return spans
 
-    def _is_nothing(self, buffer: bytearray, position: int, first: int) -> bool:
-        if not self._is_first:
-            return False
-        before = buffer[position:first]
+    def _is_blank(self, beginning: bytearray) -> bool:
+        """Whether the text before the first separator, of which this is in the buffer, is no story."""
         if self._skips_blank:
-            return not self._has_text and not before.removeprefix(BOM).strip()
-        return self._base + first == 0 or (self._base == 0 and before == BOM)
+            return not self._has_text and not beginning.removeprefix(BOM).strip()
+        return self._base == 0 and beginning in (b"", BOM)
 
 
 class _Pieces:
-    """Pieces from three to five quarters of their usual length (the last one up to six), each ending at the
-    paragraph end, else sentence end, else white space, that is nearest to the usual length."""
+    """Pieces from three to five quarters of their usual length; the last one may have up to six.
+
+    Each ends at the paragraph end nearest to the usual length, else at a sentence end, else at white space.
+    """
 
     def __init__(self, chars: int) -> None:
         self.n_cuts = 0
         self._chars = chars
         self._last_chars = chars + chars // 2
         self.lookahead_bytes = 4 * (self._last_chars + 1)  # so many characters, whatever they are
-        self._buffer = bytearray()
-        self._base = 0
+        self._buffer = bytearray()  # from the beginning of the current piece
+        self._base = 0  # byte of the text where the buffer begins
 
     def feed(self, chunk: bytes) -> list[Span]:
         self._buffer += chunk
@@ -160,9 +162,11 @@ class _Pieces:
     def _cut(self, is_end: bool) -> list[Span]:
         spans, position = [], 0
         while is_end or len(self._buffer) - position >= self.lookahead_bytes:
+            # 1. Decode as much as the longest piece may need; stop where this is the last piece, or may become it.
             text = self._buffer[position : position + self.lookahead_bytes].decode("utf-8", "surrogateescape")
             if len(text) <= self._last_chars:
                 break
+            # 2. The piece ends at its best border, which is counted back into bytes.
             end = position + len(text[: self._border(text)].encode("utf-8", "surrogateescape"))
             spans.append((self._base + position, self._base + end))
             position = end
@@ -172,9 +176,10 @@ class _Pieces:
         return spans
 
     def _border(self, text: str) -> int:
-        """How many characters the first piece of a text has that is too long for one."""
+        """The length of the first piece of a text that is too long for one, characters."""
         quarter = self._chars // 4
         window = text[: self._chars + quarter]
+        # The first kind of border with a match from three to five quarters; of those the nearest, then the lower one.
         for pattern in _BORDERS:
             ends = [match.end() for match in pattern.finditer(window, self._chars - quarter)]
             if ends:
