@@ -41,7 +41,7 @@ ENGINES = {  # package -> the only folders and files that may import it
 }
 MAX_FILES, MAX_LINES, MAX_FUNCTION_LINES, MAX_CLASS_LINES = 16, 300, 50, 150
 TABLES = {"slm_ray/corpus/words.py"}  # a list of words, longer than a file of code may be
-UNSPLIT = {"_add_cleaning_options", "_add_argparse_args", "_Graph", "MirroredRun", "RunFolder", "Trainer"}
+UNSPLIT = {"_Graph", "MirroredRun", "RunFolder", "Trainer"}
 FOREIGN_TO_BEAM_WORKERS = {"torch", "ray", "mlflow", "pydantic"}
 TOP_LEVEL = {"pipelines", "slm_ray", "tune", "serve", "tests", "infra"}
 
