@@ -186,7 +186,7 @@ def _check_apart(word: str, output: StoragePath) -> None:
         return
     try:
         source = storage.storage_path(word)
-    except UserError:  # the search for the inputs says it better
+    except UserError:  # the search for the inputs names the mistake better
         return
     if (storage.is_local(source) and not source.is_dir()) or not storage.is_below(output, source):
         return

@@ -43,8 +43,8 @@ from slm_ray.cli.signals import ending_on_interrupt
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, TOKENIZER, Manifest, fingerprint, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.preparation import resume, staging, steps, summary, summary_files
-from slm_ray.preparation.rejections import WHAT_TO_DO, refuse_too_many
-from slm_ray.preparation.resume import Done
+from slm_ray.preparation.rejections import ADVICE, refuse_too_many
+from slm_ray.preparation.resume import Completed
 from slm_ray.sources import discovery, plan
 from slm_ray.sources.plan import Plan
 from slm_ray.storage import StoragePath
@@ -128,15 +128,15 @@ def prepare(beam_options: PipelineOptions, config: PrepareConfig, plan: Plan) ->
     """Run the pipeline into a staging folder, check that no story was lost, and publish the data set."""
     parameters = config.parameters(plan.has_own_validation, plan.has_own_test)
     staged = staging.begin(config.folder, job_key(config, plan))
-    done = Done.of(staged)
-    if done.cleaned or done.written:
-        print(terminal.continuation_notice(done, len(plan.ranges)), file=sys.stderr)
+    completed = Completed.of(staged)
+    if completed.cleaned or completed.written:
+        print(terminal.continuation_notice(completed, len(plan.ranges)), file=sys.stderr)
     with runners.user_errors(config.folder):
         # Beam waits for workers that may never have begun; what is finished is in files, so nothing is lost by leaving
         with ending_on_interrupt(), terminal.progress(staged, len(plan.ranges)):
-            if len(done.written) < len(plan.ranges) or not (staged / TOKENIZER).exists():
+            if len(completed.written) < len(plan.ranges) or not (staged / TOKENIZER).exists():
                 with runners.make_pipeline(beam_options, staged) as pipeline:
-                    build(pipeline, plan, config, staged, done)
+                    build(pipeline, plan, config, staged, completed)
         found = summary.merge(summary_files.load_summaries(staged))
         summary.check(found, plan.n_rows)
         refuse_too_many(found.reasons, found.read, config.max_rejected, str(staged / REJECTED))
@@ -148,18 +148,20 @@ def prepare(beam_options: PipelineOptions, config: PrepareConfig, plan: Plan) ->
     return manifest, found
 
 
-def build(pipeline: beam.Pipeline, plan: Plan, config: PrepareConfig, staged: StoragePath, done: Done) -> PCollection:
+def build(
+    pipeline: beam.Pipeline, plan: Plan, config: PrepareConfig, staged: StoragePath, completed: Completed
+) -> PCollection:
     """The graph. Cleaned ranges wait in `staged`, so that nothing but hashes and the tokenizer's sample is shuffled."""
     fractions = config.fractions(plan.has_own_validation, plan.has_own_test)
     folder = str(staged)
     new = (
         pipeline
-        | "Tasks" >> beam.Create(done.left_to_read(plan))
+        | "Tasks" >> beam.Create(completed.left_to_read(plan))
         | ReadStories()
         | CleanStories(config.rules)
         | KeepCleaned(folder)
     )
-    earlier = pipeline | "Earlier" >> beam.Create([part for part in plan.ranges if part.number in done.cleaned])
+    earlier = pipeline | "Earlier" >> beam.Create([part for part in plan.ranges if part.number in completed.cleaned])
     ranges = (new, earlier) | beam.Flatten()
     cleaned = ranges | "LoadFirst" >> LoadCleaned(folder)
 
@@ -173,7 +175,7 @@ def build(pipeline: beam.Pipeline, plan: Plan, config: PrepareConfig, staged: St
 
     distinct = (
         ranges
-        | "NotWritten" >> beam.Filter(resume.is_left, written=done.written)
+        | "NotWritten" >> beam.Filter(resume.is_left, written=completed.written)
         | LoadCleaned(folder)
         | DropDuplicates(duplicates)
     )
@@ -232,7 +234,7 @@ def _is_other_auto(manifest: Manifest, config: PrepareConfig) -> bool:
 def _refuse_nothing(found: summary.DataSummary) -> None:
     if not found.splits["train"].rows:
         reason, count = max(found.reasons.items(), key=lambda item: item[1], default=("other split", found.read))
-        hint = f": {WHAT_TO_DO[reason]}" if reason in WHAT_TO_DO else ""
+        hint = f": {ADVICE[reason]}" if reason in ADVICE else ""
         raise UserError(
             f"no story is left for training of {found.read} read; most frequent reason: {reason} ({count}){hint}"
         )

@@ -62,7 +62,7 @@ def make_pipeline(beam_options: PipelineOptions, staged: StoragePath) -> beam.Pi
 
 
 def _refuse_absent(endpoint: str | None) -> None:
-    """Where no job service answers, Beam waits without a word."""
+    """Refuse an address where no job service answers: Beam would wait there silently."""
     how = "start one with `python -m apache_beam.runners.portability.local_job_service_main -p 8099`"
     if not endpoint:
         raise UserError(f"PortableRunner needs --job_endpoint HOST:PORT of a job service: {how}")
@@ -97,10 +97,10 @@ def user_errors(output: StoragePath) -> Iterator[None]:
                 f"the runner needs a program that is not here and could not be fetched ({one_line(error)}): "
                 "see infra/README.md for what each runner needs"
             ) from error
-        if told := re.search(r"UserError: (.+)", str(error)):
-            raise UserError(_STEP_NAME.sub("", told[1])) from error
-        if told := re.search(r"(?:OS|Permission)Error: (.+)", str(error)):
-            raise UserError(f"cannot write to {output}: {_STEP_NAME.sub('', told[1])}") from error
+        if message := re.search(r"UserError: (.+)", str(error)):
+            raise UserError(_STEP_NAME.sub("", message[1])) from error
+        if message := re.search(r"(?:OS|Permission)Error: (.+)", str(error)):
+            raise UserError(f"cannot write to {output}: {_STEP_NAME.sub('', message[1])}") from error
         raise
 
 

@@ -19,7 +19,7 @@ from slm_ray.preparation.duplicates import find_duplicates, hash_rows
 
 
 class ReadStories(beam.PTransform):
-    """Tasks, ranges that are read together, to the raw rows of each range. Begins by spreading them over workers."""
+    """Tasks, ranges that are read together, to the raw rows of each range. Spreads them over workers first."""
 
     def expand(self, pcoll: PCollection) -> PCollection:
         return pcoll | beam.Reshuffle() | beam.FlatMap(steps.read_items)
@@ -40,7 +40,7 @@ class CleanStories(beam.PTransform):
 
 @dataclass
 class KeepCleaned(beam.PTransform):
-    """Cleaned rows into files of the staging folder; what goes on is the ranges, so that nothing large is shuffled."""
+    """Cleaned rows into files of the staging folder; returns the ranges alone, so that nothing large is shuffled."""
 
     folder: str
 
@@ -53,7 +53,7 @@ class KeepCleaned(beam.PTransform):
 
 @dataclass
 class LoadCleaned(beam.PTransform):
-    """Ranges to their cleaned rows, which `KeepCleaned` wrote. Begins by spreading the ranges over workers."""
+    """Ranges to their cleaned rows, which `KeepCleaned` wrote. Spreads the ranges over workers first."""
 
     folder: str
 
@@ -84,7 +84,7 @@ class TrainTokenizer(beam.PTransform):
     vocab_size: int
     share: float  # of the stories, 0 to 1
     fractions: tuple[float, float]  # of validation and test
-    model: str = "bpe"  # one of `vocabularies.TOKENIZER_MODELS`
+    model: str = "bpe"  # one of `training.TOKENIZER_MODELS`
 
     def __post_init__(self) -> None:
         super().__init__()

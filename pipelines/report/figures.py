@@ -139,7 +139,7 @@ def _draw_vocabulary(axes: "Axes", token_counts: npt.NDArray[np.int64]) -> None:
 
 
 def _draw_reasons(axes: "Axes", reasons: Mapping[str, int]) -> None:
-    """Stories kept aside by reason, most frequent at the top."""
+    """Rejected stories by reason, most frequent at the top."""
     ordered = sorted(reasons.items(), key=lambda item: (item[1], item[0]))
     bars = axes.barh([name.replace("_", " ") for name, _ in ordered], [count for _, count in ordered], color=BARS)
     axes.bar_label(bars, [f"{count:,}" for _, count in ordered], padding=4)

@@ -1,8 +1,8 @@
-"""What a story is: cleaned text, or a reason why it is not one, and the split it belongs to.
+"""Cleaning of one story: its cleaned text, or the reason why it is rejected.
 
-In: the text of one story as it was read. Out: cleaned text, a reason from `REASONS`, a 16-byte hash, a split.
-Stands between `sources` (reading) and `tokenizer`. Pure functions of the text alone, so that no result
-depends on the order of stories, on the runner or on the number of workers.
+In: the bytes of one story as a source holds them. Out: cleaned text, or a reason of `rejections.REASONS`. Comes after
+`sources` and before `splits`. Pure functions of the text alone, so that no result depends on the order of stories, on
+the runner or on the number of workers.
 """
 
 import re
@@ -95,7 +95,7 @@ def clean_story(text: str, keep_paragraphs: bool = False) -> str:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A text cut before white space about every million characters: the words of a giant would fill the memory."""
+    """A text cut before white space about every million characters; a list of all words would fill the memory."""
     start = 0
     while len(text) - start > PART_CHARS:
         space = _WHITE.search(text, start + PART_CHARS)

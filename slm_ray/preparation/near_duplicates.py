@@ -1,6 +1,6 @@
 """Stories that nearly equal another one, by MinHash: a kept story of 0.8 common word 5-grams is hardly new text.
 
-In: cleaned ranges. Out: the rows to leave out, by range. Called by `pipelines/near_duplicates.py`; only signatures
+In: cleaned ranges. Out: the rows to leave out, by range. Called by `pipelines/transforms.py`; only signatures
 (`N_HASHES` bytes) and positions (8 bytes) leave a range, 136 bytes a story: 286 MB for the 2.1 million TinyStories.
 
 1. Each story becomes the set of its word 5-grams, and the set a signature: the lowest value of each of 128 hash
