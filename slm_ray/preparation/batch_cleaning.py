@@ -78,12 +78,16 @@ def _examined(raw: pa.LargeBinaryArray, rules: CleaningRules) -> Cleaned:
 
 def _clean_plain(raw: pa.LargeBinaryArray, rules: CleaningRules) -> tuple[pa.LargeStringArray, Mask]:
     """All stories with their white space joined, and which of them are plain; texts of the others are meaningless."""
+    # 1. mark bytes beyond plain text
     content, starts = _buffers(raw)
     is_other = _is_other(content)
+    # 2. join white space
     keep, spaces = _white_space(content, (content <= SPACE) & ~is_other, starts, rules.keep_paragraphs)
     cleaned = spaces[keep]
+    # 3. measure each cleaned story
     n_chars = _row_sums(keep, starts)
     ends = np.concatenate(([0], np.cumsum(n_chars)))  # (stories + 1,) where each cleaned story begins
+    # 4. leave to `examine` what is not plain or might be rejected
     is_plain = (_row_sums(is_other, starts) == 0) & (n_chars > 0)
     is_plain &= (n_chars >= rules.min_chars) & (n_chars <= rules.max_chars)
     if rules.min_words > 1:
@@ -114,17 +118,25 @@ def _is_other(content: Bytes) -> Mask:
 def _white_space(
     content: Bytes, is_white: Mask, starts: npt.NDArray[np.int64], keep_paragraphs: bool
 ) -> tuple[Mask, Bytes]:
-    """Which bytes stay, and all bytes with white space replaced: the last byte of each inner run stands for it."""
+    r"""Which bytes stay, and all bytes with white space replaced: the last byte of each inner run stands for it.
+
+    Of `" a\n\n b "` stay `"a b"`, with `keep_paragraphs` `"a\nb"`.
+    """
+    # 1. mark where stories begin and end
     is_border = np.zeros(len(content) + 1, bool)
     is_border[starts] = True
+    # 2. find runs of white space, each inside one story
     runs_on = is_white[:-1] & is_white[1:] & ~is_border[1:-1]  # (bytes - 1,) both sides belong to one run
     first, last = is_white.copy(), is_white.copy()
     first[1:] &= ~runs_on
     last[:-1] &= ~runs_on
     firsts, lasts = np.flatnonzero(first), np.flatnonzero(last)  # (runs,)
+    # 3. keep what is not white, and of each inner run the last byte
     keep = ~is_white
     keep[lasts[~(is_border[firsts] | is_border[lasts + 1])]] = True
+    # 4. make every white byte a space
     spaces = np.maximum(content, SPACE)  # of plain stories, nothing but white space is below
+    # 5. make runs that hold a line break a line break
     if keep_paragraphs:
         n_breaks = np.concatenate(([0], np.cumsum(_IS_BREAK[np.minimum(content, SPACE - 1)])))
         spaces[lasts[n_breaks[lasts + 1] > n_breaks[firsts]]] = LINE_BREAK
