@@ -82,7 +82,7 @@ def _names(files: Mapping[str, Any]) -> str:
 
 def range_number(manifest: Manifest, wanted: Mapping[str, Any], row: int) -> int:
     """Files are cut into ranges of equal length, numbered in order: the number names the shards."""
-    step = manifest.parameters["rows_per_range"]
+    step: int = manifest.parameters["rows_per_range"]
     before = 0
     for file in manifest.source["files"]:
         if file["name"] == wanted["name"]:

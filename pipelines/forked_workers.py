@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NoReturn
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
 from apache_beam.runners.worker import sdk_worker_main
 from apache_beam.transforms.environments import Environment, SubprocessSDKEnvironment
-from google.protobuf import json_format, text_format
+from google.protobuf import json_format, text_format  # type: ignore[import-untyped, unused-ignore]
 
 URN = "slm_ray:env:forked:v1"
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
@@ -120,7 +120,7 @@ def _wait_and_work(pipe: int) -> NoReturn:
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.environ.update(work["environment"])
-            sdk_worker_main.main([])
+            sdk_worker_main.main([])  # type: ignore[no-untyped-call]
         code = 0
     finally:
         os._exit(code)

@@ -9,7 +9,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import tyro
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
@@ -27,7 +27,13 @@ other runners; see https://beam.apache.org/documentation/runners/."""
 LISTS = ("--source", "--validation-source")
 """Options that take several words."""
 REGISTRY = ConstructorRegistry()
-_KINDS = {int: int, float: float, int | None: int, float | None: float, str | None: str}
+_KINDS: dict[Any, type[int] | type[float] | type[str]] = {
+    int: int,
+    float: float,
+    int | None: int,
+    float | None: float,
+    str | None: str,
+}
 _WORDING = {  # tyro's words for a mistake -> those of Beam's options, which argparse reads
     r"Error parsing (--[^:]*):": r"argument \1:",
     r"Missing value for argument '(--[^']*)'. Expected 1 values.": r"argument \1: expected one argument",
@@ -112,7 +118,8 @@ class _BeamParser(_Parser, _BeamArgumentParser):
 def _check_beam_options(words: Sequence[str]) -> None:
     """Refuse what neither we nor Beam know: Beam by itself only logs it, and a typo would do nothing."""
     beam = _BeamParser(allow_abbrev=False, add_help=False)
-    for options in (PipelineOptions, *PipelineOptions.__subclasses__()):
+    kinds: list[type[PipelineOptions]] = [PipelineOptions, *PipelineOptions.__subclasses__()]
+    for options in kinds:
         if "_add_argparse_args" in vars(options):
             options._add_argparse_args(beam)
     _, unknown = beam.parse_known_args(list(words))

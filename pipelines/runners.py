@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
-import grpc
+import grpc  # type: ignore[import-untyped, unused-ignore]
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability import local_job_service
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from pipelines.forked_workers import ForkedEnvironment, ForkedWorkerHandler, prepare_forks
 from slm_ray import storage
@@ -110,7 +111,7 @@ def keep_to_loopback() -> None:
     Beam 2.77 binds them to all interfaces and has no option for it, though its workers call `localhost`.
     """
     for module in (worker_handlers, local_job_service):
-        module.grpc = types.SimpleNamespace(**{**vars(grpc), "server": _loopback_server})
+        module.grpc = types.SimpleNamespace(**{**vars(grpc), "server": _loopback_server})  # type: ignore[attr-defined, unused-ignore]
 
 
 def _loopback_server(*args: Any, **settings: Any) -> grpc.Server:

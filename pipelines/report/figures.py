@@ -84,7 +84,7 @@ def _draw_lengths(axes: "Axes", histogram: Mapping[int, int], unit: str) -> None
     median, p95 = percentile(histogram, 0.5), percentile(histogram, 0.95)
     width = max(1, -(-max(10, round(1.6 * p95)) // N_BARS))  # whole numbers, or bars would be comb-like
     shown = width * N_BARS
-    axes.hist(lengths, bins=np.arange(0, shown + width, width), weights=counts, color=BARS)
+    axes.hist(lengths, bins=list(range(0, shown + width, width)), weights=counts, color=BARS)
     axes.axvline(median, color=ACCENT, linewidth=1.8, label=f"median {median:,}")
     axes.axvline(p95, color=ACCENT, linewidth=1.8, linestyle="--", label=f"95th percentile {p95:,}")
     beyond = int(counts[lengths >= shown + width].sum())
