@@ -37,10 +37,10 @@ class Found:
 
 
 def explain(folder: StoragePath, story_id: str) -> str:
-    """Source, split, shard, tokens and text of a story; of one kept aside its reason and the evidence.
+    """Source, split, shard, tokens and text of a story; of a rejected one its reason and the evidence.
 
     Raises:
-        UserError: there is no data set, no such story, or a shard was altered; says which.
+        UserError: there is no data set, no such story, or a shard was altered; names which.
     """
     manifest = load_manifest(folder)
     file, row = _source(manifest, story_id)
@@ -50,7 +50,7 @@ def explain(folder: StoragePath, story_id: str) -> str:
         "source": f"{visible(file['name'])}, row {row:,} of {file['rows']:,}, counted from 0",
         "digest": f"sha256 {file['sha256']} of the whole source file",
     }
-    lines |= _aside(folder, manifest, place) if place.split == REJECTED else _kept(folder, manifest, place)
+    lines |= _rejected(folder, manifest, place) if place.split == REJECTED else _kept(folder, manifest, place)
     return "\n".join(f"{name:<9} {line}" for name, line in lines.items())
 
 
@@ -82,7 +82,7 @@ def _names(files: Mapping[str, Any]) -> str:
 
 def range_number(manifest: Manifest, wanted: Mapping[str, Any], row: int) -> int:
     """Files are cut into ranges of equal length, numbered in order: the number names the shards."""
-    step = manifest.parameters["rows_per_range"]
+    step: int = manifest.parameters["rows_per_range"]
     before = 0
     for file in manifest.source["files"]:
         if file["name"] == wanted["name"]:
@@ -141,12 +141,12 @@ def _kept(folder: StoragePath, manifest: Manifest, place: Found) -> dict[str, st
     }
 
 
-def _aside(folder: StoragePath, manifest: Manifest, place: Found) -> dict[str, str]:
+def _rejected(folder: StoragePath, manifest: Manifest, place: Found) -> dict[str, str]:
     reason, evidence = place.story["reason"], place.story["text"]
     is_cut = len(evidence.encode("utf-8")) >= EVIDENCE_BYTES - 3  # a character of 4 bytes may be cut off
     kept = f"the first {EVIDENCE_BYTES} bytes: " if is_cut else ""
     lines = {
-        "split": "none: the story was kept aside",
+        "split": "none: the story was rejected",
         "reason": reason,
         "shard": _shard(place),
         "evidence": kept + (visible(evidence) or "(nothing)"),

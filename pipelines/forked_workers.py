@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NoReturn
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
 from apache_beam.runners.worker import sdk_worker_main
 from apache_beam.transforms.environments import Environment, SubprocessSDKEnvironment
-from google.protobuf import json_format, text_format
+from google.protobuf import json_format, text_format  # type: ignore[import-untyped, unused-ignore]
 
 URN = "slm_ray:env:forked:v1"
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
@@ -25,25 +25,25 @@ PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 @dataclass(frozen=True)
 class Fork:
-    """A process that waits to hear what to do, and ends when this one does."""
+    """A process that waits for its work, and ends when this one does."""
 
     pid: int
-    pipe: int  # where it listens
+    pipe: int  # where it receives its work
 
     @classmethod
     def make(cls) -> "Fork":
         """Fork this process."""
-        listening, speaking = os.pipe()
+        receiving, sending = os.pipe()
         pid = os.fork()
         if not pid:
-            for pipe in (speaking, *(fork.pipe for fork in ForkedWorkerHandler.waiting)):
+            for pipe in (sending, *(fork.pipe for fork in ForkedWorkerHandler.waiting)):
                 os.close(pipe)  # or it would not notice the end of the process that made it
-            _wait_and_work(listening)
-        os.close(listening)
-        return cls(pid, speaking)
+            _wait_and_work(receiving)
+        os.close(receiving)
+        return cls(pid, sending)
 
-    def say(self, work: dict[str, Any]) -> None:
-        """Let it begin."""
+    def send(self, work: dict[str, Any]) -> None:
+        """Send it its work."""
         with os.fdopen(self.pipe, "w") as pipe:
             pipe.write(json.dumps(work) + "\n")
 
@@ -94,7 +94,7 @@ class ForkedWorkerHandler(SubprocessSdkWorkerHandler):
             "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
             "WORKER_ID": self.worker_id,
         }
-        self._fork.say({"environment": environment, "log": self.log})
+        self._fork.send({"environment": environment, "log": self.log})
 
     def stop_worker(self) -> None:
         """Wait for its end, which comes with the end of the connection."""
@@ -107,13 +107,15 @@ class ForkedWorkerHandler(SubprocessSdkWorkerHandler):
 def _wait_and_work(pipe: int) -> NoReturn:
     """The life of a fork: Ctrl-C is for the process that made it, and with that it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # by itself, Beam tries for a minute to reach the dead
+    ctypes.CDLL(None).prctl(
+        PR_SET_PDEATHSIG, signal.SIGKILL
+    )  # else Beam tries for a minute to reach the process that is gone
     code = 1
     try:
-        with os.fdopen(pipe) as listening:
-            said = listening.readline()
-        if said:
-            work = json.loads(said)
+        with os.fdopen(pipe) as receiving:
+            line = receiving.readline()
+        if line:
+            work = json.loads(line)
             log = os.open(work["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             os.dup2(log, 1)
             os.dup2(log, 2)

@@ -5,6 +5,9 @@ In: `--source`. Out: the folder of `slm_ray/dataset/shards.py`, its manifest las
 number of workers.
 """
 
+# mypy: disable-error-code="no-untyped-call, no-any-return"
+# Beam's transforms have no types.
+
 if __name__ == "__main__":
     import logging
 
@@ -17,14 +20,15 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import PCollection
 
 from pipelines import explain, options, runners, terminal
+from pipelines.config import TOKENIZER_STORIES, PrepareConfig
 from pipelines.report import report
-from pipelines.settings import TOKENIZER_STORIES, Settings
 from pipelines.transforms import (
     CleanStories,
     DropDuplicates,
@@ -43,8 +47,8 @@ from slm_ray.cli.signals import ending_on_interrupt
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, TOKENIZER, Manifest, fingerprint, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.preparation import resume, staging, steps, summary, summary_files
-from slm_ray.preparation.rejections import WHAT_TO_DO, refuse_too_many
-from slm_ray.preparation.resume import Done
+from slm_ray.preparation.rejections import ADVICE, refuse_too_many
+from slm_ray.preparation.resume import Completed
 from slm_ray.sources import discovery, plan, sample
 from slm_ray.sources.plan import Plan
 from slm_ray.storage import StoragePath
@@ -54,131 +58,133 @@ from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, plan, run, publish, and print what became of the stories."""
-    beam_options, settings = options.parse(argv)
-    if settings.explain is not None:
-        print(explain.explain(settings.output, settings.explain))
+    beam_options, config = options.parse(argv)
+    if config.explain is not None:
+        print(explain.explain(config.folder, config.explain))
         return 0
     runners.prepare_workers(beam_options)
-    plan = make_plan(settings)
-    with staging.locked(settings.output):
-        with runners.user_errors(settings.output):
-            was_interrupted = staging.finish_publishing(settings.output)
+    plan = make_plan(config)
+    with staging.locked(config.folder):
+        with runners.user_errors(config.folder):
+            was_interrupted = staging.finish_publishing(config.folder)
         if was_interrupted:
-            print(f"finished what an interrupted job had begun to publish in {settings.output}", file=sys.stderr)
-        earlier = earlier_data_set(settings, plan)
+            print(f"finished what an interrupted job had begun to publish in {config.folder}", file=sys.stderr)
+        earlier = earlier_data_set(config, plan)
         if earlier is not None:
-            with runners.user_errors(settings.output):
-                staging.discard(settings.output, job_key(settings, plan))
-            print(f"{settings.output} already holds this data set; nothing to do (--force prepares it again)")
-            print(terminal.account(earlier, settings.output, {}))
+            with runners.user_errors(config.folder):
+                staging.discard(config.folder, job_key(config, plan))
+            print(f"{config.folder} already holds this data set; nothing to do (--force prepares it again)")
+            print(terminal.account(earlier, config.folder, {}))
             return 0
         if plan.source["why"]:
             print(terminal.fallback_notice(plan.source["why"], plan.n_rows), file=sys.stderr)
-        manifest, found = prepare(beam_options, settings, plan)
-        print(terminal.account(manifest, settings.output, found.examples))
+        manifest, found = prepare(beam_options, config, plan)
+        print(terminal.account(manifest, config.folder, found.examples))
         return 0
 
 
-def make_plan(settings: Settings) -> Plan:
+def make_plan(config: PrepareConfig) -> Plan:
     """Find the inputs and cut them into ranges."""
     with terminal.planning() as on_bytes:
         return plan.plan_source(
-            settings.source,
-            validation_source=settings.validation_source,
-            max_stories=settings.max_stories,
-            text_column=settings.text_column,
-            cut_text=settings.cut_text,
-            piece_chars=settings.piece_chars,
-            seed=settings.seed,
+            config.sources,
+            validation_source=config.validation_source or None,
+            max_stories=config.max_stories,
+            text_column=config.text_column,
+            cut_text=config.cut_text,
+            piece_chars=config.piece_chars,
+            seed=config.seed,
             on_bytes=on_bytes,
-            on_paths=lambda paths: staging.refuse_own_files(paths, settings.output),
+            on_paths=lambda paths: staging.refuse_own_files(paths, config.folder),
         )
 
 
-def job_key(settings: Settings, plan: Plan) -> str:
+def job_key(config: PrepareConfig, plan: Plan) -> str:
     """What names this job and no other in the staging folder."""
-    return staging.job_key(plan.source["digest"], settings.parameters(plan.has_own_validation, plan.has_own_test))
+    return staging.job_key(plan.source["digest"], config.parameters(plan.has_own_validation, plan.has_own_test))
 
 
-def earlier_data_set(settings: Settings, plan: Plan) -> Manifest | None:
+def earlier_data_set(config: PrepareConfig, plan: Plan) -> Manifest | None:
     """The data set that is already there, if it is whole and the one asked for; None if there is work to do.
 
     Raises:
         UserError: it is another one, and not to be replaced.
     """
-    if settings.force or not (settings.output / MANIFEST).exists():
+    if config.force or not (config.folder / MANIFEST).exists():
         return None
     try:
-        manifest = load_manifest(settings.output)
+        manifest = load_manifest(config.folder)
     except UserError as error:
         raise UserError(f"{error}, with --force") from error
-    if not (_is_same(manifest, settings, plan) or _is_other_auto(manifest, settings)):
+    if not (_is_same(manifest, config, plan) or _is_other_auto(manifest, config)):
         raise UserError(
-            f"{settings.output} holds a data set from another source or other parameters: "
+            f"{config.folder} holds a data set from another source or other parameters: "
             "choose another --output, or replace it with --force"
         )
-    damage = staging.damage(settings.output, manifest)
+    damage = staging.damage(config.folder, manifest)
     if damage is not None:
         print(f"preparing again: {damage}", file=sys.stderr)
         return None
     return manifest
 
 
-def prepare(beam_options: PipelineOptions, settings: Settings, plan: Plan) -> tuple[Manifest, summary.DataSummary]:
+def prepare(beam_options: PipelineOptions, config: PrepareConfig, plan: Plan) -> tuple[Manifest, summary.DataSummary]:
     """Run the pipeline into a staging folder, check that no story was lost, and publish the data set."""
-    parameters = settings.parameters(plan.has_own_validation, plan.has_own_test)
-    staged = staging.begin(settings.output, job_key(settings, plan))
-    done = Done.of(staged)
-    if done.cleaned or done.written:
-        print(terminal.continuation_notice(done, len(plan.ranges)), file=sys.stderr)
-    with runners.user_errors(settings.output):
+    parameters = config.parameters(plan.has_own_validation, plan.has_own_test)
+    staged = staging.begin(config.folder, job_key(config, plan))
+    completed = Completed.of(staged)
+    if completed.cleaned or completed.written:
+        print(terminal.continuation_notice(completed, len(plan.ranges)), file=sys.stderr)
+    with runners.user_errors(config.folder):
         # Beam waits for workers that may never have begun; what is finished is in files, so nothing is lost by leaving
         with ending_on_interrupt(), terminal.progress(staged, len(plan.ranges)):
-            if len(done.written) < len(plan.ranges) or not (staged / TOKENIZER).exists():
+            if len(completed.written) < len(plan.ranges) or not (staged / TOKENIZER).exists():
                 with runners.make_pipeline(beam_options, staged) as pipeline:
-                    build(pipeline, plan, settings, staged, done)
+                    build(pipeline, plan, config, staged, completed)
         found = summary.merge(summary_files.load_summaries(staged))
         summary.check(found, plan.n_rows)
-        refuse_too_many(found.reasons, found.read, settings.max_rejected, str(staged / REJECTED))
+        refuse_too_many(found.reasons, found.read, config.max_rejected, str(staged / REJECTED))
         _refuse_nothing(found)
         tokenizer = Tokenizer.load(staged / TOKENIZER)
         manifest = make_manifest(plan, parameters, tokenizer, found)
         report.write(staged / staging.REPORT, manifest, found, tokenizer)
-        staging.publish(settings.output, staged, manifest)
+        staging.publish(config.folder, staged, manifest)
     return manifest, found
 
 
-def build(pipeline: beam.Pipeline, plan: Plan, settings: Settings, staged: StoragePath, done: Done) -> PCollection:
+def build(
+    pipeline: beam.Pipeline, plan: Plan, config: PrepareConfig, staged: StoragePath, completed: Completed
+) -> PCollection[Any]:
     """The graph. Cleaned ranges wait in `staged`, so that nothing but hashes and the tokenizer's sample is shuffled."""
-    fractions = settings.fractions(plan.has_own_validation, plan.has_own_test)
+    fractions = config.fractions(plan.has_own_validation, plan.has_own_test)
     folder = str(staged)
     new = (
         pipeline
-        | "Tasks" >> beam.Create(done.left_to_read(plan))
+        | "Tasks" >> beam.Create(completed.left_to_read(plan))
         | ReadStories()
-        | CleanStories(settings.rules)
+        | CleanStories(config.rules)
         | KeepCleaned(folder)
     )
-    earlier = pipeline | "Earlier" >> beam.Create([part for part in plan.ranges if part.number in done.cleaned])
+    earlier = pipeline | "Earlier" >> beam.Create([part for part in plan.ranges if part.number in completed.cleaned])
     ranges = (new, earlier) | beam.Flatten()
     cleaned = ranges | "LoadFirst" >> LoadCleaned(folder)
 
     duplicates = cleaned | FindDuplicates()
-    if settings.tokenizer is not None:
-        tokenizer = pipeline | "Tokenizer" >> beam.Create([settings.tokenizer.to_json()])
+    if config.given_tokenizer is not None:
+        tokenizer = pipeline | "Tokenizer" >> beam.Create([config.given_tokenizer.to_json()])
     else:
         share = min(1.0, TOKENIZER_STORIES / plan.n_rows)
-        tokenizer = cleaned | TrainTokenizer(settings.vocab_size, share, fractions, settings.tokenizer_model)
+        tokenizer = cleaned | TrainTokenizer(config.trained_vocab_size, share, fractions, config.tokenizer_model)
     _ = tokenizer | "SaveTokenizer" >> beam.Map(steps.save_tokenizer, folder=folder)
 
     distinct = (
         ranges
-        | "NotWritten" >> beam.Filter(resume.is_left, written=done.written)
+        | "NotWritten" >> beam.Filter(resume.is_left, written=completed.written)
         | LoadCleaned(folder)
         | DropDuplicates(duplicates)
     )
-    if settings.near_duplicates is not None:
-        near = cleaned | "DropFirst" >> DropDuplicates(duplicates) | FindNearDuplicates(settings.near_duplicates)
+    if config.near_duplicates is not None:
+        near = cleaned | "DropFirst" >> DropDuplicates(duplicates) | FindNearDuplicates(config.near_duplicates)
         distinct = distinct | "DropNear" >> DropDuplicates(near, "near_duplicate")
     return distinct | SplitStories(fractions) | TokenizeStories(tokenizer) | WriteShards(folder, tokenizer)
 
@@ -210,29 +216,29 @@ def make_manifest(
     )
 
 
-def _is_same(manifest: Manifest, settings: Settings, plan: Plan) -> bool:
-    wanted = settings.parameters(plan.has_own_validation, plan.has_own_test)
+def _is_same(manifest: Manifest, config: PrepareConfig, plan: Plan) -> bool:
+    wanted = config.parameters(plan.has_own_validation, plan.has_own_test)
     return manifest.source["digest"] == plan.source["digest"] and manifest.parameters == wanted
 
 
-def _is_other_auto(manifest: Manifest, settings: Settings) -> bool:
+def _is_other_auto(manifest: Manifest, config: PrepareConfig) -> bool:
     """Whether it was made by the same words, `auto`, when the network was otherwise: then it is kept."""
-    if (settings.source, manifest.source["requested"]) != (("auto",), "auto") or settings.validation_source:
+    if (config.sources, manifest.source["requested"]) != (("auto",), "auto") or config.validation_source:
         return False
     files = manifest.source["files"]
     rows = sum(file["rows"] for file in files if file["split"] is None)
     is_sample = manifest.source["used"] == "sample"
-    if is_sample and files[0]["sha256"] != sample.sample_digest(settings.seed):
+    if is_sample and files[0]["sha256"] != sample.sample_digest(config.seed):
         return False
     default = discovery.SAMPLE_STORIES if is_sample else discovery.AUTO_STORIES
-    wanted = settings.parameters(*(any(file["split"] == split for file in files) for split in ("validation", "test")))
-    return rows == (settings.max_stories or default) and manifest.parameters == wanted
+    wanted = config.parameters(*(any(file["split"] == split for file in files) for split in ("validation", "test")))
+    return rows == (config.max_stories or default) and manifest.parameters == wanted
 
 
 def _refuse_nothing(found: summary.DataSummary) -> None:
     if not found.splits["train"].rows:
         reason, count = max(found.reasons.items(), key=lambda item: item[1], default=("other split", found.read))
-        hint = f": {WHAT_TO_DO[reason]}" if reason in WHAT_TO_DO else ""
+        hint = f": {ADVICE[reason]}" if reason in ADVICE else ""
         raise UserError(
             f"no story is left for training of {found.read} read; most frequent reason: {reason} ({count}){hint}"
         )

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
-import grpc
+import grpc  # type: ignore[import-untyped, unused-ignore]
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability import local_job_service
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from pipelines.forked_workers import ForkedEnvironment, ForkedWorkerHandler, prepare_forks
 from slm_ray import storage
@@ -62,7 +63,7 @@ def make_pipeline(beam_options: PipelineOptions, staged: StoragePath) -> beam.Pi
 
 
 def _refuse_absent(endpoint: str | None) -> None:
-    """Where no job service answers, Beam waits without a word."""
+    """Refuse an address where no job service answers: Beam would wait there silently."""
     how = "start one with `python -m apache_beam.runners.portability.local_job_service_main -p 8099`"
     if not endpoint:
         raise UserError(f"PortableRunner needs --job_endpoint HOST:PORT of a job service: {how}")
@@ -97,10 +98,10 @@ def user_errors(output: StoragePath) -> Iterator[None]:
                 f"the runner needs a program that is not here and could not be fetched ({one_line(error)}): "
                 "see infra/README.md for what each runner needs"
             ) from error
-        if told := re.search(r"UserError: (.+)", str(error)):
-            raise UserError(_STEP_NAME.sub("", told[1])) from error
-        if told := re.search(r"(?:OS|Permission)Error: (.+)", str(error)):
-            raise UserError(f"cannot write to {output}: {_STEP_NAME.sub('', told[1])}") from error
+        if message := re.search(r"UserError: (.+)", str(error)):
+            raise UserError(_STEP_NAME.sub("", message[1])) from error
+        if message := re.search(r"(?:OS|Permission)Error: (.+)", str(error)):
+            raise UserError(f"cannot write to {output}: {_STEP_NAME.sub('', message[1])}") from error
         raise
 
 
@@ -110,7 +111,7 @@ def keep_to_loopback() -> None:
     Beam 2.77 binds them to all interfaces and has no option for it, though its workers call `localhost`.
     """
     for module in (worker_handlers, local_job_service):
-        module.grpc = types.SimpleNamespace(**{**vars(grpc), "server": _loopback_server})
+        module.grpc = types.SimpleNamespace(**{**vars(grpc), "server": _loopback_server})  # type: ignore[attr-defined, unused-ignore]
 
 
 def _loopback_server(*args: Any, **settings: Any) -> grpc.Server:

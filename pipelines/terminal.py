@@ -1,4 +1,4 @@
-"""What `prepare.py` says: progress while it works, and the account of a data set at the end.
+"""What `prepare.py` prints: progress while it works, and the account of a data set at the end.
 
 In: a staging folder, a manifest. Out: text for the terminal. Nothing here decides about bytes.
 """
@@ -15,7 +15,7 @@ from pipelines.report.markup import visible
 from slm_ray import periodic, storage
 from slm_ray.dataset.manifest import SPLITS, Manifest
 from slm_ray.preparation.cleaned_files import CLEANED
-from slm_ray.preparation.resume import Done
+from slm_ray.preparation.resume import Completed
 from slm_ray.preparation.summary_files import SUMMARIES
 from slm_ray.storage import StoragePath
 
@@ -28,14 +28,14 @@ REMOTE_POLL_S = 5.0  # an object store is asked less often
 def planning() -> Iterator[Callable[[int], None]]:
     """Show how much of the source was scanned, where that takes longer than a moment."""
     bar = tqdm(unit="B", unit_scale=True, desc="prepare: scanned", delay=1.0, disable=not sys.stderr.isatty())
-    said, n_bytes = time.monotonic(), 0
+    reported, n_bytes = time.monotonic(), 0
 
     def on_bytes(n: int) -> None:
-        nonlocal said, n_bytes
+        nonlocal reported, n_bytes
         n_bytes += n
         bar.update(n)
-        if bar.disable and time.monotonic() - said > PLANNING_LINE_S:
-            said = time.monotonic()
+        if bar.disable and time.monotonic() - reported > PLANNING_LINE_S:
+            reported = time.monotonic()
             sys.stderr.write(f"prepare: {n_bytes / 1e6:,.0f} MB of the source scanned\n")
 
     with bar:
@@ -98,7 +98,7 @@ def account(manifest: Manifest, output: StoragePath, examples: Mapping[str, Sequ
 
 
 def fallback_notice(why: str, n_stories: int) -> str:
-    """What is said, loudly, when `auto` does not mean what it says."""
+    """A warning that cannot be overlooked: `auto` fell back to the sample corpus."""
     bar = "!" * 100
     return (
         f"{bar}\n! NOT real TinyStories: the hub could not be used ({why}).\n"
@@ -128,9 +128,9 @@ def _tokenizer_line(manifest: Manifest) -> str:
     return f"tokenizer  {size:,} entries{missing}"
 
 
-def continuation_notice(done: Done, n_ranges: int) -> str:
-    """What a job says that goes on where an interrupted one stopped."""
+def continuation_notice(completed: Completed, n_ranges: int) -> str:
+    """What a job prints when it continues an interrupted one."""
     return (
-        f"prepare: continuing an interrupted job; skipping {len(done.cleaned)} of {n_ranges} ranges that are cleaned, "
-        f"{len(done.written)} that are written"
+        f"prepare: continuing an interrupted job; skipping {len(completed.cleaned)} of {n_ranges} ranges that are "
+        f"cleaned, {len(completed.written)} that are written"
     )

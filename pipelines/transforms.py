@@ -6,6 +6,9 @@ lives in the installed package `slm_ray`: workers of any runner import it by nam
 pickled main session.
 """
 
+# mypy: disable-error-code="no-untyped-call, no-any-return"
+# Beam's transforms have no types.
+
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,15 +21,15 @@ from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.preparation.duplicates import find_duplicates, hash_rows
 
 
-class ReadStories(beam.PTransform):
-    """Tasks, ranges that are read together, to the raw rows of each range. Begins by spreading them over workers."""
+class ReadStories(beam.PTransform[Any, Any]):
+    """Tasks, ranges that are read together, to the raw rows of each range. Spreads them over workers first."""
 
-    def expand(self, pcoll: PCollection) -> PCollection:
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         return pcoll | beam.Reshuffle() | beam.FlatMap(steps.read_items)
 
 
 @dataclass
-class CleanStories(beam.PTransform):
+class CleanStories(beam.PTransform[Any, Any]):
     """Clean texts, give the unfit ones a reason, and name each story by a hash."""
 
     rules: CleaningRules
@@ -34,40 +37,40 @@ class CleanStories(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, pcoll: PCollection) -> PCollection:
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         return pcoll | beam.Map(partial(steps.clean_batch, rules=self.rules))
 
 
 @dataclass
-class KeepCleaned(beam.PTransform):
-    """Cleaned rows into files of the staging folder; what goes on is the ranges, so that nothing large is shuffled."""
+class KeepCleaned(beam.PTransform[Any, Any]):
+    """Cleaned rows into files of the staging folder; returns the ranges alone, so that nothing large is shuffled."""
 
     folder: str
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, pcoll: PCollection) -> PCollection:
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         return pcoll | beam.Map(partial(cleaned_files.keep_cleaned, folder=self.folder))
 
 
 @dataclass
-class LoadCleaned(beam.PTransform):
-    """Ranges to their cleaned rows, which `KeepCleaned` wrote. Begins by spreading the ranges over workers."""
+class LoadCleaned(beam.PTransform[Any, Any]):
+    """Ranges to their cleaned rows, which `KeepCleaned` wrote. Spreads the ranges over workers first."""
 
     folder: str
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, pcoll: PCollection) -> PCollection:
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         return pcoll | beam.Reshuffle() | beam.Map(partial(cleaned_files.load_cleaned, folder=self.folder))
 
 
-class FindDuplicates(beam.PTransform):
+class FindDuplicates(beam.PTransform[Any, Any]):
     """Cleaned rows to `(range number, arrays of rows)` to leave out. Nothing but hashes and positions is shuffled."""
 
-    def expand(self, pcoll: PCollection) -> PCollection:
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         return (
             pcoll
             | "Hashes" >> beam.FlatMap(hash_rows).with_output_types(tuple[int, Any])
@@ -78,18 +81,18 @@ class FindDuplicates(beam.PTransform):
 
 
 @dataclass
-class TrainTokenizer(beam.PTransform):
+class TrainTokenizer(beam.PTransform[Any, Any]):
     """Cleaned rows to one `tokenizer.json`, learned from a fixed sample of the training stories."""
 
     vocab_size: int
     share: float  # of the stories, 0 to 1
     fractions: tuple[float, float]  # of validation and test
-    model: str = "bpe"  # one of `vocabularies.TOKENIZER_MODELS`
+    model: str = "bpe"  # one of `training.TOKENIZER_MODELS`
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, pcoll: PCollection) -> PCollection:
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         return (
             pcoll
             | "Choose" >> beam.Map(partial(steps.sample_texts, share=self.share, fractions=self.fractions))
@@ -99,21 +102,21 @@ class TrainTokenizer(beam.PTransform):
 
 
 @dataclass
-class DropDuplicates(beam.PTransform):
+class DropDuplicates(beam.PTransform[Any, Any]):
     """Give the rows that were found to repeat another story their reason."""
 
-    duplicates: PCollection  # from FindDuplicates or FindNearDuplicates
+    duplicates: PCollection[Any]  # from FindDuplicates or FindNearDuplicates
     reason: str = "duplicate"
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, pcoll: PCollection) -> PCollection:
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         return pcoll | beam.Map(steps.drop_duplicates, duplicates=AsDict(self.duplicates), reason=self.reason)
 
 
 @dataclass
-class SplitStories(beam.PTransform):
+class SplitStories(beam.PTransform[Any, Any]):
     """Assign each kept story to train, validation or test."""
 
     fractions: tuple[float, float]  # of validation and test
@@ -121,39 +124,39 @@ class SplitStories(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, pcoll: PCollection) -> PCollection:
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         return pcoll | beam.Map(partial(steps.split_batch, fractions=self.fractions))
 
 
 @dataclass
-class TokenizeStories(beam.PTransform):
+class TokenizeStories(beam.PTransform[Any, Any]):
     """Add each kept story's tokens, end-of-text token included."""
 
-    tokenizer: PCollection  # one element, the content of tokenizer.json
+    tokenizer: PCollection[Any]  # one element, the content of tokenizer.json
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, pcoll: PCollection) -> PCollection:
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         return pcoll | beam.Map(steps.tokenize_batch, tokenizer_json=AsSingleton(self.tokenizer))
 
 
 @dataclass
-class WriteShards(beam.PTransform):
+class WriteShards(beam.PTransform[Any, Any]):
     """Write each range's shards, evidence and summary below a folder."""
 
     folder: str
-    tokenizer: PCollection  # one element, the content of tokenizer.json
+    tokenizer: PCollection[Any]  # one element, the content of tokenizer.json
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, pcoll: PCollection) -> PCollection:
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         return pcoll | beam.Map(steps.write_range, folder=self.folder, tokenizer_json=AsSingleton(self.tokenizer))
 
 
 @dataclass
-class FindNearDuplicates(beam.PTransform):
+class FindNearDuplicates(beam.PTransform[Any, Any]):
     """Cleaned rows to `(range number, arrays of rows)` to leave out. Only signatures and positions are shuffled.
 
     Rows with a reason take no part. All signatures meet under one key, 136 bytes a story: see `near_duplicates`.
@@ -164,7 +167,7 @@ class FindNearDuplicates(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, pcoll: PCollection) -> PCollection:
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         find = partial(near_duplicates.find_near_duplicates, threshold=self.threshold)
         return (
             pcoll

@@ -84,7 +84,7 @@ def _draw_lengths(axes: "Axes", histogram: Mapping[int, int], unit: str) -> None
     median, p95 = percentile(histogram, 0.5), percentile(histogram, 0.95)
     width = max(1, -(-max(10, round(1.6 * p95)) // N_BARS))  # whole numbers, or bars would be comb-like
     shown = width * N_BARS
-    axes.hist(lengths, bins=np.arange(0, shown + width, width), weights=counts, color=BARS)
+    axes.hist(lengths, bins=list(range(0, shown + width, width)), weights=counts, color=BARS)
     axes.axvline(median, color=ACCENT, linewidth=1.8, label=f"median {median:,}")
     axes.axvline(p95, color=ACCENT, linewidth=1.8, linestyle="--", label=f"95th percentile {p95:,}")
     beyond = int(counts[lengths >= shown + width].sum())
@@ -139,7 +139,7 @@ def _draw_vocabulary(axes: "Axes", token_counts: npt.NDArray[np.int64]) -> None:
 
 
 def _draw_reasons(axes: "Axes", reasons: Mapping[str, int]) -> None:
-    """Stories kept aside by reason, most frequent at the top."""
+    """Rejected stories by reason, most frequent at the top."""
     ordered = sorted(reasons.items(), key=lambda item: (item[1], item[0]))
     bars = axes.barh([name.replace("_", " ") for name, _ in ordered], [count for _, count in ordered], color=BARS)
     axes.bar_label(bars, [f"{count:,}" for _, count in ordered], padding=4)

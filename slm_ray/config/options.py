@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import tyro
@@ -24,25 +24,32 @@ def parse(kind: type[Config], argv: Sequence[str] | None, *, prog: str, about: s
     Raises:
         UserError: an unknown option, or a value that is refused.
     """
+    with one_line_errors(lambda message: re.sub(r"^Error parsing [^:]*: ", "", message)):
+        return tyro.cli(kind, args=argv, prog=prog, description=about, default=default, compact_help=False)
+
+
+@contextlib.contextmanager
+def one_line_errors(reword: Callable[[str], str]) -> Iterator[None]:
+    """Raise what tyro prints about a mistake, in other words, as one `UserError`."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(kind, args=argv, prog=prog, description=about, default=default, compact_help=False)
+            yield
     except SystemExit as error:
         if not error.code:
             raise
-        message = _one_line(errors.getvalue())
-        raise UserError(f"{re.sub(r'^Error parsing [^:]*: ', '', message)} (see --help)") from error
+        raise UserError(f"{reword(_one_line(errors.getvalue()))} (see --help)") from error
 
 
 def _one_line(box: str) -> str:
-    """The message out of the box that tyro draws around it, up to its rule."""
+    """The message out of the box that tyro draws around it, in UTF-8 or ASCII: from its title up to its rule."""
     words: list[str] = []
-    for line in box.splitlines():
-        text = line.strip().strip("│").strip()
-        if words and set(text) == {"─"}:
-            break
-        if line.strip().startswith("│"):
+    for line in box.splitlines()[1:]:
+        text = line.strip(" │")
+        if text and not text.strip("─-"):
+            if words:
+                break
+        elif text:
             words.append(text)
     return " ".join(words) or "the options are not understood"
 

@@ -1,8 +1,8 @@
-"""What a story is: cleaned text, or a reason why it is not one, and the split it belongs to.
+"""Cleaning of one story: its cleaned text, or the reason why it is rejected.
 
-In: the text of one story as it was read. Out: cleaned text, a reason from `REASONS`, a 16-byte hash, a split.
-Stands between `sources` (reading) and `tokenizer`. Pure functions of the text alone, so that no result
-depends on the order of stories, on the runner or on the number of workers.
+In: the bytes of one story as a source holds them. Out: cleaned text, or a reason of `rejections.REASONS`. Comes after
+`sources` and before `splits`. Pure functions of the text alone, so that no result depends on the order of stories, on
+the runner or on the number of workers.
 """
 
 import re
@@ -36,13 +36,20 @@ _PIECE = re.compile(r"[^\n]{0,8}?[^\x00-\x7f](?:[^\n]{0,16}[^\x00-\x7f])*+[^\n]{
 class CleaningRules:
     """How stories are cleaned, and which are rejected."""
 
-    keep_paragraphs: bool = False  # keep line breaks as one "\n" each instead of a space
-    repair_encoding: bool = True  # UTF-8 that was once read as another encoding: see `repair_encoding`
-    normalise_quotes: bool = False  # curly quotes, dashes and ellipses to ASCII: see `normalise_quotes`
-    min_chars: int = 50  # shortest cleaned story, characters
-    max_chars: int = 20_000  # longest cleaned story, characters
-    min_words: int = 0  # fewest words of a cleaned story; words stand between white space
-    max_other_characters: float = 1.0  # largest share of characters that are neither ASCII nor common punctuation
+    keep_paragraphs: bool = False
+    """Keep line breaks, one between paragraphs, instead of a space."""
+    repair_encoding: bool = True
+    """Repair UTF-8 that was once read as another encoding."""
+    normalise_quotes: bool = False
+    """Write curly quotes, dashes and ellipses as ASCII."""
+    min_chars: int = 50
+    """Reject shorter stories, characters."""
+    max_chars: int = 20_000
+    """Reject longer stories, characters."""
+    min_words: int = 0
+    """Reject stories of fewer words; words stand between white space."""
+    max_other_characters: float = 1.0
+    """Reject stories with a larger share of characters neither ASCII nor common punctuation, 0 to 1; 1 rejects none."""
 
 
 def repair_encoding(text: str) -> str:
@@ -88,7 +95,7 @@ def clean_story(text: str, keep_paragraphs: bool = False) -> str:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A text cut before white space about every million characters: the words of a giant would fill the memory."""
+    """A text cut before white space about every million characters; a list of all words would fill the memory."""
     start = 0
     while len(text) - start > PART_CHARS:
         space = _WHITE.search(text, start + PART_CHARS)

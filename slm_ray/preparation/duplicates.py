@@ -22,7 +22,7 @@ _MAIN_SOURCE = np.uint64(1 << 62)
 
 
 def row_positions(part: InputRange, rows: npt.NDArray[np.intp]) -> Positions:
-    """Rows as numbers whose order says which of two equal stories is kept: the lower one.
+    """Rows as numbers; of two equal stories the one with the lower number is kept.
 
     Validation rows of their own source come before all others, so a copy in the training source is the one
     that goes; then the lower range, then the lower row.

@@ -1,6 +1,6 @@
 """Stories that nearly equal another one, by MinHash: a kept story of 0.8 common word 5-grams is hardly new text.
 
-In: cleaned ranges. Out: the rows to leave out, by range. Called by `pipelines/near_duplicates.py`; only signatures
+In: cleaned ranges. Out: the rows to leave out, by range. Called by `pipelines/transforms.py`; only signatures
 (`N_HASHES` bytes) and positions (8 bytes) leave a range, 136 bytes a story: 286 MB for the 2.1 million TinyStories.
 
 1. Each story becomes the set of its word 5-grams, and the set a signature: the lowest value of each of 128 hash
@@ -58,13 +58,16 @@ def signatures(texts: pa.StringArray | pa.LargeStringArray) -> Signatures:
     Words are compared without ASCII case and with their punctuation. A text of fewer than five words is one shingle,
     the whole. No loop over stories: 4,000 TinyStories (3.2 MB) take 0.1 s on one core, with datasketch 3 s.
     """
+    # 1. hash each shingle
     content, borders = _bytes_and_borders(texts)
     shingles, starts = _shingles(content, borders)
+    # 2. take the lowest value of each function, some texts at a time
     lowest = np.empty((N_HASHES, len(texts)), np.uint32)
     for first in range(0, len(texts), _STORIES_AT_ONCE):
         some = slice(first, first + _STORIES_AT_ONCE)
         begin, end = starts[first], starts[min(first + _STORIES_AT_ONCE, len(texts))]
         _lowest_values(shingles[begin:end], starts[:-1][some] - begin, lowest[:, some])
+    # 3. keep 8 bits of each
     mixed = lowest * np.uint32(0x9E3779B1) >> np.uint32(24)  # 8 bits that depend on all 32
     return np.ascontiguousarray(mixed.T.astype(np.uint8))
 
@@ -115,12 +118,15 @@ def candidates(keys: _Words) -> Iterator[tuple[_Ints, _Ints]]:
     missed: in a large bucket of stories that differ, two similar ones with more than 16 others between them, if
     they share no other band either.
     """
+    # 1. bring equal keys together
     order = np.argsort(keys, kind="stable")  # within a bucket the lower story stays first
     ordered = keys[order]
+    # 2. drop stories that are alone in their bucket
     is_shared = np.zeros(len(keys) + 1, bool)
     is_shared[1:-1] = ordered[1:] == ordered[:-1]
-    crowded = is_shared[:-1] | is_shared[1:]  # most stories are alone and leave here
+    crowded = is_shared[:-1] | is_shared[1:]  # few: most stories are alone
     order, ordered = order[crowded], ordered[crowded]
+    # 3. pair each story with those shortly before it
     for distance in range(1, min(N_NEIGHBOURS, len(order) - 1) + 1):
         pairs = np.flatnonzero(ordered[distance:] == ordered[:-distance])
         if not len(pairs):
@@ -150,14 +156,18 @@ def similar_kept(found: Signatures, group: _Ints, threshold: float) -> _Ints:
     `group` is that of `lowest_of_group`. In each the first story stays and those similar to it leave; of the rest the
     first stays, and so on. A chain of 300 stories, each a little other than the one before, is not one story.
     """
+    # 1. begin with all stories of groups of two or more
     kept = np.arange(len(found))
     sizes = np.bincount(group, minlength=len(found))
     left = np.flatnonzero(sizes[group] > 1)
     while len(left):
+        # 2. the first story left of each group stays
         _, firsts, of_group = np.unique(group[left], return_index=True, return_inverse=True)
         leaders = left[firsts][of_group]  # for each story left the first one left of its group
+        # 3. those similar to it leave
         leaving, their_leaders = _similar(found, left, leaders, threshold)
         kept[leaving] = their_leaders
+        # 4. go on with the rest
         left = left[(kept[left] == left) & (left != leaders)]
     return kept
 
@@ -194,25 +204,34 @@ def _bytes_and_borders(texts: pa.StringArray | pa.LargeStringArray) -> tuple[npt
 
 def _shingles(content: npt.NDArray[np.uint8], borders: _Ints) -> tuple[npt.NDArray[np.uint32], _Ints]:
     """A hash of each 5-gram of words, text after text, and where those of each text begin (texts + 1,)."""
+    # 1. number the words: each ends at a space or at its text's end
     spaces = np.flatnonzero((content == ord(" ")) | (content == ord("\n")))
     words = np.searchsorted(spaces, borders) + np.arange(len(borders))  # (texts + 1,) the first word of each
+    # 2. find where each word begins and ends
     first_bytes = np.sort(np.concatenate((borders[:-1], spaces + 1)), kind="stable")  # (words,)
     last_bytes = np.sort(np.concatenate((spaces, borders[1:])), kind="stable")
+    # 3. count the shingles of each text, at least one
     n_shingles = np.maximum(np.diff(words) - (SHINGLE_WORDS - 1), 1)
     starts = np.concatenate(([0], np.cumsum(n_shingles)))
+    # 4. find first and last word of each shingle
     begin = np.arange(starts[-1]) + np.repeat(words[:-1] - starts[:-1], n_shingles)  # (shingles,) their first words
-    end = np.minimum(begin + (SHINGLE_WORDS - 1), np.repeat(words[1:] - 1, n_shingles))
+    end = np.minimum(begin + (SHINGLE_WORDS - 1), np.repeat(words[1:] - 1, n_shingles))  # (shingles,)
+    # 5. hash the bytes from one to the other
     return _hash_spans(content, first_bytes[begin], last_bytes[end]), starts
 
 
 def _hash_spans(content: npt.NDArray[np.uint8], begin: _Ints, end: _Ints) -> npt.NDArray[np.uint32]:
     """A hash of each `content[begin:end]`: a polynomial in the bytes' random numbers modulo 2**64, then mixed.
 
-    From sums up to each byte, so spans may overlap for nothing; the inverse base takes out where a span begins.
+    Made from prefix sums, so overlapping spans cost nothing extra; the inverse base makes the hash independent of where
+    a span begins.
     """
-    sums = np.zeros(len(content) + 1, np.uint64)
+    # 1. sum up byte i times base**i
+    sums = np.zeros(len(content) + 1, np.uint64)  # (bytes + 1,)
     np.cumsum(_LETTERS[content] * _powers(_BASE, len(content)), out=sums[1:])
+    # 2. subtract, and divide by the power where the span begins
     spans = (sums[end] - sums[begin]) * _powers(pow(_BASE, -1, 2**64), len(content) + 1)[begin]
+    # 3. mix the bits, keep the upper half
     spans ^= spans >> np.uint64(33)
     spans *= np.uint64(0xFF51AFD7ED558CCD)  # the mixing step of MurmurHash3
     return (spans >> np.uint64(32)).astype(np.uint32)
@@ -247,13 +266,16 @@ def _similar(found: Signatures, one: _Ints, other: _Ints, threshold: float) -> t
 def _joined(group: _Ints, one: _Ints, other: _Ints) -> _Ints:
     """Groups after each pair became one: union-find, all pairs at once.
 
-    Each round hangs the higher of two groups below the lower, and lets every story look up its new first.
+    Repeated, because a group that is in several pairs is hung below only one of them in a round.
     """
     while len(one):
+        # 1. drop pairs that are one group already
         low, high = np.minimum(group[one], group[other]), np.maximum(group[one], group[other])
         apart = low != high
         one, other, low, high = one[apart], other[apart], low[apart], high[apart]
+        # 2. hang the higher group below the lower
         np.minimum.at(group, high, low)
+        # 3. look up every story's new first
         while np.any((first := group[group]) != group):
             group = first
     return group

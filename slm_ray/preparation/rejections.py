@@ -1,7 +1,7 @@
-"""When too many stories were rejected, so that the source or the rules are probably wrong.
+"""Why a story is rejected, and a check that not too many are: then the source or the rules are probably wrong.
 
-In: the counts by reason of a whole job. Out: nothing, or a refusal. Called by `pipelines/prepare.py` before a data set
-is published.
+In: the counts by reason of a whole job. Out: nothing, or a `UserError`. Called by `pipelines/prepare.py` before it
+publishes a data set.
 """
 
 from collections.abc import Mapping
@@ -22,19 +22,19 @@ REASONS = (
     "duplicate",  # equal to a kept story but for white space and case
     "near_duplicate",  # similar to a kept story, see `near_duplicates`
 )
-"""Every reason for which a story is kept aside; each is counted in the manifest and listed in `rejected/`."""
+"""Every reason for which a story is rejected; each is counted in the manifest and listed in `rejected/`."""
 
 MAX_REJECTED = 0.05
 """The default limit, as a share of the stories read."""
 
-HANDFUL = 10
-"""So many rejected stories are too many only as more than half of all, or for a limit of 0: of twenty stories tried by
-hand, two may be bad."""
+MIN_REJECTED = 10
+"""Up to this number, rejected stories are too many only if they are more than half of all, or if the limit is 0: of
+twenty stories tried by hand, two may be bad."""
 
 NOT_REJECTED = ("duplicate", "near_duplicate")
-"""Reasons of stories that are fit, but there already."""
+"""Reasons of stories that are left out because a kept story is equal or similar."""
 
-WHAT_TO_DO = {
+ADVICE = {
     "not_text": "look at the column (--text-column)",
     "bad_json": "look at the lines of the source",
     "bad_csv": "look at the rows of the source",
@@ -46,25 +46,27 @@ WHAT_TO_DO = {
     "too_few_words": "lower --min-words",
     "other_characters": "raise --max-other-characters",
 }
-"""For each reason what the user can change."""
+"""What the user can change, by reason."""
 
 
 def refuse_too_many(reasons: Mapping[str, int], read: int, limit: float, evidence: str = "rejected/") -> None:
-    """Pass if at most the share `limit` of the stories read was rejected, or no more than a handful and half.
+    """Refuse a job that rejected more than the share `limit` of its stories, and more than a few.
 
-    `reasons` counts stories by their reason of `text.REASONS`; duplicates and near duplicates do not count here.
-    `evidence` is the folder that shows them.
+    A few are up to `MIN_REJECTED` stories that are at most half of all; with a limit of 0 none are allowed.
+
+    `reasons` counts stories by their reason of `REASONS`; duplicates and near duplicates do not count. `evidence` is
+    the folder that shows the rejected stories.
 
     Raises:
-        UserError: says the share, the most frequent reason and what to do.
+        UserError: too many were rejected; with the share, the most frequent reason and advice.
     """
     rejected = {reason: n for reason, n in reasons.items() if reason not in NOT_REJECTED}
     total = sum(rejected.values())
-    if not total or total / read <= limit or (limit > 0 and total <= HANDFUL and 2 * total <= read):
+    if not total or total / read <= limit or (limit > 0 and total <= MIN_REJECTED and 2 * total <= read):
         return
     most = min(rejected, key=lambda reason: (-rejected[reason], reason))
     raise UserError(
         f"{total:,} of {read:,} stories ({total / read:.1%}) were rejected, more than {limit:.1%}; "
-        f"most frequent reason: {most} ({rejected[most]:,}): {WHAT_TO_DO[most]}, or raise --max-rejected; "
+        f"most frequent reason: {most} ({rejected[most]:,}): {ADVICE[most]}, or raise --max-rejected; "
         f"they are in {evidence}"
     )

@@ -1,7 +1,7 @@
-"""What an interrupted job had finished, so that the same job does not do it again.
+"""The ranges that an interrupted job completed, so that the same job does not repeat them.
 
 In: a staging folder and a plan. Out: the ranges that are left to read and to write. Called by `pipelines/prepare.py`
-when it begins; a range counts as finished by its files, which appear whole or not at all.
+when it begins. A range counts as completed by its files, which appear whole or not at all.
 """
 
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from slm_ray.storage import StoragePath
 
 
 @dataclass(frozen=True)
-class Done:
-    """Ranges that an interrupted run of the same job finished, by number."""
+class Completed:
+    """Ranges that an interrupted run of the same job completed, by number."""
 
     cleaned: frozenset[int]
     written: frozenset[int]  # their shards are whole
 
     @classmethod
-    def of(cls, staged: StoragePath) -> "Done":
-        """What a staging folder holds."""
+    def of(cls, staged: StoragePath) -> "Completed":
+        """The completed ranges of a staging folder."""
         cleaned = storage.files_below(staged / CLEANED)
         return cls(
             cleaned=frozenset(int(path.stem) for path in cleaned if path.suffix == ".arrow"),
@@ -45,7 +45,7 @@ def is_left(part: InputRange, written: frozenset[int]) -> bool:
 
 
 def _is_whole(staged: StoragePath, found: RangeSummary) -> bool:
-    """Whether the shards of a finished range are what was written: a disk that lost power may have torn them."""
+    """Whether the shards of a completed range are as they were written: a power cut may have torn them."""
     try:
         for shard in found.shards.values():
             shards.checked_content(staged / shard.file, shard.sha256)

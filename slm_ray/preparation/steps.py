@@ -114,14 +114,14 @@ def tokenize_batch(item: Item, tokenizer_json: str) -> Item:
     kept = batch["reason"].is_null()
     texts = batch["text"] if kept.true_count == len(kept) else pc.if_else(kept, batch["text"], "")
     words = cut_words(texts)
-    tokens = _with_end_mark(tokenizer.encode_batch(texts, words), tokenizer.eos_id)
+    tokens = _with_eos(tokenizer.encode_batch(texts, words), tokenizer.eos_id)
     n_bytes = pc.binary_length(texts).cast(pa.uint32())
     names = [*batch.schema.names, "words", "tokens", "n_bytes"]
     return part, pa.RecordBatch.from_arrays([*batch.columns, words, tokens, n_bytes], names)
 
 
 def write_range(item: Item, folder: str, tokenizer_json: str) -> int:
-    """Write the range's shards and evidence below `folder`; its summary, written last, says it is finished.
+    """Write the range's shards and evidence below `folder`; its summary, written last, marks it as finished.
 
     Returns the range's number: what is found in the summaries' files need not travel through a runner.
     """
@@ -146,8 +146,8 @@ def _write(folder: str, split: str, number: int, table: pa.Table, is_in: pa.Chun
     return shards.write_shard(storage.storage_path(folder) / shard_path(split, number), rows)
 
 
-def _with_end_mark(lists: pa.ListArray, eos_id: int) -> pa.ListArray:
-    """Append the end-of-text token to every list: `[[5, 6], []]` becomes `[[5, 6, end], [end]]`."""
+def _with_eos(lists: pa.ListArray, eos_id: int) -> pa.ListArray:
+    """Append the end-of-text token to every list: `[[5, 6], []]` becomes `[[5, 6, eos_id], [eos_id]]`."""
     ids, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
     marked = np.insert(ids, offsets[1:], eos_id)
     return pa.ListArray.from_arrays(pa.array(offsets + np.arange(len(offsets), dtype=np.int32)), marked)

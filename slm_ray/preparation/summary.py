@@ -92,24 +92,24 @@ class DataSummary:
 
 
 def summarize(number: int, table: pa.Table, written: Mapping[str, Shard], tokenizer: Tokenizer) -> RangeSummary:
-    """Count the rows of one range, whose columns are those that `stories` made.
+    """Count the rows of one range, whose columns are those that `steps` made.
 
     Kept rows have their text in `text`, in `words` as `cut_words` cuts it, and in `tokens`; rejected rows have an
     empty list of words.
     """
     is_kept = table["reason"].is_null().to_numpy()
-    aside = table.select(["story_id", "reason", "text"]).take(np.flatnonzero(~is_kept)).to_pylist()
-    examples = _examples(aside)
+    rejected = table.select(["story_id", "reason", "text"]).take(np.flatnonzero(~is_kept)).to_pylist()
+    examples = _examples(rejected)
     chosen = {story_id for ids in examples.values() for story_id in ids}
-    tokens = table["tokens"].filter(is_kept) if aside else table["tokens"]
+    tokens = table["tokens"].filter(is_kept) if rejected else table["tokens"]
     return RangeSummary(
         number=number,
         read=table.num_rows,
         kept=int(is_kept.sum()),
         shards=dict(written),
-        reasons=dict(Counter(row["reason"] for row in aside)),
+        reasons=dict(Counter(row["reason"] for row in rejected)),
         examples=examples,
-        evidence={row["story_id"]: row["text"][:EVIDENCE_CHARS] for row in aside if row["story_id"] in chosen},
+        evidence={row["story_id"]: row["text"][:EVIDENCE_CHARS] for row in rejected if row["story_id"] in chosen},
         chars=_histogram(pc.utf8_length(table["text"]).to_numpy()[is_kept]),
         words=_histogram(_words_per_story(table)[is_kept]),
         tokens=_histogram(pc.list_value_length(tokens).to_numpy()),

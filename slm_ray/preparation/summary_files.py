@@ -1,7 +1,7 @@
-"""Summaries of ranges as files: there, whole and named by its range, one says that the range is finished.
+"""Summaries of ranges as files: a range is finished when its summary is there, whole and named by its number.
 
 In: a `RangeSummary`, or a staging folder. Out: one JSON file per range beside the staged shards; the summaries back.
-Written by `stories`, read by `finished` and at the end of `pipelines/prepare.py`.
+Written by `steps`, read by `resume` and at the end of `pipelines/prepare.py`.
 """
 
 import base64

@@ -26,7 +26,7 @@ def long_story(number: int) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A data set of two source files, so of two ranges, with stories kept aside; not to be changed."""
+    """A data set of two source files, so of two ranges, with rejected stories; not to be changed."""
     folder = tmp_path_factory.mktemp("explain")
     first = [story(number) for number in range(ROWS)]
     first[7] = long_story(7)

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import prepare, runners
 from slm_ray.errors import UserError
-from slm_ray.preparation.resume import Done
+from slm_ray.preparation.resume import Completed
 from tests.support.paths import ROOT
 from tests.support.source_files import set_rows_per_range
 
@@ -78,8 +78,8 @@ def test_two_threads_give_the_same_bytes(in_memory, tmp_path):
 
 
 def test_ranges_in_another_order_give_the_same_bytes(in_memory, tmp_path, monkeypatch):
-    in_order = Done.left_to_read
-    monkeypatch.setattr(Done, "left_to_read", lambda done, plan: in_order(done, plan)[::-1])
+    in_order = Completed.left_to_read
+    monkeypatch.setattr(Completed, "left_to_read", lambda done, plan: in_order(done, plan)[::-1])
     assert prepare.main(["--output", str(tmp_path / "data"), *SOURCE]) == 0
     assert digests(tmp_path / "data") == in_memory
 

@@ -3,7 +3,7 @@
 import pytest
 
 from slm_ray.errors import UserError
-from slm_ray.preparation.rejections import HANDFUL, NOT_REJECTED, REASONS, WHAT_TO_DO, refuse_too_many
+from slm_ray.preparation.rejections import ADVICE, MIN_REJECTED, NOT_REJECTED, REASONS, refuse_too_many
 
 
 def test_the_share_the_most_frequent_reason_and_a_way_out_are_said():
@@ -26,8 +26,8 @@ def test_duplicates_are_not_rejected():
 
 
 def test_a_handful_is_not_too_many_unless_it_is_more_than_half():
-    refuse_too_many({"bad_json": HANDFUL}, 2 * HANDFUL, 0.01)
-    for n_rejected, n_read in ((HANDFUL + 1, 30), (HANDFUL, 2 * HANDFUL - 1), (1, 1)):
+    refuse_too_many({"bad_json": MIN_REJECTED}, 2 * MIN_REJECTED, 0.01)
+    for n_rejected, n_read in ((MIN_REJECTED + 1, 30), (MIN_REJECTED, 2 * MIN_REJECTED - 1), (1, 1)):
         with pytest.raises(UserError, match=rf"bad_json \({n_rejected}\)"):
             refuse_too_many({"bad_json": n_rejected}, n_read, 0.05)
 
@@ -42,7 +42,7 @@ def test_nothing_read_is_not_too_many():
 
 
 def test_every_reason_has_its_remedy():
-    assert WHAT_TO_DO.keys() | set(NOT_REJECTED) == set(REASONS)
+    assert ADVICE.keys() | set(NOT_REJECTED) == set(REASONS)
 
 
 def test_long_articles_may_be_cut_instead():
