@@ -19,7 +19,7 @@ from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.optim import learning_rate
 from slm_ray.training.profiling import StepProfile, step_profile
-from slm_ray.training.run_log import MainRunLog, NullRunLog, RunLog
+from slm_ray.training.run_log import MainRunLog, RunLog
 from slm_ray.training.trainer import DivergedError, Trainer
 
 LONG_INTERVAL_STEPS = 100
@@ -45,7 +45,7 @@ def fit(
     half-written by it, and the last good one is kept.
     """
     trainer = Trainer(inputs, context, precision, is_compiled)
-    log: RunLog = MainRunLog(inputs.history, inputs.tracker) if context.is_main else NullRunLog()
+    log = MainRunLog(inputs.history, inputs.tracker) if context.is_main else RunLog()
     checkpointer = Checkpointer(trainer, log)
     checkpointer.restore(inputs.folder.latest_valid())
     _agree_on_step(trainer, context)

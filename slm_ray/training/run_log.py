@@ -1,18 +1,18 @@
 """What a run logs: lines of its own record, metrics and texts at the tracker.
 
 In: messages, the figures of an interval, evaluations. Out: `metrics.jsonl`, which the driver shows, and the tracker's
-run. Rank 0 logs; the other ranks have a `NullRunLog`.
+run. Rank 0 logs; the other ranks log nothing.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 from slm_ray.runs.history import History
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.tracking.tracker import Tracker
 
 
-class RunLog(Protocol):
-    """What the loop logs to."""
+class RunLog:
+    """Of the ranks that log nothing."""
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`: a resumed run logs it again."""
@@ -27,29 +27,10 @@ class RunLog(Protocol):
         """Log a validation, with a story by the model where there is one."""
 
     def repeat(self, evaluation: Evaluation) -> None:
-        """Log a validation unless it was logged before."""
+        """Log a validation unless it was logged before: a kill may have come between a checkpoint and its line."""
 
 
-class NullRunLog:
-    """Logs nothing."""
-
-    def rewind(self, step: int) -> None:
-        """Nothing."""
-
-    def message(self, text: str) -> None:
-        """Nothing."""
-
-    def step(self, step: int, figures: dict[str, float]) -> None:
-        """Nothing."""
-
-    def evaluation(self, evaluation: Evaluation, sample: str = "") -> None:
-        """Nothing."""
-
-    def repeat(self, evaluation: Evaluation) -> None:
-        """Nothing."""
-
-
-class MainRunLog:
+class MainRunLog(RunLog):
     """Rank 0's log."""
 
     def __init__(self, history: History, tracker: Tracker) -> None:
@@ -78,6 +59,6 @@ class MainRunLog:
         self._history.append(line)
 
     def repeat(self, evaluation: Evaluation) -> None:
-        """A kill may have come between a checkpoint and its line."""
+        """Look for it in the record."""
         if evaluation.step not in self._history.series("val_loss")[0]:
             self.evaluation(evaluation)

@@ -30,7 +30,7 @@ from slm_ray.training.context import TrainContext
 from slm_ray.training.evaluation import evaluate
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
-from slm_ray.training.run_log import NullRunLog
+from slm_ray.training.run_log import RunLog
 from slm_ray.training.trainer import Trainer
 
 
@@ -62,7 +62,7 @@ def losses(inputs: TrainInputs) -> list[float]:
 def restored(inputs: TrainInputs, precision: str) -> Trainer:
     """The trainer of a run that continues."""
     trainer = Trainer(inputs, TrainContext(), precision, is_compiled=False)
-    Checkpointer(trainer, NullRunLog()).restore(inputs.folder.latest_valid())
+    Checkpointer(trainer, RunLog()).restore(inputs.folder.latest_valid())
     return trainer
 
 
@@ -280,7 +280,7 @@ def test_fp16_clips_unscaled_gradients_and_its_scale_is_saved(inputs: TrainInput
     expected, got = plain.train_step()[1], trainer.train_step()[1]
     assert float(got) == pytest.approx(float(expected), rel=0.02)  # not 65,536 times as much
     trainer.scaler.update(512.0)
-    checkpointer = Checkpointer(trainer, NullRunLog())
+    checkpointer = Checkpointer(trainer, RunLog())
     checkpointer.save(None)
     assert checkpointer.wait() is None
     assert restored(half, "fp16").scaler.get_scale() == 512.0
