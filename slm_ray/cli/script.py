@@ -10,24 +10,25 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from slm_ray.cli.signals import end_on_interrupt
-
 
 def run(module: str) -> NoReturn:
     """Import a module under its own name and run it: classes pickled as `__main__`'s are strangers to the workers."""
-    end_on_interrupt()
-    set_default_environment()
     use_checkout(Path(sys.argv[0]).resolve().parents[1])
+    importlib.import_module("slm_ray.cli.signals").end_on_interrupt()
+    set_default_environment()
     raise SystemExit(importlib.import_module(module).main())
 
 
 def use_checkout(root: Path) -> None:
-    """Import from a checkout's root, here and in the processes started from here.
+    """Import from the script's checkout, here and in the processes started from here, whatever else is installed.
 
     Python puts the script's own folder first, where `slm_ray/model` would be found as `model`; Ray hands that on.
     """
     sys.path[0] = str(root)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    if Path(__file__).resolve().parents[2] != root:  # this file is of another checkout, the installed one
+        for name in [name for name in sys.modules if name.split(".")[0] == "slm_ray"]:
+            del sys.modules[name]
 
 
 def set_default_environment() -> None:

@@ -1,0 +1,58 @@
+"""How a script finds the modules of its checkout, in this process and in those that it starts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+PROBE = """
+import os, signal, sys
+import slm_ray
+from slm_ray.cli.signals import end_now
+def main():
+    print(slm_ray.__file__)
+    print(sys.path[0])
+    print(os.environ["PYTHONPATH"])
+    print(signal.getsignal(signal.SIGINT) is end_now)
+"""
+SCRIPT = "from slm_ray.cli.script import run; run('tool.probe')"
+
+
+def checkout(folder: Path) -> Path:
+    """A checkout with a script `tool/script.py`, whose `main` tells what it sees."""
+    (folder / "tool").mkdir(parents=True)
+    (folder / "tool" / "script.py").write_text(SCRIPT)
+    (folder / "tool" / "probe.py").write_text(PROBE)
+    return folder
+
+
+def seen_by(script: Path, cwd: Path) -> list[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # as an installed slm_ray
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("has_own", [True, False], ids=["own slm_ray", "only the installed one"])
+def test_a_script_uses_its_own_checkout_from_wherever_it_is_called(has_own: bool, tmp_path: Path) -> None:
+    root = checkout(tmp_path / "checkout")
+    if has_own:
+        (root / "slm_ray").symlink_to(ROOT / "slm_ray")
+    seen = seen_by(root / "tool" / "script.py", tmp_path)
+    package = root if has_own else ROOT
+    assert seen == [str(package / "slm_ray" / "__init__.py"), str(root), f"{root}{os.pathsep}{ROOT}", "True"]
+
+
+def test_the_folder_of_the_script_is_not_on_the_path(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "checkout")
+    (root / "tool" / "model.py").touch()
+    (root / "tool" / "probe.py").write_text("def main():\n    import model\n")
+    done = subprocess.run(
+        [sys.executable, str(root / "tool" / "script.py")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "No module named 'model'" in done.stderr
