@@ -15,6 +15,8 @@ from slm_ray.errors import UserError
 
 MAX_NAME_BYTES = 200
 """Of a run: its folder's name, with room for what is put beside it (255 is what file systems take)."""
+IGNORED_TARGET = -1
+"""Target of a position that no loss counts."""
 MAX_THREADS = 1024
 MAX_EPOCHS = 1_000_000
 

@@ -13,15 +13,14 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from slm_ray.config.schema import IGNORED_TARGET
 from slm_ray.errors import UserError
-
-IGNORED = -1
 
 Tokens = npt.NDArray[np.unsignedinteger]
 Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
-def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def hash_bits(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Hash 64-bit integers one to one (the finalizer of SplitMix64, Steele et al., OOPSLA 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -35,10 +34,10 @@ def permutation(n_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     Samples are sorted by a keyed hash of their number, so the result is the same on every machine and with every
     version of NumPy, which its own generators do not promise.
     """
-    key = mix(np.array([seed], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-    key = mix(key + np.array([epoch], dtype=np.uint64))
-    # an odd multiple keeps the numbers distinct, and `mix` is one to one: there are no ties
-    order = np.argsort(mix(key + np.arange(n_samples, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)))
+    key = hash_bits(np.array([seed], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    key = hash_bits(key + np.array([epoch], dtype=np.uint64))
+    # an odd multiple keeps the numbers distinct, and `hash_bits` is one to one: there are no ties
+    order = np.argsort(hash_bits(key + np.arange(n_samples, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)))
     order.setflags(write=False)
     return order
 
@@ -134,7 +133,7 @@ def evaluation_batches(
     Yields inputs and targets, each (at most batch_size, seq_len); the last window is filled up with IGNORED targets.
     """
     n_windows = -(-stream.n_targets // seq_len)
-    padded = np.full(n_windows * seq_len + 1, IGNORED, dtype=np.int64)
+    padded = np.full(n_windows * seq_len + 1, IGNORED_TARGET, dtype=np.int64)
     padded[: len(stream.tokens)] = stream.tokens
     for first in range(rank * batch_size, n_windows, world_size * batch_size):
         starts = np.arange(first, min(first + batch_size, n_windows)) * seq_len

@@ -23,7 +23,7 @@ MAX_CPU_WORKERS = 2
 
 LOCAL = "local"
 ANSWER_TIMEOUT_S = 5.0
-SPARE = {
+LEAN_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",  # a worker started ahead that nobody asks for stays
     "RAY_enable_worker_prestart": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a node that is taken away takes its driver with it
@@ -39,8 +39,8 @@ _started_here = ""
 def connect(*, with_dashboard: bool = False) -> bool:
     """Connect once a process. Returns whether the Ray was started here, and so ends with this process.
 
-    A local Ray does without what only a cluster needs (see `SPARE`; what the user set stays) and, unless asked for,
-    without the dashboard, which Train's cleaner of lost trials asks who is alive.
+    A local Ray does without what only a cluster needs (see `LEAN_ENVIRONMENT`; what the user set stays) and, unless
+    asked for, without the dashboard, which Train's cleaner of lost trials asks who is alive.
 
     Raises:
         UserError: RAY_ADDRESS names no cluster that answers.
@@ -68,7 +68,7 @@ def is_started_here() -> bool:
 
 def _start_local(with_dashboard: bool, options: dict[str, Any]) -> None:
     global _started_here  # a process is connected to one Ray
-    for name, value in SPARE.items():
+    for name, value in LEAN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with _own_sigterm():
         ray.init(LOCAL, include_dashboard=with_dashboard, **options)

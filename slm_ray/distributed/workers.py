@@ -40,9 +40,9 @@ RESIZE_CHECK_S = 30.0
 """Between two looks for room for more elastic workers."""
 EXIT_HUNG = 75
 HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
-UNUSED = "DatasetsCallback"
+UNUSED_CALLBACK = "DatasetsCallback"
 """Starts a process for Ray Data, which reads nothing here."""
-CLEANER = "PlacementGroupCleanerCallback"
+CLEANER_CALLBACK = "PlacementGroupCleanerCallback"
 """Starts a process that frees the CPUs of a run whose controller is lost; not needed where Ray ends with the run."""
 
 
@@ -53,7 +53,7 @@ class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        left_out = {UNUSED} | ({CLEANER} if cluster.is_started_here() else set())
+        left_out = {UNUSED_CALLBACK} | ({CLEANER_CALLBACK} if cluster.is_started_here() else set())
         made = super()._create_default_callbacks()
         return [callback for callback in made if type(callback).__name__ not in left_out]
 
@@ -73,7 +73,7 @@ def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -
     trainer = _trainer(plan.config, folder, run_id, callbacks)
     try:
         with _health_timeout(plan.config.hang_timeout_s):
-            _fit_interruptibly(trainer.fit, folder, _begun(plan))
+            _fit_interruptibly(trainer.fit, folder, _has_begun(plan))
     except TrainingFailedError as error:
         raise UserError(_failure(error, folder)) from error
     finally:
@@ -118,7 +118,7 @@ def _health_timeout(timeout_s: float) -> Iterator[None]:
         del os.environ[HEALTH_TIMEOUT]
 
 
-def _begun(plan: RunPlan) -> Callable[[], bool]:
+def _has_begun(plan: RunPlan) -> Callable[[], bool]:
     """Tells whether the workers have written to the run's record since this was made; where it cannot be seen, yes."""
     if not plan.folder.is_watched:
         return lambda: True
@@ -191,7 +191,7 @@ def _worker(given: dict[str, Any]) -> None:
     )
     is_compiled = hardware.resolve_compile(config, device, parameter_count(config.model), inputs.max_steps)
     precision = hardware.resolve_precision(config.precision, device)
-    with _tracked(inputs, given["run_id"]) as tracked, watchdog.watching(lambda: _leave_hung(inputs, context)):
+    with _tracked(inputs, given["run_id"]) as tracked, watchdog.watching(lambda: _exit_hung_worker(inputs, context)):
         loop.fit(tracked, context, precision=precision, is_compiled=is_compiled)
 
 
@@ -220,7 +220,7 @@ def _tracked(inputs: TrainInputs, run_id: str) -> Iterator[TrainInputs]:
         machine.close()
 
 
-def _leave_hung(inputs: TrainInputs, context: TrainContext) -> None:
+def _exit_hung_worker(inputs: TrainInputs, context: TrainContext) -> None:
     """End this process in the middle of whatever it waits for, and log where: its group is started again."""
     message = f"no progress for {inputs.config.hang_timeout_s:g} s: the workers start again from the last checkpoint"
     if context.is_main:

@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from slm_ray.config.schema import ModelConfig
+from slm_ray.config.schema import IGNORED_TARGET, ModelConfig
 from slm_ray.model.linear_cross_entropy import linear_cross_entropy
 from slm_ray.model.rms_norm import RMSNorm
-
-IGNORED_TARGET = -1
 
 
 @dataclasses.dataclass

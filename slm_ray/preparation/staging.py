@@ -88,7 +88,7 @@ def begin(output: StoragePath, key: str) -> StoragePath:
 
 
 def refuse_own_files(paths: Iterable[str], output: StoragePath) -> None:
-    """What a glob found must not be what an earlier job wrote: `publish` replaces it.
+    """What a glob found must not be what an earlier job wrote: `commit_partial` replaces it.
 
     Raises:
         UserError: one of the paths is a file of the data set in the output folder.

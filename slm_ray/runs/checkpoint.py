@@ -108,18 +108,18 @@ def write(folder: Path, content: Snapshot, tokenizer: Tokenizer, state: TrainSta
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / MODEL).mkdir(parents=True)
-        with _disk_errors():
+        with _as_os_errors():
             _write_model(partial / MODEL, content, tokenizer)
             torch.save(content.optimizer, partial / OPTIMIZER)
         _write_json(partial / STATE, state.to_record())
-        publish(partial, folder)
+        commit_partial(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
 @contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
+def _as_os_errors() -> Iterator[None]:
     """A full disk is an `OSError` from Python, and something else from the C++ of torch and the Rust of safetensors."""
     try:
         yield
@@ -127,7 +127,7 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(str(error).splitlines()[0]) from error
 
 
-def publish(partial: Path, folder: Path) -> None:
+def commit_partial(partial: Path, folder: Path) -> None:
     """Write the marker over everything in `partial`, make it durable, and rename it to `folder`."""
     _write_json(partial / MARKER, {"format_version": FORMAT_VERSION, "files": _digests(partial)})
     for path in partial.rglob("*"):
@@ -152,7 +152,7 @@ def copy_for_serving(source: Path, target: Path) -> None:
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, ignore=shutil.ignore_patterns(OPTIMIZER, MARKER))
-    publish(partial, target)
+    commit_partial(partial, target)
 
 
 def verify(folder: Path) -> None:

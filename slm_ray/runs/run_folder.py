@@ -12,7 +12,6 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.mirror import Mirror, NoMirror
+from slm_ray.runs.retention import steps_to_keep
 from slm_ray.runs.train_state import Evaluation, TrainState
 
 RAY_STATE = ".ray"
@@ -71,7 +71,7 @@ class RunFolder:
         return next(map(checkpoint.load_state, complete), None)
 
     def publish(self, step: int, *, is_best: bool, keep: int, keep_best: int) -> None:
-        """Point `latest` (and `best`) to the checkpoint of `step`; drop those beyond the counts (see `retained`).
+        """Point `latest` (and `best`) to the checkpoint of `step`; drop those beyond the counts (see `steps_to_keep`).
 
         Raises:
             OSError: the disk or the mirror refused it.
@@ -81,7 +81,7 @@ class RunFolder:
             link(self.best, self.checkpoint_path(step))
         losses = {_step(path): _val_loss(path) for path in self.checkpoints()}
         linked = {_step(name.resolve()) for name in (self.latest, self.best) if name.exists()}
-        kept = retained(losses, keep=keep, keep_best=keep_best) | linked
+        kept = steps_to_keep(losses, keep=keep, keep_best=keep_best) | linked
         for path in self.checkpoints():
             if _step(path) not in kept:
                 checkpoint.remove(path)
@@ -166,16 +166,6 @@ class RunFolder:
     def push_record(self) -> None:
         """Copy the record, the summary and the plot to the mirror. Raises: OSError."""
         self.mirror.push_record(self.path)
-
-
-def retained(losses: Mapping[int, float], *, keep: int, keep_best: int) -> set[int]:
-    """Which checkpoints are kept, by their steps: the newest `keep`, and the `keep_best` of lowest validation loss.
-
-    `losses` gives each step's validation loss, infinite where it was not validated: those are among the newest only.
-    `retained({4: 2.0, 8: 3.0, 12: inf}, keep=1, keep_best=1) -> {4, 12}`.
-    """
-    ranked = sorted((step for step, loss in losses.items() if math.isfinite(loss)), key=lambda step: losses[step])
-    return {*sorted(losses)[-keep:], *ranked[:keep_best]}
 
 
 def newest_run(output: Path) -> RunFolder:

@@ -19,7 +19,7 @@ from slm_ray.tracking.mlflow_runs import OFF, client, resolve_uri, sqlite_file
 
 CHAMPION = "champion"
 REGISTERED = "models:/"
-PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
+PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 """File types that run their writer's code when they are read."""
 
 
@@ -133,7 +133,7 @@ def locate(reference: str, tracking_uri: str = "") -> str:
 def _folder(reference: str) -> Path:
     """Where a folder really is: `best` and `latest` are links that move."""
     path = Path(reference)
-    if path.is_file() and path.suffix in PICKLES:
+    if path.is_file() and path.suffix in PICKLE_SUFFIXES:
         raise UserError(_pickle_refusal(path))
     if not path.is_dir():
         raise RegistryError(f"no model {reference!r}: expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
@@ -155,7 +155,7 @@ def _version_identity(version: Any) -> str:
 def _refuse_pickles(folder: Path) -> None:
     """Raises: UserError when weights are offered as a pickle; the optimizer's state is not read where one serves."""
     for path in sorted([*folder.glob("*"), *folder.glob(f"{checkpoint.MODEL}/*")]):
-        if path.suffix in PICKLES and path != folder / checkpoint.OPTIMIZER:
+        if path.suffix in PICKLE_SUFFIXES and path != folder / checkpoint.OPTIMIZER:
             raise UserError(_pickle_refusal(path))
 
 

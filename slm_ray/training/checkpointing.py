@@ -60,13 +60,13 @@ class Checkpointer:
         pending = self._trainer.pending_losses()
         if not self._context.is_main:
             return
-        self.wait()
+        self.finish_write()
         is_best = evaluation is not None and evaluation.is_better_than(self._saved_best)
         self._writing = self._state(evaluation, evaluation if is_best else self._saved_best, pending)
         content = checkpoint.snapshot(self._trainer.model, self._trainer.optimizer.state_dict())
         self._written = self._writer.submit(self._write, content, self._writing, is_best)
 
-    def wait(self) -> OSError | None:
+    def finish_write(self) -> OSError | None:
         """Wait for the checkpoint in flight. Returns what the disk refused, which is logged; the last good one stays.
 
         Raises:
@@ -90,11 +90,6 @@ class Checkpointer:
     def saved_best(self) -> Evaluation | None:
         """Evaluation of the checkpoint that `best` points to; on rank 0, once nothing is in flight."""
         return self._saved_best
-
-    @property
-    def is_out_of_patience(self) -> bool:
-        """Whether too many validations without a better one ended the run."""
-        return is_out_of_patience(self._trainer.config, self.n_stale_validations)
 
     def _has_same_data(self, state: TrainState) -> bool:
         return state.data_fingerprint == self._inputs.data_fingerprint

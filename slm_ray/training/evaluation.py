@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from slm_ray.dataset.batches import IGNORED, TokenStream, evaluation_batches
+from slm_ray.config.schema import IGNORED_TARGET
+from slm_ray.dataset.batches import TokenStream, evaluation_batches
 from slm_ray.generation.backend import Backend
-from slm_ray.model.decoder import IGNORED_TARGET
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.training.context import TrainContext
 
@@ -47,6 +47,8 @@ def bits_per_byte(backend: Backend, stream: TokenStream) -> float:
         logits = backend.prefill(0, inputs[0].tolist())
         assert logits is not None
         wanted = torch.from_numpy(targets[0])  # (T,)
-        nats += F.cross_entropy(torch.from_numpy(logits).double(), wanted, ignore_index=IGNORED, reduction="sum").item()
+        nats += F.cross_entropy(
+            torch.from_numpy(logits).double(), wanted, ignore_index=IGNORED_TARGET, reduction="sum"
+        ).item()
     backend.prefill(0, [])
     return nats / math.log(2) / stream.n_bytes

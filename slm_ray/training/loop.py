@@ -14,7 +14,7 @@ import torch
 from slm_ray.errors import UserError
 from slm_ray.runs.outcome import RunStatus, RunSummary, write_summary
 from slm_ray.runs.train_state import Evaluation
-from slm_ray.training.checkpointing import Checkpointer
+from slm_ray.training.checkpointing import Checkpointer, is_out_of_patience
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.optim import learning_rate
@@ -61,7 +61,7 @@ def fit(
         return _run(Run(trainer, checkpointer, log, profile))
     finally:
         profile.close()
-        checkpointer.wait()
+        checkpointer.finish_write()
 
 
 def _agree_on_step(trainer: Trainer, context: TrainContext) -> None:
@@ -89,7 +89,7 @@ def _run(run: Run) -> RunSummary:
             _report(run, evaluation)
     except DivergedError as error:
         status, reason = RunStatus.DIVERGED, str(error)
-    if checkpointer.wait() is not None and status != RunStatus.DIVERGED:
+    if checkpointer.finish_write() is not None and status != RunStatus.DIVERGED:
         status = RunStatus.UNSAVED
     return _conclude(run, status, reason, evaluation)
 
@@ -99,10 +99,11 @@ def _intervals(run: Run) -> Iterator[int]:
 
     A run that was stopped at one of them before it had validated does so first.
     """
-    inputs, restored = run.trainer.inputs, run.checkpointer.restored
+    inputs, checkpointer = run.trainer.inputs, run.checkpointer
+    restored = checkpointer.restored
     is_validated = restored is None or restored.state.metrics is not None
     validated = run.trainer.step if is_validated else run.trainer.step - 1
-    while validated < inputs.max_steps and not run.checkpointer.is_out_of_patience:
+    while validated < inputs.max_steps and not is_out_of_patience(inputs.config, checkpointer.n_stale_validations):
         validated = min((validated // inputs.eval_interval + 1) * inputs.eval_interval, inputs.max_steps)
         yield validated
 

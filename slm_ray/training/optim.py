@@ -15,7 +15,7 @@ from slm_ray.config.schema import OptimConfig
 from slm_ray.errors import UserError
 from slm_ray.training.muon import Muon, Ranks
 
-OF_CONFIG = ("weight_decay", "betas", "eps", "momentum", "normalize_rows", "lr_factor")
+GROUP_KEYS_FROM_CONFIG = ("weight_decay", "betas", "eps", "momentum", "normalize_rows", "lr_factor")
 """What a group takes from the config, not from a checkpoint."""
 
 
@@ -93,7 +93,7 @@ def restore_optimizer(optimizer: AnyOptimizer, state: dict[str, Any]) -> None:
     Raises:
         UserError: the state is that of another optimizer, or of another model.
     """
-    kept = [{name: group[name] for name in OF_CONFIG if name in group} for group in optimizer.param_groups]
+    kept = [{name: group[name] for name in GROUP_KEYS_FROM_CONFIG if name in group} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
     except (KeyError, ValueError) as error:

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.dataset.batches import IGNORED, SampleOrder, TokenStream, TrainBatches, evaluation_batches, permutation
+from slm_ray.config.schema import IGNORED_TARGET
+from slm_ray.dataset.batches import (
+    SampleOrder,
+    TokenStream,
+    TrainBatches,
+    evaluation_batches,
+    permutation,
+)
 from slm_ray.errors import UserError
 
 
@@ -69,7 +76,7 @@ def test_evaluation_covers_every_target_once_over_all_ranks(
     n_targets: int, seq_len: int, batch_size: int, world_size: int
 ) -> None:
     seen = [
-        targets[targets != IGNORED]
+        targets[targets != IGNORED_TARGET]
         for rank in range(world_size)
         for _, targets in evaluation_batches(
             stream(n_targets), seq_len=seq_len, batch_size=batch_size, rank=rank, world_size=world_size

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from slm_ray.distributed import cluster
-from slm_ray.distributed.workers import CLEANER, UNUSED, LeanTorchTrainer
+from slm_ray.distributed.workers import CLEANER_CALLBACK, UNUSED_CALLBACK, LeanTorchTrainer
 from slm_ray.errors import UserError
 from tests.support.paths import ROOT
 
@@ -83,7 +83,7 @@ def test_an_address_that_is_none_is_one_clear_line(monkeypatch: pytest.MonkeyPat
 def test_elsewhere_only_what_is_never_used_is_left_out(local_ray: Any) -> None:
     trainer = LeanTorchTrainer(print)
     all_names = names(super(LeanTorchTrainer, trainer)._create_default_callbacks())
-    assert {UNUSED, CLEANER} < all_names, "Ray names them otherwise now"
-    assert names(trainer._create_default_callbacks()) == all_names - {UNUSED}
+    assert {UNUSED_CALLBACK, CLEANER_CALLBACK} < all_names, "Ray names them otherwise now"
+    assert names(trainer._create_default_callbacks()) == all_names - {UNUSED_CALLBACK}
     assert not cluster.is_started_here()
     assert local_ray.is_initialized()

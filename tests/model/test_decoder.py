@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from slm_ray.config.schema import ModelConfig
+from slm_ray.config.schema import IGNORED_TARGET, ModelConfig
 from slm_ray.model.decoder import (
-    IGNORED_TARGET,
     Attention,
     Decoder,
     KVCache,

@@ -213,4 +213,4 @@ def test_what_the_store_refused_once_is_there_after_the_next_checkpoint(
 
 
 def test_a_signal_is_not_taken_for_an_early_one_where_the_record_is_elsewhere(config: TrainConfig) -> None:
-    assert workers._begun(inputs_of(config))()
+    assert workers._has_begun(inputs_of(config))()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import driver
 from slm_ray.runs import checkpoint
-from slm_ray.runs.run_folder import RunFolder, retained
+from slm_ray.runs.retention import steps_to_keep
+from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.train import parse_config
@@ -23,17 +24,17 @@ from slm_ray.training.preflight import resolve
 
 def test_the_newest_and_the_best_are_retained() -> None:
     losses = {4: 2.0, 8: 1.0, 12: 3.0, 16: math.inf}
-    assert retained(losses, keep=1, keep_best=1) == {16, 8}
-    assert retained(losses, keep=2, keep_best=2) == {16, 12, 8, 4}
-    assert retained({4: math.inf}, keep=1, keep_best=3) == {4}
-    assert retained({}, keep=2, keep_best=1) == set()
+    assert steps_to_keep(losses, keep=1, keep_best=1) == {16, 8}
+    assert steps_to_keep(losses, keep=2, keep_best=2) == {16, 12, 8, 4}
+    assert steps_to_keep({4: math.inf}, keep=1, keep_best=3) == {4}
+    assert steps_to_keep({}, keep=2, keep_best=1) == set()
 
 
 @given(st.dictionaries(st.integers(1, 99), st.floats(0, 9) | st.just(math.inf)), st.integers(1, 5), st.integers(1, 5))
 def test_no_dropped_checkpoint_is_newer_or_better_than_one_that_is_retained(
     losses: dict[int, float], keep: int, keep_best: int
 ) -> None:
-    kept = retained(losses, keep=keep, keep_best=keep_best)
+    kept = steps_to_keep(losses, keep=keep, keep_best=keep_best)
     dropped = losses.keys() - kept
     assert kept <= losses.keys()
     assert len(kept) >= min(keep, len(losses))

@@ -282,7 +282,7 @@ def test_fp16_clips_unscaled_gradients_and_its_scale_is_saved(inputs: TrainInput
     trainer.scaler.update(512.0)
     checkpointer = Checkpointer(trainer, RunLog())
     checkpointer.save(None)
-    assert checkpointer.wait() is None
+    assert checkpointer.finish_write() is None
     assert restored(half, "fp16").scaler.get_scale() == 512.0
 
 

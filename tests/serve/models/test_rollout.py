@@ -46,7 +46,7 @@ def broken_copy(source: Path, target: Path, value: float) -> Path:
     tensors = {name: torch.full_like(tensor, value) for name, tensor in safetensors.torch.load_file(weights).items()}
     safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
     (partial / checkpoint.MARKER).unlink()
-    checkpoint.publish(partial, target)
+    checkpoint.commit_partial(partial, target)
     return target
 
 
@@ -206,7 +206,7 @@ def make_bad(source: Path, target: Path, fault: str) -> Path:
         assert '"d_ff": 256' in text
         config.write_text(text.replace('"d_ff": 256', '"d_ff": 255'))
         (target / checkpoint.MARKER).unlink()
-        checkpoint.publish(target.rename(target.with_name("bad.raw")), target)
+        checkpoint.commit_partial(target.rename(target.with_name("bad.raw")), target)
     return target
 
 
