@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from slm_ray.corpus import words as words
+from slm_ray.corpus import words
 
 Pronoun = Literal["he", "she"]
 

@@ -38,7 +38,7 @@ class Thing:
 
     noun: str
     size: str  # "t", "c", "b", "m" or "f"
-    origin: str  # a key of corpus_scenes.ORIGINS
+    origin: str  # a key of scenes.ORIGINS
     adjectives: tuple[str, ...]
     use: str  # completes "loved to ..."; {his} is the hero's
 

@@ -41,8 +41,8 @@ def shard_path(split: str, number: int) -> str:
 def write_shard(path: str | StoragePath, table: pa.Table) -> Shard:
     """Write one Parquet file, the same bytes for the same table on any host at any time.
 
-    Every writer option that decides about bytes is given here. The file appears under its name only when
-    whole: it is written beside it and renamed, so a killed or repeated attempt leaves no half shard.
+    Every writer option that decides about bytes is given here. The file is written under another name and renamed
+    when it is complete, so a killed or repeated attempt leaves no half shard.
     """
     path = storage_path(path)
     make_folder(path.parent)

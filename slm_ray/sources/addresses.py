@@ -18,7 +18,7 @@ LOGGER = logging.getLogger(__name__)
 _SHOWN = 5  # names in a message
 
 BLOCK_BYTES = 4 << 20
-"""Read ahead of a remote file: large enough that its answering time is small, small beside a worker's memory."""
+"""Read ahead of a remote file: it costs much more than one answer takes, and little of a worker's memory."""
 
 
 def is_remote(address: str) -> bool:
@@ -27,7 +27,7 @@ def is_remote(address: str) -> bool:
 
 
 def open_file(address: str) -> BinaryIO:
-    """Open for reading, with `seek`. Errors are those of the place; read inside `reading`."""
+    """Open for reading, with `seek`. Errors are those of the file system: call and read inside `reading`."""
     if not is_remote(address):
         return Path(address).open("rb")
     import fsspec
@@ -37,9 +37,9 @@ def open_file(address: str) -> BinaryIO:
 
 
 def stamp(address: str) -> str:
-    """What changes when a file is altered, without reading it: its size, and its time here, its ETag in a store.
+    """What changes when a file is altered, without reading it: its size, and its time on a disk, its ETag in a store.
 
-    Errors are those of the place; ask inside `reading`.
+    Errors are those of the file system: call inside `reading`.
     """
     if not is_remote(address):
         status = Path(address.removeprefix("file://")).stat()
@@ -54,10 +54,10 @@ def stamp(address: str) -> str:
 
 @contextlib.contextmanager
 def reading(address: str) -> Iterator[None]:
-    """Whatever goes wrong with an address inside the block is one line.
+    """Turn whatever goes wrong with an address inside the block into one line.
 
     Raises:
-        UserError: the file is not there, may not be read, or its place does not answer.
+        UserError: the file is not there, may not be read, or the file system does not answer.
     """
     try:
         yield
@@ -76,12 +76,12 @@ def reading(address: str) -> Iterator[None]:
 
 
 def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) -> list[str]:
-    """The files that some words stand for, each once, sorted: a folder means all files below it that `is_known`.
+    """The files that some words name, each once, sorted: a folder means all files below it that `is_known`.
 
-    `known` says in a message what those are called.
+    `known` is for messages: the ends of names that are known.
 
     Raises:
-        UserError: a word stands for nothing, or for a file of no known kind.
+        UserError: a word names nothing, or a file that is not known.
     """
     found: set[str] = set()
     for word in words:
@@ -91,7 +91,7 @@ def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) ->
             others = sorted(file for file in files if not is_known(file))
             files = [file for file in files if is_known(file)]
             if files and others:
-                _say_skipped(word, others, f"end in none of {known}")
+                _warn_skipped(word, others, f"end in none of {known}")
             if not files:
                 raise UserError(f"no file in the folder {word} ends in {known}")
         if not files:
@@ -103,17 +103,17 @@ def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) ->
     return sorted(found)
 
 
-def _say_skipped(word: str, skipped: Sequence[str], why: str) -> None:
+def _warn_skipped(word: str, skipped: Sequence[str], why: str) -> None:
     shown = ", ".join(PurePosixPath(_bare(name)).name for name in skipped[:_SHOWN])
     more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
     LOGGER.warning("%s: skipped %d that %s: %s%s", word, len(skipped), why, ascii(shown)[1:-1], more)
 
 
 def names(addresses: Sequence[str]) -> list[str]:
-    """A name for each file that does not depend on where the whole lies: its path below the common folder.
+    """The path of each file below their common folder: a name that does not depend on where that folder lies.
 
-    `["/x/a/1.txt", "/x/b/1.txt"]` become `["a/1.txt", "b/1.txt"]`. Files of several places (a disk and a bucket)
-    are named place by place, with the place before the name where two would be equal.
+    `["/x/a/1.txt", "/x/b/1.txt"]` become `["a/1.txt", "b/1.txt"]`. Each file system (a disk and a bucket) has a common
+    folder of its own; its name comes before that of a file where two would be equal.
     """
     places: dict[str, list[str]] = {}
     for address in addresses:
@@ -129,7 +129,7 @@ def names(addresses: Sequence[str]) -> list[str]:
 
 
 def one_line(error: Exception) -> str:
-    """The text of an exception, or its name, short enough for a message."""
+    """All lines of an exception as one, at most 200 characters; its kind where it has no text."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -140,7 +140,7 @@ def _local_files(word: str) -> tuple[list[str], bool]:
         inside = [file for file in visible if file.is_file()]
         links = sorted(str(file) for file in visible if file.is_symlink() and not file.is_file())
         if inside and links:
-            _say_skipped(word, links, "are links to a folder or to nothing")
+            _warn_skipped(word, links, "are links to a folder or to nothing")
         return [_absolute(file) for file in inside], True
     if path.is_file():
         return [_absolute(path)], False
@@ -148,7 +148,7 @@ def _local_files(word: str) -> tuple[list[str], bool]:
     files = [name for name in found if Path(name).is_file()]
     others = sorted(set(found) - set(files))
     if files and others and "**" not in word:  # which finds folders too, and all that is in them
-        _say_skipped(word, others, "are no files (name a folder itself to read what is in it)")
+        _warn_skipped(word, others, "are no files (name a folder itself to read what is in it)")
     return [_absolute(name) for name in files], False
 
 

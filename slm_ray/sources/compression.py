@@ -15,18 +15,18 @@ from slm_ray.sources import addresses
 
 CHUNK_BYTES = 1 << 20
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-"""By the last end of a file's name, after the one that says what is inside."""
+"""By the last end of a file's name; the one before it names the format."""
 
 
 class Watch:
-    """Sees the bytes of a file as it is stored go by: their digest, their number, and somebody who counts along."""
+    """Receives the bytes of a file as stored: their digest and their number, and a callback that counts along."""
 
     def __init__(self, on_bytes: Callable[[int], None] | None = None) -> None:
         self.n_bytes = 0
         self._on_bytes = on_bytes
         self._digest = hashlib.sha256()
 
-    def see(self, stored: bytes) -> None:
+    def update(self, stored: bytes) -> None:
         """Take the next bytes into account."""
         self._digest.update(stored)
         self.n_bytes += len(stored)
@@ -35,7 +35,7 @@ class Watch:
 
     @property
     def sha256(self) -> str:
-        """Digest of all bytes seen."""
+        """Digest of all bytes received."""
         return self._digest.hexdigest()
 
 
@@ -66,7 +66,7 @@ def chunks_between(address: str, start_byte: int, end_byte: int) -> Iterator[byt
 
 
 class _Stored:
-    """A file that shows a `Watch`, if there is one, what is read of it."""
+    """A file that hands what is read of it to a `Watch`, if there is one."""
 
     closed = False
 
@@ -77,7 +77,7 @@ class _Stored:
     def read(self, n_bytes: int) -> bytes:
         stored = self._file.read(n_bytes)
         if self._watch is not None:
-            self._watch.see(stored)
+            self._watch.update(stored)
         return stored
 
     def close(self) -> None:

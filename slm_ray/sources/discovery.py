@@ -25,12 +25,12 @@ HUB_VALIDATION_SHARE = 0.05  # of --max-stories, taken from the hub's official v
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a source turned out to be."""
+    """The inputs of a source, and which source it was."""
 
     files: list[ScanResult]
-    used: str
-    revision: str | None = None
-    why: str | None = None
+    used: str  # files, sample or hub:NAME
+    revision: str | None = None  # of a hub data set or of the sample corpus
+    why: str | None = None  # auto: why the hub was not used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class SourceResolver:
         """The inputs of a validation source: of a hub data set its validation split, unless another one is named.
 
         Raises:
-            UserError: as `find`, and for `auto`, which may turn out to be this or that.
+            UserError: as `find`, and for `auto`, which may be one source or the other.
         """
         if tuple(words) == ("auto",):
             raise UserError("auto cannot be the validation source: name files, sample or hub:OWNER/NAME")
@@ -102,18 +102,18 @@ class SourceResolver:
             folder=self.folder,
             on_bytes=self.options.on_bytes,
         )
-        files = [self.downloaded(download, named.split or "train", max_stories)]
+        files = [self.scan_split(download, named.split or "train", max_stories)]
         if named.split is None:
             n_held_out = None if max_stories is None else max(1, round(max_stories * HUB_VALIDATION_SHARE))
             for split in ("validation", "test"):
                 if split in download.splits:
-                    files.append(self.downloaded(download, split, n_held_out, own_split=split))
+                    files.append(self.scan_split(download, split, n_held_out, own_split=split))
         return Found(files=files, used=word, revision=download.revision)
 
-    def downloaded(
+    def scan_split(
         self, download: hub.Download, split: str, limit: int | None, own_split: str | None = None
     ) -> ScanResult:
-        """One split of a hub data set as a file, its first `limit` stories or all."""
+        """One split of a hub data set, downloaded: its first `limit` stories or all."""
         path = str(download.fetch(split, limit))
         name = f"{download.name}/{split}"
         scanned = self._scan(InputFile(format=Parquet(hub.TEXT_COLUMN), name=name, path=path, split=own_split))
@@ -124,10 +124,10 @@ class SourceResolver:
         """Files, folders and globs, here or in an object store."""
         paths = addresses.expand(words, formats.is_known, formats.KNOWN_ENDS)
         self.on_paths(paths)
-        files = [self.file(path, name) for path, name in zip(paths, addresses.names(paths), strict=True)]
+        files = [self.scan_file(path, name) for path, name in zip(paths, addresses.names(paths), strict=True)]
         return Found(files=files, used="files")
 
-    def file(self, path: str, name: str) -> ScanResult:
+    def scan_file(self, path: str, name: str) -> ScanResult:
         """One file, read once."""
         file_format, compression = formats.format_of(path, self.options)
         with addresses.reading(path):

@@ -33,10 +33,10 @@ def parse(word: str) -> HubReference:
 
 
 def unreachable(name: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str | None:
-    """Why the hub cannot be asked for this data set now, in a few words; None when it answers.
+    """Why the hub is not available for this data set, in a few words; None when it answers.
 
     A server's own trouble (status 5xx, 429) is no answer. Takes `timeout_s` at most: it asks in a thread,
-    because looking up a host name knows no time limit.
+    because looking up a host name has no time limit.
 
     Raises:
         UserError: the hub refuses this data set (another status 4xx).
@@ -74,7 +74,7 @@ class Download:
 
     @functools.cached_property
     def revision(self) -> str:
-        """The commit that is meant. Raises UserError when the hub cannot be asked, or knows no such revision."""
+        """The commit of the wanted revision. Raises UserError when the hub is not available or has none such."""
         why = unreachable(self.name)
         if why is not None:
             raise self._failed(why)

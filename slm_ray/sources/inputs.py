@@ -27,7 +27,7 @@ class Format(Protocol):
         """What besides the content determines the rows, for the manifest; "": nothing."""
 
     def scan(self, file: "InputFile", step: int, watch: Watch) -> "ScanResult":
-        """Read a file once: digest, number of rows, and where each `step`-th begins. `watch` sees the bytes.
+        """Read a file once: digest, number of rows, and where each `step`-th begins. `watch` receives the bytes.
 
         Raises:
             UserError: the file is empty or damaged, is not what its name says, or has no such column.

@@ -6,7 +6,7 @@ functions of the input alone, so every run has the same work items.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ ROWS_PER_RANGE = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All work items of a job, and what the manifest says about the source."""
+    """All work items of a job, and the manifest's account of the source."""
 
     ranges: tuple[InputRange, ...]
     source: dict[str, Any]  # requested, used, why, revision, digest, files
@@ -102,7 +102,7 @@ def _words(source: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _first(files: Sequence[ScanResult], max_stories: int | None) -> list[ScanResult]:
-    """Only the first stories of all files together; a validation split is left as it is."""
+    """The first stories of all files together; files that belong to a split stay as they are."""
     left = max_stories
     taken = []
     for scanned in files:
@@ -113,14 +113,14 @@ def _first(files: Sequence[ScanResult], max_stories: int | None) -> list[ScanRes
     return taken
 
 
-def _as_validation(files: Sequence[ScanResult], names: set[str]) -> list[ScanResult]:
-    """Files of a validation source; story ids stay apart where one is called like another input, of these `names`."""
-    renamed = []
+def _as_validation(files: Sequence[ScanResult], names: Collection[str]) -> list[ScanResult]:
+    """Files of a validation source; one that is called like another input, of these `names`, gets a name of its own."""
+    taken, renamed = set(names), []
     for scanned in files:
         name = scanned.file.name
-        while name in names:
+        while name in taken:
             name = f"validation/{name}"
-        names.add(name)
+        taken.add(name)
         renamed.append(replace(scanned, file=replace(scanned.file, name=name, split="validation")))
     return renamed
 
@@ -146,10 +146,12 @@ def _cut(scanned: ScanResult, step: int) -> list[InputRange]:
 def _describe(
     words: Sequence[str], found: Found, validation: Found | None, files: Sequence[ScanResult]
 ) -> dict[str, Any]:
-    """What the manifest says; of files only names and digests, so it is equal wherever they lie."""
+    """The manifest's account of the source: of files only names and digests, so it is equal wherever they lie."""
     listed = [_describe_file(file) for file in files]
     is_path = found.used == "files"
-    own = {} if validation is None or validation.revision is None else _revision(validation)
+    own = {}
+    if validation is not None and validation.revision is not None:
+        own = {"validation": {"used": validation.used, "revision": validation.revision}}
     return {
         "requested": "files" if is_path else words[0],
         "used": found.used,
@@ -159,10 +161,6 @@ def _describe(
         "digest": json_sha256(listed),
         "files": listed,
     }
-
-
-def _revision(validation: Found) -> dict[str, Any]:
-    return {"validation": {"used": validation.used, "revision": validation.revision}}
 
 
 def _describe_file(scanned: ScanResult) -> dict[str, Any]:

@@ -21,7 +21,6 @@ RAW_SCHEMA = pa.schema(
 )
 """Rows as read: the story's bytes, or with a `problem` (a reason of `rejections.REASONS`) whatever stood there."""
 
-
 Item = tuple[InputRange, pa.RecordBatch]
 """What flows between the steps: a range and its rows."""
 
@@ -29,8 +28,8 @@ Item = tuple[InputRange, pa.RecordBatch]
 def read_ranges(task: Sequence[InputRange]) -> Iterator[Item]:
     """The ranges of a task, or some of them in order, each with its rows as they are, with `RAW_SCHEMA`.
 
-    Row i has the id `NAME#i`, counted in its input. One range or two are in memory at a time. Ranges left out cost
-    at most that the bytes before the next one are read.
+    Row i of an input has the id `NAME#i`. One range or two are in memory at a time. Of ranges that are left out, the
+    bytes may have to be read.
 
     Raises:
         UserError: the input cannot be read, or changed since it was planned: by its size, its time or ETag, which are
@@ -49,12 +48,6 @@ def read_ranges(task: Sequence[InputRange]) -> Iterator[Item]:
         _refuse_altered(file)
         ids = [f"{file.name}#{row}" for row in part.rows]
         yield part, pa.RecordBatch.from_arrays([pa.array(ids, pa.string()), texts, problems], schema=RAW_SCHEMA)
-
-
-def read_range(part: InputRange) -> pa.RecordBatch:
-    """One range alone; see `read_ranges`."""
-    [(_, batch)] = read_ranges((part,))
-    return batch
 
 
 def _refuse_altered(file: InputFile) -> None:

@@ -204,32 +204,32 @@ def _fields(message: int | bytes) -> Fields:
 
 
 def _pairs(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    place = 0
-    while place < len(message):
-        key, place = _varint(message, place)
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
         kind = key & 7
         if kind == 0:
-            value, place = _varint(message, place)
+            value, position = _varint(message, position)
             yield key >> 3, value
             continue
         if kind == 2:
-            size, place = _varint(message, place)
+            size, position = _varint(message, position)
         else:
             size = {1: 8, 5: 4}.get(kind, len(message))
-        if place + size > len(message):
+        if position + size > len(message):
             raise ValueError("it is cut short, or something else")
-        yield key >> 3, message[place : place + size]
-        place += size
+        yield key >> 3, message[position : position + size]
+        position += size
 
 
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, and the place behind it."""
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, and the position behind it."""
     number = 0
     for shift in range(0, 70, 7):
-        if place >= len(message):
+        if position >= len(message):
             break
-        number |= (message[place] & 0x7F) << shift
-        place += 1
-        if message[place - 1] < 0x80:
-            return number, place
+        number |= (message[position] & 0x7F) << shift
+        position += 1
+        if message[position - 1] < 0x80:
+            return number, position
     raise ValueError("it is cut short, or something else")

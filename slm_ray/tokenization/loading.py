@@ -26,16 +26,17 @@ def open_tokenizer(where: str) -> Tokenizer:
     keep their ids and are never used.
 
     Raises:
-        UserError: it cannot be had or read, does not keep every text, or cannot have an end-of-text token.
+        UserError: it is not available or cannot be read, does not keep every text, or has no room for an end-of-text
+            token.
     """
     path = _found(where)
     content = _read(path)
     text = convert(content, where) if path.suffix == ".model" else content.decode("utf-8", errors="replace")
-    return Tokenizer.from_json(with_end_mark(text, where), where, must_keep_text=True)
+    return Tokenizer.from_json(with_end_of_text(text, where), where, must_keep_text=True)
 
 
 def _found(where: str) -> Path:
-    """The file that is meant."""
+    """The file that the name stands for."""
     if where.startswith(PREFIX):
         return _download(where)
     try:
@@ -47,7 +48,7 @@ def _found(where: str) -> Path:
         raise UserError(f"cannot read the tokenizer {where}: {error}") from error
 
 
-def with_end_mark(text: str, name: str = "tokenizer") -> str:
+def with_end_of_text(text: str, name: str = "tokenizer") -> str:
     """A `tokenizer.json` that has `<|endoftext|>` as a special token; unchanged if it has.
 
     An entry of that name keeps its id and becomes special; otherwise the next free id is taken. A special token

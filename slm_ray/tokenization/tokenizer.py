@@ -29,7 +29,7 @@ _SOME_OF_EACH = (  # code points: single ones, then one for each first byte of 2
 EVERY_BYTE = "".join(map(chr, _SOME_OF_EACH))
 """A text with all 243 bytes that UTF-8 has."""
 PROBES = (EVERY_BYTE, "  Two  spaces. ", " One.\nTwo.\n\n", "\u2581a\u2581", "<s></s><unk><pad><0x41>", "")
-"""Texts that some tokenizer is known to change."""
+"""Texts that some tokenizers change."""
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end-of-text token: below it, some text could not be written
 
 

@@ -1,4 +1,4 @@
-"""Encoding each distinct word once: the fast path of `tokenizer.encode_batch`.
+"""Encoding each distinct word once: the fast path of `Tokenizer.encode_batch`.
 
 In: the texts of a batch. Out: their ids, gathered from a memo of words. Most of a story's words were seen before, so
 nearly all of the work is a dictionary encoding by Arrow and a gather by NumPy; the tokenizer itself sees a word once
@@ -18,8 +18,6 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 SPACE = 0x20
 MAX_WORDS = 1_000_000
 """Words that are remembered, about 200 MB; beyond it the memo begins anew."""
-
-WORDS = pa.list_(pa.dictionary(pa.int32(), pa.large_string()))
 
 
 def cut_words(texts: pa.LargeStringArray) -> pa.ListArray:

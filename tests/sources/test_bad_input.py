@@ -14,8 +14,8 @@ from slm_ray.preparation import steps
 from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.sources import plain_text, rows
 from slm_ray.sources.plan import plan_source
-from slm_ray.sources.reading import read_range, read_ranges
-from tests.support.source_files import STORIES, write_jsonl, write_parquet
+from slm_ray.sources.reading import read_ranges
+from tests.support.source_files import STORIES, read_range, write_jsonl, write_parquet
 
 
 def bad_files(folder: Path) -> dict[str, Path]:
@@ -131,7 +131,7 @@ def odd_files(folder: Path) -> dict[str, dict[str, int]]:
     }
 
 
-def test_odd_rows_are_counted_and_kept_aside(tmp_path):
+def test_odd_rows_are_counted_and_rejected(tmp_path):
     expected = odd_files(tmp_path)
     made = plan_source(str(tmp_path))
     found: dict[str, Counter[str]] = {}

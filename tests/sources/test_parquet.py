@@ -8,7 +8,8 @@ import pytest
 
 from slm_ray.errors import UserError
 from slm_ray.sources.plan import Plan, plan_source
-from slm_ray.sources.reading import read_range, read_ranges
+from slm_ray.sources.reading import read_ranges
+from tests.support.source_files import read_range
 
 TEXTS = [f"Story {row}." for row in range(100)]
 

@@ -15,9 +15,9 @@ import pytest
 from slm_ray.errors import UserError
 from slm_ray.sources import discovery
 from slm_ray.sources.plan import Plan, plan_source
-from slm_ray.sources.reading import read_range, read_ranges
+from slm_ray.sources.reading import read_ranges
 from tests.support.paths import ROOT
-from tests.support.source_files import STORIES, write_jsonl, write_parquet
+from tests.support.source_files import STORIES, read_range, write_jsonl, write_parquet
 
 PLAIN = [f"Story number {number}." for number in range(10)]
 

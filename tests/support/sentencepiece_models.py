@@ -46,5 +46,5 @@ def sentencepiece_model(kind: str, **changes: Any) -> bytes:
 
 @cache
 def from_model(kind: str, **changes: Any) -> Tokenizer:
-    text = loading.with_end_mark(convert(sentencepiece_model(kind, **changes), "stories.model"))
+    text = loading.with_end_of_text(convert(sentencepiece_model(kind, **changes), "stories.model"))
     return Tokenizer.from_json(text, must_keep_text=True)

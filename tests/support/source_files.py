@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_ray.sources import plan
+from slm_ray.sources.inputs import InputRange
+from slm_ray.sources.reading import read_ranges
 
 STORIES = [f"Story number {number}, with\n\na blank line." for number in range(10)]
 
@@ -20,6 +22,12 @@ def write_parquet(path: Path, texts: list[str | None], row_group_size: int = 3) 
 def write_jsonl(path: Path, lines: list[bytes]) -> Path:
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
+
+
+def read_range(part: InputRange) -> pa.RecordBatch:
+    """The rows of one range alone."""
+    [(_, batch)] = read_ranges((part,))
+    return batch
 
 
 def set_rows_per_range(patch: pytest.MonkeyPatch, rows: int) -> None:

@@ -82,6 +82,6 @@ def test_a_broken_model_is_refused(data: st.DataObject) -> None:
         if flipped:
             flipped[place] ^= 0xFF
     try:
-        Tokenizer.from_json(loading.with_end_mark(convert(bytes(flipped), "x.model")), must_keep_text=True)
+        Tokenizer.from_json(loading.with_end_of_text(convert(bytes(flipped), "x.model")), must_keep_text=True)
     except UserError as error:
         assert "\n" not in str(error)

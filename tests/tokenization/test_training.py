@@ -45,7 +45,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "sentencepiece_unigram": lambda: from_model("unigram"),
     "sentencepiece_bpe": lambda: from_model("bpe"),
     "sentencepiece_without_prefix": lambda: from_model("unigram", add_dummy_prefix=False),
-    "end_mark_added": lambda: Tokenizer.from_json(loading.with_end_mark(byte_level()), must_keep_text=True),
+    "end_mark_added": lambda: Tokenizer.from_json(loading.with_end_of_text(byte_level()), must_keep_text=True),
 }
 
 
@@ -166,15 +166,15 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_the_end_mark_takes_the_next_free_id_and_moves_no_other() -> None:
     before = tokenizers.Tokenizer.from_str(byte_level())
     before.add_special_tokens(["</s>", "<pad>"])
-    after = Tokenizer.from_json(loading.with_end_mark(before.to_str()))
+    after = Tokenizer.from_json(loading.with_end_of_text(before.to_str()))
     assert (after.eos_id, after.vocab_size) == (402, 403)
     assert {**before.get_vocab(), END_OF_TEXT: 402} == tokenizers.Tokenizer.from_str(after.to_json()).get_vocab()
 
 
 def test_an_end_mark_that_is_plain_text_becomes_special() -> None:
-    config = json.loads(loading.with_end_mark(byte_level()))
+    config = json.loads(loading.with_end_of_text(byte_level()))
     config["added_tokens"][0]["special"] = False
-    tokenizer = Tokenizer.from_json(loading.with_end_mark(json.dumps(config)), must_keep_text=True)
+    tokenizer = Tokenizer.from_json(loading.with_end_of_text(json.dumps(config)), must_keep_text=True)
     assert tokenizer.eos_id == 400
     assert 400 not in tokenizer.encode(f"a{END_OF_TEXT}")
 
@@ -182,7 +182,7 @@ def test_an_end_mark_that_is_plain_text_becomes_special() -> None:
 def test_an_entry_named_like_the_end_mark_becomes_it() -> None:
     config = json.loads(byte_level())
     config["model"]["vocab"][END_OF_TEXT] = 400
-    tokenizer = Tokenizer.from_json(loading.with_end_mark(json.dumps(config)), must_keep_text=True)
+    tokenizer = Tokenizer.from_json(loading.with_end_of_text(json.dumps(config)), must_keep_text=True)
     assert (tokenizer.eos_id, tokenizer.vocab_size) == (400, 401)
 
 
@@ -199,7 +199,7 @@ def test_ids_with_holes_are_refused() -> None:
     config["model"]["vocab"]["zzzz"] = config["model"]["vocab"].pop("a") + 400
     config["model"]["vocab"]["a"] = 401
     with pytest.raises(UserError, match="its ids have holes"):
-        loading.with_end_mark(json.dumps(config))
+        loading.with_end_of_text(json.dumps(config))
 
 
 # the hub
@@ -262,7 +262,7 @@ def open_by_name(endpoint: str, home: Path, *names: str) -> list[str]:
 
 
 def test_the_hub_is_asked_by_name_and_without_it_its_copy_is_used(hub: str, tmp_path: Path) -> None:
-    wanted = Tokenizer.from_json(loading.with_end_mark(byte_level())).sha256
+    wanted = Tokenizer.from_json(loading.with_end_of_text(byte_level())).sha256
     *opened, refused = open_by_name(hub, tmp_path, "gpt2", "hub:some/one@v2", "hub:some/one@v3")
     assert opened == [wanted, wanted]
     assert refused.startswith("error: cannot get the tokenizer hub:some/one@v3 (")
