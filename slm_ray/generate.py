@@ -73,7 +73,7 @@ def write_stories(config: GenerateConfig) -> list[str]:
     """The stories, each with its prompt, in the order of the prompts.
 
     Raises:
-        UserError: no such model, a damaged one, a prompt longer than its context, or an option out of range.
+        UserError: no such model, a corrupt one, a prompt longer than its context, or an option out of range.
     """
     params = config.sampling()
     model, tokenizer = load_model(resolve_model(config.model, config.tracking_uri).path)

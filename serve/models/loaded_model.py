@@ -44,7 +44,7 @@ class LoadedModel:
     """One version of a model with its engine.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: the checkpoint is corrupt.
         BrokenModelError: its logits are not finite, or it writes no text.
     """
 

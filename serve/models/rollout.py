@@ -188,7 +188,7 @@ def start_rollout(
     """Load a model in a process that shares its machine with the HTTP proxy and the other replicas, and watch it.
 
     Raises:
-        UserError: there is no such model, or it is damaged.
+        UserError: there is no such model, or it is corrupt.
     """
     # The proxy's work is small beside this. More than four threads only wait for each other on models of this size.
     threads = max(1, min(4, cpu_count() // replicas))
