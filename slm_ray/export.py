@@ -1,4 +1,4 @@
-"""Give a model away: `python slm_ray/export.py`.
+"""Export a model: `python slm_ray/export.py`.
 
 In: a model reference. Out: a folder in Hugging Face layout (config, safetensors, tokenizer), which transformers opens
 where the shape is one that it has; or, with `--format checkpoint`, a folder that this project serves.
@@ -41,7 +41,7 @@ class ExportConfig:
 
 
 def export_model(config: ExportConfig) -> Path:
-    """Verify the model and copy it; the folder appears whole or not at all.
+    """Verify the model and copy it; the folder appears complete or not at all.
 
     Raises:
         UserError: no such model, a corrupt one, or an output that is there already or cannot be written.
@@ -67,7 +67,7 @@ def export_model(config: ExportConfig) -> Path:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: parse, copy, say where."""
+    """Command line: parse, copy, print the folder."""
     set_default_environment()
     about = (ExportConfig.__doc__ or "").splitlines()[0]
     config = parse(ExportConfig, argv, prog="export.py", about=about, default=ExportConfig())

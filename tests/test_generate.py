@@ -54,7 +54,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert message in error and error.count("\n") == 1
 
 
-def test_missing_and_damaged_models_are_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_and_corrupt_models_are_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate.main(["--model", str(tmp_path / "none")]) == 2
     assert "no model" in capsys.readouterr().err
     damaged = write_tiny_model(tmp_path / "damaged")

@@ -72,7 +72,7 @@ class Engine:
         Raises:
             PromptError: the prompt is longer than the context, no Unicode text, or holds no tokens of the vocabulary.
         """
-        ids = self._encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        ids = self._encode(prompt) if isinstance(prompt, str) else self._check_ids(prompt)
         limit = self.backend.config.seq_len - 1
         if len(ids) > limit:
             raise PromptError(
@@ -87,7 +87,7 @@ class Engine:
             raise PromptError(f"the prompt is no Unicode text: {error.reason} at {error.start}") from error
         return self.tokenizer.encode(prompt)
 
-    def _checked(self, ids: Sequence[int]) -> list[int]:
+    def _check_ids(self, ids: Sequence[int]) -> list[int]:
         for token in ids:
             if not 0 <= token < self.tokenizer.vocab_size:
                 raise PromptError(f"token {token} is not one of the {self.tokenizer.vocab_size} of this model")

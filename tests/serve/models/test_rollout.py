@@ -39,7 +39,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def broken_copy(source: Path, target: Path, value: float) -> Path:
-    """A whole checkpoint, digests and all, whose weights are of no use."""
+    """A complete checkpoint, digests and all, whose weights are useless."""
     partial = target.with_name(f"{target.name}.raw")
     shutil.copytree(source, partial)
     weights = partial / "model" / "model.safetensors"
