@@ -197,7 +197,7 @@ def _check_apart(word: str, output: StoragePath) -> None:
 
 
 def _check_fractions(validation: float, test: float) -> None:
-    if not (validation >= 0 and test >= 0 and validation + test < 1):  # so put, NaN fails too
+    if not (validation >= 0 and test >= 0 and validation + test < 1):  # written this way, NaN fails too
         raise UserError(
             f"validation_fraction ({validation}) and test_fraction ({test}) must be 0 or more, "
             "and leave a share for train"

@@ -1,8 +1,9 @@
 """Worker processes of Beam's FnApiRunner that are ready at once: forked from this process after its imports.
 
-Beam starts a worker as a new Python that imports Beam again, about three seconds of a core each. A fork has
-everything already, and shares the memory of it. Forks are made while this process has one thread only, before any
-server runs; where that is not so, or none is left, a worker is started as Beam does it.
+In: a number of workers. Out: `ForkedEnvironment`, in which the runner starts its workers. Used by `runners`. Beam
+starts a worker as a new Python that imports Beam again, which takes about three seconds of a core. A fork has
+everything imported, and shares that memory. Forks are made while this process has one thread, before any server runs.
+With more threads, or when no fork is left, a worker is started as Beam does it.
 """
 
 import ctypes
@@ -28,7 +29,7 @@ class Fork:
     """A process that waits for its work, and ends when this one does."""
 
     pid: int
-    pipe: int  # where it receives its work
+    pipe: int  # to send it its work
 
     @classmethod
     def make(cls) -> "Fork":
@@ -71,7 +72,7 @@ class ForkedEnvironment(SubprocessSDKEnvironment):
         resource_hints: Any,
         context: Any,  # noqa: ARG004 - as Beam calls it
     ) -> "ForkedEnvironment":
-        """The way back."""
+        """The environment that `to_runner_api_parameter` wrote."""
         return ForkedEnvironment(payload.decode("utf-8"), capabilities, artifacts, resource_hints)
 
 
@@ -105,11 +106,10 @@ class ForkedWorkerHandler(SubprocessSdkWorkerHandler):
 
 
 def _wait_and_work(pipe: int) -> NoReturn:
-    """The life of a fork: Ctrl-C is for the process that made it, and with that it ends."""
+    """Run a fork: it ignores Ctrl-C, which is for the process that made it, and ends with that process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(
-        PR_SET_PDEATHSIG, signal.SIGKILL
-    )  # else Beam tries for a minute to reach the process that is gone
+    # without it, a worker tries for a minute to reach the process that is gone
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     code = 1
     try:
         with os.fdopen(pipe) as receiving:

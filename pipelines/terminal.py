@@ -46,7 +46,7 @@ def planning() -> Iterator[Callable[[int], None]]:
 def progress(staged: StoragePath, n_ranges: int) -> Iterator[None]:
     """Show how many ranges are cleaned and how many are written, by their files in the staging folder.
 
-    The files are the one sign of progress that every runner gives. A bar on a terminal; elsewhere one line per
+    Only these files show progress on every runner. A bar on a terminal; elsewhere one line per
     tenth of the work.
     """
     is_terminal = sys.stderr.isatty()

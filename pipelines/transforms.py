@@ -1,4 +1,4 @@
-"""The steps of the pipeline as Beam transforms: thin wires around the pure functions of `slm_ray.preparation.steps`.
+"""The steps of the pipeline as Beam transforms: thin wrappers of the pure functions of `slm_ray.preparation.steps`.
 
 In: a PCollection of tasks, which are tuples of `InputRange`. Out: shards and summaries in a folder. Elements are
 `(InputRange, RecordBatch)`, so Beam's cost per element is paid once per 4,000 stories. Every callable handed to Beam
@@ -30,7 +30,7 @@ class ReadStories(beam.PTransform[Any, Any]):
 
 @dataclass
 class CleanStories(beam.PTransform[Any, Any]):
-    """Clean texts, give the unfit ones a reason, and name each story by a hash."""
+    """Clean texts, set a reason for rejected ones, and name each story by a hash."""
 
     rules: CleaningRules
 
@@ -103,7 +103,7 @@ class TrainTokenizer(beam.PTransform[Any, Any]):
 
 @dataclass
 class DropDuplicates(beam.PTransform[Any, Any]):
-    """Give the rows that were found to repeat another story their reason."""
+    """Set the reason of the rows that were found to repeat another story."""
 
     duplicates: PCollection[Any]  # from FindDuplicates or FindNearDuplicates
     reason: str = "duplicate"

@@ -29,7 +29,7 @@ def cleaned_path(folder: StoragePath, number: int) -> StoragePath:
 
 
 def keep_cleaned(item: Item, folder: str) -> InputRange:
-    """Write a cleaned range into the staging folder `folder`; the range alone goes on."""
+    """Write a cleaned range into the staging folder `folder`. Returns the range alone."""
     part, batch = item
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:

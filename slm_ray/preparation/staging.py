@@ -1,4 +1,4 @@
-"""From a staging folder to a data set: nothing is seen before all of it is there, and nothing finished is done again.
+"""From a staging folder to a data set: it appears whole or not at all, and finished ranges are not repeated.
 
 In: the output folder and what the pipeline wrote below its `.staging`. Out: a data set whose manifest appears
 last. The last step of `pipelines/prepare.py`. An earlier data set in the same folder stays whole until the new

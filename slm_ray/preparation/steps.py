@@ -1,9 +1,9 @@
 """One input range on its way from raw text to shards: a batch that gains columns and loses no row.
 
 In: input ranges. Out: shards, and a `RangeSummary` for the manifest and the report. Each function is one step of the
-pipeline; `pipelines/transforms.py` only wires them. The way has two halves, for what is kept depends on all stories:
-cleaned ranges wait as files in the staging folder until duplicates and tokenizer are known. So the source is read
-once, nothing large is shuffled, and a job that was killed finds its cleaned ranges again. A rejected row keeps its
+pipeline; `pipelines/transforms.py` only wires them. The way has two halves, because what is kept depends on all
+stories: cleaned ranges wait as files in the staging folder until duplicates and tokenizer are known. So the source is
+read once, nothing large is shuffled, and a job that was killed finds its cleaned ranges again. A rejected row keeps its
 place with a `reason`, so read = kept + duplicates + rejected holds by construction, and is still checked.
 """
 
@@ -83,7 +83,7 @@ def save_tokenizer(tokenizer_json: str, folder: str) -> None:
 def drop_duplicates(
     item: Item, duplicates: Mapping[int, Iterable[npt.NDArray[np.int64]]], reason: str = "duplicate"
 ) -> Item:
-    """Give the rows found to be duplicates the reason `reason`."""
+    """Set the reason of the rows found to be duplicates to `reason`."""
     part, batch = item
     found = duplicates.get(part.number)
     if not found:
@@ -123,7 +123,7 @@ def tokenize_batch(item: Item, tokenizer_json: str) -> Item:
 def write_range(item: Item, folder: str, tokenizer_json: str) -> int:
     """Write the range's shards and evidence below `folder`; its summary, written last, marks it as finished.
 
-    Returns the range's number: what is found in the summaries' files need not travel through a runner.
+    Returns the range's number alone: the summary is read from its file, not sent through a runner.
     """
     part, batch = item
     tokenizer = cached_tokenizer(tokenizer_json)
