@@ -1,7 +1,7 @@
 """What a run is: frozen dataclasses, checked once when they are made.
 
-In: fields, from `config_files` or the command line. Out: a `TrainConfig`. Everything that a run does follows from it,
-so it is saved with every checkpoint and logged to the tracker.
+In: fields, from `files` or `options`. Out: a `TrainConfig`, from which all that a run does follows: every checkpoint
+and the tracker hold it.
 """
 
 import dataclasses
@@ -15,10 +15,8 @@ from slm_ray.errors import UserError
 
 MAX_NAME_BYTES = 200
 """Of a run: its folder's name, with room for what is put beside it (255 is what file systems take)."""
-IGNORED_TARGET = -1
-"""Target of a position that no loss counts."""
-MAX_THREADS = 1024
-MAX_EPOCHS = 1_000_000
+IGNORED_TARGET = -1  # of a position that no loss counts
+MAX_THREADS, MAX_EPOCHS = 1024, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

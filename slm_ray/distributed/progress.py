@@ -117,7 +117,7 @@ def duration(seconds: float) -> str:
 
 
 def _speed(line: dict[str, Any]) -> list[str]:
-    """Tokens a second and, where it was measured, the share of the machine's peak (see `utilization`)."""
+    """Tokens a second and, where it was measured, the share of the machine's peak (see `training.peak_flops`)."""
     share = [f"{line['mfu']:.0%} of peak"] if "mfu" in line else []
     return [f"{line['tokens_per_s']:,.0f} tokens/s", *share]
 

@@ -1,7 +1,7 @@
 """Deliveries that must not hold up the work: calls made in order, by a thread of their own.
 
 In: calls that send something somewhere. Out: the calls made, one after another. A call that fails, or one too many
-waiting, is dropped and costs a warning: the work goes on. `tracking` sends metrics through it, so that a training
+waiting, is dropped and costs a warning: the work goes on. `mlflow_runs` sends metrics through it, so that a training
 neither waits for a store nor ends with it.
 """
 

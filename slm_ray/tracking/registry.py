@@ -2,7 +2,7 @@
 
 In: a checkpoint to register; `models:/tinystories@champion`, `models:/tinystories/3` or a folder. Out: versions that
 carry their lineage, and for a reference the folder of its checkpoint. `locate` says, cheaply, what a reference points
-to now, for those who wait until it moves. The store is that of `tracking`.
+to now, for those who wait until it moves. The store is that of `mlflow_runs`.
 """
 
 import hashlib
