@@ -50,7 +50,7 @@ from slm_ray.preparation import resume, staging, steps, summary, summary_files
 from slm_ray.preparation.rejections import ADVICE, refuse_too_many
 from slm_ray.preparation.resume import Completed
 from slm_ray.sources import discovery, plan, sample
-from slm_ray.sources.plan import Plan
+from slm_ray.sources.plan import SourcePlan
 from slm_ray.storage import StoragePath
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def make_plan(config: PrepareConfig) -> Plan:
+def make_plan(config: PrepareConfig) -> SourcePlan:
     """Find the inputs and cut them into ranges."""
     with terminal.planning() as on_bytes:
         return plan.plan_source(
@@ -99,12 +99,12 @@ def make_plan(config: PrepareConfig) -> Plan:
         )
 
 
-def job_key(config: PrepareConfig, plan: Plan) -> str:
+def job_key(config: PrepareConfig, plan: SourcePlan) -> str:
     """What names this job and no other in the staging folder."""
     return staging.job_key(plan.source["digest"], config.parameters(plan.has_own_validation, plan.has_own_test))
 
 
-def earlier_data_set(config: PrepareConfig, plan: Plan) -> Manifest | None:
+def earlier_data_set(config: PrepareConfig, plan: SourcePlan) -> Manifest | None:
     """The data set that is already there, if it is whole and the one asked for; None if there is work to do.
 
     Raises:
@@ -128,7 +128,9 @@ def earlier_data_set(config: PrepareConfig, plan: Plan) -> Manifest | None:
     return manifest
 
 
-def prepare(beam_options: PipelineOptions, config: PrepareConfig, plan: Plan) -> tuple[Manifest, summary.DataSummary]:
+def prepare(
+    beam_options: PipelineOptions, config: PrepareConfig, plan: SourcePlan
+) -> tuple[Manifest, summary.DataSummary]:
     """Run the pipeline into a staging folder, check that no story was lost, and publish the data set."""
     parameters = config.parameters(plan.has_own_validation, plan.has_own_test)
     staged = staging.begin(config.folder, job_key(config, plan))
@@ -153,7 +155,7 @@ def prepare(beam_options: PipelineOptions, config: PrepareConfig, plan: Plan) ->
 
 
 def build(
-    pipeline: beam.Pipeline, plan: Plan, config: PrepareConfig, staged: StoragePath, completed: Completed
+    pipeline: beam.Pipeline, plan: SourcePlan, config: PrepareConfig, staged: StoragePath, completed: Completed
 ) -> PCollection[Any]:
     """The graph. Cleaned ranges wait in `staged`, so that nothing but hashes and the tokenizer's sample is shuffled."""
     fractions = config.fractions(plan.has_own_validation, plan.has_own_test)
@@ -190,7 +192,7 @@ def build(
 
 
 def make_manifest(
-    plan: Plan, parameters: dict[str, object], tokenizer: Tokenizer, found: summary.DataSummary
+    plan: SourcePlan, parameters: dict[str, object], tokenizer: Tokenizer, found: summary.DataSummary
 ) -> Manifest:
     """All that identifies the data set, and its fingerprint."""
     return Manifest(
@@ -216,7 +218,7 @@ def make_manifest(
     )
 
 
-def _is_same(manifest: Manifest, config: PrepareConfig, plan: Plan) -> bool:
+def _is_same(manifest: Manifest, config: PrepareConfig, plan: SourcePlan) -> bool:
     wanted = config.parameters(plan.has_own_validation, plan.has_own_test)
     return manifest.source["digest"] == plan.source["digest"] and manifest.parameters == wanted
 

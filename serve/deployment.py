@@ -36,7 +36,7 @@ SPARE_ONGOING = 16
 FORWARD_S = 1.0
 """Time for the proxy to forward the last answers: a replica does not see whether they have arrived."""
 PROXY_SPARE_S = 10.0
-QUIET = {"log_level": "WARNING", "enable_access_log": False}
+QUIET_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
 class Stories:
@@ -104,7 +104,7 @@ def build_app(config: AppConfig) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
         max_constructor_retry_count=1,
-        logging_config=QUIET,
+        logging_config=QUIET_LOGGING,
     )
     return deployment(serve.ingress(build)(Stories)).bind()
 
@@ -167,7 +167,7 @@ def _deploy(config: ServeConfig) -> DeploymentHandle:
         serve.start(
             proxy_location="HeadOnly",
             http_options=_http_options(config),
-            logging_config=QUIET,
+            logging_config=QUIET_LOGGING,
         )
         return serve.run(build_app(config), name=APP_NAME, route_prefix="/")
     except (RuntimeError, TimeoutError, RayError) as error:

@@ -22,7 +22,7 @@ from slm_ray.model.decoder import count_parameters
 from slm_ray.runs import checkpoint
 from slm_ray.tracking.registry import ResolvedModel, discard
 
-PROMPTS = ("", "The", "Once upon a time", "One day, a little dog")
+WARM_UP_PROMPTS = ("", "The", "Once upon a time", "One day, a little dog")
 """What every version is asked to continue before it serves."""
 ANSWER_TOKENS = 24
 
@@ -128,7 +128,7 @@ def warm_up(engine: Engine, title: str) -> tuple[Answer, ...]:
         BrokenModelError: logits that are not finite, or no text after any of them.
     """
     most = engine.backend.config.seq_len // 2
-    prompts = [prompt for prompt in PROMPTS if len(engine.tokenizer.encode(prompt)) <= most]
+    prompts = [prompt for prompt in WARM_UP_PROMPTS if len(engine.tokenizer.encode(prompt)) <= most]
     params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0)
     for prompt in prompts:
         logits = engine.backend.prefill(0, [engine.tokenizer.eos_id, *engine.tokenizer.encode(prompt)])

@@ -30,7 +30,7 @@ LONGEST_WAIT_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Watch:
+class AliasWatch:
     """What to look at, and what to do when it changes."""
 
     locate: Callable[[], str]
@@ -46,7 +46,7 @@ class Watch:
 class Rollout:
     """The current model: what the routes ask. With a watch, a thread of its own changes it."""
 
-    def __init__(self, current: LoadedModel, watch: Watch | None = None) -> None:
+    def __init__(self, current: LoadedModel, watch: AliasWatch | None = None) -> None:
         self.current = current
         self._attempt = RolloutStatus()
         self._trouble = ""
@@ -96,13 +96,13 @@ class Rollout:
         models = filter(None, (self.current, self._retiring))
         await asyncio.gather(*(asyncio.to_thread(model.close, drain_s) for model in models))
 
-    def _follow(self, watch: Watch) -> None:
+    def _follow(self, watch: AliasWatch) -> None:
         wait_s = watch.interval_s
         while not self._stopping.wait(wait_s):
-            is_known = self._look(watch)
+            is_known = self._check_alias(watch)
             wait_s = watch.interval_s if is_known else max(watch.interval_s, min(2 * wait_s, LONGEST_WAIT_S))
 
-    def _look(self, watch: Watch) -> bool:
+    def _check_alias(self, watch: AliasWatch) -> bool:
         """Look at the reference once, and change the version if it has changed. Returns whether it could be read."""
         try:
             target = watch.locate()
@@ -123,7 +123,7 @@ class Rollout:
             LOGGER.warning("%s", trouble)
         self._trouble = trouble
 
-    def _change(self, watch: Watch, target: str) -> bool:
+    def _change(self, watch: AliasWatch, target: str) -> bool:
         """Returns false when the store went away in between, so that it is tried again."""
         before = self._attempt
         self._attempt = RolloutStatus(state="loading", detail=f"{target} beside {self.current.title}")
@@ -202,7 +202,7 @@ def start_rollout(
             discard(source)
             raise
 
-    watch = Watch(
+    watch = AliasWatch(
         locate=lambda: locate(reference, tracking_uri), load=load, interval_s=watch_interval_s, drain_s=drain_s
     )
     return Rollout(load(), watch)

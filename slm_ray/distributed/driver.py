@@ -19,7 +19,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import verify_split
 from slm_ray.distributed import cluster
-from slm_ray.distributed.progress import watch
+from slm_ray.distributed.progress import show_progress
 from slm_ray.distributed.workers import run_workers
 from slm_ray.errors import UserError
 from slm_ray.runs.checkpoint import Checkpoint
@@ -104,7 +104,7 @@ def _run_locked(
     status = "FAILED"
     try:
         if not _is_finished(plan, latest):
-            with watch(plan.history, plan.max_steps, is_quiet=is_quiet), _place_of_a_stop(plan):
+            with show_progress(plan.history, plan.max_steps, is_quiet=is_quiet), _place_of_a_stop(plan):
                 run_workers(plan, tracker.run_id, callbacks)
         result = _conclude(plan, tracker)
         status = "FINISHED"

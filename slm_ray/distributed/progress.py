@@ -23,7 +23,7 @@ BAR = "{desc}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 @contextlib.contextmanager
-def watch(history: History, max_steps: int, *, is_quiet: bool = False) -> Iterator[None]:
+def show_progress(history: History, max_steps: int, *, is_quiet: bool = False) -> Iterator[None]:
     """Show a run's new lines while the body runs; with `is_quiet`, nothing."""
     if is_quiet:
         yield

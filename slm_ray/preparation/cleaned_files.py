@@ -8,7 +8,7 @@ import pyarrow as pa
 from slm_ray import storage
 from slm_ray.errors import UserError
 from slm_ray.preparation.splits import HASH_BYTES
-from slm_ray.sources.inputs import InputRange
+from slm_ray.sources.input_files import InputRange
 from slm_ray.sources.reading import Item
 from slm_ray.storage import StoragePath
 

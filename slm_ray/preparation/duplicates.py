@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from slm_ray.preparation.splits import hash_bytes
-from slm_ray.sources.inputs import InputRange
+from slm_ray.sources.input_files import InputRange
 from slm_ray.sources.reading import Item
 
 Positions = npt.NDArray[np.uint64]

@@ -12,8 +12,8 @@ from slm_ray.errors import UserError
 from slm_ray.preparation.cleaned_files import CLEANED
 from slm_ray.preparation.summary import RangeSummary
 from slm_ray.preparation.summary_files import load_summaries
-from slm_ray.sources.inputs import InputRange
-from slm_ray.sources.plan import Plan
+from slm_ray.sources.input_files import InputRange
+from slm_ray.sources.plan import SourcePlan
 from slm_ray.storage import StoragePath
 
 
@@ -33,7 +33,7 @@ class Completed:
             written=frozenset(found.number for found in load_summaries(staged) if _is_whole(staged, found)),
         )
 
-    def left_to_read(self, plan: Plan) -> list[tuple[InputRange, ...]]:
+    def left_to_read(self, plan: SourcePlan) -> list[tuple[InputRange, ...]]:
         """The tasks of a plan without the ranges that are cleaned already."""
         tasks = (tuple(part for part in task if part.number not in self.cleaned) for task in plan.tasks)
         return [task for task in tasks if task]

@@ -24,7 +24,7 @@ from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.preparation.splits import is_sampled, splits_of_hashes
 from slm_ray.preparation.summary import summarize
 from slm_ray.preparation.summary_files import save_summary
-from slm_ray.sources.inputs import InputRange
+from slm_ray.sources.input_files import InputRange
 from slm_ray.sources.reading import Item, read_ranges
 from slm_ray.tokenization import training
 from slm_ray.tokenization.tokenizer import cached_tokenizer

@@ -18,7 +18,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """By the last end of a file's name; the one before it names the format."""
 
 
-class Watch:
+class ScanWatch:
     """Receives the bytes of a file as stored: their digest and their number, and a callback that counts along."""
 
     def __init__(self, on_bytes: Callable[[int], None] | None = None) -> None:
@@ -39,7 +39,7 @@ class Watch:
         return self._digest.hexdigest()
 
 
-def read_chunks(address: str, compression: str, watch: Watch | None = None) -> Iterator[bytes]:
+def read_chunks(address: str, compression: str, watch: ScanWatch | None = None) -> Iterator[bytes]:
     """What is inside a file, in order, about a megabyte at a time; `compression` is "", "gzip" or "zstd".
 
     Raises:
@@ -66,11 +66,11 @@ def chunks_between(address: str, start_byte: int, end_byte: int) -> Iterator[byt
 
 
 class _Stored:
-    """A file that hands what is read of it to a `Watch`, if there is one."""
+    """A file that hands what is read of it to a `ScanWatch`, if there is one."""
 
     closed = False
 
-    def __init__(self, file: BinaryIO, watch: Watch | None) -> None:
+    def __init__(self, file: BinaryIO, watch: ScanWatch | None) -> None:
         self._file = file
         self._watch = watch
 

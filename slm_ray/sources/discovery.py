@@ -11,8 +11,8 @@ from pathlib import Path
 from slm_ray.errors import UserError
 from slm_ray.hub_reference import PREFIX
 from slm_ray.sources import addresses, formats, hub
-from slm_ray.sources.compression import Watch
-from slm_ray.sources.inputs import InputFile, ScanResult
+from slm_ray.sources.compression import ScanWatch
+from slm_ray.sources.input_files import InputFile, ScanResult
 from slm_ray.sources.parquet import Parquet
 from slm_ray.sources.sample import Sample
 from slm_ray.storage import json_sha256
@@ -137,7 +137,7 @@ class SourceResolver:
 
     def _scan(self, file: InputFile, on_bytes: Callable[[int], None] | None = None) -> ScanResult:
         with addresses.reading(file.path):
-            return file.format.scan(file, self.options.step, Watch(on_bytes))
+            return file.format.scan(file, self.options.step, ScanWatch(on_bytes))
 
 
 def is_special(word: str) -> bool:

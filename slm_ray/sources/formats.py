@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from slm_ray.sources.compression import COMPRESSIONS
 from slm_ray.sources.delimited import Delimited
-from slm_ray.sources.inputs import Format
+from slm_ray.sources.input_files import Format
 from slm_ray.sources.json_lines import JsonLines
 from slm_ray.sources.parquet import Parquet
 from slm_ray.sources.plain_text import PlainText, SplitOptions

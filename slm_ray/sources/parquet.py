@@ -16,8 +16,8 @@ import pyarrow.types as types
 
 from slm_ray.errors import UserError
 from slm_ray.sources import addresses
-from slm_ray.sources.compression import Watch
-from slm_ray.sources.inputs import InputFile, InputRange, ScanResult, Texts
+from slm_ray.sources.compression import ScanWatch
+from slm_ray.sources.input_files import InputFile, InputRange, ScanResult, Texts
 from slm_ray.sources.rows import column_hint, first_chunks
 
 _BATCH_ROWS = 1000
@@ -31,7 +31,7 @@ class Parquet:
     text_column: str
     cut = ""
 
-    def scan(self, file: InputFile, step: int, watch: Watch) -> ScanResult:
+    def scan(self, file: InputFile, step: int, watch: ScanWatch) -> ScanResult:
         """See `Format`. Reads the content for its digest, and the metadata at its end for the rest."""
         for _ in first_chunks(file, watch):
             pass

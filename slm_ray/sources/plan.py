@@ -1,7 +1,7 @@
 """What `--source` means, cut into fixed input ranges.
 
-In: `auto`, `sample`, `hub:NAME`, or files, folders and globs here or in an object store. Out: a `Plan`, whose ranges
-are the work items of the pipeline (`reading` reads them). The first step of the flow. Ranges and story ids are
+In: `auto`, `sample`, `hub:NAME`, or files, folders and globs here or in an object store. Out: a `SourcePlan`, whose
+ranges are the work items of the pipeline (`reading` reads them). The first step of the flow. Ranges and story ids are
 functions of the input alone, so every run has the same work items.
 """
 
@@ -15,7 +15,7 @@ from slm_ray.errors import UserError
 from slm_ray.sources import plain_text
 from slm_ray.sources.discovery import Found, SourceResolver
 from slm_ray.sources.formats import ScanOptions
-from slm_ray.sources.inputs import InputRange, ScanResult
+from slm_ray.sources.input_files import InputRange, ScanResult
 from slm_ray.sources.plain_text import SplitOptions
 from slm_ray.storage import json_sha256
 
@@ -24,7 +24,7 @@ ROWS_PER_RANGE = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SourcePlan:
     """All work items of a job, and the manifest's account of the source."""
 
     ranges: tuple[InputRange, ...]
@@ -66,7 +66,7 @@ def plan_source(
     download_folder: Path | None = None,
     on_bytes: Callable[[int], None] | None = None,
     on_paths: Callable[[list[str]], None] = lambda _paths: None,
-) -> Plan:
+) -> SourcePlan:
     """Find the inputs, read each file once, and cut them into ranges.
 
     `max_stories` takes the first stories of `source` (None: 20,000 of `auto`'s hub data set, 6,000 of the
@@ -92,9 +92,9 @@ def plan_source(
     if own is not None:
         files = [scanned for scanned in files if scanned.file.split != "validation"]
         files += _as_validation(own.files, {scanned.file.name for scanned in files})
-    ranges = itertools.chain.from_iterable(_cut(scanned, rows_per_range) for scanned in files)
+    ranges = itertools.chain.from_iterable(_cut_into_ranges(scanned, rows_per_range) for scanned in files)
     numbered = tuple(replace(part, number=number) for number, part in enumerate(ranges))
-    return Plan(ranges=numbered, source=_describe(_words(source), found, own, files))
+    return SourcePlan(ranges=numbered, source=_describe(_words(source), found, own, files))
 
 
 def _words(source: str | Sequence[str]) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ def _as_validation(files: Sequence[ScanResult], names: Collection[str]) -> list[
     return renamed
 
 
-def _cut(scanned: ScanResult, step: int) -> list[InputRange]:
+def _cut_into_ranges(scanned: ScanResult, step: int) -> list[InputRange]:
     n_ranges = -(-scanned.n_rows // step)
     borders = scanned.borders or (0,) * (n_ranges + 1)
     units = scanned.units or (0,) * n_ranges

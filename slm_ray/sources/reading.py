@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from slm_ray.errors import UserError
 from slm_ray.sources import addresses
-from slm_ray.sources.inputs import InputFile, InputRange
+from slm_ray.sources.input_files import InputFile, InputRange
 
 RAW_SCHEMA = pa.schema(
     [

@@ -12,8 +12,8 @@ from typing import Self
 import pyarrow as pa
 
 from slm_ray.errors import UserError
-from slm_ray.sources.compression import Watch, chunks_between, read_chunks
-from slm_ray.sources.inputs import InputFile, InputRange, ScanResult, Texts
+from slm_ray.sources.compression import ScanWatch, chunks_between, read_chunks
+from slm_ray.sources.input_files import InputFile, InputRange, ScanResult, Texts
 
 LONGEST_BYTES = 1 << 28
 """More than this without an end is no story but a file of another kind, and must not fill the memory."""
@@ -71,7 +71,7 @@ class RowFormat(abc.ABC):
     def rows(self, address: str, chunks: Iterable[bytes], *, at_start: bool) -> Iterator[Row]:
         """The rows of chunks that begin with the file (`at_start`) or at a later row."""
 
-    def scan(self, file: InputFile, step: int, watch: Watch) -> ScanResult:
+    def scan(self, file: InputFile, step: int, watch: ScanWatch) -> ScanResult:
         """See `Format`."""
         try:
             settled, found = self.count(file.path, first_chunks(file, watch), step)
@@ -116,7 +116,7 @@ def columns(rows: Sequence[Row]) -> Texts:
     )
 
 
-def first_chunks(file: InputFile, watch: Watch) -> Iterator[bytes]:
+def first_chunks(file: InputFile, watch: ScanWatch) -> Iterator[bytes]:
     """What is inside a file that is scanned; refused if it is nothing, or begins as UTF-16 does."""
     chunks = read_chunks(file.path, file.compression, watch)
     first = next(chunks, b"")

@@ -6,8 +6,8 @@ In: a seed. Out: any range of its stories. Called by `discovery`; after that it 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from slm_ray.sources.compression import Watch
-from slm_ray.sources.inputs import InputFile, InputRange, ScanResult, Texts
+from slm_ray.sources.compression import ScanWatch
+from slm_ray.sources.input_files import InputFile, InputRange, ScanResult, Texts
 from slm_ray.sources.rows import columns
 from slm_ray.storage import json_sha256
 
@@ -20,7 +20,7 @@ class Sample:
     n_stories: int
     cut = ""
 
-    def scan(self, file: InputFile, step: int, watch: Watch) -> ScanResult:  # noqa: ARG002 - there are no bytes
+    def scan(self, file: InputFile, step: int, watch: ScanWatch) -> ScanResult:  # noqa: ARG002 - there are no bytes
         """See `Format`. Any story can be made alone."""
         units = tuple(range(-(-self.n_stories // step)))
         return ScanResult(file=file, sha256=sample_digest(self.seed), n_rows=self.n_stories, units=units)

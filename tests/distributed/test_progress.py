@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slm_ray.distributed import progress
-from slm_ray.distributed.progress import duration, watch
+from slm_ray.distributed.progress import duration, show_progress
 from slm_ray.runs.history import History, Tail
 
 STEP = {"step": 10, "train_loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "tokens_per_s": 1000.0, "tokens": 40960.0}
@@ -23,7 +23,7 @@ def test_plain_lines_where_there_is_no_terminal(
 ) -> None:
     history = History(tmp_path / "metrics.jsonl")
     history.append({"message": "an older line"})
-    with watch(history, max_steps=20):
+    with show_progress(history, max_steps=20):
         history.append({"message": "training from the start"})
         history.append(STEP)
         history.append({"step": 10, "val_loss": 2.25, "val_bits_per_byte": 0.8, "sample": "Once"})
@@ -39,7 +39,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     history = History(tmp_path / "metrics.jsonl")
-    with watch(history, max_steps=20):
+    with show_progress(history, max_steps=20):
         history.append(STEP)
     assert "10/20" in terminal.getvalue()
     assert "41 s left, loss 2.500, lr 1.0e-03, 1,000 tokens/s" in terminal.getvalue()
@@ -74,7 +74,7 @@ def test_what_was_shown_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_nothing_when_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     history = History(tmp_path / "metrics.jsonl")
-    with watch(history, max_steps=20, is_quiet=True):
+    with show_progress(history, max_steps=20, is_quiet=True):
         history.append(STEP)
     assert capsys.readouterr().err == ""
 
@@ -83,7 +83,7 @@ def test_the_share_of_the_machines_peak_and_the_time_left_are_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     history = History(tmp_path / "metrics.jsonl")
-    with watch(history, max_steps=20):
+    with show_progress(history, max_steps=20):
         history.append(STEP | {"mfu": 0.412})
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "step 10/20  loss 2.5000  lr 1.00e-03  gradient 0.50  1,000 tokens/s  41% of peak  41 s left"

@@ -26,7 +26,7 @@ from slm_ray.preparation import cleaned_files, steps, summary, summary_files
 from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.preparation.splits import assign_split
 from slm_ray.sources import reading
-from slm_ray.sources.inputs import InputFile, InputRange
+from slm_ray.sources.input_files import InputFile, InputRange
 from slm_ray.sources.plain_text import PlainText
 from slm_ray.sources.plan import plan_source
 from slm_ray.sources.reading import RAW_SCHEMA

@@ -25,7 +25,7 @@ from slm_ray.preparation.near_duplicates import (
     similar_kept,
     similarity,
 )
-from slm_ray.sources.inputs import InputFile, InputRange
+from slm_ray.sources.input_files import InputFile, InputRange
 from slm_ray.sources.plain_text import PlainText
 from slm_ray.sources.reading import Item
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from slm_ray.errors import UserError
-from slm_ray.sources.plan import Plan, plan_source
+from slm_ray.sources.plan import SourcePlan, plan_source
 from slm_ray.sources.reading import read_ranges
 
 TEXTS = [f'Story "{number}",\nwith two lines.' for number in range(50)]
@@ -38,7 +38,7 @@ CONTENTS = {
 }
 
 
-def stories(made: Plan) -> list[str]:
+def stories(made: SourcePlan) -> list[str]:
     return [
         text.decode() for task in made.tasks for _, batch in read_ranges(task) for text in batch["text"].to_pylist()
     ]

@@ -10,7 +10,7 @@ import pytest
 from slm_ray.sources import formats
 from slm_ray.sources.delimited import Delimited
 from slm_ray.sources.formats import ScanOptions, format_of, is_known
-from slm_ray.sources.inputs import Format
+from slm_ray.sources.input_files import Format
 from slm_ray.sources.json_lines import JsonLines
 from slm_ray.sources.parquet import Parquet
 from slm_ray.sources.plain_text import PlainText, SplitOptions

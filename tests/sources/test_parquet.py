@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_ray.errors import UserError
-from slm_ray.sources.plan import Plan, plan_source
+from slm_ray.sources.plan import SourcePlan, plan_source
 from slm_ray.sources.reading import read_ranges
 from tests.support.source_files import read_range
 
@@ -19,7 +19,7 @@ def write(path: Path, texts: pa.Array | list[str], row_group_size: int = 1000) -
     return str(path)
 
 
-def task_rows(made: Plan) -> list[list[int]]:
+def task_rows(made: SourcePlan) -> list[list[int]]:
     return [[part.first_row for part in task] for task in made.tasks]
 
 

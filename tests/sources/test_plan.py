@@ -14,7 +14,7 @@ import pytest
 
 from slm_ray.errors import UserError
 from slm_ray.sources import discovery
-from slm_ray.sources.plan import Plan, plan_source
+from slm_ray.sources.plan import SourcePlan, plan_source
 from slm_ray.sources.reading import read_ranges
 from tests.support.paths import ROOT
 from tests.support.source_files import STORIES, read_range, write_jsonl, write_parquet
@@ -22,7 +22,7 @@ from tests.support.source_files import STORIES, read_range, write_jsonl, write_p
 PLAIN = [f"Story number {number}." for number in range(10)]
 
 
-def read_all(made: Plan) -> dict[str, bytes | None]:
+def read_all(made: SourcePlan) -> dict[str, bytes | None]:
     rows: dict[str, bytes | None] = {}
     for task in made.tasks:
         for _, batch in read_ranges(task):
@@ -30,7 +30,7 @@ def read_all(made: Plan) -> dict[str, bytes | None]:
     return rows
 
 
-def texts_of(made: Plan) -> list[str]:
+def texts_of(made: SourcePlan) -> list[str]:
     return [text.decode() for text in read_all(made).values()]
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_ray.sources import plan
-from slm_ray.sources.inputs import InputRange
+from slm_ray.sources.input_files import InputRange
 from slm_ray.sources.reading import read_ranges
 
 STORIES = [f"Story number {number}, with\n\na blank line." for number in range(10)]

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from serve.models.loaded_model import LoadedModel
-from serve.models.rollout import Rollout, Watch, start_rollout
+from serve.models.rollout import AliasWatch, Rollout, start_rollout
 from slm_ray.errors import UserError
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError
@@ -176,14 +176,14 @@ def test_a_version_that_fails_leaves_the_old_one_serving_and_is_not_tried_again(
 def count_looks(rollout: Rollout) -> Callable[[], int]:
     """How often the watch has looked since."""
     looks = 0
-    look = rollout._look
+    look = rollout._check_alias
 
-    def counted(watch: Watch) -> bool:
+    def counted(watch: AliasWatch) -> bool:
         nonlocal looks
         looks += 1
         return look(watch)
 
-    rollout._look = counted  # type: ignore[method-assign]
+    rollout._check_alias = counted  # type: ignore[method-assign]
     return lambda: looks
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from slm_ray.sources.compression import Watch
+from slm_ray.sources.compression import ScanWatch
 
 Texts = tuple[pa.Array, pa.Array]
 """The bytes of some stories, and their problems (null: none)."""
@@ -26,8 +26,9 @@ class Format(Protocol):
     def cut(self) -> str:
         """What besides the content determines the rows, for the manifest; "": nothing."""
 
-    def scan(self, file: "InputFile", step: int, watch: Watch) -> "ScanResult":
-        """Read a file once: digest, number of rows, and where each `step`-th begins. `watch` receives the bytes.
+    def scan(self, file: "InputFile", step: int, watch: ScanWatch) -> "ScanResult":
+        """Read a file once: digest, number of rows, and where each `step`-th begins. `watch` receives the
+        bytes.
 
         Raises:
             UserError: the file is empty or damaged, is not what its name says, or has no such column.
