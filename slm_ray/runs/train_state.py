@@ -47,11 +47,11 @@ class Evaluation:
 
     @classmethod
     def from_record(cls, record: Mapping[str, float], step: float = 0) -> "Evaluation | None":
-        """What `metrics` gave, perhaps with a `step`; an empty record is no evaluation. Raises: KeyError."""
+        """What `metrics` gave, perhaps with a `step`; an empty record is no evaluation. Raises: TypeError."""
         if not record:
             return None
-        values = {name: float(record[name]) for name in ("val_loss", "val_perplexity", "val_bits_per_byte")}
-        return cls(**values, step=int(record.get("step", step)))
+        known = {field.name for field in dataclasses.fields(cls)} & record.keys()
+        return cls(**{name: float(record[name]) for name in known} | {"step": int(record.get("step", step))})  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
