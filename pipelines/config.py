@@ -128,7 +128,7 @@ class PrepareConfig:
             band_shape(self.near_duplicates)
         if self.explain is None:
             for word in (*self.sources, *self.validation_source):
-                _check_apart(word, self.folder)
+                _check_apart(word, self.output)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -180,10 +180,11 @@ class PrepareConfig:
         }
 
 
-def _check_apart(word: str, output: StoragePath) -> None:
+def _check_apart(word: str, folder: str) -> None:
     """A source folder must not hold the output: the next run would read the shards of this one as stories."""
     if discovery.is_special(word):
         return
+    output = storage.storage_path(folder)
     try:
         source = storage.storage_path(word)
     except UserError:  # the search for the inputs names the mistake better

@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentP
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from pipelines.config import PrepareConfig
-from slm_ray.config.options import one_line_errors
+from slm_ray.config.options import one_line_errors, refuse_foreign_options
 from slm_ray.errors import UserError
 from slm_ray.preparation.cleaning import CleaningRules
 
@@ -37,6 +37,7 @@ _KINDS: dict[Any, type[int] | type[float] | type[str]] = {
 _WORDING = {  # tyro's words for a mistake -> those of Beam's options, which argparse reads
     r"Error parsing (--[^:]*):": r"argument \1:",
     r"Missing value for argument '(--[^']*)'. Expected 1 values.": r"argument \1: expected one argument",
+    r"argument (--(?:validation-)?source): expected one argument": r"argument \1: expected at least one argument",
     r"invalid choice ('.*') for argument '(--[^']*)'. Expected one of \((.*?),?\)\.": (
         r"argument \2: invalid choice: \1 (choose from \3)"
     ),
@@ -49,16 +50,20 @@ def parse(argv: Sequence[str] | None) -> tuple[PipelineOptions, PrepareConfig]:
     Raises:
         UserError: an unknown option, or a value that does not fit.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    refuse_foreign_options(words)
     with one_line_errors(_reworded):
         config, others = tyro.cli(
             PrepareConfig,
-            args=list(_one_word_each(sys.argv[1:] if argv is None else argv)),
+            args=list(_one_word_each(words)),
             prog="prepare.py",
             description=ABOUT,
             default=PrepareConfig(),
             return_unknown_args=True,
             registry=REGISTRY,
         )
+    if "--" in words:
+        raise UserError("unknown option --, see --help")
     _check_beam_options(others)
     _ = config.given_tokenizer  # read before the source is: a mistake is found at once
     return PipelineOptions(others), config
@@ -68,12 +73,17 @@ def _one_word_each(argv: Sequence[str]) -> Iterator[str]:
     """Repeat the options of several words: `--source a b` becomes `--source a --source b`."""
     option = previous = ""
     for word in argv:
-        if word.startswith("--"):
+        if word.startswith("-") and not _is_value(word):
             option = word if word.replace("_", "-") in LISTS else ""
         elif option and previous != option:
             yield option
         yield word
         previous = word
+
+
+def _is_value(word: str) -> bool:
+    """Whether a word that begins with a dash is a value all the same: a dash alone, or a number."""
+    return word == "-" or word[1:2].isdigit() or word[1:2] == "."
 
 
 @REGISTRY.primitive_rule
@@ -139,5 +149,7 @@ def _own_options() -> Iterator[str]:
     """Both spellings of every option of `PrepareConfig`."""
     yield "--help"
     for field in (*dataclasses.fields(PrepareConfig), *dataclasses.fields(CleaningRules)):
+        if field.type is CleaningRules:  # its fields are the options
+            continue
         for name in (field.name, f"no_{field.name}") if field.type is bool else (field.name,):
             yield from (f"--{name.replace('_', '-')}", f"--{name}")

@@ -10,10 +10,13 @@ number of workers.
 
 if __name__ == "__main__":
     import logging
+    import sys
+    from pathlib import Path
 
     # Beam warns of absent cloud packages while it is imported, and logs each error that it raises as well.
     logging.basicConfig(level=logging.CRITICAL, format="prepare: %(message)s")
     logging.getLogger("slm_ray").setLevel(logging.WARNING)  # what this project warns of is for the user
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
     from slm_ray.cli.script import run
 
     run("pipelines.prepare")

@@ -22,7 +22,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from pipelines.forked_workers import ForkedEnvironment, ForkedWorkerHandler, prepare_forks
 from slm_ray import storage
 from slm_ray.errors import UserError
-from slm_ray.sources.addresses import one_line
+from slm_ray.sources.addresses import all_lines
 from slm_ray.storage import StoragePath
 
 ANSWER_TIMEOUT_S = 5.0
@@ -95,7 +95,7 @@ def user_errors(output: StoragePath) -> Iterator[None]:
             ) from error
         if re.search("Unable to (fetch remote|install)", str(error)):
             raise UserError(
-                f"the runner needs a program that is not here and could not be fetched ({one_line(error)}): "
+                f"the runner needs a program that is not here and could not be fetched ({all_lines(error)}): "
                 "see infra/README.md for what each runner needs"
             ) from error
         if message := re.search(r"UserError: (.+)", str(error)):

@@ -10,6 +10,10 @@ The options are in `options.py`.
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
     from slm_ray.cli.script import run
 
     run("serve.app")

@@ -6,6 +6,10 @@ In: a model reference and the beginnings of stories. Out: the stories on the ter
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
     from slm_ray.cli.script import run
 
     run("slm_ray.generate")

@@ -5,6 +5,10 @@ and `latest`, an MLflow run, and a summary on the terminal. `distributed.driver.
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
     from slm_ray.cli.script import run
 
     run("slm_ray.train")

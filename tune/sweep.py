@@ -7,6 +7,10 @@ best point trained at the full budget and registered as the champion. A sweep th
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
     from slm_ray.cli.script import run
 
     run("tune.sweep")

@@ -7,28 +7,21 @@ here, so that Ctrl-C ends a command plainly from its first moment on.
 import importlib
 import os
 import sys
-from pathlib import Path
 from typing import NoReturn
+
+from slm_ray.cli.signals import end_on_interrupt
 
 
 def run(module: str) -> NoReturn:
-    """Import a module under its own name and run it: classes pickled as `__main__`'s are strangers to the workers."""
-    use_checkout(Path(sys.argv[0]).resolve().parents[1])
-    importlib.import_module("slm_ray.cli.signals").end_on_interrupt()
-    set_default_environment()
-    raise SystemExit(importlib.import_module(module).main())
+    """Import a module under its own name and run it: classes pickled as `__main__`'s are strangers to the workers.
 
-
-def use_checkout(root: Path) -> None:
-    """Import from the script's checkout, here and in the processes started from here, whatever else is installed.
-
-    Python puts the script's own folder first, where `slm_ray/model` would be found as `model`; Ray hands that on.
+    The script has put its checkout first on the path, in place of its own folder, where `slm_ray/model` would be found
+    as `model`. The processes that it starts get the same.
     """
-    sys.path[0] = str(root)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-    if Path(__file__).resolve().parents[2] != root:  # this file is of another checkout, the installed one
-        for name in [name for name in sys.modules if name.split(".")[0] == "slm_ray"]:
-            del sys.modules[name]
+    end_on_interrupt()
+    set_default_environment()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
+    raise SystemExit(importlib.import_module(module).main())
 
 
 def set_default_environment() -> None:

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -24,8 +25,20 @@ def parse(kind: type[Config], argv: Sequence[str] | None, *, prog: str, about: s
     Raises:
         UserError: an unknown option, or a value that is refused.
     """
+    refuse_foreign_options(sys.argv[1:] if argv is None else argv)
     with one_line_errors(lambda message: re.sub(r"^Error parsing [^:]*: ", "", message)):
         return tyro.cli(kind, args=argv, prog=prog, description=about, default=default, compact_help=False)
+
+
+def refuse_foreign_options(words: Sequence[str]) -> None:
+    """Refuse the options that tyro adds of its own: they write files, and none of them is in `--help`.
+
+    Raises:
+        UserError: there is one.
+    """
+    for word in words:
+        if word.startswith("--tyro-"):
+            raise UserError(f"unknown option {word}, see --help")
 
 
 @contextlib.contextmanager

@@ -118,12 +118,18 @@ def read_shard(folder: str | StoragePath, shard: Shard) -> pa.Table:
 
 
 def verify_split(folder: str | StoragePath, split: str, manifest: Manifest) -> None:
-    """Check the digest of every file of a split, reading it in parts; no token is kept.
+    """Check the digest of every file of a split, reading it in parts, and that their sums are the split's.
 
     Raises:
-        UserError: a shard is missing, truncated or altered.
+        UserError: a shard is missing, truncated or altered, or the manifest's counts are not those of its shards.
     """
-    for shard in manifest.splits[split].shards:
+    wanted = manifest.splits[split]
+    for name in ("rows", "tokens", "bytes"):
+        listed = sum(getattr(shard, name) for shard in wanted.shards)
+        if listed != getattr(wanted, name):
+            found = _miscount(storage_path(folder) / split, f"{name} by its shards", listed, getattr(wanted, name))
+            raise UserError(found)
+    for shard in wanted.shards:
         path = storage_path(folder) / shard.file
         try:
             found = file_sha256(path)

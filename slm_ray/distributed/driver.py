@@ -202,6 +202,10 @@ def _unfinished(summary: RunSummary, folder: RunFolder) -> str:
     kept = (
         f"the last checkpoint is {folder.latest.resolve()}" if folder.latest.exists() else "no checkpoint was written"
     )
+    if summary.status == RunStatus.FINISHED:
+        return (
+            f"the run is at its last step, {summary.step:,}, without a validation on these stories: raise --max-steps"
+        )
     if summary.status == RunStatus.DIVERGED:
         return f"{summary.reason} after step {summary.step:,}: lower --optim.lr; {kept}"
     if summary.status == RunStatus.STOPPED:

@@ -226,7 +226,8 @@ def _exit_hung_worker(inputs: TrainInputs, context: TrainContext) -> None:
     if context.is_main:
         inputs.history.append({"message": message})
     sys.stderr.write(message + "\n")
-    faulthandler.dump_traceback(sys.__stderr__ or 2)
+    with contextlib.suppress(Exception):  # it must not keep this process
+        faulthandler.dump_traceback(sys.__stderr__ or 2)
     os._exit(EXIT_HUNG)
 
 

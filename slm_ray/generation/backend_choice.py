@@ -3,7 +3,7 @@
 In: a `Decoder`, a name. Out: a `Backend`. The server, `evaluate.py` and the bench choose here. onnx and onnxruntime are
 imported only where their backend is asked for, so that training does without them.
 
-Why ONNX Runtime (README, "Serving against its peers"): on 2 cores with the default preset it writes 2.4 to 8 times as
+Why ONNX Runtime (tests/bench/README.md, "Serving"): on 2 cores with the default preset it writes 2.4 to 8 times as
 many tokens as eager torch, and more than llama.cpp; its greedy stories are torch's, token for token. int8 weights take
 a quarter of the memory and are the faster way for up to four stories at a time, not for many, on cores without VNNI.
 """

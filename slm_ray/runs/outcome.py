@@ -51,7 +51,7 @@ class RunSummary:
     @classmethod
     def from_json(cls, text: str) -> "RunSummary":
         """Read `to_json()`'s output back. Raises: KeyError, TypeError or ValueError."""
-        fields: dict[str, Any] = json.loads(text)
+        fields: dict[str, Any] = {"reason": "", **json.loads(text)}
         fields["status"] = RunStatus(fields["status"])
         fields["metrics"] = Evaluation.from_record(fields["metrics"], fields["step"])
         fields["best"] = Evaluation.from_record(fields["best"])
@@ -67,10 +67,13 @@ def read_summary(run: RunFolder) -> RunSummary:
     """What `write_summary` left.
 
     Raises:
-        UserError: there is none on this machine; the workers wrote to a disk that is not shared.
+        UserError: there is none on this machine (the workers wrote to a disk that is not shared), or it is none.
     """
+    path = run.path / SUMMARY
     try:
-        return RunSummary.from_json((run.path / SUMMARY).read_text(encoding="utf-8"))
+        return RunSummary.from_json(path.read_text(encoding="utf-8"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no summary that this version reads: remove it and --resume") from error
     except FileNotFoundError as error:
         raise UserError(
             f"the workers left nothing in {run.path} that this machine sees: give an --output that all nodes share"

@@ -164,7 +164,7 @@ class ObjectStoreMirror:
             with contextlib.suppress(OSError):  # another worker of this machine was faster
                 partial.rename(target)
         storage.remove(partial)
-        return is_valid or checkpoint.is_valid(target)
+        return is_valid and target.is_dir()
 
     @contextlib.contextmanager
     def _store_errors(self) -> Iterator[None]:

@@ -19,9 +19,9 @@ class Evaluation:
 
     val_loss: float
     """Nats a token."""
-    val_perplexity: float
+    val_perplexity: float = math.nan
     """exp(val_loss)."""
-    val_bits_per_byte: float
+    val_bits_per_byte: float = math.nan
     """Nats of all targets / ln 2 / UTF-8 bytes of the stories."""
     step: int = 0
     """Optimizer steps of the model, where it is one of a run."""
@@ -38,8 +38,9 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The measures by their names, without the step."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "step"}
+        """The measures by their names, without the step; one that the checkpoint was written without is left out."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name != "step" and not math.isnan(value)}
 
     def is_better_than(self, other: "Evaluation | None") -> bool:
         """Whether its loss is lower; any loss is lower than none."""

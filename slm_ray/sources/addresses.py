@@ -13,17 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from slm_ray.errors import UserError
+from slm_ray.storage import is_remote
 
 LOGGER = logging.getLogger(__name__)
 _SHOWN = 5  # names in a message
 
 BLOCK_BYTES = 4 << 20
 """Read ahead of a remote file: it costs much more than one answer takes, and little of a worker's memory."""
-
-
-def is_remote(address: str) -> bool:
-    """Whether an address is fsspec's and not a path of this machine."""
-    return "://" in address and not address.startswith("file://")
 
 
 def open_file(address: str) -> BinaryIO:
@@ -64,15 +60,15 @@ def reading(address: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:  # fsspec says which package to install
-        raise UserError(f"cannot read {address}: {one_line(error)}") from error
+        raise UserError(f"cannot read {address}: {all_lines(error)}") from error
     except OSError as error:
-        raise UserError(f"cannot read {address}: {error.strerror or one_line(error)}") from error
+        raise UserError(f"cannot read {address}: {error.strerror or all_lines(error)}") from error
     except RuntimeError as error:  # ~name of nobody
-        raise UserError(f"cannot read {address}: {one_line(error)}") from error
+        raise UserError(f"cannot read {address}: {all_lines(error)}") from error
     except Exception as error:  # every object store has its own family of exceptions
         if not is_remote(address):
             raise
-        raise UserError(f"cannot read {address}: {one_line(error)}") from error
+        raise UserError(f"cannot read {address}: {all_lines(error)}") from error
 
 
 def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) -> list[str]:
@@ -128,7 +124,7 @@ def names(addresses: Sequence[str]) -> list[str]:
     return [named[address] for address in addresses]
 
 
-def one_line(error: Exception) -> str:
+def all_lines(error: Exception) -> str:
     """All lines of an exception as one, at most 200 characters; its kind where it has no text."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
@@ -161,7 +157,7 @@ def _remote_files(word: str) -> tuple[list[str], bool]:
     try:
         return _found_by_fsspec(word)
     except FileNotFoundError as error:
-        raise UserError(f"no such file, folder or glob: {word} ({one_line(error)})") from error
+        raise UserError(f"no such file, folder or glob: {word} ({all_lines(error)})") from error
 
 
 def _found_by_fsspec(word: str) -> tuple[list[str], bool]:

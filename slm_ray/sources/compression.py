@@ -95,5 +95,5 @@ def _next_chunk(stream: "_Stored | pa.NativeFile", address: str, compression: st
     except (pa.ArrowException, OSError) as error:
         if not compression or getattr(error, "errno", None):
             raise
-        why = f"{address} is damaged or cut short, or is no {compression} file: {addresses.one_line(error)}"
+        why = f"{address} is damaged or cut short, or is no {compression} file: {addresses.all_lines(error)}"
         raise UserError(why) from error

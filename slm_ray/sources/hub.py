@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 
 from slm_ray.errors import UserError
 from slm_ray.hub_reference import ANSWER_TIMEOUT_S, PREFIX, HubReference, parse_hub_reference
-from slm_ray.sources.addresses import one_line
+from slm_ray.sources.addresses import all_lines
 from slm_ray.sources.rows import column_hint
 
 TEXT_COLUMN = "text"
+CLIENT_START_S = 5.0
+"""How long the hub's client may take until it sends the question: it is imported, and prepares its headers."""
 _SCHEMA = pa.schema([pa.field(TEXT_COLUMN, pa.string())])
 
 
@@ -45,9 +47,10 @@ def unreachable(name: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str | None:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    answer: list[int | str] = []
-    asking = threading.Thread(target=lambda: answer.append(_ask(name, timeout_s)), daemon=True)
+    answer, is_ready = list[int | str](), threading.Event()
+    asking = threading.Thread(target=lambda: answer.append(_ask(name, timeout_s, is_ready)), daemon=True)
     asking.start()
+    is_ready.wait(CLIENT_START_S)
     asking.join(timeout_s)
     if not answer:
         return f"{constants.ENDPOINT} did not answer in {timeout_s:g} s"
@@ -166,21 +169,24 @@ def _client() -> Any:
 def _failure(name: str, why: object, remedy: str) -> UserError:
     while isinstance(why, Exception) and why.__cause__ is not None:  # the deepest one says what happened
         why = why.__cause__
-    reason = one_line(why) if isinstance(why, Exception) else why
+    reason = all_lines(why) if isinstance(why, Exception) else why
     return UserError(
         f"cannot get {PREFIX}{name} ({reason}): use --source sample, a path to Parquet, JSONL or text, or {remedy}"
     )
 
 
-def _ask(name: str, timeout_s: float) -> int | str:
-    """The HTTP status of the answer, or why there is none."""
+def _ask(name: str, timeout_s: float, is_ready: threading.Event) -> int | str:
+    """The HTTP status of the answer, or why there is none; `is_ready` is set when the question is sent."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     try:
+        build_hf_headers()  # once a day it asks the hub for the names of agents, for 3 s at most
+        is_ready.set()
         HfApi().dataset_info(name, timeout=timeout_s, expand=["sha"])  # nothing else: the list of files may be long
     except HfHubHTTPError as error:
         return int(error.response.status_code)
     except Exception as error:  # every layer below has its own family of exceptions
-        return one_line(error)
+        return all_lines(error)
     return 200

@@ -65,7 +65,7 @@ def _checked_group_starts(address: str, text_column: str) -> list[int]:
         with addresses.open_file(address) as stored, pq.ParquetFile(stored) as file:
             schema, starts = file.schema_arrow, _group_starts(file)
     except pa.ArrowException as error:
-        raise UserError(f"{address} is not Parquet, or not all of it: {addresses.one_line(error)}") from error
+        raise UserError(f"{address} is not Parquet, or not all of it: {addresses.all_lines(error)}") from error
     if text_column not in schema.names:
         raise UserError(f"{address} has no column {text_column!r}; {column_hint(schema.names)}")
     if schema.names.count(text_column) > 1:
@@ -91,7 +91,7 @@ def _read(address: str, text_column: str, first_row: int, end_row: int) -> Itera
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None):
                 raise
-            why = f"{address} is damaged and cannot be read as Parquet: {addresses.one_line(error)}"
+            why = f"{address} is damaged and cannot be read as Parquet: {addresses.all_lines(error)}"
             raise UserError(why) from error
 
 

@@ -72,7 +72,7 @@ def n_steps(config: TrainConfig, manifest: Manifest) -> int:
         UserError: the split does not fill one sample.
     """
     samples = n_samples(manifest.splits["train"].tokens, config.model.seq_len)
-    return config.max_steps or max(1, round(config.epochs * samples / config.batch_size))
+    return config.max_steps or max(1, round(config.epochs * (samples / config.batch_size)))
 
 
 def load_inputs(config: TrainConfig, tracker: Tracker) -> TrainInputs:

@@ -138,7 +138,7 @@ def _is_stopped(context: TrainContext) -> bool:
 
 def _report(run: Run, evaluation: Evaluation) -> None:
     """Log the evaluation, with a story where one is wanted, and report it: a barrier."""
-    trainer, sample = run.trainer, ""
+    trainer, sample = run.trainer, None
     if trainer.context.is_main and trainer.config.sample_prompt:
         try:
             sample = trainer.sample()

@@ -23,7 +23,7 @@ class RunLog:
     def step(self, step: int, figures: dict[str, float]) -> None:
         """Log the figures of the interval that ends with `step`."""
 
-    def evaluation(self, evaluation: Evaluation, sample: str = "") -> None:
+    def evaluation(self, evaluation: Evaluation, sample: str | None = None) -> None:
         """Log a validation, with a story by the model where there is one."""
 
     def repeat(self, evaluation: Evaluation) -> None:
@@ -49,11 +49,11 @@ class MainRunLog(RunLog):
         self._history.append({"step": step, **figures})
         self._tracker.log_metrics(figures, step)
 
-    def evaluation(self, evaluation: Evaluation, sample: str = "") -> None:
+    def evaluation(self, evaluation: Evaluation, sample: str | None = None) -> None:
         """Add a line to the record, metrics and the story at the tracker."""
         line: dict[str, Any] = {"step": evaluation.step, **evaluation.metrics}
         self._tracker.log_metrics(evaluation.metrics, evaluation.step)
-        if sample:
+        if sample is not None:
             self._tracker.log_text(sample, f"samples/step-{evaluation.step:08d}.txt")
             line["sample"] = sample
         self._history.append(line)

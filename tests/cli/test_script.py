@@ -19,7 +19,18 @@ def main():
     print(os.environ["PYTHONPATH"])
     print(signal.getsignal(signal.SIGINT) is end_now)
 """
-SCRIPT = "from slm_ray.cli.script import run; run('tool.probe')"
+SCRIPT = """
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from slm_ray.cli.script import run
+    run("tool.probe")
+"""
+SCRIPTS = [
+    *(f"slm_ray/{name}.py" for name in ("train", "generate", "evaluate", "export")),
+    *("pipelines/prepare.py", "tune/sweep.py", "serve/app.py"),
+]
 
 
 def checkout(folder: Path) -> Path:
@@ -56,3 +67,20 @@ def test_the_folder_of_the_script_is_not_on_the_path(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "No module named 'model'" in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_puts_its_checkout_on_the_path_before_it_imports(script: str) -> None:
+    """Also where no slm_ray is installed, or another one."""
+    head = (ROOT / script).read_text(encoding="utf-8").partition("    run(")[0]
+    assert "    sys.path[0] = str(Path(__file__).resolve().parents[1])" in head
+    assert head.index("sys.path[0]") < head.index("from slm_ray")
+
+
+def test_without_an_installed_slm_ray_a_script_runs(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "checkout")
+    (root / "slm_ray").symlink_to(ROOT / "slm_ray")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", str(root / "tool" / "script.py")]  # without site-packages
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1] == str(root)

@@ -168,6 +168,10 @@ def test_the_files_of_a_split_are_verified_without_their_tokens(tmp_path, monkey
     manifest = make_data_set(tmp_path)
     monkeypatch.setattr(pq, "ParquetFile", lambda *_, **__: pytest.fail("decoded"))
     verify_split(tmp_path, "train", manifest)
+    miscounted = dataclasses.replace(manifest.splits["train"], tokens=99)
+    other = dataclasses.replace(manifest, splits={**manifest.splits, "train": miscounted})
+    with pytest.raises(UserError, match=r"tokens by its shards, but .* lists 99"):
+        verify_split(tmp_path, "train", other)
     path = tmp_path / shard_path("train", 1)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"train/00001.parquet was truncated or altered"):

@@ -22,7 +22,7 @@ import json, sys, time
 import psutil, ray
 from ray.train import RunConfig, ScalingConfig
 from slm_ray.distributed import cluster
-from slm_ray.distributed.workers import SpareTrainer
+from slm_ray.distributed.workers import LeanTorchTrainer
 
 def look(given):
     time.sleep(3)  # Ray starts some of its processes beside the training
@@ -35,7 +35,7 @@ assert was_started and cluster.is_started_here() and not ray._private.worker.get
 folder = sys.argv[1]
 scaling, run = ScalingConfig(num_workers=1), RunConfig(storage_path=folder)
 given = {"seen": folder + "/seen.json"}
-SpareTrainer(look, train_loop_config=given, scaling_config=scaling, run_config=run).fit()
+LeanTorchTrainer(look, train_loop_config=given, scaling_config=scaling, run_config=run).fit()
 """
 
 

@@ -23,7 +23,6 @@ import yaml
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
 from slm_ray.distributed.driver import run_training
-from slm_ray.runs import checkpoint
 from slm_ray.runs.outcome import RunStatus
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.training.context import TrainContext
@@ -165,8 +164,8 @@ class Command:
 
 
 def step_of_latest(folder: RunFolder) -> int:
-    newest = folder.latest_valid()
-    return checkpoint.load_state(newest).step if newest else 0
+    latest = folder.latest_valid()
+    return latest.state.step if latest else 0
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.ray_files import starts_ray
 
 CORE = sorted((ROOT / "slm_ray").rglob("*.py"))
 EVERYWHERE = [
@@ -38,7 +40,12 @@ ENGINES = {  # package -> the only folders and files that may import it
     "fastapi": {"serve"},
     "onnx": {"slm_ray/generation/onnx_graph.py"},
     "onnxruntime": {"slm_ray/generation/onnx_backend.py"},
+    "pydantic": {"slm_ray/config", "serve"},
+    "tyro": {"slm_ray/config", "pipelines/config.py", "pipelines/options.py"},
+    "torch": {f"slm_ray/{room}" for room in ("model", "generation", "runs", "training", "distributed")},
 }
+TORCH_ON_TOP = {"slm_ray/evaluate.py", "slm_ray/generate.py", "slm_ray/tracking/tensorboard_tracker.py", "serve"}
+ENGINES["torch"] |= TORCH_ON_TOP
 MAX_FILES, MAX_LINES, MAX_FUNCTION_LINES, MAX_CLASS_LINES = 16, 300, 50, 150
 TABLES = {"slm_ray/corpus/words.py"}  # a list of words, longer than a file of code may be
 FOREIGN_TO_BEAM_WORKERS = {"torch", "ray", "mlflow", "pydantic"}
@@ -109,9 +116,14 @@ def test_no_module_needs_itself() -> None:
     graphlib.TopologicalSorter(known).prepare()
 
 
-def test_applications_are_known_to_nobody_below_them() -> None:
+def test_applications_are_known_to_nobody_below_or_beside_them() -> None:
     applications = {"pipelines", "tune", "serve", "infra", "tests"}
-    assert [place(path) for path in CORE if applications & {name.split(".")[0] for name in imports(path)}] == []
+    assert [
+        f"{place(path)} -> {name}"
+        for path in EVERYWHERE
+        for name in imports(path)
+        if name.split(".")[0] in applications - {place(path).split("/")[0]}
+    ] == []
 
 
 def test_no_private_name_leaves_its_module() -> None:
@@ -164,9 +176,39 @@ def test_the_top_level_holds_the_six_folders_and_no_others() -> None:
 
 def test_a_beam_worker_needs_no_torch_ray_mlflow_or_pydantic() -> None:
     modules = [dotted(path) for path in by_room()["preparation"]]
+    modules += ["pipelines.transforms", "pipelines.forked_workers"]
     code = f"import sys, {', '.join(modules)}; print(*{FOREIGN_TO_BEAM_WORKERS} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert found.stdout.split() == []
+
+
+STARTS_A_RAY = re.compile(r"\blocal_ray\b|\bray\.init\(|cluster\.connect\(|[\"'/ ](train|sweep|app|demo)\.py[\"' ]")
+STARTS_NONE = {  # they name a command, and start none that comes as far as a Ray
+    "tests/cli/test_script.py",
+    "tests/project/test_architecture.py",
+    "tests/project/test_infra.py",
+    "tests/preparation/test_staging.py",
+}
+
+
+def test_every_test_file_that_may_start_a_ray_says_so() -> None:
+    files = (ROOT / "tests").rglob("test_*.py")
+    silent = [path for path in files if STARTS_A_RAY.search(path.read_text(encoding="utf-8")) and not starts_ray(path)]
+    assert {place(path) for path in silent} <= STARTS_NONE
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("pytestmark = pytest.mark.ray", True),
+        ("pytestmark = [pytest.mark.slow, pytest.mark.ray]", True),
+        ("pytestmark = pytest.mark.slow", False),
+        ("other = pytest.mark.ray", False),
+    ],
+)
+def test_the_marker_of_a_file_is_found_before_it_is_imported(line: str, expected: bool, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(f"import nothing_that_exists\n{line}\n")
+    assert starts_ray(tmp_path / "test_it.py") == expected
 
 
 @pytest.mark.parametrize("path", EVERYWHERE, ids=place)

@@ -46,6 +46,12 @@ def test_a_summary_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(content | {"metrics": {}, "best": {}, "status": "diverged"}))
     found = outcome.read_summary(RunFolder(tmp_path))
     assert (found.status, found.metrics, found.best) == (RunStatus.DIVERGED, None, None)
+    del content["reason"]
+    (tmp_path / "summary.json").write_text(json.dumps(content))
+    assert outcome.read_summary(RunFolder(tmp_path)).reason == ""
+    (tmp_path / "summary.json").write_text('{"status": "asleep"}')
+    with pytest.raises(UserError, match="is no summary that this version reads"):
+        outcome.read_summary(RunFolder(tmp_path))
 
 
 def test_workers_that_left_nothing_are_one_clear_line(tmp_path: Path) -> None:
