@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from slm_ray.config.schema import TrainConfig
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import Checkpoint, Snapshot
+from slm_ray.runs.ownership import mark
+from slm_ray.runs.run_folder import repair_links
 from slm_ray.runs.train_state import Evaluation, TrainState
 from slm_ray.training.run_log import RunLog
 from slm_ray.training.trainer import Trainer
@@ -43,10 +45,10 @@ class Checkpointer:
     def tidy_up(self) -> None:
         """On rank 0: finish what a kill left undone; a second time, it changes nothing."""
         folder, latest = self._inputs.folder, self.restored
-        folder.path.mkdir(parents=True, exist_ok=True)
+        mark(folder.path)
         folder.remove_partial(self._trainer.step)
         if latest is not None and self._has_same_data(latest.state):
-            self._saved_best = folder.repair_links(latest)
+            self._saved_best = repair_links(folder, latest)
 
     def save(self, evaluation: Evaluation | None) -> None:
         """Write a checkpoint beside the coming steps, then move `latest`, and `best` where it is the best one.

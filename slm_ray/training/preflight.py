@@ -15,6 +15,7 @@ from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.dataset.manifest import TOKENIZER, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.runs.checkpoint import MODEL, Checkpoint
+from slm_ray.runs.run_folder import refuse_corrupt
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
 from slm_ray.training.inputs import RunPlan
@@ -61,10 +62,7 @@ def refuse_conflicts(plan: RunPlan, latest: Checkpoint | None) -> None:
     if latest is None:
         if config.resume:
             raise UserError(f"nothing to resume: no complete checkpoint in {folder.path}")
-        if folder.checkpoints():
-            raise UserError(
-                f"{folder.path} holds a run whose checkpoints cannot be read: take another --name, or remove it"
-            )
+        refuse_corrupt(folder)
         return
     if not config.resume:
         raise UserError(f"{folder.path} holds a run already: add --resume to continue it, or take another --name")

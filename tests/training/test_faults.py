@@ -21,6 +21,8 @@ from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.history import History
 from slm_ray.runs.outcome import RunStatus
+from slm_ray.runs.run_folder import RunFolder, repair_links
+from slm_ray.runs.verification import UnreadableCheckpointError
 from slm_ray.train import parse_config
 from slm_ray.training.context import TrainContext
 from slm_ray.training.loop import fit
@@ -87,14 +89,65 @@ def test_every_file_of_a_checkpoint_is_damaged_in_these_tests(config: TrainConfi
     assert found == set(FILES)
 
 
-def test_damage_to_every_checkpoint_begins_anew(config: TrainConfig) -> None:
+def test_damage_to_every_checkpoint_is_refused_and_nothing_is_removed(config: TrainConfig) -> None:
     inputs = inputs_of(config)
     fit(inputs, TrainContext())
     for path in inputs.folder.checkpoints():
         (path / checkpoint.OPTIMIZER).write_bytes(b"")
+    before = contents(inputs.folder)
+    with pytest.raises(UserError, match="holds a run whose checkpoints cannot be read"):
+        fit(inputs, TrainContext())
+    assert contents(inputs.folder) == before
+
+
+def contents(folder: RunFolder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder.path)): path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("name", ["complete.json", "model/model.safetensors", "checkpoints"])
+def test_what_the_disk_does_not_give_now_is_not_taken_for_lost(
+    config: TrainConfig, name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group fails, and is started again by whoever watches it; the next one finds all that was there."""
+    inputs = inputs_of(config)
     fit(inputs, TrainContext())
-    assert_same_run(inputs.folder, run_without_faults(config))
-    assert_no_orphans(inputs.folder)
+    before = contents(inputs.folder)
+    longer = inputs_of(config, max_steps=12)
+    with monkeypatch.context() as patch:
+        refuse(patch, name, OSError(number, os.strerror(number)))
+        with pytest.raises(UnreadableCheckpointError, match=os.strerror(number)):
+            fit(longer, TrainContext())
+    assert contents(inputs.folder) == before
+    assert fit(longer, TrainContext()).status == RunStatus.FINISHED
+    assert any("resumed at step 8" in message for message in messages(inputs.folder))
+
+
+def refuse(patch: pytest.MonkeyPatch, name: str, error: OSError) -> None:
+    """Let every read of that file, or listing of that folder, fail."""
+
+    def failing(method: str) -> None:
+        real = getattr(Path, method)
+
+        def read(self: Path, *args: Any, **options: Any) -> Any:
+            if str(self).endswith(name):
+                raise error
+            return real(self, *args, **options)
+
+        patch.setattr(Path, method, read)
+
+    for method in ("open", "read_text", "read_bytes", "iterdir"):
+        failing(method)
+
+
+def test_a_corrupt_checkpoint_is_put_aside_and_not_removed(config: TrainConfig) -> None:
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    (inputs.folder.checkpoint_path(8) / checkpoint.OPTIMIZER).write_bytes(b"torn")
+    fit(inputs, TrainContext())
+    aside = inputs.folder.path / "checkpoints" / "step-00000008.corrupt"
+    assert (aside / checkpoint.OPTIMIZER).read_bytes() == b"torn"
+    assert [checkpoint.load_state(path).step for path in inputs.folder.checkpoints()] == [4, 8]
 
 
 def test_a_damaged_best_checkpoint_is_replaced_by_the_best_of_the_others(config: TrainConfig) -> None:
@@ -104,7 +157,7 @@ def test_a_damaged_best_checkpoint_is_replaced_by_the_best_of_the_others(config:
     (inputs.folder.best / checkpoint.OPTIMIZER).write_bytes(b"")
     latest = Checkpoint.open(inputs.folder.checkpoint_path(8))
     known = dataclasses.replace(latest.state, best=checkpoint.load_state(inputs.folder.best).metrics)
-    best = inputs.folder.repair_links(Checkpoint(latest.path, known))
+    best = repair_links(inputs.folder, Checkpoint(latest.path, known))
     assert best is not None and best.step == 8
     assert checkpoint.load_state(inputs.folder.best).step == 8
 
