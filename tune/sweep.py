@@ -127,7 +127,7 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
     tracking_uri = mlflow_runs.resolve_uri(sweep.tracking_uri)
     register = _registered_name(sweep.register, tracking_uri)
     cluster.connect(with_dashboard=True)  # which Train asks about lost trials
-    for workers in (sweep.trial_workers, sweep.workers or default_workers()):
+    for workers in (sweep.trial_workers, sweep.workers or default_workers(sweep)):
         sweep.check_batch(workers)
     for lr, d_ff in sweep.points:
         run_config(sweep, lr, d_ff)  # refuses what no trial could run with

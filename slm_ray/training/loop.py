@@ -93,7 +93,7 @@ def _run(run: Run) -> RunSummary:
             _report(run, evaluation)
     except DivergedError as error:
         status, reason = RunStatus.DIVERGED, str(error)
-    if checkpointer.finish_write() is not None and status != RunStatus.DIVERGED:
+    if checkpointer.wait_together() is not None and status != RunStatus.DIVERGED:
         status = RunStatus.UNSAVED
     return _conclude(run, status, reason, evaluation)
 

@@ -21,7 +21,7 @@ from slm_ray.tracking import mlflow_runs
 from slm_ray.training.inputs import RunPlan
 
 
-def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainConfig:
+def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) -> TrainConfig:
     """Replace open fields by their defaults and relative paths by absolute ones, before the config leaves this process.
 
     `default_workers` is asked where the config leaves the number of workers open.
@@ -33,7 +33,7 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
     vocab_size = int(load_manifest(data).tokenizer["vocab_size"])
     if config.model.vocab_size not in (0, vocab_size):
         raise UserError(f"model.vocab_size ({config.model.vocab_size}) must be the data set's, {vocab_size}")
-    workers = config.workers or default_workers()
+    workers = config.workers or default_workers(config)
     config.check_batch(workers)
     tracking_uri = mlflow_runs.resolve_uri(config.tracking_uri)
     if config.register and tracking_uri == mlflow_runs.OFF:

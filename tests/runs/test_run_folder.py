@@ -49,7 +49,7 @@ def test_a_resume_reads_a_whole_checkpoint_once_in_the_driver_and_once_in_each_w
     tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
-    resolved = resolve(config, lambda: 1)
+    resolved = resolve(config, lambda _: 1)
     fit(load_inputs(resolved, NullTracker()), TrainContext())
     verified: list[Path] = []
     verify = verification.verify
@@ -76,7 +76,7 @@ def test_a_resume_reads_a_whole_checkpoint_once_in_the_driver_and_once_in_each_w
 
 def test_the_latest_state_is_read_without_the_weights(tiny_config: TrainConfig) -> None:
     config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
-    fit(load_inputs(resolve(config, lambda: 1), NullTracker()), TrainContext())
+    fit(load_inputs(resolve(config, lambda _: 1), NullTracker()), TrainContext())
     folder = RunFolder(Path(config.output) / config.name)
     (folder.checkpoint_path(8) / "model" / "model.safetensors").write_bytes(b"torn")
     assert (state := folder.latest_state()) is not None and state.step == 8
@@ -100,7 +100,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tiny_config: Train
 
 def test_what_a_user_puts_into_a_run_stays_and_is_no_reason_to_refuse_it(tiny_config: TrainConfig) -> None:
     config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
-    inputs = load_inputs(resolve(config, lambda: 1), NullTracker())
+    inputs = load_inputs(resolve(config, lambda _: 1), NullTracker())
     fit(inputs, TrainContext())
     for name in ("notes.link", "checkpoints/mine.partial", "deep/step-1.partial"):
         (inputs.folder.path / name).parent.mkdir(exist_ok=True)

@@ -26,7 +26,7 @@ def with_dropout(config: TrainConfig) -> TrainConfig:
 
 
 def inputs_of(config: TrainConfig, **changes: Any) -> TrainInputs:
-    return load_inputs(resolve(dataclasses.replace(config, **changes), lambda: 1), NullTracker())
+    return load_inputs(resolve(dataclasses.replace(config, **changes), lambda _: 1), NullTracker())
 
 
 def folder_of(config: TrainConfig) -> RunFolder:

@@ -24,9 +24,11 @@ from slm_ray.runs.outcome import RunStatus
 from slm_ray.runs.run_folder import RunFolder, repair_links
 from slm_ray.runs.verification import UnreadableCheckpointError
 from slm_ray.train import parse_config
+from slm_ray.training import checkpointing
 from slm_ray.training.context import TrainContext
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import refuse_conflicts
+from slm_ray.training.run_log import RunLog
 from slm_ray.training.trainer import Trainer
 from tests.support.fault_runs import (
     assert_no_orphans,
@@ -333,3 +335,37 @@ def test_a_run_is_not_asked_to_end_before_the_step_it_is_at(config: TrainConfig)
     shorter = dataclasses.replace(inputs, max_steps=3, config=dataclasses.replace(inputs.config, resume=True))
     with pytest.raises(UserError, match="is at step 8 already, and was asked to end at 3"):
         refuse_conflicts(shorter, inputs.folder.latest_valid())
+
+
+def test_a_disk_slower_than_the_hang_timeout_is_no_hang(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, barked = checkpoint.write, threading.Event()
+    monkeypatch.setattr(checkpoint, "write", lambda *rest: (time.sleep(1.5), write(*rest)))
+    monkeypatch.setattr(checkpointing, "POLL_S", 0.05)
+    watchdog = Watchdog(0.7)
+    inputs = inputs_of(config)
+    fit(inputs_of(config, name="warm", max_steps=1), TrainContext())  # what is slow at the first step is none of it
+    with watchdog.watching(barked.set):
+        assert fit(inputs, TrainContext(heartbeat=watchdog.heartbeat)).status == RunStatus.FINISHED
+    assert not barked.is_set()
+
+
+def test_the_other_ranks_wait_with_heartbeats_until_the_first_has_written(config: TrainConfig) -> None:
+    writing, heartbeats = iter([1.0, 1.0, 0.0]), list[int]()
+    context = TrainContext(
+        rank=1,
+        world_size=2,
+        all_reduce_sum=lambda values: values + next(writing),
+        heartbeat=lambda: heartbeats.append(1),
+    )
+    trainer = Trainer(inputs_of(config, batch_size=8), context, "fp32", is_compiled=False)
+    assert checkpointing.Checkpointer(trainer, RunLog()).wait_together() is None
+    assert len(heartbeats) == 2
+
+
+def test_a_barrier_is_not_watched() -> None:
+    barked = threading.Event()
+    watchdog = Watchdog(0.2)
+    with watchdog.watching(barked.set):
+        with watchdog.paused():
+            assert not barked.wait(0.6)
+        assert barked.wait(30)
