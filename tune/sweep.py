@@ -16,6 +16,7 @@ import datetime
 import itertools
 import json
 import logging
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ import ray
 from slm_ray import storage
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
+from slm_ray.cli.signals import StoppedError, ending_on_sigterm
 from slm_ray.config.files import DEFAULT_PRESET, flatten, load_config
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import TrainConfig
@@ -41,9 +43,11 @@ from slm_ray.train import describe
 from slm_ray.training import hardware
 from slm_ray.training.inputs import n_steps
 from tune.results import METRIC, Trial, format_table, keep_results
-from tune.trials import DRIVER_CPUS, finished_trial, has_ended, run_trials
+from tune.trials import DRIVER_CPUS, finished_trial, has_ended, run_trials, trial_name
 
 MODEL_NAME = "tinystories"
+SWEPT = {"--optim.lr": "--lr", "--model.d-ff": "--d-ff"}
+"""Options of a training that a sweep sets itself, and its own that take their place."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,11 +80,6 @@ class SweepConfig(TrainConfig):
         return list(dict.fromkeys(itertools.product(self.lr, self.d_ff)))
 
 
-def trial_name(lr: float, d_ff: int) -> str:
-    """Folder and run name of a point: `trial_name(5e-4, 512)` is `"lr0.0005-dff512"`."""
-    return f"lr{lr:g}-dff{d_ff}"
-
-
 def run_config(sweep: SweepConfig, lr: float, d_ff: int, **changes: Any) -> TrainConfig:
     """The training run of one point: what the sweep's runs share, its rate and its width."""
     shared = {field.name: getattr(sweep, field.name) for field in dataclasses.fields(TrainConfig)}
@@ -97,9 +96,16 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
 
     Raises:
         UserError: the sweep, the data set or the folder does not allow it, or every trial failed.
+        StoppedError: a signal asked for it; the sweep can be resumed.
     """
     sweep = _resolve(sweep)
     folder = Path(sweep.output) / sweep.name
+    with storage.locked(folder, f"another sweep.py is writing to {folder}: wait for its end, or take another --name"):
+        return _run_locked(sweep, folder)
+
+
+def _run_locked(sweep: SweepConfig, folder: Path) -> tuple[list[Trial], TrainResult | None]:
+    """The sweep, once nobody else can write to its folder."""
     parent = _open(sweep, folder)
     status = "FAILED"
     try:
@@ -111,9 +117,11 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
         final = _train_final(sweep, best, parent.run_id) if sweep.final else None
         status = "FINISHED"
         return trials, final
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         status = "KILLED"
-        raise
+        number = stop.signal_number if isinstance(stop, StoppedError) else signal.SIGINT
+        resume = f"stopped: `--resume --name {sweep.name}` goes on from the last checkpoint of each trial"
+        raise StoppedError(resume, number) from None
     finally:
         parent.finish(status)
 
@@ -135,8 +143,8 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
     return dataclasses.replace(
         sweep,
         name=name,
-        data=str(Path(sweep.data).absolute()),
-        output=str(Path(sweep.output).absolute()),
+        data=str(storage.storage_path(sweep.data)),
+        output=str(storage.storage_path(sweep.output)),
         tracking_uri=tracking_uri,
         register=register,
     )
@@ -170,6 +178,8 @@ def _open(sweep: SweepConfig, folder: Path) -> tracker.Tracker:
             parent = mlflow_runs.continue_run(sweep.tracking_uri, known["run_id"])
             parent.set_running()
             return parent
+    elif any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and no folder of a sweep: take another --name or --output")
     grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
     tags = {"data_fingerprint": shared["data_fingerprint"]}
     parent = mlflow_runs.start_run(sweep.tracking_uri, sweep.experiment, sweep.name, flatten(shared) | grid, tags)
@@ -268,6 +278,10 @@ def parse_config(argv: Sequence[str] | None) -> SweepConfig:
     """
     origin, rest = take_option("config", DEFAULT_PRESET, sys.argv[1:] if argv is None else argv)
     about = f"{(__doc__ or '').splitlines()[0]} --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
+    for word in rest:
+        name = word.partition("=")[0].replace("_", "-")
+        if name in SWEPT:
+            raise UserError(f"{name} is what is swept: give {SWEPT[name]} its values")
     base = load_config(origin)
     own = {field.name: getattr(base, field.name) for field in dataclasses.fields(TrainConfig)}
     default = SweepConfig(**(own | {"register": base.register or MODEL_NAME}))
@@ -279,7 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, sweep, say what came out."""
     set_default_environment()
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    _, final = run_sweep(parse_config(argv))
+    with ending_on_sigterm():
+        _, final = run_sweep(parse_config(argv))
     if final is not None:
         print(describe(final))
     return 0
