@@ -30,7 +30,7 @@ from slm_ray.cli.ports import check_port
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint
+from slm_ray.runs import verification
 from slm_ray.tracking.registry import discard, resolve_model
 
 __all__ = ["app", "main"]  # `serve run serve.app:app` finds the application here
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(ServeConfig, argv, prog="serve/app.py", about=about, default=ServeConfig())
     model = resolve_model(config.model, config.tracking_uri)
     try:
-        checkpoint.verify(model.path)
+        verification.verify(model.path)
     finally:
         discard(model)
     _check_address(config.host, config.port)

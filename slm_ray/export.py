@@ -26,7 +26,7 @@ from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, verification
 from slm_ray.tracking.registry import resolve_model
 
 
@@ -54,7 +54,7 @@ def export_model(config: ExportConfig) -> Path:
     if output.exists():
         raise UserError(f"{output} exists already: name another --output")
     source = resolve_model(config.model, config.tracking_uri).path
-    checkpoint.verify(source)
+    verification.verify(source)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if config.format == "checkpoint":

@@ -81,20 +81,39 @@ def make_folder(folder: StoragePath) -> None:
 def locked(folder: Path, refusal: str) -> Iterator[None]:
     """Make a folder, and keep others who ask for it out until the end of the block or of this process.
 
-    The folder itself is locked, so that no lock file is in the way of what lies there. An object store knows no locks.
+    The folder itself is locked, so that no lock file is in the way of what lies there. One that was made for the lock
+    and is still empty at the end is removed, by its owner, while it is locked. An object store knows no locks.
 
     Raises:
         UserError: it is locked, with `refusal` as the message, or it cannot be made.
     """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    descriptor = _open_locked(folder, refusal)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-    try:
-        _lock(descriptor, refusal)
         yield
     finally:
+        with contextlib.suppress(OSError):  # not empty: there is something to keep
+            for path in new:
+                path.rmdir()
+        os.close(descriptor)
+
+
+def _open_locked(folder: Path, refusal: str) -> int:
+    """The descriptor that holds the lock of the folder that is there now: its last owner may just have removed it."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+        try:
+            _lock(descriptor, refusal)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 

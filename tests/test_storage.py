@@ -77,3 +77,44 @@ def test_a_relative_path_is_taken_from_here(monkeypatch, tmp_path):
 def test_an_unknown_file_system_is_one_line():
     with pytest.raises(UserError, match="cannot reach nosuch://bucket"):
         storage.storage_path("nosuch://bucket")
+
+
+def test_a_refused_lock_leaves_the_folder_of_its_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with storage.locked(folder, "taken"):
+        with pytest.raises(UserError, match="taken"), storage.locked(folder, "taken"):
+            pass
+        assert folder.is_dir()  # empty as it is
+        with pytest.raises(UserError, match="taken"), storage.locked(folder, "taken"):
+            pass
+    assert not folder.exists()  # its owner made it, and left nothing
+    with pytest.raises(KeyError), storage.locked(tmp_path / "new" / "deep" / "run", ""):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_of_the_user_stays(tmp_path: Path) -> None:
+    with storage.locked(tmp_path, "taken"):
+        pass
+    assert tmp_path.is_dir()
+
+
+def test_a_lock_on_a_folder_that_its_owner_just_removed_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second opens the folder, the first removes it and leaves, the second gets the lock of what is gone."""
+    folder, lock = tmp_path / "run", storage._lock
+    n_tries: list[int] = []
+
+    def slow(descriptor: int, refusal: str) -> None:
+        n_tries.append(1)
+        if len(n_tries) == 1:
+            folder.rmdir()
+        lock(descriptor, refusal)
+
+    monkeypatch.setattr(storage, "_lock", slow)
+    with storage.locked(folder, "taken"):
+        monkeypatch.setattr(storage, "_lock", lock)
+        assert len(n_tries) == 2
+        with pytest.raises(UserError, match="taken"), storage.locked(folder, "taken"):
+            pass

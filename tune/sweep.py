@@ -17,9 +17,9 @@ if __name__ == "__main__":
 
 import dataclasses
 import datetime
-import itertools
 import json
 import logging
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -31,6 +31,7 @@ import ray
 from slm_ray import storage
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
+from slm_ray.cli.signals import StoppedError, ending_on_sigterm
 from slm_ray.config.files import DEFAULT_PRESET, flatten, load_config
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import TrainConfig
@@ -44,45 +45,12 @@ from slm_ray.tracking import mlflow_runs, tracker
 from slm_ray.train import describe
 from slm_ray.training import hardware
 from slm_ray.training.inputs import n_steps
+from tune.config import MODEL_NAME, SweepConfig
 from tune.results import METRIC, Trial, format_table, keep_results
-from tune.trials import DRIVER_CPUS, finished_trial, has_ended, run_trials
+from tune.trials import DRIVER_CPUS, finished_trial, has_ended, run_trials, trial_name
 
-MODEL_NAME = "tinystories"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepConfig(TrainConfig):
-    """A sweep: what every run shares, and the grid."""
-
-    lr: tuple[float, ...] = (1e-3, 3e-3)
-    """Learning rates of the grid."""
-    d_ff: tuple[int, ...] = (512, 1024)
-    """Inner widths of the feed-forward block of the grid."""
-    trial_steps: int = 0
-    """Optimizer steps of a trial; 0 means a fifth of the full run, at most 200."""
-    trial_workers: int = 1
-    """Workers of a trial; as many trials run at once as the cluster has room for."""
-    final: bool = True
-    """Train the best point at the full budget and register it."""
-    register: str = MODEL_NAME
-    """Name under which the final model is registered; it becomes the champion."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.lr or not self.d_ff:
-            raise ValueError("the grid is empty: give at least one --lr and one --d-ff")
-        if self.trial_steps < 0 or self.trial_workers < 1:
-            raise ValueError("trial_steps must not be negative, and trial_workers at least 1")
-
-    @property
-    def points(self) -> list[tuple[float, int]]:
-        """The grid, in order, each (lr, d_ff) once."""
-        return list(dict.fromkeys(itertools.product(self.lr, self.d_ff)))
-
-
-def trial_name(lr: float, d_ff: int) -> str:
-    """Folder and run name of a point: `trial_name(5e-4, 512)` is `"lr0.0005-dff512"`."""
-    return f"lr{lr:g}-dff{d_ff}"
+SWEPT = {"--optim.lr": "--lr", "--model.d-ff": "--d-ff"}
+"""Options of a training that a sweep sets itself, and its own that take their place."""
 
 
 def run_config(sweep: SweepConfig, lr: float, d_ff: int, **changes: Any) -> TrainConfig:
@@ -101,9 +69,16 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
 
     Raises:
         UserError: the sweep, the data set or the folder does not allow it, or every trial failed.
+        StoppedError: a signal asked for it; the sweep can be resumed.
     """
     sweep = _resolve(sweep)
     folder = Path(sweep.output) / sweep.name
+    with storage.locked(folder, f"another sweep.py is writing to {folder}: wait for its end, or take another --name"):
+        return _run_locked(sweep, folder)
+
+
+def _run_locked(sweep: SweepConfig, folder: Path) -> tuple[list[Trial], TrainResult | None]:
+    """The sweep, once nobody else can write to its folder."""
     parent = _open(sweep, folder)
     status = "FAILED"
     try:
@@ -115,9 +90,11 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
         final = _train_final(sweep, best, parent.run_id) if sweep.final else None
         status = "FINISHED"
         return trials, final
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         status = "KILLED"
-        raise
+        number = stop.signal_number if isinstance(stop, StoppedError) else signal.SIGINT
+        resume = f"stopped: `--resume --name {sweep.name}` goes on from the last checkpoint of each trial"
+        raise StoppedError(resume, number) from None
     finally:
         parent.finish(status)
 
@@ -131,7 +108,7 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
     tracking_uri = mlflow_runs.resolve_uri(sweep.tracking_uri)
     register = _registered_name(sweep.register, tracking_uri)
     cluster.connect(with_dashboard=True)  # which Train asks about lost trials
-    for workers in (sweep.trial_workers, sweep.workers or default_workers()):
+    for workers in (sweep.trial_workers, sweep.workers or default_workers(sweep)):
         sweep.check_batch(workers)
     for lr, d_ff in sweep.points:
         run_config(sweep, lr, d_ff)  # refuses what no trial could run with
@@ -139,8 +116,8 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
     return dataclasses.replace(
         sweep,
         name=name,
-        data=str(Path(sweep.data).absolute()),
-        output=str(Path(sweep.output).absolute()),
+        data=str(storage.storage_path(sweep.data)),
+        output=str(storage.storage_path(sweep.output)),
         tracking_uri=tracking_uri,
         register=register,
     )
@@ -174,6 +151,8 @@ def _open(sweep: SweepConfig, folder: Path) -> tracker.Tracker:
             parent = mlflow_runs.continue_run(sweep.tracking_uri, known["run_id"])
             parent.set_running()
             return parent
+    elif any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and no folder of a sweep: take another --name or --output")
     grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
     tags = {"data_fingerprint": shared["data_fingerprint"]}
     parent = mlflow_runs.start_run(sweep.tracking_uri, sweep.experiment, sweep.name, flatten(shared) | grid, tags)
@@ -272,6 +251,10 @@ def parse_config(argv: Sequence[str] | None) -> SweepConfig:
     """
     origin, rest = take_option("config", DEFAULT_PRESET, sys.argv[1:] if argv is None else argv)
     about = f"{(__doc__ or '').splitlines()[0]} --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
+    for word in rest:
+        name = word.partition("=")[0].replace("_", "-")
+        if name in SWEPT:
+            raise UserError(f"{name} is what is swept: give {SWEPT[name]} its values")
     base = load_config(origin)
     own = {field.name: getattr(base, field.name) for field in dataclasses.fields(TrainConfig)}
     default = SweepConfig(**(own | {"register": base.register or MODEL_NAME}))
@@ -283,7 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, sweep, say what came out."""
     set_default_environment()
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    _, final = run_sweep(parse_config(argv))
+    with ending_on_sigterm():
+        _, final = run_sweep(parse_config(argv))
     if final is not None:
         print(describe(final))
     return 0

@@ -17,24 +17,50 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
+from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed.driver import run_training
+from slm_ray.errors import UserError
 from slm_ray.runs.outcome import RunStatus, has_summary, read_summary
 from slm_ray.runs.run_folder import RunFolder
 from tune.results import METRIC, Trial
 
+COMPARED = ("model", "optim", "seed", "batch_size", "epochs")
+"""What makes two trials comparable, besides their number of steps and the data."""
 DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CPU would leave none for the workers
 
 
+def trial_name(lr: float, d_ff: int) -> str:
+    """Folder and run name of a point, another one for each: `trial_name(5e-4, 512)` is `"lr0.0005-dff512"`."""
+    short = f"{lr:g}"
+    return f"lr{short if float(short) == lr else repr(lr)}-dff{d_ff}"
+
+
 def finished_trial(config: TrainConfig) -> Trial | None:
-    """What a trial's folder holds, once it has run to its last step; that the rest is equal is seen to before."""
+    """What a trial's folder holds, once it has run to its last step.
+
+    Raises:
+        UserError: it was run with other options: its result would stand in a table of trials that are not like it.
+    """
     folder = RunFolder(Path(config.output) / config.name)
-    if not has_summary(folder) or folder.latest_valid() is None:
+    if not has_summary(folder) or (latest := folder.latest_valid()) is None:
         return None
+    was = from_dict(TrainConfig, latest.state.config, str(latest.path))
+    changed = [name for name in COMPARED if getattr(was, name) != getattr(_with_vocabulary(config, was), name)]
+    if changed or latest.state.data_fingerprint != load_manifest(config.data).fingerprint:
+        what = ", ".join(changed) or "data"
+        raise UserError(f"{folder.path} was trained with another {what}: take another --name, or remove it")
     summary = read_summary(folder)
     if summary.status != RunStatus.FINISHED or summary.max_steps != config.max_steps or summary.best is None:
         return None
     metrics = {"step": summary.best.step, **summary.best.metrics}
     return Trial(config.optim.lr, config.model.d_ff, metrics, summary.run_id)
+
+
+def _with_vocabulary(config: TrainConfig, was: TrainConfig) -> TrainConfig:
+    """The vocabulary's size is open until a run resolves it."""
+    if config.model.vocab_size:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=was.model.vocab_size))
 
 
 def has_ended(config: TrainConfig) -> bool:

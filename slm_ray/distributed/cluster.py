@@ -21,6 +21,7 @@ from slm_ray.errors import UserError
 
 MAX_CPU_WORKERS = 2
 
+LOGGER = logging.getLogger(__name__)
 LOCAL = "local"
 ANSWER_TIMEOUT_S = 5.0
 LEAN_ENVIRONMENT = {
@@ -115,12 +116,25 @@ def check_resources(config: TrainConfig) -> None:
     if 0 < gpus < fewest:
         raise UserError(f"{config.workers} workers and {gpus:g} GPU(s): give --workers {int(gpus) or 1}, one each")
     wanted = fewest * config.cpus_per_worker
-    if len(ray.nodes()) == 1 and wanted > cpus:
+    if sum(node["Alive"] for node in ray.nodes()) == 1 and wanted > cpus:
         raise UserError(f"{config.workers} workers need {wanted:g} CPUs and this machine has {cpus:g}: lower --workers")
 
 
-def default_workers() -> int:
-    """Every GPU of the cluster or, without one, up to two CPU workers."""
+def default_workers(config: TrainConfig) -> int:
+    """As many of the cluster's GPUs or, without one, of up to two CPU workers as can share out the batch evenly."""
     connect()
     resources = ray.cluster_resources()
-    return int(resources.get("GPU", 0)) or max(1, min(MAX_CPU_WORKERS, int(resources.get("CPU", 1))))
+    there = int(resources.get("GPU", 0)) or max(1, min(MAX_CPU_WORKERS, int(resources.get("CPU", 1))))
+    workers = largest_share(there, config.batch_size, config.accumulation_steps)
+    if workers < there:
+        LOGGER.warning(
+            "%d workers of %d that are there: batch_size %d in %d accumulation steps is not divisible by more",
+            workers, there, config.batch_size, config.accumulation_steps,
+        )  # fmt: skip
+    return workers
+
+
+def largest_share(there: int, batch_size: int, accumulation_steps: int) -> int:
+    """The largest number of workers, at most `there`, that a batch can be shared out among: `(3, 32, 1) -> 2`."""
+    fitting = (count for count in range(there, 0, -1) if batch_size % (count * accumulation_steps) == 0)
+    return next(fitting, 1)

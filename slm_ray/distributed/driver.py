@@ -25,6 +25,7 @@ from slm_ray.errors import UserError
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.history import plot_loss
 from slm_ray.runs.outcome import RunStatus, RunSummary, has_summary, read_summary
+from slm_ray.runs.ownership import refuse_foreign
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.tracking import mlflow_runs, registry
@@ -69,17 +70,14 @@ def run_training(
         require_tensorboard()
     config = resolve(config, cluster.default_workers)
     plan = _plan(config)
-    try:
-        with plan.folder.locked():
-            plan.folder.fetch()
-            latest = plan.folder.latest_valid()
-            refuse_conflicts(plan, latest)
-            cluster.connect()
-            cluster.check_resources(config)
-            return _run_locked(plan, latest, parent_run_id, is_quiet, callbacks)
-    finally:
-        with contextlib.suppress(OSError):  # not empty: there is something to keep
-            plan.folder.path.rmdir()
+    refuse_foreign(plan.folder.path)
+    with plan.folder.locked():
+        plan.folder.fetch()
+        latest = plan.folder.latest_valid()
+        refuse_conflicts(plan, latest)
+        cluster.connect()
+        cluster.check_resources(config)
+        return _run_locked(plan, latest, parent_run_id, is_quiet, callbacks)
 
 
 def _plan(config: TrainConfig) -> RunPlan:

@@ -19,6 +19,7 @@ class Watchdog:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._idle_s = 0.0
+        self._is_paused = False
         self._is_over = threading.Event()
 
     def heartbeat(self) -> None:
@@ -36,10 +37,20 @@ class Watchdog:
         finally:
             self._is_over.set()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the block nothing counts as a hang: this worker waits for others, which are watched themselves."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+            self.heartbeat()
+
     def _watch(self, on_hang: Callable[[], None]) -> None:
         poll_s = min(MAX_POLL_S, self._timeout_s / POLLS)
         while not self._is_over.wait(poll_s):
-            self._idle_s += poll_s
+            self._idle_s += 0.0 if self._is_paused else poll_s
             if self._idle_s >= self._timeout_s:
                 on_hang()
                 return

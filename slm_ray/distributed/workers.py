@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -27,8 +27,10 @@ from slm_ray.distributed import cluster
 from slm_ray.distributed.watchdog import Watchdog
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import parameter_count
-from slm_ray.runs.outcome import ERROR, clear_outcome
+from slm_ray.runs.outcome import ERROR, clear_outcome, has_refusal, read_refusal, write_refusal
+from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
+from slm_ray.runs.verification import UnreadableCheckpointError
 from slm_ray.tracking import mlflow_runs, system_metrics, tensorboard_tracker
 from slm_ray.tracking.tracker import CompositeTracker, NullTracker, Tracker
 from slm_ray.training import hardware, loop
@@ -75,11 +77,13 @@ def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -
         with _health_timeout(plan.config.hang_timeout_s):
             _fit_interruptibly(trainer.fit, folder, _has_begun(plan))
     except TrainingFailedError as error:
-        raise UserError(_failure(error, folder)) from error
+        raise UserError(read_refusal(folder) or _failure(error, folder)) from error
     finally:
         with contextlib.suppress(OSError):  # Ray may still be writing to it
             folder.clear_requests()
         folder.fetch()  # the workers may have been on other machines
+    if refusal := read_refusal(folder):
+        raise UserError(refusal)
 
 
 def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
@@ -100,9 +104,18 @@ def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Seq
             storage_filesystem=storage_filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=list(callbacks),
-            worker_runtime_env={"env_vars": {k: v for k, v in hardware.KEEP_MEMORY.items() if k not in os.environ}},
+            worker_runtime_env={"env_vars": _environment(config)},
         ),
     )
+
+
+def _environment(config: TrainConfig) -> dict[str, str]:
+    """`KEEP_MEMORY` for workers of one thread, which it helped on every machine tried; with two it cost a third."""
+    workers_here = max(config.worker_range[1], 1)
+    threads = config.threads or hardware.cpu_count() // workers_here
+    if threads > 1:
+        return {}
+    return {name: value for name, value in hardware.KEEP_MEMORY.items() if name not in os.environ}
 
 
 @contextlib.contextmanager
@@ -172,27 +185,57 @@ def _failure(error: TrainingFailedError, folder: RunFolder) -> str:
 
 
 def _worker(given: dict[str, Any]) -> None:
-    """What each worker process runs."""
+    """What each worker process runs.
+
+    A mistake of the user's is left in the run's folder, and the workers that Ray starts in place of these see it and
+    leave: it is not tried again `max_failures` times.
+    """
     config = from_dict(TrainConfig, given["config"], "the driver's config")
+    if has_refusal(run := open_run(config.output, config.name)):
+        return
+    try:
+        _train(config, given["run_id"])
+    except UnreadableCheckpointError:  # the disk may give it at the next try
+        raise
+    except UserError as error:
+        write_refusal(run, str(error))
+        raise
+
+
+def _train(config: TrainConfig, run_id: str) -> None:
     ranks, device = ray.train.get_context(), ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // ranks.get_local_world_size()))
     inputs = load_inputs(config, NullTracker())
     watchdog = Watchdog(config.hang_timeout_s)
+
+    def report(metrics: Mapping[str, Any]) -> None:
+        with watchdog.paused():
+            ray.train.report(dict(metrics))
+
     context = TrainContext(
         rank=ranks.get_world_rank(),
         world_size=ranks.get_world_size(),
         device=device,
         wrap=ray.train.torch.prepare_model,
         all_reduce_sum=_all_reduce_sum,
-        report=lambda metrics: ray.train.report(dict(metrics)),
+        report=report,
         is_stop_requested=inputs.folder.is_stop_requested,
         heartbeat=watchdog.heartbeat,
     )
+    precision, is_compiled = _arithmetic(inputs, context)
+    with _tracked(inputs, run_id) as tracked, watchdog.watching(lambda: _exit_hung_worker(inputs, context)):
+        loop.fit(tracked, context, precision=precision, is_compiled=is_compiled)
+
+
+def _arithmetic(inputs: TrainInputs, context: TrainContext) -> tuple[str, bool]:
+    """Precision, and whether to compile, as rank 0 chooses: machines may differ, and the ranks must not."""
+    config, device = inputs.config, context.device
     is_compiled = hardware.resolve_compile(config, device, parameter_count(config.model), inputs.max_steps)
     precision = hardware.resolve_precision(config.precision, device)
-    with _tracked(inputs, given["run_id"]) as tracked, watchdog.watching(lambda: _exit_hung_worker(inputs, context)):
-        loop.fit(tracked, context, precision=precision, is_compiled=is_compiled)
+    own = [float(hardware.PRECISIONS.index(precision)), float(is_compiled)]
+    chosen = context.all_reduce_sum(torch.tensor(own if context.is_main else [0.0, 0.0], device=device)).tolist()
+    return hardware.PRECISIONS[int(chosen[0])], bool(chosen[1])
 
 
 @contextlib.contextmanager

@@ -30,13 +30,12 @@ from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.train_state import TrainState
+from slm_ray.runs.verification import FORMAT_VERSION, MARKER, STATE, read_errors, verify
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
-FORMAT_VERSION = 1
-MARKER = "complete.json"
 PARTIAL = ".partial"
 """Ends the name of what is being written or removed."""
-MODEL, STATE, OPTIMIZER = "model", "state.json", "optimizer.pt"
+MODEL, OPTIMIZER = "model", "optimizer.pt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,60 +154,15 @@ def copy_for_serving(source: Path, target: Path) -> None:
     commit_partial(partial, target)
 
 
-def verify(folder: Path) -> None:
-    """Check that every file is there and unchanged.
-
-    Raises:
-        UserError: the folder is no complete checkpoint; the message names the file.
-    """
-    try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        expected = dict(marker["files"])
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is no complete checkpoint: it has no {MARKER}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MARKER} cannot be read ({error}): the checkpoint is corrupt") from error
-    if marker.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{folder} has format version {marker.get('format_version')}, expected {FORMAT_VERSION}")
-    for name, digest in expected.items():
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing: the checkpoint is corrupt")
-        try:
-            found = storage.file_sha256(folder / name)
-        except OSError as error:
-            raise UserError(f"{folder / name} cannot be read: {error.strerror}") from error
-        if found != digest:
-            raise UserError(f"{folder / name} is not what was written (its sha256 differs): the checkpoint is corrupt")
-
-
-def is_valid(folder: Path) -> bool:
-    """Whether `verify` has nothing to say."""
-    try:
-        verify(folder)
-    except UserError:
-        return False
-    return True
-
-
-def file_digest(folder: Path, name: str) -> str:
-    """sha256 of one file of a verified checkpoint, as its marker has it."""
-    return str(json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"][name])
-
-
 def load_state(folder: Path) -> TrainState:
-    """Read `state.json`. Raises: UserError when it cannot be read."""
+    """Read `state.json`. Raises: as `verify`."""
+    path = folder / STATE
+    with read_errors(path):
+        content = path.read_bytes()
     try:
-        return TrainState.from_record(json.loads((folder / STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{folder / STATE} cannot be read: {error}") from error
-
-
-def is_state_complete(folder: Path) -> bool:
-    """Whether the folder has its marker and the very `state.json` that it lists; the other files are not looked at."""
-    try:
-        return storage.file_sha256(folder / STATE) == file_digest(folder, STATE)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return TrainState.from_record(json.loads(content))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is none that this version reads ({error}): was it written by a later one?") from error
 
 
 def load_model(folder: Path) -> tuple[Decoder, Tokenizer]:

@@ -15,6 +15,7 @@ from slm_ray.runs.train_state import Evaluation
 
 SUMMARY = "summary.json"
 ERROR = "error.txt"
+REFUSAL = "refusal.txt"
 
 
 class RunStatus(StrEnum):
@@ -88,6 +89,22 @@ def write_summary(run: RunFolder, summary: RunSummary) -> None:
 
 def clear_outcome(run: RunFolder) -> None:
     """Before a start: forget how it ended the last time."""
-    for name in (SUMMARY, ERROR):
+    for name in (SUMMARY, ERROR, REFUSAL):
         storage.remove(run.path / name)
     run.mirror.remove(SUMMARY)
+
+
+def write_refusal(run: RunFolder, message: str) -> None:
+    """Leave word of a mistake of the user's that a worker met: no other worker has to meet it again."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    storage.replace_file(run.path / REFUSAL, message.encode("utf-8"))
+
+
+def has_refusal(run: RunFolder) -> bool:
+    """Whether a worker of this start met one."""
+    return (run.path / REFUSAL).is_file()
+
+
+def read_refusal(run: RunFolder) -> str:
+    """What `write_refusal` left, or an empty text."""
+    return (run.path / REFUSAL).read_text(encoding="utf-8") if has_refusal(run) else ""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.run_folder import RAY_STATE, RunFolder, link
 from slm_ray.storage import StoragePath, storage_path
 
@@ -135,22 +135,22 @@ class ObjectStoreMirror:
 
     def _checkpoints(self) -> list[str]:
         """Names of those in the store that have their marker."""
-        return [path.parent.name for path in self.remote.glob(f"checkpoints/step-*/{checkpoint.MARKER}")]
+        return [path.parent.name for path in self.remote.glob(f"checkpoints/step-*/{verification.MARKER}")]
 
     def _upload(self, path: Path) -> None:
         target = self.remote / "checkpoints" / path.name
-        storage.remove(target / checkpoint.MARKER)
+        storage.remove(target / verification.MARKER)
         files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-        for name in sorted(files, key=lambda name: name == checkpoint.MARKER):  # the marker last
+        for name in sorted(files, key=lambda name: name == verification.MARKER):  # the marker last
             (target / name).write_bytes((path / name).read_bytes())
 
     def _discard(self, name: str) -> None:
-        self.remove(f"checkpoints/{name}/{checkpoint.MARKER}", f"checkpoints/{name}")
+        self.remove(f"checkpoints/{name}/{verification.MARKER}", f"checkpoints/{name}")
 
     def _download(self, name: str, folder: Path) -> bool:
         """Have a checkpoint here; returns whether it is valid, for what lies in the store may be corrupt too."""
         target = folder / "checkpoints" / name
-        if checkpoint.is_valid(target):
+        if verification.is_valid(target):
             return True
         source = self.remote / "checkpoints" / name
         partial = target.with_name(f"{name}.{uuid.uuid4().hex[:8]}{checkpoint.PARTIAL}")
@@ -158,7 +158,7 @@ class ObjectStoreMirror:
             own = partial / file.as_posix().removeprefix(source.as_posix()).lstrip("/")
             own.parent.mkdir(parents=True, exist_ok=True)
             own.write_bytes(file.read_bytes())
-        is_valid = checkpoint.is_valid(partial)
+        is_valid = verification.is_valid(partial)
         if is_valid:
             _remove(target)
             with contextlib.suppress(OSError):  # another worker of this machine was faster

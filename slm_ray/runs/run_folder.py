@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,12 @@ from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.mirror import Mirror, NoMirror
 from slm_ray.runs.retention import steps_to_keep
 from slm_ray.runs.train_state import Evaluation, TrainState
+from slm_ray.runs.verification import CorruptCheckpointError, UnreadableCheckpointError, is_state_complete, is_valid
 
 RAY_STATE = ".ray"
+CHECKPOINT_NAME = re.compile(r"step-[0-9]{8,}")
+CORRUPT = ".corrupt"
+"""Ends the name of a checkpoint that was passed over."""
 LOGGER = logging.getLogger(__name__)
 
 
@@ -53,21 +58,34 @@ class RunFolder:
         return self.path / "checkpoints" / f"step-{step:08d}"
 
     def checkpoints(self) -> list[Path]:
-        """All checkpoints, oldest first."""
-        return sorted(path for path in self.path.glob("checkpoints/step-*") if not path.suffix)
+        """All checkpoints, oldest first. Raises: UnreadableCheckpointError when the folder cannot be listed now."""
+        folder = self.path / "checkpoints"
+        try:
+            names = [
+                path.name for path in folder.iterdir()
+            ]  # a glob would take a folder that cannot be read for an empty one
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UnreadableCheckpointError(f"{folder} cannot be listed: {error.strerror}") from error
+        return sorted(folder / name for name in names if CHECKPOINT_NAME.fullmatch(name))
 
     def latest_valid(self) -> Checkpoint | None:
-        """The newest checkpoint whose every digest is right; corrupt ones are passed over with a warning."""
+        """The newest checkpoint whose every digest is right; corrupt ones are passed over with a warning.
+
+        Raises:
+            UnreadableCheckpointError: one of them could not be read now, which says nothing about it.
+        """
         for path in reversed(self.checkpoints()):
             try:
                 return Checkpoint.open(path)
-            except UserError as error:
+            except CorruptCheckpointError as error:
                 LOGGER.warning("passing over a corrupt checkpoint: %s", error)
         return None
 
     def latest_state(self) -> TrainState | None:
         """State of the newest checkpoint that has its marker and its `state.json`; no other file is read."""
-        complete = (path for path in reversed(self.checkpoints()) if checkpoint.is_state_complete(path))
+        complete = (path for path in reversed(self.checkpoints()) if is_state_complete(path))
         return next(map(checkpoint.load_state, complete), None)
 
     def publish(self, step: int, *, is_best: bool, keep: int, keep_best: int) -> None:
@@ -88,38 +106,21 @@ class RunFolder:
         self.mirror.upload(self.path, self.checkpoint_path(step), self.checkpoints())
         self.push_record()
 
-    def repair_links(self, latest: Checkpoint) -> Evaluation | None:
-        """Point `latest` to a verified checkpoint, and `best` to the best one it knows of or the best of those left.
-
-        Returns the evaluation of `best`; where no checkpoint left was validated there is no best one.
-        """
-        link(self.latest, latest.path)
-
-        def is_valid(path: Path) -> bool:
-            return path == latest.path or checkpoint.is_valid(path)
-
-        best = latest.state.best
-        if best is None or not is_valid(self.checkpoint_path(best.step)):
-            states = [checkpoint.load_state(path) for path in self.checkpoints() if is_valid(path)]
-            states = [state for state in states if state.step <= latest.state.step]
-            best = min((state.metrics for state in states if state.metrics), key=lambda m: m.val_loss, default=None)
-        if best is None:
-            self.best.unlink(missing_ok=True)
-        else:
-            link(self.best, self.checkpoint_path(best.step))
-        return best
-
     def remove_partial(self, step: int) -> None:
-        """Remove what a killed writer left half done, and what came after `step`, at which the run continues.
+        """Remove what a killed writer left half done; put aside what came after `step`, at which the run continues.
 
-        Checkpoints after the latest valid one are corrupt; the run writes them again.
+        Checkpoints after the latest valid one are corrupt; the run writes them again. They stay as `step-N.corrupt`.
         """
-        for path in [*self.path.glob(f"**/*{checkpoint.PARTIAL}"), *self.path.glob("*.link")]:
+        partial = [f"checkpoints/step-*{checkpoint.PARTIAL}", f"*.json*{checkpoint.PARTIAL}", ".summary.json.*"]
+        links = [f"{name}.[0-9]*.link" for name in ("latest", "best")]
+        for path in [path for pattern in (*partial, *links) for path in self.path.glob(pattern)]:
             storage.remove(path)
         for path in self.checkpoints():
             if _step(path) > step:
-                LOGGER.warning("removing %s: it is corrupt, and the run continues at step %d", path, step)
-                checkpoint.remove(path)
+                aside = path.with_name(f"{path.name}{CORRUPT}")
+                LOGGER.warning("%s is corrupt, and the run continues at step %d: it is kept as %s", path, step, aside)
+                storage.remove(aside)
+                path.rename(aside)
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Make the folder, and keep other drivers of this machine out of it for the length of a block.
@@ -151,8 +152,8 @@ class RunFolder:
 
     def clear_requests(self) -> None:
         """Forget a request to stop, and what Ray keeps while a driver lives; a killed one leaves both behind."""
-        for name in ("stop", RAY_STATE):
-            storage.remove(self.path / name)
+        (self.path / "stop").unlink(missing_ok=True)
+        storage.remove(self.path / RAY_STATE)
         self.mirror.remove("stop", RAY_STATE)
 
     def ray_storage(self) -> tuple[str, object | None]:
@@ -166,6 +167,34 @@ class RunFolder:
     def push_record(self) -> None:
         """Copy the record, the summary and the plot to the mirror. Raises: OSError."""
         self.mirror.push_record(self.path)
+
+
+def repair_links(run: RunFolder, latest: Checkpoint) -> Evaluation | None:
+    """Point `latest` to a verified checkpoint, and `best` to the best one it knows of or the best of those left.
+
+    Returns the evaluation of `best`; where no checkpoint left was validated there is no best one.
+    """
+    link(run.latest, latest.path)
+
+    def is_usable(path: Path) -> bool:
+        return path == latest.path or is_valid(path)
+
+    best = latest.state.best
+    if best is None or not is_usable(run.checkpoint_path(best.step)):
+        states = [checkpoint.load_state(path) for path in run.checkpoints() if is_usable(path)]
+        states = [state for state in states if state.step <= latest.state.step]
+        best = min((state.metrics for state in states if state.metrics), key=lambda m: m.val_loss, default=None)
+    if best is None:
+        run.best.unlink(missing_ok=True)
+    else:
+        link(run.best, run.checkpoint_path(best.step))
+    return best
+
+
+def refuse_corrupt(run: RunFolder) -> None:
+    """Raises: UserError when there are checkpoints, and none that a run could continue from."""
+    if run.checkpoints():
+        raise UserError(f"{run.path} holds a run whose checkpoints cannot be read: take another --name, or remove it")
 
 
 def newest_run(output: Path) -> RunFolder:

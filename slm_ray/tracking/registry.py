@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from slm_ray.errors import UserError, one_line
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, verification
 from slm_ray.tracking.mlflow_runs import OFF, client, resolve_uri, sqlite_file
 
 CHAMPION = "champion"
@@ -38,7 +38,7 @@ def register(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPI
     """
     from mlflow.exceptions import MlflowException
 
-    checkpoint.verify(folder)
+    verification.verify(folder)
     store = client(uri)
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -70,7 +70,7 @@ def registered_version(uri: str, name: str, folder: Path, run_id: str, alias: st
 def lineage(folder: Path) -> dict[str, str]:
     """Tags of a registered version, out of its checkpoint."""
     state = checkpoint.load_state(folder)
-    tokenizer = checkpoint.file_digest(folder, f"{checkpoint.MODEL}/tokenizer.json")
+    tokenizer = verification.file_digest(folder, f"{checkpoint.MODEL}/tokenizer.json")
     metrics = state.metrics.metrics if state.metrics else {}
     evaluation = {name: f"{value:.6g}" for name, value in metrics.items()}
     return {
@@ -143,9 +143,9 @@ def _folder(reference: str) -> Path:
 def _folder_identity(path: Path) -> str:
     """The marker holds the digest of every file, so its own digest stands for all of them."""
     try:
-        return f"{path} {hashlib.sha256((path / checkpoint.MARKER).read_bytes()).hexdigest()[:16]}"
+        return f"{path} {hashlib.sha256((path / verification.MARKER).read_bytes()).hexdigest()[:16]}"
     except OSError as error:
-        raise RegistryError(f"{path} is no complete checkpoint: it has no {checkpoint.MARKER}") from error
+        raise RegistryError(f"{path} is no complete checkpoint: it has no {verification.MARKER}") from error
 
 
 def _version_identity(version: Any) -> str:

@@ -5,14 +5,22 @@ every rank, which evaluation is the best and for how many none was better.
 """
 
 import dataclasses
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import torch
+from torch import Tensor
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import Checkpoint, Snapshot
+from slm_ray.runs.ownership import mark
+from slm_ray.runs.run_folder import repair_links
 from slm_ray.runs.train_state import Evaluation, TrainState
 from slm_ray.training.run_log import RunLog
 from slm_ray.training.trainer import Trainer
+
+POLL_S = 0.5
+"""Between two heartbeats while a checkpoint is waited for."""
 
 
 class Checkpointer:
@@ -43,10 +51,10 @@ class Checkpointer:
     def tidy_up(self) -> None:
         """On rank 0: finish what a kill left undone; a second time, it changes nothing."""
         folder, latest = self._inputs.folder, self.restored
-        folder.path.mkdir(parents=True, exist_ok=True)
+        mark(folder.path)
         folder.remove_partial(self._trainer.step)
         if latest is not None and self._has_same_data(latest.state):
-            self._saved_best = folder.repair_links(latest)
+            self._saved_best = repair_links(folder, latest)
 
     def save(self, evaluation: Evaluation | None) -> None:
         """Write a checkpoint beside the coming steps, then move `latest`, and `best` where it is the best one.
@@ -58,13 +66,27 @@ class Checkpointer:
             self.best = evaluation if is_better else self.best
             self.n_stale_validations = 0 if is_better else self.n_stale_validations + 1
         pending = self._trainer.pending_losses()
+        self.wait_together()
         if not self._context.is_main:
             return
-        self.finish_write()
         is_best = evaluation is not None and evaluation.is_better_than(self._saved_best)
         self._writing = self._state(evaluation, evaluation if is_best else self._saved_best, pending)
         content = checkpoint.snapshot(self._trainer.model, self._trainer.optimizer.state_dict())
         self._written = self._writer.submit(self._write, content, self._writing, is_best)
+
+    def wait_together(self) -> OSError | None:
+        """Let every rank wait for the checkpoint in flight, with heartbeats: a slow disk is no hang.
+
+        Returns and raises what `finish_write` does.
+        """
+        while self._context.all_reduce_sum(self._is_writing()).item() > 0:
+            self._context.heartbeat()
+        return self.finish_write()
+
+    def _is_writing(self) -> Tensor:
+        """One while a checkpoint is in flight, after a moment of waiting for it."""
+        is_writing = self._written is not None and bool(wait([self._written], timeout=POLL_S).not_done)
+        return torch.tensor([float(is_writing)], device=self._context.device)
 
     def finish_write(self) -> OSError | None:
         """Wait for the checkpoint in flight. Returns what the disk refused, which is logged; the last good one stays.
@@ -74,6 +96,8 @@ class Checkpointer:
         """
         if self._written is None or self._writing is None:
             return None
+        while self._is_writing().item() > 0:
+            self._context.heartbeat()
         error = self._written.exception()
         state, self._written, self._writing = self._writing, None, None
         if state.best is not None and self._inputs.folder.best_step() == state.best.step:

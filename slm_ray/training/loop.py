@@ -13,6 +13,7 @@ import torch
 
 from slm_ray.errors import UserError
 from slm_ray.runs.outcome import RunStatus, RunSummary, write_summary
+from slm_ray.runs.run_folder import refuse_corrupt
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.training.checkpointing import Checkpointer, is_out_of_patience
 from slm_ray.training.context import TrainContext
@@ -47,7 +48,10 @@ def fit(
     trainer = Trainer(inputs, context, precision, is_compiled)
     log = MainRunLog(inputs.history, inputs.tracker) if context.is_main else RunLog()
     checkpointer = Checkpointer(trainer, log)
-    checkpointer.restore(inputs.folder.latest_valid())
+    latest = inputs.folder.latest_valid()
+    if latest is None:
+        refuse_corrupt(inputs.folder)
+    checkpointer.restore(latest)
     _agree_on_step(trainer, context)
     if context.is_main:
         checkpointer.tidy_up()
@@ -89,7 +93,7 @@ def _run(run: Run) -> RunSummary:
             _report(run, evaluation)
     except DivergedError as error:
         status, reason = RunStatus.DIVERGED, str(error)
-    if checkpointer.finish_write() is not None and status != RunStatus.DIVERGED:
+    if checkpointer.wait_together() is not None and status != RunStatus.DIVERGED:
         status = RunStatus.UNSAVED
     return _conclude(run, status, reason, evaluation)
 

@@ -20,17 +20,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-STEPS = (
+SAFETY = 1.01
+"""Factor on the norm, and on what every step but the last is given: the polynomials are steep at one, and what rounding
+lifts above it explodes (to 300,000 in bfloat16). So does the algorithm of the paper below."""
+POLYNOMIALS = (
     (8.251, -23.6626, 17.3868),
     (4.0193, -2.9543, 0.5564),
     (3.519, -2.6365, 0.5268),
     (2.5061, -1.8478, 0.4383),
 )
-"""(a, b, c) of each step x -> a x + b x^3 + c x^5: after them, values of 0.003 to 1 are between 0.79 and 1.23.
+"""(a, b, c) of each step x -> a x + b x^3 + c x^5.
 
 Each is the polynomial closest to one over what the steps before it leave (Amsel et al., "The Polar Express",
 arXiv:2505.16932, section 3, with its cushion of 0.02), found by Remez's method from the lower end 0.003.
 """
+STEPS = (*((a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in POLYNOMIALS[:-1]), POLYNOMIALS[-1])
+"""After them, values of 0.0031 to 1 are between 0.79 and 1.23, in bfloat16 too (there from 0.75 on)."""
 GRAM_RATIO = 1.5
 """Matrices longer than this over their width are cheaper through their Gram matrix, however many steps there are."""
 RMS_OF_ADAMW = 0.2
@@ -40,13 +45,16 @@ ROW_BETA = 0.95
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Bring every singular value near one (from 0.003 of the norm on: 0.79 to 1.23), by the odd polynomials of `STEPS`.
+    """Bring every singular value near one (from 0.0031 of the norm on: 0.79 to 1.23), by the odd polynomials of
+    `STEPS`.
 
     matrices: (N, rows, columns). Returns the same shape. [[2, 0], [0, 0.1]] -> about [[1, 0], [0, 1]].
     """
     is_tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if is_tall else matrices  # (N, r, c), r <= c: the smaller square is the cheaper one
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    wide = torch.promote_types(x.dtype, torch.float32)  # bfloat16's norm may be below the largest singular value
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide)  # (N, 1, 1)
+    x = (x / (SAFETY * norm + 1e-7)).to(x.dtype)
     is_long = x.size(-1) > GRAM_RATIO * x.size(-2)
     x = _through_gram(x) if is_long and x.dtype != torch.bfloat16 else _directly(x)
     return x.mT if is_tall else x

@@ -15,12 +15,13 @@ from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.dataset.manifest import TOKENIZER, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.runs.checkpoint import MODEL, Checkpoint
+from slm_ray.runs.run_folder import refuse_corrupt
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
 from slm_ray.training.inputs import RunPlan
 
 
-def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainConfig:
+def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) -> TrainConfig:
     """Replace open fields by their defaults and relative paths by absolute ones, before the config leaves this process.
 
     `default_workers` is asked where the config leaves the number of workers open.
@@ -32,7 +33,7 @@ def resolve(config: TrainConfig, default_workers: Callable[[], int]) -> TrainCon
     vocab_size = int(load_manifest(data).tokenizer["vocab_size"])
     if config.model.vocab_size not in (0, vocab_size):
         raise UserError(f"model.vocab_size ({config.model.vocab_size}) must be the data set's, {vocab_size}")
-    workers = config.workers or default_workers()
+    workers = config.workers or default_workers(config)
     config.check_batch(workers)
     tracking_uri = mlflow_runs.resolve_uri(config.tracking_uri)
     if config.register and tracking_uri == mlflow_runs.OFF:
@@ -61,10 +62,7 @@ def refuse_conflicts(plan: RunPlan, latest: Checkpoint | None) -> None:
     if latest is None:
         if config.resume:
             raise UserError(f"nothing to resume: no complete checkpoint in {folder.path}")
-        if folder.checkpoints():
-            raise UserError(
-                f"{folder.path} holds a run whose checkpoints cannot be read: take another --name, or remove it"
-            )
+        refuse_corrupt(folder)
         return
     if not config.resume:
         raise UserError(f"{folder.path} holds a run already: add --resume to continue it, or take another --name")

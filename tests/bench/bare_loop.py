@@ -25,7 +25,7 @@ def main() -> None:
     given = options()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    config = resolve(dataclasses.replace(load_config(given.preset), data=given.data), lambda: 1)
+    config = resolve(dataclasses.replace(load_config(given.preset), data=given.data), lambda _: 1)
     data = storage_path(given.data)
     tokens, n_bytes = read_split(data, "train", manifest=load_manifest(data))
     stream = TokenStream.of_split(tokens, n_bytes, Tokenizer.load(data / "tokenizer.json").eos_id)

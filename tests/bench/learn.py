@@ -138,7 +138,7 @@ def row(name: str, given: argparse.Namespace) -> str:
     """Train one try, and give its line of the table."""
     torch.set_num_threads(given.threads or os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as output:
-        config = resolve(dataclasses.replace(config_of(name, given), output=output), lambda: 1)
+        config = resolve(dataclasses.replace(config_of(name, given), output=output), lambda _: 1)
         inputs = load_inputs(config, NullTracker())
         device = torch.device("cpu")
         precision = resolve_precision("auto", device)

@@ -130,7 +130,7 @@ def shrunk(preset: TrainConfig, tiny: TrainConfig) -> TrainConfig:
 
 @pytest.mark.parametrize("name", presets())
 def test_it_learns_from_its_first_steps(name: str, tiny_config: TrainConfig) -> None:
-    inputs = load_inputs(resolve(shrunk(load_config(name), tiny_config), lambda: 1), NullTracker())
+    inputs = load_inputs(resolve(shrunk(load_config(name), tiny_config), lambda _: 1), NullTracker())
     summary = fit(inputs, TrainContext())
     losses = inputs.history.series("train_loss")[1]
     shutil.rmtree(tiny_config.output)  # the larger ones leave 350 MB

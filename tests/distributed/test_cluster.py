@@ -87,3 +87,13 @@ def test_elsewhere_only_what_is_never_used_is_left_out(local_ray: Any) -> None:
     assert names(trainer._create_default_callbacks()) == all_names - {UNUSED_CALLBACK}
     assert not cluster.is_started_here()
     assert local_ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("there", "batch_size", "accumulation_steps", "expected"),
+    [(3, 32, 1, 2), (8, 32, 1, 8), (7, 32, 4, 4), (6, 32, 1, 4), (5, 7, 1, 1), (4, 6, 4, 1), (1, 32, 1, 1)],
+)
+def test_as_many_workers_as_share_the_batch_evenly(
+    there: int, batch_size: int, accumulation_steps: int, expected: int
+) -> None:
+    assert cluster.largest_share(there, batch_size, accumulation_steps) == expected

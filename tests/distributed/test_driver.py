@@ -1,12 +1,14 @@
 """Training through Ray Train: refusals before anything starts, two workers, resume, the registry."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slm_ray.config.schema import TrainConfig
+from slm_ray.distributed import driver, workers
 from slm_ray.distributed.driver import run_training
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
@@ -33,7 +35,7 @@ def losses(config: TrainConfig) -> dict[int, float]:
 
 def fit_here(config: TrainConfig) -> None:
     """The same run in this process, without Ray."""
-    fit(load_inputs(resolve(config, lambda: 1), tracker.NullTracker()), TrainContext())
+    fit(load_inputs(resolve(config, lambda _: 1), tracker.NullTracker()), TrainContext())
 
 
 @pytest.mark.parametrize(
@@ -47,20 +49,20 @@ def test_a_users_mistake_is_said_before_anything_starts(
     tiny_config: TrainConfig, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        resolve(dataclasses.replace(tiny_config, **changes), lambda: 1)
+        resolve(dataclasses.replace(tiny_config, **changes), lambda _: 1)
     assert not Path(tiny_config.output).exists()
 
 
 def test_another_vocabulary_than_the_datas_is_refused(tiny_config: TrainConfig) -> None:
     model = dataclasses.replace(tiny_config.model, vocab_size=99)
     with pytest.raises(UserError, match=r"vocab_size \(99\) must be the data set's, 512"):
-        resolve(dataclasses.replace(tiny_config, model=model), lambda: 1)
+        resolve(dataclasses.replace(tiny_config, model=model), lambda _: 1)
 
 
 def test_paths_are_absolute_before_they_leave(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(tiny_config.data).parent)
     relative = dataclasses.replace(tiny_config, data=Path(tiny_config.data).name, output="runs", name="")
-    resolved = resolve(relative, lambda: 1)
+    resolved = resolve(relative, lambda _: 1)
     assert resolved.data == tiny_config.data
     assert Path(resolved.output).is_absolute()
     assert resolved.name.startswith("run-")
@@ -77,7 +79,7 @@ def test_the_command_ends_with_2_and_one_line(tmp_path: Path, capsys: pytest.Cap
 def test_a_name_for_the_registry_needs_a_registry(tiny_config: TrainConfig) -> None:
     config = dataclasses.replace(tiny_config, register="mine", tracking_uri="none")
     with pytest.raises(UserError, match=r"register \(mine\) needs an MLflow store"):
-        resolve(config, lambda: 1)
+        resolve(config, lambda _: 1)
 
 
 def test_a_resumed_run_checks_options_against_its_own_config(tiny_config: TrainConfig) -> None:
@@ -91,6 +93,26 @@ def test_a_resumed_run_checks_options_against_its_own_config(tiny_config: TrainC
         parse_config(["--resume", "--output", output, "--optim.min-lr", "2e-2"])
 
 
+def test_a_mistake_that_only_workers_see_is_said_once_and_not_tried_again(
+    tiny_config: TrainConfig, local_ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver is made blind to a shard that was altered: of the three failures that are allowed, one is used."""
+    config = dataclasses.replace(tiny_config, name="altered", data=altered_copy(tiny_config), max_failures=3)
+    monkeypatch.setattr(driver, "verify_split", lambda *_: None)
+    monkeypatch.setattr(workers, "_failure", lambda *_: "Ray tried until it gave up")
+    with pytest.raises(UserError, match=r"^\S*train/00000.parquet was truncated or altered"):
+        run_training(config, is_quiet=True)
+    assert folder_of(config).latest_valid() is None
+
+
+def altered_copy(config: TrainConfig) -> str:
+    copy = Path(config.output).parent / "altered-data"
+    shutil.copytree(config.data, copy)
+    shard = copy / "train" / "00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    return str(copy)
+
+
 @pytest.mark.slow
 def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_ray: Any) -> None:
     """One story in one test, for each start of a worker group takes seconds."""
@@ -99,7 +121,7 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
     folder = folder_of(config)
     assert (folder.best.exists(), folder.latest.exists()) == (True, True)
     assert sorted(path.name for path in folder.path.iterdir()) == [
-        "best", "checkpoints", "latest", "loss.png", "metrics.jsonl", "summary.json",
+        ".slm-ray-run", "best", "checkpoints", "latest", "loss.png", "metrics.jsonl", "summary.json",
     ]  # fmt: skip
     assert result.version == "1"
     found = registry.resolve_model("models:/tiny-stories@champion", config.tracking_uri)
@@ -134,7 +156,7 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
 
     with pytest.raises(UserError, match="batch_size was 8 and is now 4"):
         run_training(dataclasses.replace(longer, batch_size=4), is_quiet=True)
-    inputs = load_inputs(resolve(longer, lambda: 1), tracker.NullTracker())
+    inputs = load_inputs(resolve(longer, lambda _: 1), tracker.NullTracker())
     other, latest = dataclasses.replace(inputs, data_fingerprint="other"), folder.latest_valid()
     with pytest.raises(UserError, match="was trained on data set"):
         refuse_conflicts(other, latest)

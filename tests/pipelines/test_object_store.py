@@ -87,7 +87,7 @@ def test_training_reads_its_data_from_an_object_store(s3, tiny_config, tmp_path)
     config = dataclasses.replace(
         tiny_config, data="s3://stories/data", model=dataclasses.replace(tiny_config.model, vocab_size=0)
     )
-    resolved = preflight.resolve(config, lambda: 1)
+    resolved = preflight.resolve(config, lambda _: 1)
     task = inputs.load_inputs(resolved, NullTracker())
     assert resolved.data == "s3://stories/data"
     assert task.data_fingerprint == load_manifest("s3://stories/data").fingerprint

@@ -10,7 +10,7 @@ import torch
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.train_state import Evaluation, TrainState
 from slm_ray.tokenization.tokenizer import Tokenizer
@@ -84,13 +84,13 @@ def test_damage_is_found_and_named(saved: Path, name: str, damage: str) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}'])
 def test_a_broken_marker_is_one_clear_line(saved: Path, content: str) -> None:
-    (saved / checkpoint.MARKER).write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=checkpoint.MARKER):
-        checkpoint.verify(saved)
+    (saved / verification.MARKER).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=verification.MARKER):
+        verification.verify(saved)
 
 
 def test_without_its_marker_it_is_none(saved: Path) -> None:
-    (saved / checkpoint.MARKER).unlink()
+    (saved / verification.MARKER).unlink()
     with pytest.raises(UserError, match="no complete checkpoint"):
         checkpoint.load_model(saved)
 
@@ -104,7 +104,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(saved, model, tiny_tokenizer, STATE, {})
-    checkpoint.verify(saved)
+    verification.verify(saved)
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 

@@ -58,7 +58,7 @@ def machine_of_the_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def inputs_of(config: TrainConfig, **changes: Any) -> TrainInputs:
-    return load_inputs(resolve(dataclasses.replace(config, **changes), lambda: 1), tracker.NullTracker())
+    return load_inputs(resolve(dataclasses.replace(config, **changes), lambda _: 1), tracker.NullTracker())
 
 
 def remote(config: TrainConfig) -> StoragePath:

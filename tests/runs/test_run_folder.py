@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import driver
-from slm_ray.runs import checkpoint
+from slm_ray.errors import UserError
+from slm_ray.runs import checkpoint, verification
+from slm_ray.runs.ownership import refuse_foreign
 from slm_ray.runs.retention import steps_to_keep
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking import mlflow_runs
@@ -47,10 +49,10 @@ def test_a_resume_reads_a_whole_checkpoint_once_in_the_driver_and_once_in_each_w
     tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
-    resolved = resolve(config, lambda: 1)
+    resolved = resolve(config, lambda _: 1)
     fit(load_inputs(resolved, NullTracker()), TrainContext())
     verified: list[Path] = []
-    verify = checkpoint.verify
+    verify = verification.verify
     monkeypatch.setattr(checkpoint, "verify", lambda folder: (verified.append(folder), verify(folder)))
 
     longer = parse_config(["--resume", "--output", config.output, "--name", config.name, "--max-steps", "12"])
@@ -74,11 +76,36 @@ def test_a_resume_reads_a_whole_checkpoint_once_in_the_driver_and_once_in_each_w
 
 def test_the_latest_state_is_read_without_the_weights(tiny_config: TrainConfig) -> None:
     config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
-    fit(load_inputs(resolve(config, lambda: 1), NullTracker()), TrainContext())
+    fit(load_inputs(resolve(config, lambda _: 1), NullTracker()), TrainContext())
     folder = RunFolder(Path(config.output) / config.name)
     (folder.checkpoint_path(8) / "model" / "model.safetensors").write_bytes(b"torn")
     assert (state := folder.latest_state()) is not None and state.step == 8
     (folder.checkpoint_path(8) / "state.json").write_text("{}")
     assert (state := folder.latest_state()) is not None and state.step == 4
-    (folder.checkpoint_path(4) / checkpoint.MARKER).unlink()
+    (folder.checkpoint_path(4) / verification.MARKER).unlink()
     assert folder.latest_state() is None
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    for name in ("stop/notes.txt", "summary.json", "error.txt", "mine.link", "deep/down/file.partial", "thesis.tex"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    before = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
+    config = dataclasses.replace(tiny_config, output=str(tmp_path / "runs"), tracking_uri=mlflow_runs.OFF)
+    with pytest.raises(UserError, match=r"is no folder of a run \(it holds deep\)"):
+        driver.run_training(config)
+    assert {path: path.read_text() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_user_puts_into_a_run_stays_and_is_no_reason_to_refuse_it(tiny_config: TrainConfig) -> None:
+    config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
+    inputs = load_inputs(resolve(config, lambda _: 1), NullTracker())
+    fit(inputs, TrainContext())
+    for name in ("notes.link", "checkpoints/mine.partial", "deep/step-1.partial"):
+        (inputs.folder.path / name).parent.mkdir(exist_ok=True)
+        (inputs.folder.path / name).write_text("mine")
+    refuse_foreign(inputs.folder.path)
+    fit(dataclasses.replace(inputs, max_steps=10), TrainContext())
+    for name in ("notes.link", "checkpoints/mine.partial", "deep/step-1.partial"):
+        assert (inputs.folder.path / name).read_text() == "mine"

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from slm_ray.config.schema import TrainConfig
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.history import History
-from slm_ray.runs.run_folder import RunFolder
+from slm_ray.runs.ownership import MARK
+from slm_ray.runs.run_folder import CORRUPT, RunFolder
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training.context import TrainContext
@@ -25,7 +26,7 @@ def with_dropout(config: TrainConfig) -> TrainConfig:
 
 
 def inputs_of(config: TrainConfig, **changes: Any) -> TrainInputs:
-    return load_inputs(resolve(dataclasses.replace(config, **changes), lambda: 1), NullTracker())
+    return load_inputs(resolve(dataclasses.replace(config, **changes), lambda _: 1), NullTracker())
 
 
 def folder_of(config: TrainConfig) -> RunFolder:
@@ -45,13 +46,14 @@ def assert_same_run(folder: RunFolder, expected: RunFolder) -> None:
 
 
 def assert_no_orphans(folder: RunFolder) -> None:
-    """Nothing but the run: its record, its links, and whole checkpoints, no more than it is to keep."""
-    allowed = {"best", "latest", "checkpoints", "metrics.jsonl", "summary.json", "loss.png"}
+    """Nothing but the run: its record, its links, and complete checkpoints, no more than it is to keep."""
+    allowed = {"best", "latest", "checkpoints", "metrics.jsonl", "summary.json", "loss.png", MARK}
     assert {path.name for path in folder.path.iterdir()} <= allowed
     assert len(folder.checkpoints()) <= 3
-    assert folder.checkpoints() == sorted((folder.path / "checkpoints").iterdir())
+    there = sorted(path for path in (folder.path / "checkpoints").iterdir() if path.suffix != CORRUPT)
+    assert folder.checkpoints() == there
     for path in folder.checkpoints():
-        checkpoint.verify(path)
+        verification.verify(path)
 
 
 def messages(folder: RunFolder) -> list[str]:

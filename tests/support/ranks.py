@@ -80,7 +80,7 @@ def main(given: dict[str, Any], meeting: str, rank: int) -> None:
     """One rank."""
     config, world_size = from_dict(TrainConfig, given["config"], "the test's config"), given["world_size"]
     torch.set_num_threads(1)
-    inputs = load_inputs(resolve(config, lambda: world_size), NullTracker())
+    inputs = load_inputs(resolve(config, lambda _: world_size), NullTracker())
     inputs.folder.path.mkdir(parents=True, exist_ok=True)
     _recording(inputs.folder.path / f"samples-{world_size}-{rank}.jsonl")
     latest = inputs.folder.latest_state()

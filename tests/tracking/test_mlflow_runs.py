@@ -71,7 +71,7 @@ def test_a_training_goes_on_when_its_server_is_gone(tiny_config: TrainConfig, mo
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     said: list[str] = []
     tracker = mlflow_runs.continue_run("http://127.0.0.1:9", "r1", said.append)
-    inputs = load_inputs(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), tracker)
+    inputs = load_inputs(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda _: 1), tracker)
     with system_metrics.logged(tracker):
         assert fit(inputs, TrainContext()).status == "finished"
     tracker.close()

@@ -2,9 +2,11 @@
 
 import dataclasses
 import errno
+import json
 import os
 import random
 import resource
+import shutil
 import threading
 import time
 from collections import Counter
@@ -21,10 +23,14 @@ from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.history import History
 from slm_ray.runs.outcome import RunStatus
+from slm_ray.runs.run_folder import RunFolder, repair_links
+from slm_ray.runs.verification import UnreadableCheckpointError
 from slm_ray.train import parse_config
+from slm_ray.training import checkpointing
 from slm_ray.training.context import TrainContext
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import refuse_conflicts
+from slm_ray.training.run_log import RunLog
 from slm_ray.training.trainer import Trainer
 from tests.support.fault_runs import (
     assert_no_orphans,
@@ -87,14 +93,65 @@ def test_every_file_of_a_checkpoint_is_damaged_in_these_tests(config: TrainConfi
     assert found == set(FILES)
 
 
-def test_damage_to_every_checkpoint_begins_anew(config: TrainConfig) -> None:
+def test_damage_to_every_checkpoint_is_refused_and_nothing_is_removed(config: TrainConfig) -> None:
     inputs = inputs_of(config)
     fit(inputs, TrainContext())
     for path in inputs.folder.checkpoints():
         (path / checkpoint.OPTIMIZER).write_bytes(b"")
+    before = contents(inputs.folder)
+    with pytest.raises(UserError, match="holds a run whose checkpoints cannot be read"):
+        fit(inputs, TrainContext())
+    assert contents(inputs.folder) == before
+
+
+def contents(folder: RunFolder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder.path)): path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("name", ["complete.json", "model/model.safetensors", "checkpoints"])
+def test_what_the_disk_does_not_give_now_is_not_taken_for_lost(
+    config: TrainConfig, name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group fails, and is started again by whoever watches it; the next one finds all that was there."""
+    inputs = inputs_of(config)
     fit(inputs, TrainContext())
-    assert_same_run(inputs.folder, run_without_faults(config))
-    assert_no_orphans(inputs.folder)
+    before = contents(inputs.folder)
+    longer = inputs_of(config, max_steps=12)
+    with monkeypatch.context() as patch:
+        refuse(patch, name, OSError(number, os.strerror(number)))
+        with pytest.raises(UnreadableCheckpointError, match=os.strerror(number)):
+            fit(longer, TrainContext())
+    assert contents(inputs.folder) == before
+    assert fit(longer, TrainContext()).status == RunStatus.FINISHED
+    assert any("resumed at step 8" in message for message in messages(inputs.folder))
+
+
+def refuse(patch: pytest.MonkeyPatch, name: str, error: OSError) -> None:
+    """Let every read of that file, or listing of that folder, fail."""
+
+    def failing(method: str) -> None:
+        real = getattr(Path, method)
+
+        def read(self: Path, *args: Any, **options: Any) -> Any:
+            if str(self).endswith(name):
+                raise error
+            return real(self, *args, **options)
+
+        patch.setattr(Path, method, read)
+
+    for method in ("open", "read_text", "read_bytes", "iterdir"):
+        failing(method)
+
+
+def test_a_corrupt_checkpoint_is_put_aside_and_not_removed(config: TrainConfig) -> None:
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    (inputs.folder.checkpoint_path(8) / checkpoint.OPTIMIZER).write_bytes(b"torn")
+    fit(inputs, TrainContext())
+    aside = inputs.folder.path / "checkpoints" / "step-00000008.corrupt"
+    assert (aside / checkpoint.OPTIMIZER).read_bytes() == b"torn"
+    assert [checkpoint.load_state(path).step for path in inputs.folder.checkpoints()] == [4, 8]
 
 
 def test_a_damaged_best_checkpoint_is_replaced_by_the_best_of_the_others(config: TrainConfig) -> None:
@@ -104,7 +161,7 @@ def test_a_damaged_best_checkpoint_is_replaced_by_the_best_of_the_others(config:
     (inputs.folder.best / checkpoint.OPTIMIZER).write_bytes(b"")
     latest = Checkpoint.open(inputs.folder.checkpoint_path(8))
     known = dataclasses.replace(latest.state, best=checkpoint.load_state(inputs.folder.best).metrics)
-    best = inputs.folder.repair_links(Checkpoint(latest.path, known))
+    best = repair_links(inputs.folder, Checkpoint(latest.path, known))
     assert best is not None and best.step == 8
     assert checkpoint.load_state(inputs.folder.best).step == 8
 
@@ -280,3 +337,69 @@ def test_a_run_is_not_asked_to_end_before_the_step_it_is_at(config: TrainConfig)
     shorter = dataclasses.replace(inputs, max_steps=3, config=dataclasses.replace(inputs.config, resume=True))
     with pytest.raises(UserError, match="is at step 8 already, and was asked to end at 3"):
         refuse_conflicts(shorter, inputs.folder.latest_valid())
+
+
+def test_a_disk_slower_than_the_hang_timeout_is_no_hang(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, barked = checkpoint.write, threading.Event()
+    monkeypatch.setattr(checkpoint, "write", lambda *rest: (time.sleep(1.5), write(*rest)))
+    monkeypatch.setattr(checkpointing, "POLL_S", 0.05)
+    watchdog = Watchdog(0.7)
+    inputs = inputs_of(config)
+    fit(inputs_of(config, name="warm", max_steps=1), TrainContext())  # what is slow at the first step is none of it
+    with watchdog.watching(barked.set):
+        assert fit(inputs, TrainContext(heartbeat=watchdog.heartbeat)).status == RunStatus.FINISHED
+    assert not barked.is_set()
+
+
+def test_the_other_ranks_wait_with_heartbeats_until_the_first_has_written(config: TrainConfig) -> None:
+    writing, heartbeats = iter([1.0, 1.0, 0.0]), list[int]()
+    context = TrainContext(
+        rank=1,
+        world_size=2,
+        all_reduce_sum=lambda values: values + next(writing),
+        heartbeat=lambda: heartbeats.append(1),
+    )
+    trainer = Trainer(inputs_of(config, batch_size=8), context, "fp32", is_compiled=False)
+    assert checkpointing.Checkpointer(trainer, RunLog()).wait_together() is None
+    assert len(heartbeats) == 2
+
+
+def test_a_barrier_is_not_watched() -> None:
+    barked = threading.Event()
+    watchdog = Watchdog(0.2)
+    with watchdog.watching(barked.set):
+        with watchdog.paused():
+            assert not barked.wait(0.6)
+        assert barked.wait(30)
+
+
+def test_a_checkpoint_of_a_later_version_is_refused_and_kept(config: TrainConfig) -> None:
+    """Its digests are right: what this version cannot read is not corrupt."""
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    newest = inputs.folder.checkpoint_path(8)
+    record = json.loads((newest / "state.json").read_text())
+    (newest / "state.json").write_text(json.dumps(record | {"tokens_seen": 7}))
+    (newest / "complete.json").unlink()
+    checkpoint.commit_partial(newest.rename(newest.with_name("later.partial")), newest)
+    before = contents(inputs.folder)
+    with pytest.raises(UserError, match=r"state.json is none that this version reads .*tokens_seen"):
+        fit(inputs, TrainContext())
+    assert contents(inputs.folder) == before
+
+
+def test_what_a_killed_writer_of_the_summary_left_is_removed(config: TrainConfig) -> None:
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    (inputs.folder.path / ".summary.json.123-abc").write_text("half")
+    fit(inputs, TrainContext())
+    assert_no_orphans(inputs.folder)
+
+
+def test_a_copy_that_the_user_put_beside_the_checkpoints_is_left_alone(config: TrainConfig) -> None:
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    copy = inputs.folder.path / "checkpoints" / "step-00000004-keep"
+    shutil.copytree(inputs.folder.checkpoint_path(4), copy)
+    assert fit(dataclasses.replace(inputs, max_steps=16), TrainContext()).status == RunStatus.FINISHED
+    assert (copy / "complete.json").is_file()

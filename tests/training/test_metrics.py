@@ -53,7 +53,7 @@ def test_the_share_of_reading_batches_is_of_each_interval(
 
 
 def test_every_line_of_a_run_has_the_figures(tiny_config: TrainConfig) -> None:
-    inputs = load_inputs(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), NullTracker())
+    inputs = load_inputs(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda _: 1), NullTracker())
     fit(inputs, TrainContext())
     lines = [line for line in inputs.history.lines() if "train_loss" in line]
     assert len(lines) == 4

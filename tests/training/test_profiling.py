@@ -31,7 +31,7 @@ class Kept(NullTracker):
 @pytest.fixture
 def inputs(tiny_config: TrainConfig) -> TrainInputs:
     config = dataclasses.replace(tiny_config, profile=True, max_steps=8, sample_prompt="", workers=1)
-    return load_inputs(resolve(config, lambda: 1), Kept())
+    return load_inputs(resolve(config, lambda _: 1), Kept())
 
 
 def messages(inputs: TrainInputs) -> list[str]:

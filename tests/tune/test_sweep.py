@@ -2,16 +2,27 @@
 
 import csv
 import dataclasses
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from slm_ray import storage
 from slm_ray.config.schema import OptimConfig, TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.tracking import mlflow_runs, registry
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import load_inputs
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import resolve
+from tune import sweep as sweep_module
+from tune.config import MODEL_NAME, SweepConfig
 from tune.results import Trial, draw_heat_map, format_table
-from tune.sweep import MODEL_NAME, SweepConfig, _registered_name, main, parse_config, run_config, run_sweep, trial_name
+from tune.sweep import _registered_name, main, parse_config, run_config, run_sweep
+from tune.trials import finished_trial, trial_name
 
 pytestmark = pytest.mark.ray
 
@@ -48,6 +59,69 @@ def test_without_a_store_nothing_is_registered_and_a_name_of_ones_own_is_refused
 def test_names_of_trials_are_distinct() -> None:
     assert trial_name(5e-4, 512) == "lr0.0005-dff512"
     assert trial_name(1e-4, 512) != trial_name(1.5e-4, 512)
+    assert trial_name(1.0000001e-3, 512) != trial_name(1e-3, 512)  # equal to six digits
+
+
+@pytest.mark.parametrize("word", ["--optim.lr", "--optim.lr=1e-2", "--model.d-ff", "--model.d_ff"])
+def test_what_is_swept_is_not_set_as_well(word: str) -> None:
+    with pytest.raises(UserError, match=r"is what is swept: give --(lr|d-ff) its values"):
+        parse_config([word, "8"])
+
+
+def test_two_sweeps_do_not_write_to_one_folder(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = resolved(tiny_config, monkeypatch)
+    with storage.locked(Path(sweep.output) / sweep.name, ""), pytest.raises(UserError, match=r"another sweep\.py"):
+        run_sweep(sweep)
+
+
+def resolved(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> SweepConfig:
+    """A sweep that needs no Ray to be planned, without a store."""
+    monkeypatch.setattr(sweep_module.cluster, "connect", lambda **_: None)
+    return sweep_of(config, name="s", workers=1, tracking_uri=mlflow_runs.OFF, register="", **changes)
+
+
+def test_a_folder_that_is_no_sweep_is_refused_and_left(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = resolved(tiny_config, monkeypatch)
+    folder = Path(sweep.output) / sweep.name
+    (folder / ".tune").mkdir(parents=True)
+    (folder / ".tune" / "mine").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and no folder of a sweep"):
+        run_sweep(sweep)
+    assert (folder / ".tune" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_says_how_to_resume(
+    number: int,
+    code: int,
+    tiny_config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sweep = resolved(tiny_config, monkeypatch)
+    monkeypatch.setattr(sweep_module, "_run_trials", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(sweep_module, "parse_config", lambda _: sweep)
+    assert main([]) == code
+    assert "stopped: `--resume --name s` goes on" in capsys.readouterr().err
+
+
+def test_a_trial_of_other_options_does_not_count(tiny_config: TrainConfig) -> None:
+    config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
+    fit(load_inputs(resolve(config, lambda _: 1), NullTracker()), TrainContext())
+    assert finished_trial(config) is not None
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, weight_decay=0.5))
+    with pytest.raises(UserError, match="was trained with another optim"):
+        finished_trial(other)
+
+
+def test_data_is_named_as_everywhere_else(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = resolved(dataclasses.replace(tiny_config, data=f"file://{tiny_config.data}"), monkeypatch)
+    assert sweep_module._resolve(sweep).data == tiny_config.data
+    monkeypatch.setenv("HOME", str(Path(tiny_config.data).parent))
+    sweep = dataclasses.replace(sweep, data=f"~/{Path(tiny_config.data).name}")
+    assert sweep_module._resolve(sweep).data == tiny_config.data
 
 
 @pytest.mark.parametrize(

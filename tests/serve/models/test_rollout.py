@@ -22,7 +22,7 @@ from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
-from slm_ray.runs import checkpoint, run_folder
+from slm_ray.runs import checkpoint, run_folder, verification
 from slm_ray.tracking import mlflow_runs, registry
 from tests.support.tiny_model import write_endless_model
 
@@ -45,7 +45,7 @@ def broken_copy(source: Path, target: Path, value: float) -> Path:
     weights = partial / "model" / "model.safetensors"
     tensors = {name: torch.full_like(tensor, value) for name, tensor in safetensors.torch.load_file(weights).items()}
     safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
-    (partial / checkpoint.MARKER).unlink()
+    (partial / verification.MARKER).unlink()
     checkpoint.commit_partial(partial, target)
     return target
 
@@ -205,7 +205,7 @@ def make_bad(source: Path, target: Path, fault: str) -> Path:
         text = config.read_text()
         assert '"d_ff": 256' in text
         config.write_text(text.replace('"d_ff": 256', '"d_ff": 255'))
-        (target / checkpoint.MARKER).unlink()
+        (target / verification.MARKER).unlink()
         checkpoint.commit_partial(target.rename(target.with_name("bad.raw")), target)
     return target
 
