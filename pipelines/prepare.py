@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if plan.source["why"]:
             print(terminal.fallback_notice(plan.source["why"], plan.n_rows), file=sys.stderr)
         manifest, found = prepare(beam_options, config, plan)
+        for warning in terminal.warnings(manifest):
+            print(warning, file=sys.stderr)
         print(terminal.account(manifest, config.folder, found.examples))
         return 0
 
