@@ -63,8 +63,8 @@ class PrepareConfig:
         str,
         _option(
             "end-of-text tokens if there is one, else headings if there are two, else blank lines",
-            about="Where a story of a text file ends: at each end-of-text token, at blank lines, before each heading "
-            "` = Title = `, or after about --piece-chars characters.",
+            about="Where a story of a text file ends: at each end-of-text token, at blank lines, at each line's end, "
+            "before each heading ` = Title = `, or after about --piece-chars characters.",
             choices=plain_text.CUTS,
         ),
     ] = "auto"

@@ -75,10 +75,16 @@ def reading(address: str) -> Iterator[None]:
         raise UserError(f"cannot read {address}: {one_line(error)}") from error
 
 
-def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) -> list[str]:
+def expand(
+    words: Sequence[str],
+    is_known: Callable[[str], bool],
+    known: str,
+    may_be_other: Callable[[str], bool] = lambda _address: False,
+) -> list[str]:
     """The files that some words name, each once, sorted: a folder means all files below it that `is_known`.
 
-    `known` is for messages: the ends of names that are known.
+    `known` is for messages: the ends of names that are known. Of those in a folder, what `may_be_other` is taken only
+    where nothing else is known.
 
     Raises:
         UserError: a word names nothing, or a file that is not known.
@@ -92,6 +98,10 @@ def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) ->
             files = [file for file in files if is_known(file)]
             if files and others:
                 _warn_skipped(word, others, f"end in none of {known}")
+            about = sorted(file for file in files if may_be_other(file))
+            if 0 < len(about) < len(files):
+                files = [file for file in files if not may_be_other(file)]
+                _warn_skipped(word, about, "may be about the stories beside them (name them to read them)")
             if not files:
                 raise UserError(f"no file in the folder {word} ends in {known}")
         if not files:
