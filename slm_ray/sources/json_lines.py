@@ -130,10 +130,11 @@ def _beginning(chunks: Iterable[bytes]) -> tuple[str, Iterator[bytes]]:
 
 def _count_array(address: str, chunks: Iterable[bytes], text_column: str, step: int) -> RowCount:
     """Raises UserError as `JsonLines.count`, or where it is no array."""
-    count = RowCount(step)
+    count, n_bytes = RowCount(step, can_enter=False), 0
     kinds: set[str] = set()
     for fields in _elements(address, chunks):
-        count.n_rows += 1
+        count.add((n_bytes,))
+        n_bytes += len(_object_row(fields, text_column)[0] or b"")
         if count.n_rows == 1:
             _check_object(address, fields, text_column, "an array of objects: its first element")
         if count.n_rows <= _LOOKED_AT:
