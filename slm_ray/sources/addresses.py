@@ -123,7 +123,8 @@ def names(addresses: Sequence[str]) -> list[str]:
     """The path of each file below their common folder: a name that does not depend on where that folder lies.
 
     `["/x/a/1.txt", "/x/b/1.txt"]` become `["a/1.txt", "b/1.txt"]`. Each file system (a disk and a bucket) has a common
-    folder of its own; its name comes before that of a file where two would be equal.
+    folder of its own; its name comes before that of a file where two would be equal. Bytes that are not UTF-8 are
+    written out, as `\\xff`: names go into the manifest and the story ids.
     """
     places: dict[str, list[str]] = {}
     for address in addresses:
@@ -133,9 +134,14 @@ def names(addresses: Sequence[str]) -> list[str]:
         paths = [PurePosixPath(_bare(address)) for address in inside]
         common = os.path.commonpath([path.parent for path in paths])
         for address, path in zip(inside, paths, strict=True):
-            name = path.relative_to(common).as_posix()
+            name = as_text(path.relative_to(common).as_posix())
             named[address] = f"{place}/{name}" if name in named.values() else name
     return [named[address] for address in addresses]
+
+
+def as_text(name: str) -> str:
+    """A name of a file or of the command line, whatever its bytes and the locale's encoding: UTF-8 or written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def one_line(error: Exception) -> str:
@@ -146,7 +152,7 @@ def one_line(error: Exception) -> str:
 def _local_files(word: str) -> tuple[list[str], bool]:
     path = Path(word.removeprefix("file://")).expanduser()
     if path.is_dir():
-        visible = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
+        visible = [file for file in _below(path) if not _is_hidden(file.relative_to(path))]
         inside = [file for file in visible if file.is_file()]
         links = sorted(str(file) for file in visible if file.is_symlink() and not file.is_file())
         if inside and links:
@@ -160,6 +166,17 @@ def _local_files(word: str) -> tuple[list[str], bool]:
     if files and others and "**" not in word:  # which finds folders too, and all that is in them
         _warn_skipped(word, others, "are no files (name a folder itself to read what is in it)")
     return [_absolute(name) for name in files], False
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All that lies below a folder. Raises OSError for one that cannot be read, which `rglob` passes over."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in (*folders, *files))
 
 
 def _absolute(path: str | Path) -> str:
