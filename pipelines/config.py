@@ -63,8 +63,8 @@ class PrepareConfig:
         str,
         _option(
             "end-of-text tokens if there is one, else headings if there are two, else blank lines",
-            about="Where a story of a text file ends: at each end-of-text token, at blank lines, before each heading "
-            "` = Title = `, or after about --piece-chars characters.",
+            about="Where a story of a text file ends: at each end-of-text token, at blank lines, at each line's end, "
+            "before each heading ` = Title = `, or after about --piece-chars characters.",
             choices=plain_text.CUTS,
         ),
     ] = "auto"
@@ -78,7 +78,7 @@ class PrepareConfig:
     """Take the first N stories."""
     vocab_size: Annotated[int | None, _option(str(DEFAULT_VOCAB_SIZE))] = None
     """Entries of the tokenizer that is trained, 257 or more."""
-    tokenizer_model: Annotated[str, _option(TOKENIZER_MODELS[0], choices=TOKENIZER_MODELS)] = TOKENIZER_MODELS[0]
+    tokenizer_model: Annotated[str | None, _option(TOKENIZER_MODELS[0], choices=TOKENIZER_MODELS)] = None
     """What is trained: byte-level BPE, or byte-level Unigram."""
     tokenizer: Annotated[
         str | None,
@@ -115,6 +115,8 @@ class PrepareConfig:
             raise UserError("a source is an empty word: name auto, sample, hub:NAME, or files, folders and globs")
         if self.tokenizer and self.vocab_size is not None:
             raise UserError("--vocab-size is of a tokenizer that is trained, and --tokenizer names one: leave one out")
+        if self.tokenizer and self.tokenizer_model is not None:
+            raise UserError("--tokenizer-model says what to train, and --tokenizer names one that is: leave one out")
         if self.trained_vocab_size < MIN_VOCAB_SIZE:
             raise UserError(
                 f"vocab_size ({self.vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end-of-text token"
@@ -139,6 +141,11 @@ class PrepareConfig:
     def trained_vocab_size(self) -> int:
         """Entries of a tokenizer that is trained."""
         return DEFAULT_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
+
+    @property
+    def trained_model(self) -> str:
+        """Kind of a tokenizer that is trained."""
+        return self.tokenizer_model or TOKENIZER_MODELS[0]
 
     @cached_property
     def folder(self) -> StoragePath:
@@ -168,7 +175,7 @@ class PrepareConfig:
         """Everything besides the source that decides about the bytes of the data set."""
         validation, test = self.fractions(has_own_validation, has_own_test)
         given = self.given_tokenizer
-        trained = {"stories": TOKENIZER_STORIES, "vocab_size": self.trained_vocab_size, "model": self.tokenizer_model}
+        trained = {"stories": TOKENIZER_STORIES, "vocab_size": self.trained_vocab_size, "model": self.trained_model}
         return {
             **dataclasses.asdict(self.rules),
             "near_duplicates": self.near_duplicates,

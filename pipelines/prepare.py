@@ -52,7 +52,7 @@ from slm_ray.errors import UserError
 from slm_ray.preparation import resume, staging, steps, summary, summary_files
 from slm_ray.preparation.rejections import ADVICE, refuse_too_many
 from slm_ray.preparation.resume import Completed
-from slm_ray.sources import discovery, plan, sample
+from slm_ray.sources import addresses, discovery, plan, sample
 from slm_ray.sources.plan import SourcePlan
 from slm_ray.storage import StoragePath
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, plan, run, publish, and print what became of the stories."""
     beam_options, config = options.parse(argv)
     if config.explain is not None:
-        print(explain.explain(config.folder, config.explain))
+        print(explain.explain(config.folder, addresses.as_text(config.explain)))
         return 0
     runners.prepare_workers(beam_options)
     plan = make_plan(config)
@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if plan.source["why"]:
             print(terminal.fallback_notice(plan.source["why"], plan.n_rows), file=sys.stderr)
         manifest, found = prepare(beam_options, config, plan)
+        for warning in terminal.warnings(manifest):
+            print(warning, file=sys.stderr)
         print(terminal.account(manifest, config.folder, found.examples))
         return 0
 
@@ -137,7 +139,8 @@ def prepare(
     """Run the pipeline into a staging folder, check that no story was lost, and publish the data set."""
     parameters = config.parameters(plan.has_own_validation, plan.has_own_test)
     staged = staging.begin(config.folder, job_key(config, plan))
-    completed = Completed.of(staged)
+    with runners.user_errors(config.folder):
+        completed = Completed.of(staged)
     if completed.cleaned or completed.written:
         print(terminal.continuation_notice(completed, len(plan.ranges)), file=sys.stderr)
     with runners.user_errors(config.folder):
@@ -179,7 +182,7 @@ def build(
         tokenizer = pipeline | "Tokenizer" >> beam.Create([config.given_tokenizer.to_json()])
     else:
         share = min(1.0, TOKENIZER_STORIES / plan.n_rows)
-        tokenizer = cleaned | TrainTokenizer(config.trained_vocab_size, share, fractions, config.tokenizer_model)
+        tokenizer = cleaned | TrainTokenizer(config.trained_vocab_size, share, fractions, config.trained_model)
     _ = tokenizer | "SaveTokenizer" >> beam.Map(steps.save_tokenizer, folder=folder)
 
     distinct = (

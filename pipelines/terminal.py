@@ -121,9 +121,26 @@ def _named(file: Mapping[str, Any]) -> str:
     return f"{name} (cut: {file['cut']})" if file.get("cut") else name
 
 
+def warnings(manifest: Manifest) -> list[str]:
+    """What a user should know of a new data set, and might not see in its account."""
+    size, wanted = _entries(manifest)
+    if size >= wanted:
+        return []
+    return [
+        f"warning: the tokenizer has {size:,} entries and not {wanted:,}, as the training stories that it learns from "
+        "have too few different words (of its own, which end at spaces and marks): prepare more stories, or lower "
+        "--vocab-size"
+    ]
+
+
+def _entries(manifest: Manifest) -> tuple[int, int]:
+    """How many entries the tokenizer has, and how many were asked for."""
+    size: int = manifest.tokenizer["vocab_size"]
+    return size, manifest.parameters["tokenizer"].get("trained", {}).get("vocab_size", size)
+
+
 def _tokenizer_line(manifest: Manifest) -> str:
-    size = manifest.tokenizer["vocab_size"]
-    wanted = manifest.parameters["tokenizer"].get("trained", {}).get("vocab_size", size)
+    size, wanted = _entries(manifest)
     missing = f" (not {wanted:,}: the stories have too few different words)" if size < wanted else ""
     return f"tokenizer  {size:,} entries{missing}"
 

@@ -96,7 +96,7 @@ class TrainTokenizer(beam.PTransform[Any, Any]):
         return (
             pcoll
             | "Choose" >> beam.Map(partial(steps.sample_texts, share=self.share, fractions=self.fractions))
-            | beam.GroupByKey()
+            | "Join" >> beam.CombinePerKey(steps.join_samples)
             | "Train" >> beam.Map(partial(steps.train_tokenizer, vocab_size=self.vocab_size, model=self.model))
         )
 

@@ -142,9 +142,20 @@ def replace_file(path: StoragePath, content: bytes | memoryview) -> None:
         beside.unlink(missing_ok=True)
 
 
+def exists(path: StoragePath) -> bool:
+    """Whether it is there. Raises what the file system raises where that cannot be said: fsspec's own says no then."""
+    if isinstance(path, Path):
+        return path.exists()
+    try:
+        path.fs.info(path.path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def files_below(folder: StoragePath) -> Iterator[StoragePath]:
     """All files in a folder and its folders; none where there is no folder."""
-    if folder.exists():
+    if exists(folder):
         yield from (path for path in folder.rglob("*") if path.is_file())
 
 

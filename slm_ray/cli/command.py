@@ -4,6 +4,7 @@ In: a `main(argv) -> exit code`. Out: the same, wrapped.
 """
 
 import functools
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ def command(main: Callable[P, int]) -> Callable[P, int]:
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
+        write_what_is_possible()
         if signal.getsignal(signal.SIGINT) is end_now:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
@@ -40,3 +42,9 @@ def command(main: Callable[P, int]) -> Callable[P, int]:
             return EXIT_INTERRUPTED
 
     return wrapped
+
+
+def write_what_is_possible() -> None:
+    """Let standard output write out as `\\u732b` what its encoding lacks, as ASCII does in cron, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -21,6 +21,10 @@ REJECTED_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for nam
 """One row per rejected story; `text` is the beginning of what was read."""
 
 
+class UnreadableError(UserError):
+    """A file is there, and cannot be read now: it may be whole, so nothing is done again or replaced for it."""
+
+
 def shard_schema(vocab_size: int) -> pa.Schema:
     """One row per story: provenance, ids with the end-of-text token last, UTF-8 bytes of the cleaned text."""
     token = pa.uint16() if vocab_size <= 2**16 else pa.uint32()
@@ -143,12 +147,15 @@ def checked_content(path: StoragePath, sha256: str) -> bytes:
     """The bytes of a file, once their digest was found to be the one recorded.
 
     Raises:
-        UserError: the file is missing, unreadable, truncated or altered.
+        UserError: the file is missing, truncated or altered.
+        UnreadableError: the disk or the store does not say.
     """
     try:
         content = path.read_bytes()
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(f"cannot read {path}: {error.strerror}; prepare the data again") from error
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}; try again") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{path} was truncated or altered since it was prepared: prepare the data again")
     return content

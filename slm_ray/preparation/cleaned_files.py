@@ -3,6 +3,10 @@
 In: a cleaned range. Out: the same range, read back in this or a later job.
 """
 
+import mmap
+import os
+from pathlib import Path
+
 import pyarrow as pa
 
 from slm_ray import storage
@@ -44,12 +48,23 @@ def load_cleaned(part: InputRange, folder: str) -> Item:
     """A cleaned range, read back; only what is used of it is read from a disk.
 
     Raises:
-        UserError: it is not the file that was written.
+        UserError: it is not the file that was written, or cannot be read now.
     """
     path = cleaned_path(storage.storage_path(folder), part.number)
     try:
-        source = pa.memory_map(str(path)) if storage.is_local(path) else pa.BufferReader(path.read_bytes())
-        batch = pa.ipc.open_file(source).get_batch(0)
+        content = _mapped(path) if storage.is_local(path) else path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; run again") from error
+    try:
+        batch = pa.ipc.open_file(pa.BufferReader(content)).get_batch(0)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): remove the folder {folder} and run again") from error
     return part, batch
+
+
+def _mapped(path: Path) -> pa.Buffer | bytes:
+    """The content of a file, read when it is used. Arrow's own mapping takes no name that is not UTF-8."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return b""
+        return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from ftfy import fix_encoding
 
+from slm_ray.preparation.words import count_words
+
 PART_CHARS = 2**20
 _WHITE = re.compile(r"\s")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # \x1c to \x1f count as white space
@@ -47,7 +49,7 @@ class CleaningRules:
     max_chars: int = 20_000
     """Reject longer stories, characters."""
     min_words: int = 0
-    """Reject stories of fewer words; words stand between white space."""
+    """Reject stories of fewer words, between white space; each character of Chinese, Japanese or Thai is one."""
     max_other_characters: float = 1.0
     """Reject stories with a larger share of characters neither ASCII nor common punctuation, 0 to 1; 1 rejects none."""
 
@@ -116,7 +118,7 @@ def rejection_reason(text: str, rules: CleaningRules | None = None) -> str | Non
         return "too_short"
     if len(text) > rules.max_chars:
         return "too_long"
-    if rules.min_words > 1 and len(text.split()) < rules.min_words:
+    if rules.min_words > 1 and count_words(text) < rules.min_words:
         return "too_few_words"
     if rules.max_other_characters < 1 and other_characters(text) > rules.max_other_characters:
         return "other_characters"

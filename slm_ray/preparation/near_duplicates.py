@@ -3,7 +3,7 @@
 In: cleaned ranges. Out: the rows to leave out, by range. Called by `pipelines/transforms.py`; only signatures
 (`N_HASHES` bytes) and positions (8 bytes) leave a range, 136 bytes a story: 286 MB for the 2.1 million TinyStories.
 
-1. Each story becomes the set of its word 5-grams, and the set a signature: the lowest value of each of 128 hash
+1. Each story becomes the set of its 5-grams of `words`, and the set a signature: the lowest value of each of 128 hash
    functions (Broder 1997, "On the resemblance and containment of documents"), of which 8 bits are kept (Li and König
    2010, "b-bit minwise hashing"). Two signatures agree in about the share of 5-grams that the sets have in common.
 2. All signatures meet in one place. They are so small that this takes less to shuffle than the usual way, each band's
@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from slm_ray.errors import UserError
 from slm_ray.preparation.duplicates import Positions, row_positions, rows_by_range
+from slm_ray.preparation.words import unspaced_starts
 from slm_ray.sources.reading import Item
 
 Signatures = npt.NDArray[np.uint8]
@@ -38,6 +39,7 @@ N_NEIGHBOURS = 16  # a story is compared with so many before it that share its b
 
 _MIN_RECALL = 0.9  # of pairs that are exactly as similar as the threshold; more of those above it
 _STORIES_AT_ONCE = 256  # 40,000 5-grams: the arrays of one hash function stay in the processor's cache
+_BYTES_AT_ONCE = 2**20  # of text; the arrays below take 100 times as much where each character is a word
 _PAIRS_AT_ONCE = 2**15
 
 _Ints = npt.NDArray[np.int64]
@@ -55,18 +57,22 @@ _LETTERS[ord("\n")] = _LETTERS[ord(" ")]
 def signatures(texts: pa.StringArray | pa.LargeStringArray) -> Signatures:
     """The MinHash signatures of cleaned texts, whose words stand apart by one space or line break.
 
-    Words are compared without ASCII case and with their punctuation. A text of fewer than five words is one shingle,
-    the whole. No loop over stories: 4,000 TinyStories (3.2 MB) take 0.1 s on one core, with datasketch 3 s.
+    Words, those of `words`, are compared without ASCII case and with their punctuation. A text of fewer than five is
+    one shingle, the whole. 4,000 TinyStories (3.2 MB) take 0.1 s on one core, with datasketch 3 s.
     """
-    # 1. hash each shingle
     content, borders = _bytes_and_borders(texts)
-    shingles, starts = _shingles(content, borders)
-    # 2. take the lowest value of each function, some texts at a time
     lowest = np.empty((N_HASHES, len(texts)), np.uint32)
-    for first in range(0, len(texts), _STORIES_AT_ONCE):
-        some = slice(first, first + _STORIES_AT_ONCE)
-        begin, end = starts[first], starts[min(first + _STORIES_AT_ONCE, len(texts))]
-        _lowest_values(shingles[begin:end], starts[:-1][some] - begin, lowest[:, some])
+    first = 0
+    while first < len(texts):
+        # 1. hash each shingle of some texts
+        last = int(np.searchsorted(borders, borders[first] + _BYTES_AT_ONCE, side="right")) - 1
+        last = min(max(last, first + 1), first + _STORIES_AT_ONCE, len(texts))
+        shingles, starts = _shingles(
+            content[borders[first] : borders[last]], borders[first : last + 1] - borders[first]
+        )
+        # 2. take the lowest value of each function
+        _lowest_values(shingles, starts[:-1], lowest[:, first:last])
+        first = last
     # 3. keep 8 bits of each
     mixed = lowest * np.uint32(0x9E3779B1) >> np.uint32(24)  # 8 bits that depend on all 32
     return np.ascontiguousarray(mixed.T.astype(np.uint8))
@@ -204,12 +210,14 @@ def _bytes_and_borders(texts: pa.StringArray | pa.LargeStringArray) -> tuple[npt
 
 def _shingles(content: npt.NDArray[np.uint8], borders: _Ints) -> tuple[npt.NDArray[np.uint32], _Ints]:
     """A hash of each 5-gram of words, text after text, and where those of each text begin (texts + 1,)."""
-    # 1. number the words: each ends at a space or at its text's end
-    spaces = np.flatnonzero((content == ord(" ")) | (content == ord("\n")))
-    words = np.searchsorted(spaces, borders) + np.arange(len(borders))  # (texts + 1,) the first word of each
+    # 1. number the words: each ends at a space, at its text's end, or beside a character that is a word by itself
+    is_space = (content == ord(" ")) | (content == ord("\n"))
+    spaces, seams = np.flatnonzero(is_space), _seams(content, is_space, borders)
+    ends = np.sort(np.concatenate((spaces, seams)), kind="stable") if len(seams) else spaces
+    words = np.searchsorted(ends, borders) + np.arange(len(borders))  # (texts + 1,) the first word of each
     # 2. find where each word begins and ends
-    first_bytes = np.sort(np.concatenate((borders[:-1], spaces + 1)), kind="stable")  # (words,)
-    last_bytes = np.sort(np.concatenate((spaces, borders[1:])), kind="stable")
+    first_bytes = np.sort(np.concatenate((borders[:-1], spaces + 1, seams)), kind="stable")  # (words,)
+    last_bytes = np.sort(np.concatenate((ends, borders[1:])), kind="stable")
     # 3. count the shingles of each text, at least one
     n_shingles = np.maximum(np.diff(words) - (SHINGLE_WORDS - 1), 1)
     starts = np.concatenate(([0], np.cumsum(n_shingles)))
@@ -218,6 +226,14 @@ def _shingles(content: npt.NDArray[np.uint8], borders: _Ints) -> tuple[npt.NDArr
     end = np.minimum(begin + (SHINGLE_WORDS - 1), np.repeat(words[1:] - 1, n_shingles))  # (shingles,)
     # 5. hash the bytes from one to the other
     return _hash_spans(content, first_bytes[begin], last_bytes[end]), starts
+
+
+def _seams(content: npt.NDArray[np.uint8], is_space: npt.NDArray[np.bool_], borders: _Ints) -> _Ints:
+    """Where one word ends and the next begins without a space between them, as in Chinese."""
+    seams = np.unique(np.concatenate(unspaced_starts(content)))
+    seams = seams[(seams > 0) & (seams < len(content))]
+    seams = seams[~(is_space[seams] | is_space[seams - 1])]
+    return np.setdiff1d(seams, borders, assume_unique=True) if len(seams) else seams
 
 
 def _hash_spans(content: npt.NDArray[np.uint8], begin: _Ints, end: _Ints) -> npt.NDArray[np.uint32]:

@@ -41,8 +41,8 @@ ADVICE = {
     "invalid_utf8": "write the source as UTF-8",
     "empty": "look at the column (--text-column)",
     "control_characters": "look whether the source is text",
-    "too_short": "lower --min-chars",
-    "too_long": "cut text files with --cut-text pieces, or raise --max-chars",
+    "too_short": "cut prose in text files with --cut-text pieces, or lower --min-chars",
+    "too_long": "cut text files with --cut-text lines (a story a line) or --cut-text pieces, or raise --max-chars",
     "too_few_words": "lower --min-words",
     "other_characters": "raise --max-other-characters",
 }

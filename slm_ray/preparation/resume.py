@@ -49,6 +49,8 @@ def _is_whole(staged: StoragePath, found: RangeSummary) -> bool:
     try:
         for shard in found.shards.values():
             shards.checked_content(staged / shard.file, shard.sha256)
+    except shards.UnreadableError:
+        raise
     except UserError:
         return False
     return True

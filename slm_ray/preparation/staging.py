@@ -17,7 +17,7 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, SPLITS, TOKENIZER, Manifest, load_manifest
-from slm_ray.dataset.shards import checked_content
+from slm_ray.dataset.shards import UnreadableError, checked_content
 from slm_ray.errors import UserError
 from slm_ray.storage import StoragePath, json_sha256
 
@@ -113,10 +113,10 @@ def publish(output: StoragePath, staged: StoragePath, manifest: Manifest) -> Non
 
 def finish_publishing(output: StoragePath) -> bool:
     """Publish what a killed job had begun to publish; False where there is nothing of the kind."""
-    if not (output / STAGING).exists():
+    if not storage.exists(output / STAGING):
         return False
     for staged in (output / STAGING).iterdir():
-        if (staged / MANIFEST).exists():
+        if storage.exists(staged / MANIFEST):
             _move_into_place(output, staged)
             return True
     return False
@@ -125,21 +125,27 @@ def finish_publishing(output: StoragePath) -> bool:
 def discard(output: StoragePath, key: str) -> None:
     """Remove what a finished job left: one that was killed just after its manifest was in place."""
     storage.remove(output / STAGING / key)
-    if (output / STAGING).exists() and not any((output / STAGING).iterdir()):
+    if storage.exists(output / STAGING) and not any((output / STAGING).iterdir()):
         storage.remove(output / STAGING)
 
 
 def damage(output: StoragePath, manifest: Manifest) -> str | None:
-    """What is wrong with the files that a manifest lists, or None when all are as they were written."""
+    """What is wrong with the files that a manifest lists, or None when all are as they were written.
+
+    Raises:
+        UnreadableError: one of them cannot be read now, which is no damage.
+    """
     listed = [split.shards for split in (*manifest.splits.values(), manifest.rejected)]
     files = [(shard.file, shard.sha256) for part in listed for shard in part]
     try:
         for file, sha256 in [*files, (TOKENIZER, manifest.tokenizer["sha256"])]:
             checked_content(output / file, sha256)
+    except UnreadableError:
+        raise
     except UserError as error:
         return str(error)
     page = output / REPORT / "report.html"
-    return None if page.exists() else f"{page} is missing"
+    return None if storage.exists(page) else f"{page} is missing"
 
 
 def _move_into_place(output: StoragePath, staged: StoragePath) -> None:
@@ -148,7 +154,7 @@ def _move_into_place(output: StoragePath, staged: StoragePath) -> None:
     splits = {**manifest.splits, REJECTED: manifest.rejected}
     (output / MANIFEST).unlink(missing_ok=True)
     for name in CONTENTS:
-        if (staged / name).exists():
+        if storage.exists(staged / name):
             storage.put(staged / name, output / name)
         elif name in splits and not splits[name].shards:
             storage.remove(output / name)
@@ -159,12 +165,12 @@ def _move_into_place(output: StoragePath, staged: StoragePath) -> None:
 def _refuse_foreign(output: StoragePath) -> None:
     """Publishing replaces folders called `train`, `test` or `report`: never somebody else's."""
     manifest = output / MANIFEST
-    if manifest.exists():
+    if storage.exists(manifest):
         text = manifest.read_text(encoding="utf-8", errors="replace")
         is_ours = '"fingerprint"' in text or (_is_torn(text) and _holds_only_shards(output))
     else:  # a job that was stopped while it published leaves its staging folder
-        is_ours = (output / STAGING).exists()
-    foreign = [name for name in (*CONTENTS, MANIFEST) if (output / name).exists()]
+        is_ours = storage.exists(output / STAGING)
+    foreign = [name for name in (*CONTENTS, MANIFEST) if storage.exists(output / name)]
     if foreign and not is_ours:
         raise UserError(
             f"{output} holds {', '.join(foreign)}, which is no data set of this program: choose another --output"

@@ -7,6 +7,7 @@ read once, nothing large is shuffled, and a job that was killed finds its cleane
 place with a `reason`, so read = kept + duplicates + rejected holds by construction, and is still checked.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -31,6 +32,12 @@ from slm_ray.tokenization.tokenizer import cached_tokenizer
 from slm_ray.tokenization.word_cache import cut_words
 
 EVIDENCE_BYTES = 200  # of the text of a rejected story
+SAMPLE_BYTES = 1 << 26
+"""Of the stories that a tokenizer is learned from: 20,000 of TinyStories are 17 MB."""
+LONG_RUN_BYTES, LONG_RUN_WEIGHT = 24, 16  # without a space: of these, 4 MB are enough, which take half a gigabyte
+
+Sampled = tuple[bytes, str, int]
+"""A story that a tokenizer is learned from: hash, text, and what it counts of `SAMPLE_BYTES`."""
 
 
 def read_items(task: Sequence[InputRange]) -> Iterator[Item]:
@@ -55,22 +62,42 @@ def clean_batch(item: Item, rules: CleaningRules) -> Item:
     return part, _with_evidence(pa.RecordBatch.from_arrays(columns, schema=CLEANED_SCHEMA))
 
 
-def sample_texts(item: Item, share: float, fractions: tuple[float, float]) -> tuple[int, list[tuple[bytes, str]]]:
-    """`(0, [(hash, text), ...])` of the training stories that the tokenizer learns from, about `share` of all.
+def sample_texts(item: Item, share: float, fractions: tuple[float, float]) -> tuple[int, list[Sampled]]:
+    """`(0, sample)` of the training stories that the tokenizer learns from, about `share` of all.
 
-    Chosen by hash, so the same ones on any runner; the one key brings all ranges together.
+    Chosen by hash, so the same ones on any runner; the one key brings all ranges together, for `join_samples`.
     """
     part, batch = item
     digests = enumerate(batch["hash"].to_pylist())
     chosen = [row for row, digest in digests if digest is not None and is_sampled(digest, share)]
     _, sampled = split_batch((part, batch.take(pa.array(chosen, pa.int64()))), fractions)
     train = sampled.filter(pc.equal(sampled["split"], "train"))
-    return 0, list(zip(train["hash"].to_pylist(), train["text"].to_pylist(), strict=True))
+    pairs = zip(train["hash"].to_pylist(), train["text"].to_pylist(), strict=True)
+    return 0, [(digest, text, _weight(text)) for digest, text in pairs]
 
 
-def train_tokenizer(group: tuple[int, Iterable[list[tuple[bytes, str]]]], vocab_size: int, model: str = "bpe") -> str:
+def _weight(text: str) -> int:
+    """What learning from a text costs: its bytes, and more for long runs without a space.
+
+    The trainer takes 110 bytes for one of each distinct word. Words of English are few and repeat; such runs do not.
+    """
+    n_long = sum(len(run) for run in map(str.encode, text.split(" ")) if len(run) > LONG_RUN_BYTES)
+    return len(text.encode()) + (LONG_RUN_WEIGHT - 1) * n_long
+
+
+def join_samples(samples: Iterable[list[Sampled]]) -> list[Sampled]:
+    """One sample of several: its distinct stories in an order by their hashes, as far as `SAMPLE_BYTES` reach.
+
+    Of any parts of a sample joined in any order the result is the same, so none has to be whole in memory.
+    """
+    ordered = sorted({found for sample in samples for found in sample}, key=lambda found: (found[0][8:], *found))
+    reached = itertools.accumulate(weight for _, _, weight in ordered)
+    return [found for found, n_bytes in zip(ordered, reached) if n_bytes <= SAMPLE_BYTES] or ordered[:1]
+
+
+def train_tokenizer(group: tuple[int, list[Sampled]], vocab_size: int, model: str = "bpe") -> str:
     """`tokenizer.json` learned from the sample: each distinct story once, whatever the order of its parts."""
-    texts = sorted({pair for part in group[1] for pair in part})
+    texts = sorted({(digest, text) for digest, text, _ in group[1]})
     distinct = dict(reversed(texts))  # of stories equal but for case, the first in order stays
     return training.train(distinct.values(), vocab_size, model).to_json()
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slm_ray.dataset.manifest import REJECTED, SPLITS, Shard, Split
+from slm_ray.preparation import words
 from slm_ray.preparation.rejections import NOT_REJECTED
 from slm_ray.tokenization.tokenizer import Tokenizer
 
@@ -31,7 +32,10 @@ SAMPLE_TOKENS = 400  # shown of each
 MAX_WORDS = 1_000_000
 """Distinct words counted at once while ranges are merged; beyond, the rarest half is forgotten (about 100 MB)."""
 
-_MARKS = "".join(chr(code) for code in range(0x3040) if unicodedata.category(chr(code))[0] in "PS")
+LONGEST_WORD = 64  # characters; what is longer is no word (code, an address), and is not counted
+
+_CODES = (*range(0x3040), *range(0xFE30, 0xFE70), *range(0xFF00, 0xFF66))
+_MARKS = "".join(chr(code) for code in _CODES if unicodedata.category(chr(code))[0] in "PS")
 """Punctuation and symbols, which are not part of a word that they surround."""
 
 
@@ -57,7 +61,7 @@ class RangeSummary:
     examples: dict[str, list[str]]  # first story ids by reason
     evidence: dict[str, str]  # beginning of the text by the id of an example
     chars: dict[int, int]  # stories by their number of characters
-    words: dict[int, int]  # stories by their number of words, which white space divides
+    words: dict[int, int]  # stories by their number of words, see `words`
     tokens: dict[int, int]  # stories by their number of tokens, end-of-text token included
     word_counts: dict[str, int]  # occurrences by word in lower case, without the marks around it
     token_counts: Counts  # (vocab_size,) occurrences by token id
@@ -178,28 +182,59 @@ def _histogram(lengths: npt.NDArray[Any]) -> dict[int, int]:
 
 
 def _words_per_story(table: pa.Table) -> npt.NDArray[Any]:
-    """Words are cut at spaces; where paragraphs are kept, line breaks divide words too."""
+    """Words are cut at spaces; where paragraphs are kept, line breaks divide words too, and `words` finds those of
+    scripts without spaces."""
     lengths: npt.NDArray[Any] = pc.list_value_length(table["words"]).to_numpy()
-    distinct = (chunk.values.dictionary for chunk in table["words"].chunks)
-    if any(pc.any(pc.match_substring(words, "\n")).as_py() for words in distinct):
+    distinct = [chunk.values.dictionary for chunk in table["words"].chunks]
+    if any(pc.any(pc.match_substring(found, "\n")).as_py() for found in distinct):
         lengths = lengths + pc.count_substring(table["text"], "\n").to_numpy()
+    if not all(pc.all(pc.string_is_ascii(found), min_count=0).as_py() for found in distinct):
+        lengths = lengths + np.concatenate([_more_words(chunk) for chunk in table["words"].chunks])
     return lengths
 
 
-def _word_counts(words: pa.ChunkedArray) -> dict[str, int]:
+def _more_words(chunk: pa.ListArray) -> npt.NDArray[np.int64]:
+    """For each text of a chunk the words that no space divides; each distinct run is looked at once."""
+    runs = chunk.values
+    more = np.fromiter(map(words.n_more_words, runs.dictionary.to_pylist()), np.int64, len(runs.dictionary))
+    sums = np.concatenate(([0], np.cumsum(more[runs.indices.to_numpy()])))
+    found: npt.NDArray[np.int64] = np.diff(sums[chunk.offsets.to_numpy()])
+    return found
+
+
+def _word_counts(column: pa.ChunkedArray) -> dict[str, int]:
     """Count by index, and normalise only what is distinct: `"Tom,"` and `"tom"` are the word `tom`."""
     total: dict[str, int] = {}
-    for chunk in words.chunks:
+    for chunk in column.chunks:
         flat = chunk.flatten()
         counts = np.bincount(flat.indices.to_numpy(), minlength=len(flat.dictionary))
         lines = pc.split_pattern(flat.dictionary, "\n")
-        distinct = pc.utf8_lower(pc.utf8_trim(lines.flatten(), _MARKS + " ")).dictionary_encode()
         n_lines = pc.list_value_length(lines).to_numpy()
-        sums = np.bincount(distinct.indices.to_numpy(), np.repeat(counts, n_lines)).astype(np.int64)  # exact: < 2**53
-        for word, count in zip(distinct.dictionary.to_pylist(), sums.tolist(), strict=True):
-            total[word] = total.get(word, 0) + count
+        runs, counts = _without_unspaced(lines.flatten(), np.repeat(counts, n_lines), total)
+        distinct = pc.utf8_lower(pc.utf8_trim(runs, _MARKS + " ")).dictionary_encode()
+        sums = np.bincount(distinct.indices.to_numpy(), counts).astype(np.int64)  # exact: < 2**53
+        is_word = pc.less_equal(pc.utf8_length(distinct.dictionary), LONGEST_WORD).to_pylist()
+        for word, count, counted in zip(distinct.dictionary.to_pylist(), sums.tolist(), is_word, strict=True):
+            if counted:
+                total[word] = total.get(word, 0) + count
     total.pop("", None)  # marks alone, as a dash between spaces
     return total
+
+
+def _without_unspaced(runs: pa.Array, counts: Counts, total: dict[str, int]) -> tuple[pa.Array, Counts]:
+    """Add the words of runs that hold several, as in Chinese, to `total`; the other runs and their counts."""
+    if pc.all(pc.string_is_ascii(runs), min_count=0).as_py():
+        return runs, counts
+    is_one = np.ones(len(runs), bool)
+    for row in np.flatnonzero(~pc.string_is_ascii(runs).to_numpy(zero_copy_only=False)):
+        run = runs[row].as_py()
+        if words.UNSPACED.search(run):
+            is_one[row] = False
+            for word, n in words.split_unspaced(run.strip()).items():
+                name = word.strip(_MARKS).lower()
+                if len(name) <= LONGEST_WORD:
+                    total[name] = total.get(name, 0) + n * int(counts[row])
+    return runs.filter(pa.array(is_one)), counts[is_one]
 
 
 def _samples(table: pa.Table) -> list[Sample]:

@@ -28,11 +28,15 @@ def save_summary(folder: StoragePath, summary: RangeSummary) -> None:
 
 
 def load_summary(path: StoragePath) -> RangeSummary | None:
-    """One summary; None where there is none, or what is there is torn or foreign: the range is not finished."""
+    """One summary; None where there is none, or what is there is torn or foreign: the range is not finished.
+
+    Raises:
+        OSError: it cannot be read now.
+    """
     try:
         summary = _from_json(path.read_text("utf-8"))
         return summary if path.name == f"{summary.number:05d}.json" else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
+    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
         return None
 
 

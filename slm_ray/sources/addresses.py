@@ -71,10 +71,16 @@ def reading(address: str) -> Iterator[None]:
         raise UserError(f"cannot read {address}: {all_lines(error)}") from error
 
 
-def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) -> list[str]:
+def expand(
+    words: Sequence[str],
+    is_known: Callable[[str], bool],
+    known: str,
+    may_be_other: Callable[[str], bool] = lambda _address: False,
+) -> list[str]:
     """The files that some words name, each once, sorted: a folder means all files below it that `is_known`.
 
-    `known` is for messages: the ends of names that are known.
+    `known` is for messages: the ends of names that are known. Of those in a folder, what `may_be_other` is taken only
+    where nothing else is known.
 
     Raises:
         UserError: a word names nothing, or a file that is not known.
@@ -88,6 +94,10 @@ def expand(words: Sequence[str], is_known: Callable[[str], bool], known: str) ->
             files = [file for file in files if is_known(file)]
             if files and others:
                 _warn_skipped(word, others, f"end in none of {known}")
+            about = sorted(file for file in files if may_be_other(file))
+            if 0 < len(about) < len(files):
+                files = [file for file in files if not may_be_other(file)]
+                _warn_skipped(word, about, "may be about the stories beside them (name them to read them)")
             if not files:
                 raise UserError(f"no file in the folder {word} ends in {known}")
         if not files:
@@ -109,7 +119,8 @@ def names(addresses: Sequence[str]) -> list[str]:
     """The path of each file below their common folder: a name that does not depend on where that folder lies.
 
     `["/x/a/1.txt", "/x/b/1.txt"]` become `["a/1.txt", "b/1.txt"]`. Each file system (a disk and a bucket) has a common
-    folder of its own; its name comes before that of a file where two would be equal.
+    folder of its own; its name comes before that of a file where two would be equal. Bytes that are not UTF-8 are
+    written out, as `\\xff`: names go into the manifest and the story ids.
     """
     places: dict[str, list[str]] = {}
     for address in addresses:
@@ -119,9 +130,14 @@ def names(addresses: Sequence[str]) -> list[str]:
         paths = [PurePosixPath(_bare(address)) for address in inside]
         common = os.path.commonpath([path.parent for path in paths])
         for address, path in zip(inside, paths, strict=True):
-            name = path.relative_to(common).as_posix()
+            name = as_text(path.relative_to(common).as_posix())
             named[address] = f"{place}/{name}" if name in named.values() else name
     return [named[address] for address in addresses]
+
+
+def as_text(name: str) -> str:
+    """A name of a file or of the command line, whatever its bytes and the locale's encoding: UTF-8 or written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def all_lines(error: Exception) -> str:
@@ -132,7 +148,7 @@ def all_lines(error: Exception) -> str:
 def _local_files(word: str) -> tuple[list[str], bool]:
     path = Path(word.removeprefix("file://")).expanduser()
     if path.is_dir():
-        visible = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
+        visible = [file for file in _below(path) if not _is_hidden(file.relative_to(path))]
         inside = [file for file in visible if file.is_file()]
         links = sorted(str(file) for file in visible if file.is_symlink() and not file.is_file())
         if inside and links:
@@ -146,6 +162,17 @@ def _local_files(word: str) -> tuple[list[str], bool]:
     if files and others and "**" not in word:  # which finds folders too, and all that is in them
         _warn_skipped(word, others, "are no files (name a folder itself to read what is in it)")
     return [_absolute(name) for name in files], False
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All that lies below a folder. Raises OSError for one that cannot be read, which `rglob` passes over."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in (*folders, *files))
 
 
 def _absolute(path: str | Path) -> str:

@@ -30,8 +30,10 @@ class Delimited(RowFormat):
 
     def count(self, address: str, chunks: Iterable[bytes], step: int) -> tuple[Self, RowCount]:
         """See `RowFormat`. Raises UserError as `rows`."""
-        count = RowCount(step)
-        count.n_rows = sum(1 for _ in self.rows(address, chunks, at_start=True))
+        count, n_bytes = RowCount(step, can_enter=False), 0
+        for text, _ in self.rows(address, chunks, at_start=True):
+            count.add((n_bytes,))
+            n_bytes += len(text or b"")
         return self, count
 
     def rows(self, address: str, chunks: Iterable[bytes], *, at_start: bool) -> Iterator[Row]:  # noqa: ARG002

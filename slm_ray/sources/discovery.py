@@ -122,7 +122,7 @@ class SourceResolver:
 
     def from_paths(self, words: Sequence[str]) -> Found:
         """Files, folders and globs, here or in an object store."""
-        paths = addresses.expand(words, formats.is_known, formats.KNOWN_ENDS)
+        paths = addresses.expand(words, formats.is_known, formats.KNOWN_ENDS, formats.may_be_other)
         self.on_paths(paths)
         files = [self.scan_file(path, name) for path, name in zip(paths, addresses.names(paths), strict=True)]
         return Found(files=files, used="files")

@@ -29,6 +29,7 @@ FORMATS: dict[str, Callable[[ScanOptions], Format]] = {
     ".parquet": lambda options: Parquet(options.text_column),
     ".jsonl": lambda options: JsonLines(options.text_column),
     ".ndjson": lambda options: JsonLines(options.text_column),
+    ".json": lambda options: JsonLines(options.text_column, may_be_array=True),
     ".csv": lambda options: Delimited(options.text_column, name="CSV", delimiter=","),
     ".tsv": lambda options: Delimited(options.text_column, name="TSV", delimiter="\t"),
     ".txt": lambda options: PlainText(options.split_options),
@@ -40,6 +41,11 @@ _COMPRESSED_INSIDE = ".parquet"
 
 KNOWN_ENDS = f"{', '.join(FORMATS)} (all but Parquet also with {' or '.join(COMPRESSIONS)} after it)"
 """For messages."""
+
+
+def may_be_other(address: str) -> bool:
+    """Whether a name says little: in a folder with stories, a `.json` file is about them as often as not."""
+    return _end(address)[0] == ".json"
 
 
 def is_known(address: str) -> bool:

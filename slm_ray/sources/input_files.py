@@ -12,6 +12,9 @@ import pyarrow as pa
 
 from slm_ray.sources.compression import ScanWatch
 
+RANGE_BYTES = 1 << 24
+"""No range has more, but for its last story: 4,000 TinyStories are 3 MB, and as many chapters of books 100 MB."""
+
 Texts = tuple[pa.Array, pa.Array]
 """The bytes of some stories, and their problems (null: none)."""
 
@@ -27,8 +30,8 @@ class Format(Protocol):
         """What besides the content determines the rows, for the manifest; "": nothing."""
 
     def scan(self, file: "InputFile", step: int, watch: ScanWatch) -> "ScanResult":
-        """Read a file once: digest, number of rows, and where each `step`-th begins. `watch` receives the
-        bytes.
+        """Read a file once: digest, number of rows, and where each range begins: after `step` rows, or
+        `RANGE_BYTES` of text. `watch` receives the bytes.
 
         Raises:
             UserError: the file is empty or damaged, is not what its name says, or has no such column.
@@ -61,8 +64,9 @@ class ScanResult:
     file: InputFile  # its format with what the scan settled
     sha256: str  # of what determines the rows
     n_rows: int
-    borders: tuple[int, ...] = ()  # byte where every `step`-th row begins, then the end; () where none can be entered
-    units: tuple[int, ...] = ()  # for every `step`-th row what it is read together with; (): all are, without borders
+    first_rows: tuple[int, ...]  # of the ranges
+    borders: tuple[int, ...] = ()  # byte where each range begins, then the end; () where none can be entered
+    units: tuple[int, ...] = ()  # for each range what it is read together with; (): all are, without borders
 
 
 @dataclass(frozen=True, kw_only=True)

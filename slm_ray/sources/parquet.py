@@ -6,6 +6,7 @@ is a range or two and the pages they lie in, however large the row groups are.
 
 import bisect
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +16,13 @@ import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from slm_ray.errors import UserError
-from slm_ray.sources import addresses
+from slm_ray.sources import addresses, input_files
 from slm_ray.sources.compression import ScanWatch
 from slm_ray.sources.input_files import InputFile, InputRange, ScanResult, Texts
 from slm_ray.sources.rows import column_hint, first_chunks
 
 _BATCH_ROWS = 1000
+_BATCH_BYTES = 1 << 22
 _BUFFER_BYTES = 1 << 20  # of a column read ahead; without a limit it is all of the row group
 
 
@@ -35,9 +37,10 @@ class Parquet:
         """See `Format`. Reads the content for its digest, and the metadata at its end for the rest."""
         for _ in first_chunks(file, watch):
             pass
-        starts = _checked_group_starts(file.path, self.text_column)
-        units = tuple(bisect.bisect_right(starts, row) - 1 for row in range(0, starts[-1], step))
-        return ScanResult(file=file, sha256=watch.sha256, n_rows=starts[-1], units=units)
+        starts, sizes = _checked_groups(file.path, self.text_column)
+        first_rows = tuple(_range_starts(starts, sizes, step))
+        units = tuple(bisect.bisect_right(starts, row) - 1 for row in first_rows)
+        return ScanResult(file=file, sha256=watch.sha256, n_rows=starts[-1], first_rows=first_rows, units=units)
 
     def read(self, ranges: Sequence[InputRange]) -> Iterator[Texts]:
         """See `Format`."""
@@ -59,11 +62,24 @@ class Parquet:
             yield whole, pc.if_else(pc.is_null(whole), "not_text", pa.scalar(None, pa.string()))
 
 
-def _checked_group_starts(address: str, text_column: str) -> list[int]:
-    """See `_group_starts`. Raises UserError for a file that is not Parquet, or has no such column of text."""
+def _range_starts(starts: Sequence[int], sizes: Sequence[float], step: int) -> Iterator[int]:
+    """Where ranges begin: after `step` rows, or `RANGE_BYTES` of text by the mean size of a row of each group."""
+    n_rows, n_bytes = step, 0.0
+    for (row, end), size in zip(itertools.pairwise(starts), sizes, strict=True):
+        while row < end:
+            if n_rows >= step or n_bytes >= input_files.RANGE_BYTES:
+                yield row
+                n_rows, n_bytes = 0, 0.0
+            left = math.ceil((input_files.RANGE_BYTES - n_bytes) / max(size, 1.0))
+            n_more = min(step - n_rows, end - row, left)
+            row, n_rows, n_bytes = row + n_more, n_rows + n_more, n_bytes + n_more * size
+
+
+def _checked_groups(address: str, text_column: str) -> tuple[list[int], list[float]]:
+    """See `_group_starts`, `_row_bytes`. Raises UserError for what is not Parquet, or has no such column of text."""
     try:
         with addresses.open_file(address) as stored, pq.ParquetFile(stored) as file:
-            schema, starts = file.schema_arrow, _group_starts(file)
+            schema, starts, sizes = file.schema_arrow, _group_starts(file), _row_bytes(file, text_column)
     except pa.ArrowException as error:
         raise UserError(f"{address} is not Parquet, or not all of it: {addresses.all_lines(error)}") from error
     if text_column not in schema.names:
@@ -73,7 +89,7 @@ def _checked_group_starts(address: str, text_column: str) -> list[int]:
     column_type = schema.field(text_column).type
     if not _is_text(column_type):
         raise UserError(f"column {text_column!r} of {address} is {column_type}, expected strings")
-    return starts
+    return starts, sizes
 
 
 def _read(address: str, text_column: str, first_row: int, end_row: int) -> Iterator[pa.Array]:
@@ -100,7 +116,9 @@ def _slices(file: pq.ParquetFile, text_column: str, first_row: int, end_row: int
     spans = list(enumerate(itertools.pairwise(starts)))
     groups = [group for group, (start, end) in spans if start < end and start < end_row and end > first_row]
     position = starts[groups[0]] if groups else 0
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=[text_column]):
+    largest = max((size for group, size in enumerate(_row_bytes(file, text_column)) if group in groups), default=1.0)
+    n_rows = min(_BATCH_ROWS, max(1, int(_BATCH_BYTES / max(largest, 1.0))))
+    for batch in file.iter_batches(batch_size=n_rows, row_groups=groups, columns=[text_column]):
         wanted = batch.column(0)[max(0, first_row - position) : max(0, end_row - position)]
         if len(wanted):
             yield wanted.cast(pa.large_binary())
@@ -111,6 +129,17 @@ def _group_starts(file: pq.ParquetFile) -> list[int]:
     """The first row of each row group, and the number of all rows."""
     groups = range(file.metadata.num_row_groups)
     return list(itertools.accumulate((file.metadata.row_group(group).num_rows for group in groups), initial=0))
+
+
+def _row_bytes(file: pq.ParquetFile, text_column: str) -> list[float]:
+    """The mean size of a text of each row group, as its pages hold them: the file does not say that of each row."""
+    sizes = []
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        columns = (group.column(place) for place in range(group.num_columns))
+        n_bytes = sum(part.total_uncompressed_size for part in columns if part.path_in_schema == text_column)
+        sizes.append(n_bytes / max(group.num_rows, 1))
+    return sizes
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -1,9 +1,13 @@
-"""Plain text split into stories: at end-of-text tokens, blank lines or headings, or into pieces of about equal size.
+"""Plain text split into stories: at end-of-text tokens, blank lines, lines or headings, or into pieces of about equal
+size.
 
 In: the bytes of a text file. Out: its stories counted, or their bytes. Found by `formats`; `splitters` finds where
 stories end.
 """
 
+import csv
+import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
@@ -13,9 +17,10 @@ from slm_ray.sources.rows import LONGEST_BYTES, Row, RowCount, RowFormat, TooLon
 from slm_ray.sources.splitters import LOOKAHEAD_BYTES, Span, begins_with_article, make_splitter, read_stories
 from slm_ray.tokenization.tokenizer import END_OF_TEXT
 
-CUTS = ("auto", "end-mark", "blank-lines", "articles", "pieces")
+CUTS = ("auto", "end-mark", "blank-lines", "lines", "articles", "pieces")
 """What `--cut-text` may say. auto: end-of-text tokens where there is one, else articles where two begin, else blank
-lines; a few end-of-text tokens among many blank lines are refused, for they may be part of a story."""
+lines. It refuses what contradicts its guess: a few end-of-text tokens among many blank lines, which may be part of a
+story; several lines that give one story; and fields in double quotes, which are CSV."""
 
 PIECE_CHARS = 2000
 MIN_PIECE_CHARS, MAX_PIECE_CHARS = 50, 1_000_000
@@ -23,6 +28,8 @@ MIN_PIECE_CHARS, MAX_PIECE_CHARS = 50, 1_000_000
 _ARTICLES_AT_LEAST = 2
 _SURE_END_MARKS = 10  # so many are no slip of a story's writer
 _BLANK_LINES_AN_END_MARK = 10  # more than a story's paragraphs
+_BLANK_LINE = re.compile(r"\n\s*\n")
+_CSV_BYTES = 1 << 16  # of a text's beginning, that say whether it is CSV
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +69,7 @@ class PlainText(RowFormat):
         try:
             mode, count = scan(chunks, self.options, step)
         except UnclearCutError as error:
-            raise UserError(f"{address}: {error}: give --cut-text end-mark or --cut-text blank-lines") from error
+            raise UserError(f"{address}: {error}") from error
         return replace(self, options=replace(self.options, mode=mode)), count
 
     def rows(self, address: str, chunks: Iterable[bytes], *, at_start: bool) -> Iterator[Row]:  # noqa: ARG002
@@ -72,38 +79,68 @@ class PlainText(RowFormat):
 
 
 class UnclearCutError(Exception):
-    """A few end-of-text tokens, which may be part of a story, among many blank lines, which may be within one."""
-
-    def __init__(self, n_end_marks: int, n_blank_lines: int) -> None:
-        super().__init__(
-            f"it has {n_end_marks} times {END_OF_TEXT} and {n_blank_lines:,} blank lines, and it is not clear which of "
-            "them end a story"
-        )
+    """The text contradicts each way to cut it; says how, and what to do."""
 
 
 def scan(chunks: Iterable[bytes], options: SplitOptions, step: int) -> tuple[str, RowCount]:
     """The mode that fits the text, and its stories counted, in one pass. Raises TooLongError, UnclearCutError."""
-    modes = ("end-mark", "articles", "blank-lines") if options.mode == "auto" else (options.mode,)
+    is_auto = options.mode == "auto"
+    modes = ("end-mark", "articles", "blank-lines") if is_auto else (options.mode,)
     splitters = {mode: make_splitter(mode, options.piece_chars, at_start=True) for mode in modes}
     counts = {mode: RowCount(step=step) for mode in modes}
     longest = dict.fromkeys(modes, 0)
-    beginning = b""
+    beginning, lines, n_lines = b"", make_splitter("lines", 0, at_start=True), 0
     # 1. Split every chunk in each mode at once, as the file is read once; enough end-of-text tokens decide.
     for chunk in chunks:
-        if len(beginning) < LOOKAHEAD_BYTES:
-            beginning += chunk
+        if len(beginning) < _CSV_BYTES:
+            beginning += chunk[:_CSV_BYTES]
+        n_lines += len(lines.feed(chunk)) if is_auto and n_lines < 2 else 0
         for mode, splitter in splitters.items():
             longest[mode] = max(longest[mode], _count(counts[mode], splitter.feed(chunk)))
         if "end-mark" in splitters and splitters["end-mark"].n_cuts >= _SURE_END_MARKS:
             splitters = {"end-mark": splitters["end-mark"]}
+    n_lines += len(lines.finish()) if n_lines < 2 else 0
     for mode, splitter in splitters.items():
         longest[mode] = max(longest[mode], _count(counts[mode], splitter.finish()))
     # 2. Take the mode that fits the number of cuts; an article at the beginning has no cut before it.
-    n_articles = int(begins_with_article(beginning))
+    n_articles = int(begins_with_article(beginning[:LOOKAHEAD_BYTES]))
     mode = _fitting({mode: splitter.n_cuts for mode, splitter in splitters.items()}, n_articles)
+    if is_auto and mode == "blank-lines":
+        _check_guess(beginning, counts[mode].n_rows, n_lines)
     if longest[mode] > LONGEST_BYTES:
         raise TooLongError("a story")
     return mode, counts[mode]
+
+
+def _check_guess(beginning: bytes, n_stories: int, n_lines: int) -> None:
+    """Refuse a text that blank lines would cut wrongly, for all that its beginning and its numbers say."""
+    if _is_csv(beginning):
+        raise UnclearCutError(
+            "its stories are fields in double quotes, as in a CSV file, and would be cut inside them: name it .csv and "
+            "put the name of the column (--text-column) above them, or give --cut-text blank-lines"
+        )
+    if n_stories == 1 and n_lines > 1:
+        raise UnclearCutError(
+            "it has several lines and no blank line between them, so all of it would be one story: give --cut-text "
+            "lines where each line is a story, --cut-text blank-lines where it is one, --cut-text pieces for a book"
+        )
+
+
+def _is_csv(beginning: bytes) -> bool:
+    """Whether a text reads as CSV without a fault, and has a field that only CSV keeps together.
+
+    Prose does not: where a line begins with speech in quotes, it goes on behind them.
+    """
+    text = beginning.decode("utf-8", "replace").removeprefix("\ufeff")
+    n_rows = n_joined = 0
+    try:
+        for fields in csv.reader(io.StringIO(text, newline=""), strict=True):
+            n_rows += 1
+            n_joined += any(_BLANK_LINE.search(field) for field in fields)
+    except csv.Error as error:
+        if len(beginning) < _CSV_BYTES or "unexpected end" not in str(error):  # which is where the beginning ends
+            return False
+    return n_joined > 0 and n_rows > 1
 
 
 def _count(count: RowCount, spans: list[Span]) -> int:
@@ -117,7 +154,10 @@ def _fitting(n_cuts: dict[str, int], n_articles: int) -> str:
     if len(n_cuts) == 1:
         return next(iter(n_cuts))
     if 0 < n_cuts["end-mark"] * _BLANK_LINES_AN_END_MARK < n_cuts["blank-lines"]:
-        raise UnclearCutError(n_cuts["end-mark"], n_cuts["blank-lines"])
+        raise UnclearCutError(
+            f"it has {n_cuts['end-mark']} times {END_OF_TEXT} and {n_cuts['blank-lines']:,} blank lines, and it is not "
+            "clear which of them end a story: give --cut-text end-mark or --cut-text blank-lines"
+        )
     if n_cuts["end-mark"]:
         return "end-mark"
     return "articles" if n_cuts["articles"] + n_articles >= _ARTICLES_AT_LEAST else "blank-lines"

@@ -20,7 +20,8 @@ from slm_ray.sources.plain_text import SplitOptions
 from slm_ray.storage import json_sha256
 
 ROWS_PER_RANGE = 4000
-"""Stories of one work item: 3 MB of TinyStories, so that two workers share 20,000 stories evenly."""
+"""Stories of one work item, fewer if they are long (`input_files.RANGE_BYTES`): 3 MB of TinyStories, so that two
+workers share 20,000 stories evenly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def plan_source(
     if own is not None:
         files = [scanned for scanned in files if scanned.file.split != "validation"]
         files += _as_validation(own.files, {scanned.file.name for scanned in files})
-    ranges = itertools.chain.from_iterable(_cut_into_ranges(scanned, rows_per_range) for scanned in files)
+    ranges = itertools.chain.from_iterable(map(_cut_into_ranges, files))
     numbered = tuple(replace(part, number=number) for number, part in enumerate(ranges))
     return SourcePlan(ranges=numbered, source=_describe(_words(source), found, own, files))
 
@@ -125,21 +126,21 @@ def _as_validation(files: Sequence[ScanResult], names: Collection[str]) -> list[
     return renamed
 
 
-def _cut_into_ranges(scanned: ScanResult, step: int) -> list[InputRange]:
-    n_ranges = -(-scanned.n_rows // step)
-    borders = scanned.borders or (0,) * (n_ranges + 1)
-    units = scanned.units or (0,) * n_ranges
+def _cut_into_ranges(scanned: ScanResult) -> list[InputRange]:
+    first_rows = [row for row in scanned.first_rows if row < scanned.n_rows]
+    borders = scanned.borders or (0,) * (len(first_rows) + 1)
+    units = scanned.units or (0,) * len(first_rows)
     return [
         InputRange(
             number=0,
             file=scanned.file,
-            first_row=number * step,
-            n_rows=min(step, scanned.n_rows - number * step),
+            first_row=first,
+            n_rows=end - first,
             start_byte=borders[number],
             end_byte=borders[number + 1],
             unit=units[number],
         )
-        for number in range(n_ranges)
+        for number, (first, end) in enumerate(itertools.pairwise([*first_rows, scanned.n_rows]))
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Self
 import pyarrow as pa
 
 from slm_ray.errors import UserError
+from slm_ray.sources import input_files
 from slm_ray.sources.compression import ScanWatch, chunks_between, read_chunks
 from slm_ray.sources.input_files import InputFile, InputRange, ScanResult, Texts
 
@@ -30,19 +31,25 @@ class TooLongError(Exception):
 
 
 class RowCount:
-    """Counts rows, and remembers where each `step`-th begins."""
+    """Counts rows, and remembers where ranges begin: one ends with `step` rows, or with `RANGE_BYTES` of text."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, *, can_enter: bool = True) -> None:
         self.n_rows = 0
+        self.first_rows: list[int] = []
         self.borders: list[int] = []
+        self.can_enter = can_enter  # whether a file can be read from one of the borders on
         self._step = step
 
     def add(self, starts: Iterable[int]) -> None:
-        """Count rows that begin at these bytes."""
+        """Count rows that begin at these bytes of the text."""
         for start in starts:
-            if self.n_rows % self._step == 0:
+            if not self.n_rows or self.n_rows - self.first_rows[-1] >= self._step or self._is_full(start):
+                self.first_rows.append(self.n_rows)
                 self.borders.append(start)
             self.n_rows += 1
+
+    def _is_full(self, start: int) -> bool:
+        return start - self.borders[-1] >= input_files.RANGE_BYTES
 
 
 class RowFormat(abc.ABC):
@@ -65,7 +72,7 @@ class RowFormat(abc.ABC):
 
     @abc.abstractmethod
     def count(self, address: str, chunks: Iterable[bytes], step: int) -> tuple[Self, RowCount]:
-        """The format with what the file settled, and its rows counted: without borders if none can be entered."""
+        """The format with what the file settled, and its rows counted."""
 
     @abc.abstractmethod
     def rows(self, address: str, chunks: Iterable[bytes], *, at_start: bool) -> Iterator[Row]:
@@ -77,11 +84,12 @@ class RowFormat(abc.ABC):
             settled, found = self.count(file.path, first_chunks(file, watch), step)
         except TooLongError as error:
             raise UserError(f"{file.path}: {error}; {self.advice}") from error
-        starts = [] if file.compression else found.borders
+        starts = found.borders if found.can_enter and not file.compression else []
         return ScanResult(
             file=replace(file, format=settled),
             sha256=watch.sha256,
             n_rows=found.n_rows,
+            first_rows=tuple(found.first_rows),
             borders=(*starts, watch.n_bytes) if starts else (),
             units=tuple(range(len(starts))),
         )

@@ -22,8 +22,14 @@ class Sample:
 
     def scan(self, file: InputFile, step: int, watch: ScanWatch) -> ScanResult:  # noqa: ARG002 - there are no bytes
         """See `Format`. Any story can be made alone."""
-        units = tuple(range(-(-self.n_stories // step)))
-        return ScanResult(file=file, sha256=sample_digest(self.seed), n_rows=self.n_stories, units=units)
+        first_rows = tuple(range(0, self.n_stories, step))
+        return ScanResult(
+            file=file,
+            sha256=sample_digest(self.seed),
+            n_rows=self.n_stories,
+            first_rows=first_rows,
+            units=tuple(range(len(first_rows))),
+        )
 
     def read(self, ranges: Sequence[InputRange]) -> Iterator[Texts]:
         """See `Format`."""

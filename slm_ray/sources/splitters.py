@@ -22,6 +22,7 @@ Span = tuple[int, int]
 _END_MARK = re.compile(re.escape(END_OF_TEXT).encode())
 # After an optional \r, with which the search would be 15 times slower:
 _BLANK_LINES = re.compile(rb"\n[ \t]{0,400}\r?\n\s*")
+_LINE_ENDS = re.compile(rb"\n\s*")
 _HEADING = rb" ?= (?!=)[^\n]{1,300}?(?<!=) = {0,100}\r?\n"  # ` = Title = ` alone on its line, not ` = = Section = = `
 _BEFORE_ARTICLE = re.compile(rb"\n(?=" + _HEADING + rb")")
 _STARTS_ARTICLE = re.compile(rb"(?:" + BOM + rb")?" + _HEADING)
@@ -49,7 +50,7 @@ def make_splitter(mode: str, piece_chars: int, *, at_start: bool) -> Splitter:
     """The splitter of a mode other than auto; with `at_start` it begins with the file and not at a later story."""
     if mode == "pieces":
         return _Pieces(piece_chars)
-    return _Separated(_PATTERNS[mode], at_start=at_start, skips_blank=mode == "articles")
+    return _Separated(_PATTERNS[mode], at_start=at_start, skips_blank=mode in ("articles", "lines"))
 
 
 def begins_with_article(text: bytes) -> bool:
@@ -120,7 +121,7 @@ class _Separated:
             self.n_cuts += 1
             self._start, self._has_text, self._is_first = self._base + end, False, False
             position = end
-            self._in_separator = self._pattern is _BLANK_LINES and end == len(buffer)
+            self._in_separator = self._pattern in (_BLANK_LINES, _LINE_ENDS) and end == len(buffer)
         # 3. Drop the bytes in which no separator can begin, but remember whether they had text.
         n_dropped = len(buffer) if is_end else max(position, len(buffer) - self.lookahead_bytes)
         self._has_text = self._has_text or bool(buffer[position:n_dropped].strip())
@@ -187,4 +188,9 @@ class _Pieces:
         return self._chars
 
 
-_PATTERNS = {"end-mark": _END_MARK, "blank-lines": _BLANK_LINES, "articles": _BEFORE_ARTICLE}
+_PATTERNS = {
+    "end-mark": _END_MARK,
+    "blank-lines": _BLANK_LINES,
+    "lines": _LINE_ENDS,
+    "articles": _BEFORE_ARTICLE,
+}

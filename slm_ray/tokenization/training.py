@@ -5,8 +5,9 @@ depends on the counts of words alone.
 """
 
 import io
+import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tokenizers
@@ -16,10 +17,13 @@ from slm_ray.errors import UserError
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE, Tokenizer
 
 TOKENIZER_MODELS = ("bpe", "unigram")
-_LONGEST_WORD = 1000  # bytes, of a word to learn from: beyond it there is nothing to learn
+_LONGEST_WORD = 1000  # bytes, of a word to learn from: BPE's trainer takes minutes for one of a million
+_PART_CHARS = _LONGEST_WORD // 4  # of a longer one: so many characters have no more bytes
 _SPACE_BYTE = "\u0120"  # how byte-level tokenizers write a space
 _SPACE = "\u2581"  # how SentencePiece does
 _UNSEEN = 10.0  # how much less likely, in nats, than the rarest piece a byte is that no story has
+
+_BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)  # with GPT-2's pattern
 
 Piece = tuple[str, float]
 """An entry of a Unigram vocabulary and the logarithm of its probability."""
@@ -34,9 +38,7 @@ def train(texts: Iterable[str], vocab_size: int, model: str = "bpe") -> Tokenize
     Raises:
         UserError: `vocab_size` has no room for all bytes.
     """
-    if model == "unigram":
-        return train_unigram(texts, vocab_size)
-    return train_bpe(map(_without_endless_words, texts), vocab_size)
+    return train_unigram(texts, vocab_size) if model == "unigram" else train_bpe(texts, vocab_size)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
@@ -52,7 +54,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(f"vocab_size ({vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end-of-text token")
     inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = _BYTE_LEVEL
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -60,7 +62,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    inner.train_from_iterator(texts, trainer)
+    inner.train_from_iterator(itertools.chain.from_iterable(map(cut_endless_words, texts)), trainer)
     return Tokenizer(inner)
 
 
@@ -72,39 +74,50 @@ def train_unigram(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(f"vocab_size ({vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end-of-text token")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words = count_words(texts, byte_level)
-    alphabet = set(byte_level.alphabet())
+    words = count_words(texts)
+    alphabet = set(_BYTE_LEVEL.alphabet())
     pieces = _learn_pieces(words, vocab_size - len(alphabet.difference(*words))) if words else []
     lowest = min((score for _, score in pieces), default=0.0)
     pieces += [(byte, lowest - _UNSEEN) for byte in sorted(alphabet.difference(piece for piece, _ in pieces))]
 
     inner = tokenizers.Tokenizer(models.Unigram([(END_OF_TEXT, 0.0), *pieces]))
-    inner.pre_tokenizer, inner.decoder = byte_level, decoders.ByteLevel()
+    inner.pre_tokenizer, inner.decoder = _BYTE_LEVEL, decoders.ByteLevel()
     inner.add_special_tokens([END_OF_TEXT])  # GPT-2's pattern cuts its letters apart: no text can match it
     return Tokenizer(inner)
 
 
-def count_words(texts: Iterable[str], pre_tokenizer: Any) -> Counter[str]:
-    """How often each pre-token of at most 1,000 bytes occurs; each distinct run between spaces is cut only once."""
+def count_words(texts: Iterable[str]) -> Counter[str]:
+    """How often each pre-token occurs, of `cut_endless_words`; each distinct run between spaces is cut only once."""
     runs: Counter[str] = Counter()
-    for text in texts:
+    for text in itertools.chain.from_iterable(map(cut_endless_words, texts)):
         first, *rest = text.split(" ")
         runs[first] += 1
         runs.update([" " + word for word in rest])
     words: Counter[str] = Counter()
     for run, count in runs.items():
-        for word, _ in pre_tokenizer.pre_tokenize_str(run):
-            if len(word) <= _LONGEST_WORD:
-                words[word] += count
+        for word, _ in _BYTE_LEVEL.pre_tokenize_str(run):
+            words[word] += count
     return words
 
 
-def _without_endless_words(text: str) -> str:
-    """BPE's trainer takes minutes for a word of a million characters."""
-    if len(text) <= _LONGEST_WORD:
-        return text
-    return " ".join(word for word in text.split(" ") if len(word) <= _LONGEST_WORD)
+def cut_endless_words(text: str) -> Iterator[str]:
+    """The text in parts, so that no pre-token has more than 1,000 bytes: an endless one is cut; of ASCII, as an
+    address or code, it is left out.
+
+    Words are pre-tokens and not runs between spaces: a story in Chinese or Japanese has no space, but its commas and
+    full stops end pre-tokens.
+    """
+    start = 0
+    if max(map(len, text.split(" "))) > _PART_CHARS:  # no pre-token of a text without white space in a row is longer
+        for word, (first, end) in _BYTE_LEVEL.pre_tokenize_str(text):
+            if len(word) <= _LONGEST_WORD:
+                continue
+            is_code = text[first:end].isascii()
+            for cut in (first,) if is_code else range(first + _PART_CHARS, end, _PART_CHARS):
+                yield text[start:cut]
+                start = cut
+            start = end if is_code else start
+    yield text[start:]
 
 
 def _learn_pieces(words: Counter[str], size: int) -> list[Piece]:

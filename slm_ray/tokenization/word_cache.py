@@ -6,7 +6,9 @@ in the life of a process.
 """
 
 import itertools
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 SPACE = 0x20
 MAX_WORDS = 1_000_000
 """Words that are remembered, about 200 MB; beyond it the memo begins anew."""
+_CHARS_AT_ONCE = 1 << 18
+MAX_BYTES = 1 << 26
+"""Of their text and ids: without spaces, a word may be a whole story."""
 
 
 def cut_words(texts: pa.LargeStringArray) -> pa.ListArray:
@@ -56,6 +61,7 @@ class WordEncoder:
         self._type = numpy_type
         self._lock = threading.Lock()
         self._known: dict[str, int] = {}
+        self._n_bytes = 0  # of the words that are known
         self._ids: Ids = np.empty(0, numpy_type)
         self._lengths = np.empty(0, np.int32)  # 32 bits are enough for a batch, and half the memory to go through
         self._starts = np.empty(0, np.int32)
@@ -77,10 +83,13 @@ class WordEncoder:
     def _places(self, distinct: list[str]) -> npt.NDArray[np.int64]:
         """Where the memo has each of these words; new ones are encoded first."""
         new = [word for word in distinct if word not in self._known]
-        if len(self._known) + len(new) > MAX_WORDS:
+        n_bytes = sum(map(sys.getsizeof, new))
+        if len(self._known) + len(new) > MAX_WORDS or self._n_bytes + n_bytes + self._ids.nbytes > MAX_BYTES:
             self._known, new = {}, distinct
+            self._n_bytes, n_bytes = 0, sum(map(sys.getsizeof, new))
             self._ids, self._lengths = self._ids[:0], self._lengths[:0]
         if new:
+            self._n_bytes += n_bytes
             ids, lengths = encode_flat(self._inner, new, self._type)
             self._known.update(zip(new, range(len(self._lengths), len(self._lengths) + len(new))))
             self._ids = np.concatenate((self._ids, ids))
@@ -91,9 +100,24 @@ class WordEncoder:
 
 def encode_flat(inner: Any, texts: list[str], numpy_type: type[np.unsignedinteger[Any]]) -> tuple[Ids, Any]:
     """Ids of all texts in one array, and how many each has."""
-    rows = [encoding.ids for encoding in inner.encode_batch_fast(texts, add_special_tokens=False)]
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    return np.fromiter(itertools.chain.from_iterable(rows), numpy_type, int(lengths.sum())), lengths
+    parts, n_ids = [np.empty(0, numpy_type)], [np.empty(0, np.int64)]
+    for some in _slices(texts):
+        rows = [encoding.ids for encoding in inner.encode_batch_fast(some, add_special_tokens=False)]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        parts.append(np.fromiter(itertools.chain.from_iterable(rows), numpy_type, int(lengths.sum())))
+        n_ids.append(lengths)
+    return np.concatenate(parts), np.concatenate(n_ids)
+
+
+def _slices(texts: list[str]) -> Iterator[list[str]]:
+    """Some texts at a time: while they are encoded, a character takes 200 times its own memory."""
+    first = n_chars = 0
+    for place, text in enumerate(texts):
+        n_chars += len(text)
+        if n_chars > _CHARS_AT_ONCE:
+            yield texts[first : place + 1]
+            first, n_chars = place + 1, 0
+    yield texts[first:]
 
 
 def offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -8,7 +8,7 @@ import sys
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
-from pipelines import options
+from pipelines import options, prepare
 from pipelines.config import PrepareConfig
 from slm_ray.errors import UserError
 from slm_ray.preparation.cleaning import CleaningRules
@@ -85,3 +85,9 @@ def test_the_help_describes_every_option(capsys, monkeypatch):
     assert names == {name.replace("-", "_") for name in re.findall(r"^[ │]+--([a-z][a-z-]+)", shown, re.M)}
     assert "None" not in shown
     assert "Beam's own options pass through: --runner" in shown
+
+
+def test_a_model_to_train_beside_a_tokenizer_is_refused(capsys):
+    for model in ("bpe", "unigram"):
+        assert prepare.main(["--tokenizer", "x.json", "--tokenizer-model", model]) == 2
+        assert "--tokenizer-model says what to train, and --tokenizer names one" in capsys.readouterr().err

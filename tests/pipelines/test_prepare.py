@@ -333,9 +333,13 @@ def test_the_report_shows_this_data_set(sample):
 
 @pytest.mark.slow
 def test_it_runs_as_a_script_from_the_checkout(tmp_path):
-    words = ["--runner", "DirectRunner", "--source", "sample", "--max-stories", "20", "--output", str(tmp_path / "d")]
+    words = ["--runner", "DirectRunner", "--source", "sample", "--max-stories", "20", "--vocab-size", "300"]
     done = subprocess.run(
-        [sys.executable, "pipelines/prepare.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "pipelines/prepare.py", *words, "--output", str(tmp_path / "d")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "prepare: 1 of 1 ranges cleaned\nprepare: 1 of 1 ranges written\n")
     assert done.stdout.splitlines()[-1].startswith(f"data set in {tmp_path / 'd'}")

@@ -140,7 +140,7 @@ def test_a_range_of_a_validation_source_is_all_validation():
 
 
 def test_train_tokenizer_does_not_depend_on_ranges():
-    expected = [Tokenizer.from_json(steps.train_tokenizer((0, [sample(clean_item(TEXTS))]), 300)).sha256]
+    expected = [Tokenizer.from_json(steps.train_tokenizer((0, sample(clean_item(TEXTS))), 300)).sha256]
     split_up = [clean_item(TEXTS[2:], number=1), clean_item(TEXTS[:2])]
     transform = TrainTokenizer(300, share=1.0, fractions=(0.0, 0.0))
     run(transform, split_up, expected, lambda text: Tokenizer.from_json(text).sha256)
@@ -152,7 +152,7 @@ def sample(item: reading.Item) -> list[tuple[bytes, str]]:
 
 def test_the_tokenizer_learns_from_training_stories_only():
     item = clean_item([f"Story number {number} of many." for number in range(200)])
-    texts = {text for _, text in steps.sample_texts(item, 1.0, (0.3, 0.3))[1]}
+    texts = {text for _, text, _ in steps.sample_texts(item, 1.0, (0.3, 0.3))[1]}
     assert texts == {text for text in column(item, "text") if assign_split(str(text), (0.3, 0.3)) == "train"}
     assert len(steps.sample_texts(item, 0.25, (0.0, 0.0))[1]) == pytest.approx(50, abs=25)
 

@@ -9,7 +9,8 @@ from slm_ray.preparation.rejections import ADVICE, MIN_REJECTED, NOT_REJECTED, R
 def test_the_share_the_most_frequent_reason_and_a_way_out_are_said():
     expected = (
         r"70 of 1,000 stories \(7.0%\) were rejected, more than 5.0%; "
-        r"most frequent reason: too_short \(40\): lower --min-chars, or raise --max-rejected"
+        r"most frequent reason: too_short \(40\): cut prose in text files with --cut-text pieces, or lower --min-"
+        r"chars, or raise --max-rejected"
     )
     with pytest.raises(UserError, match=expected):
         refuse_too_many({"empty": 30, "too_short": 40, "duplicate": 500}, 1000, 0.05)
@@ -47,6 +48,7 @@ def test_every_reason_has_its_remedy():
 
 def test_long_articles_may_be_cut_instead():
     with pytest.raises(
-        UserError, match=r"too_long \(30\): cut text files with --cut-text pieces, or raise --max-chars"
+        UserError,
+        match=r"too_long \(30\): cut text files with --cut-text lines \(a story a line\) or --cut-text pieces",
     ):
         refuse_too_many({"too_long": 30}, 100, 0.05)

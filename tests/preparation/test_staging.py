@@ -1,11 +1,20 @@
 """Which jobs go on in one staging folder."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from slm_ray.preparation import staging
+from slm_ray import storage
+from slm_ray.dataset import shards
+from slm_ray.errors import UserError
+from slm_ray.preparation import cleaned_files, staging, summary_files
+from slm_ray.preparation.resume import Completed
+from slm_ray.sources.input_files import InputFile, InputRange
+from slm_ray.sources.plain_text import PlainText
+from slm_ray.sources.plan import plan_source
 
 
 def key() -> str:
@@ -45,3 +54,55 @@ def test_the_code_that_makes_the_bytes_counts_and_no_other(
 
 def test_every_room_that_decides_is_there() -> None:
     assert [name for name in staging.DECIDING_CODE if not (staging.PACKAGE / name).exists()] == []
+
+
+def test_what_cannot_be_read_now_is_neither_damaged_nor_absent(tmp_path, monkeypatch):
+    """A stale handle of a network disk was taken for a range that is not finished, or a data set that is damaged."""
+    (tmp_path / "ranges").mkdir()
+    (tmp_path / "ranges" / "00000.json").write_text("{}")
+    (tmp_path / "cleaned").mkdir()
+    (tmp_path / "cleaned" / "00000.arrow").write_bytes(b"x")
+    assert summary_files.load_summary(tmp_path / "ranges" / "00000.json") is None
+
+    def stale(*_: object, **__: object) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    monkeypatch.setattr(Path, "open", stale)
+    with pytest.raises(OSError, match="Stale"):
+        Completed.of(tmp_path)
+    with pytest.raises(shards.UnreadableError, match="Stale file handle; try again"):
+        shards.checked_content(tmp_path / "ranges" / "00000.json", "")
+    part = InputRange(number=0, file=InputFile(format=PlainText(), name="a", path="a"), first_row=0, n_rows=1)
+    with pytest.raises(UserError, match="Stale file handle; run again"):
+        cleaned_files.load_cleaned(part, str(tmp_path))
+
+
+def test_an_object_store_that_does_not_answer_is_not_empty(monkeypatch):
+    folder = storage.storage_path("memory://quiet/data")
+    (folder / "a").write_bytes(b"x")
+    assert storage.exists(folder) and storage.exists(folder / "a") and not storage.exists(folder / "b")
+
+    def silent(*_: object, **__: object) -> None:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(type(folder.fs), "info", silent)
+    for look in (lambda: staging.finish_publishing(folder), lambda: list(storage.files_below(folder))):
+        with pytest.raises(TimeoutError):
+            look()
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"cannot read .*closed: Permission denied"):
+        plan_source(str(tmp_path))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray.dataset.manifest import Shard
-from slm_ray.preparation import summary, summary_files
+from slm_ray.preparation import summary, summary_files, words
 from slm_ray.preparation.splits import story_hash
 from slm_ray.tokenization.tokenizer import Tokenizer
 
@@ -82,13 +82,20 @@ def bare(word: str) -> str:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.text(st.sampled_from("aBé'.,“”-日١\n"), min_size=1), min_size=1), min_size=1, max_size=6))
+@given(st.lists(st.lists(st.text(st.sampled_from("aBé'.,“”-д١\n"), min_size=1), min_size=1), min_size=1, max_size=6))
 def test_words_are_those_of_a_plain_count(tiny_tokenizer, stories):
     texts = [re.sub("\n+", "\n", " ".join(words)) for words in stories]
     found = summarize(0, tiny_tokenizer, texts, [None] * len(texts))
     expected = Counter(bare(word).lower() for text in texts for word in re.split("[ \n]", text) if bare(word))
     assert found.word_counts == expected
     assert found.words == Counter(len(re.split("[ \n]", text)) for text in texts)
+
+
+def test_each_character_of_a_script_without_spaces_is_a_word(tiny_tokenizer):
+    texts = ["小猫，Tom笑。 Ann", "「小猫」 แมว\n犬", "x" * 65]
+    found = summarize(0, tiny_tokenizer, texts, [None] * 3)
+    assert found.word_counts == {"小": 2, "猫": 2, "tom": 1, "笑": 1, "ann": 1, "แ": 1, "ม": 1, "ว": 1, "犬": 1}
+    assert found.words == Counter(map(words.count_words, texts)) == {5: 1, 6: 1, 1: 1}
 
 
 def test_ranges_add_up_to_the_whole(tiny_tokenizer):

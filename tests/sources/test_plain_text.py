@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from slm_ray.errors import UserError
 from slm_ray.sources import plain_text
 from slm_ray.sources.plain_text import SplitOptions, scan
+from slm_ray.sources.plan import plan_source
 from slm_ray.sources.splitters import BOM, make_splitter, read_stories
 from tests.support.paths import SHARED_DATA
 
@@ -134,7 +135,10 @@ def test_a_byte_order_mark_is_no_part_of_a_story():
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        ({"mode": "chapters"}, r"cut_text \(chapters\) must be one of auto, end-mark, blank-lines, articles, pieces"),
+        (
+            {"mode": "chapters"},
+            r"cut_text \(chapters\) must be one of auto, end-mark, blank-lines, lines, articles, pieces",
+        ),
         ({"mode": "pieces", "piece_chars": 3}, r"piece_chars \(3\) must be from 50 to 1,000,000"),
     ],
 )
@@ -183,3 +187,50 @@ def test_white_space_without_end_is_not_held_in_memory(mode, run):
         assert len(splitter._buffer) <= splitter.lookahead_bytes
     spans += [*splitter.feed(b"\n\nTwo."), *splitter.finish()]
     assert len(spans) == (2 if mode == "blank-lines" else 1)
+
+
+QUOTED = '"The goat found a boat.\n\n""Look,"" said the owl."\n"The owl sang.\n\n""Good,"" said the goat."\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("One story.\nAnother story.\n", "--cut-text lines where each line is a story"),
+        ("\n One story.\r\n\tAnother story.\r\n\r\n", "--cut-text lines where each line is a story"),
+        (QUOTED, "name it .csv"),
+        ("story\n" + QUOTED, "name it .csv"),
+        (QUOTED * 2000, "name it .csv"),
+    ],
+)
+def test_a_guess_that_the_text_contradicts_is_refused(tmp_path, text, message):
+    path = tmp_path / "a.txt"
+    path.write_text(text, newline="")
+    with pytest.raises(UserError, match=message) as refused:
+        plan_source(str(path))
+    assert "\n" not in str(refused.value)
+    assert plan_source(str(path), cut_text="blank-lines").n_rows >= 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"Hi,"\n\n"Who is there?"\n\nHe said, "I am."\n',
+        '"Hi," said Tom.\n\n"Go on\nand on."\n\nHe went.\n',
+        '"It was late.\n\n"Nobody came," she said.\n',
+        "One line alone.\n\n\n",
+    ],
+)
+def test_prose_with_speech_is_no_csv(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    assert plan_source(str(tmp_path / "a.txt")).source["files"][0]["cut"] == "blank-lines"
+
+
+@given(
+    st.lists(st.sampled_from(["One.", " Two  two. ", "\u00e9"]), min_size=1), st.integers(1, 9), st.sampled_from("\n\r")
+)
+def test_a_line_is_a_story_and_a_blank_line_none(lines, size, end):
+    end = "\r\n" if end == "\r" else end
+    content = (end + end.join(f"{line}{end * (at % 3)}" for at, line in enumerate(lines))).encode()
+    chunks = [content[at : at + size] for at in range(0, len(content), size)]
+    found = list(read_stories(chunks, make_splitter("lines", 0, at_start=True)))
+    assert [story.split() for story in found] == [line.encode().split() for line in lines]

@@ -4,6 +4,7 @@ ids."""
 import itertools
 import json
 import os
+import random
 import string
 import subprocess
 import sys
@@ -297,7 +298,10 @@ def test_a_data_set_with_unigram_says_when_the_stories_are_too_few(
 ) -> None:
     tokenizer = prepare_sample(tmp_path, "--tokenizer-model", "unigram", "--vocab-size", "70000")
     notice = f"{tokenizer.vocab_size:,} entries (not 70,000: the stories have too few different words)"
-    assert capsys.readouterr().out.count(notice) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count(notice) == 1
+    warning = f"warning: the tokenizer has {tokenizer.vocab_size:,} entries and not 70,000, as the training stories"
+    assert printed.err.count(warning) == 1
 
 
 def test_a_data_set_with_a_sentencepiece_model(tmp_path: Path) -> None:
@@ -310,3 +314,35 @@ def test_bpe_learns_nothing_from_endless_words():
     texts = ["The cat sat on the mat. " * 60, "The dog."]
     endless = ["The cat sat on the mat. " * 60 + "x" * 5000, "The dog."]
     assert training.train(endless, 300).to_json() == training.train(texts, 300).to_json()
+
+
+def chinese(n_chars: int, n_stories: int = 60, marks: str = "，。") -> list[str]:
+    rng = random.Random(3)
+    words = ["小明", "老猫", "白兔", "找到了", "丢掉了", "看见了", "一只红色的小船", "一顶温暖的帽子", "大家都非常高兴"]
+    stories = []
+    for _ in range(n_stories):
+        text = ""
+        while len(text) < n_chars:
+            text += "".join(rng.choices(words, k=4)) + rng.choice(marks or [""])
+        stories.append(text)
+    return stories
+
+
+@pytest.mark.parametrize("model", training.TOKENIZER_MODELS)
+@pytest.mark.parametrize("marks", ["，。", ""])
+def test_stories_of_any_length_without_a_space_are_learned_from(model: str, marks: str) -> None:
+    """A run between spaces of more than 1,000 characters was left out, and with it the whole story."""
+    short, long = (training.train(chinese(n, marks=marks), 400, model) for n in (900, 1100))
+    assert short.vocab_size == long.vocab_size > 300
+    story = chinese(1100, 1, marks)[0]
+    assert len(long.encode(story)) < 1.1 * len(short.encode(story)) < len(story)  # in bytes it has 3 times as many
+
+
+@given(TEXTS, st.text(st.sampled_from("日本語。x' \n"), max_size=60))
+def test_a_text_is_cut_inside_endless_words_only(text: str, endless: str) -> None:
+    whole = text + endless * 40
+    parts = list(training.cut_endless_words(whole))
+    pre_tokens = training.count_words([whole])
+    assert all(len(word) <= 1000 or set(word) <= {"Ġ"} for word in pre_tokens)
+    if "x" * 40 not in whole and "'" * 40 not in whole:
+        assert "".join(parts) == whole
