@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from slm_ray import storage
 from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint
 from slm_ray.tracking.mlflow_runs import OFF, client, resolve_uri, sqlite_file
 
 CHAMPION = "champion"
 REGISTERED = "models:/"
+KEPT = "checkpoints"
+"""Folder of registered checkpoints among a run's artifacts; earlier versions wrote each over the last, to another."""
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 """File types that run their writer's code when they are read."""
 
@@ -30,8 +33,8 @@ class RegistryError(UserError):
 def register(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPION) -> str:
     """Register a checkpoint as a new version of `name`, move the alias to it, and give the version.
 
-    The version holds the checkpoint without its optimizer and carries, as tags, the data fingerprint, the step, the
-    tokenizer's digest and every metric of its evaluation.
+    The version holds the checkpoint without its optimizer, in a folder named by its content, which nothing writes to
+    again. It carries its `lineage` as tags.
 
     Raises:
         UserError: the checkpoint is corrupt, or the store cannot be used.
@@ -44,15 +47,25 @@ def register(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPI
         with tempfile.TemporaryDirectory() as scratch:
             copy = Path(scratch) / "checkpoint"
             checkpoint.copy_for_serving(folder, copy)
-            store.log_artifacts(run_id, str(copy), "checkpoint")
+            source = f"{store.get_run(run_id).info.artifact_uri}/{_keep(store, run_id, copy)}"
         if not store.search_registered_models(f"name = '{name}'"):
             store.create_registered_model(name)
-        source = f"{store.get_run(run_id).info.artifact_uri}/checkpoint"
         version = store.create_model_version(name, source=source, run_id=run_id, tags=lineage(folder))
         store.set_registered_model_alias(name, alias, version.version)
     except (MlflowException, OSError) as error:
         raise UserError(f"cannot register {name} at {uri}: {one_line(error)}") from error
     return str(version.version)
+
+
+def _keep(store: Any, run_id: str, folder: Path) -> str:
+    """Keep a checkpoint among a run's artifacts, once; returns where. What is there is of this very content."""
+    marker = folder / checkpoint.MARKER
+    place = f"{KEPT}/{storage.file_sha256(marker)[:16]}"
+    if f"{place}/{checkpoint.MARKER}" not in {artifact.path for artifact in store.list_artifacts(run_id, place)}:
+        own = marker.rename(folder.parent / marker.name)
+        store.log_artifacts(run_id, str(folder), place)
+        store.log_artifact(run_id, str(own), place)  # last: what was broken off is no checkpoint
+    return place
 
 
 def registered_version(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPION) -> str:

@@ -1,8 +1,11 @@
 """Registered versions, and the references that lead to models."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from mlflow import MlflowClient
 
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
@@ -14,23 +17,21 @@ from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs, registry, tracker
 
 
+def write_checkpoint(folder: Path, tokenizer: Tokenizer, step: int, **state: Any) -> Path:
+    """A checkpoint whose weights follow from its step."""
+    torch.manual_seed(step)
+    model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, seq_len=8, n_layers=1, d_model=8, n_heads=2, d_ff=8))
+    evaluation = Evaluation(val_loss=2.0, val_perplexity=7.4, val_bits_per_byte=0.75)
+    fields = {"config": {"name": "tiny"}, "run_id": "r1", "data_fingerprint": "abc", "metrics": evaluation} | state
+    checkpoint.save(
+        folder, model, tokenizer, TrainState(step=step, samples_seen=step, seed=0, world_size=1, **fields), {}
+    )
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path, tiny_tokenizer: Tokenizer) -> Path:
-    model = Decoder(
-        ModelConfig(vocab_size=tiny_tokenizer.vocab_size, seq_len=8, n_layers=1, d_model=8, n_heads=2, d_ff=8)
-    )
-    state = TrainState(
-        step=7,
-        samples_seen=7,
-        seed=0,
-        world_size=1,
-        data_fingerprint="abc",
-        config={"name": "tiny"},
-        metrics=Evaluation(val_loss=2.0, val_perplexity=7.4, val_bits_per_byte=0.75),
-        run_id="r1",
-    )
-    checkpoint.save(tmp_path / "checkpoint", model, tiny_tokenizer, state, {})
-    return tmp_path / "checkpoint"
+    return write_checkpoint(tmp_path / "checkpoint", tiny_tokenizer, step=7)
 
 
 def start(mlflow_uri: str) -> tracker.Tracker:
@@ -82,3 +83,37 @@ def test_a_damaged_checkpoint_is_not_registered(mlflow_uri: str, folder: Path) -
     (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="corrupt"):
         registry.register(mlflow_uri, "stories", folder, start(mlflow_uri).run_id)
+
+
+def test_a_second_version_of_a_run_leaves_the_files_of_the_first(
+    mlflow_uri: str, tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    run_id = start(mlflow_uri).run_id
+    weights = {}
+    for step in (8, 16):
+        folder = write_checkpoint(tmp_path / f"step-{step}", tiny_tokenizer, step)
+        version = registry.register(mlflow_uri, "twice", folder, run_id)
+        weights[version] = (folder / "model" / "model.safetensors").read_bytes()
+    for version, content in weights.items():
+        found = registry.resolve_model(f"models:/twice/{version}", mlflow_uri)
+        assert found.step == 8 * int(version)
+        assert (found.path / "model" / "model.safetensors").read_bytes() == content
+
+
+def test_what_was_broken_off_while_it_was_registered_is_kept_whole_the_next_time(
+    mlflow_uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = start(mlflow_uri).run_id
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", broken)
+        with pytest.raises(UserError, match="the disk is full"):
+            registry.register(mlflow_uri, "broken-off", folder, run_id)
+    registry.register(mlflow_uri, "broken-off", folder, run_id)
+    checkpoint.load_model(registry.resolve_model("models:/broken-off@champion", mlflow_uri).path)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifacts", broken)  # nothing is written to what is there
+        registry.register(mlflow_uri, "broken-off", folder, run_id)
+
+
+def broken(*_: object) -> None:
+    raise OSError("the disk is full")
