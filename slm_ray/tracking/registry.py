@@ -5,9 +5,11 @@ carry their lineage, and for a reference the folder of its checkpoint. `locate` 
 to now, for those who wait until it moves. The store is that of `mlflow_runs`.
 """
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,16 @@ def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
     state = checkpoint.load_state(path)
     name, version = str(state.config.get("name") or path.name), f"step-{state.step}"
     return ResolvedModel(path, name, version, state.run_id, state.data_fingerprint, state.step, _folder_identity(path))
+
+
+@contextlib.contextmanager
+def resolved_model(reference: str, tracking_uri: str = "") -> Iterator[ResolvedModel]:
+    """As `resolve_model`, for the length of a block: a copy that had to be made of it is removed."""
+    model = resolve_model(reference, tracking_uri)
+    try:
+        yield model
+    finally:
+        discard(model)
 
 
 def discard(model: ResolvedModel) -> None:
