@@ -73,10 +73,9 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
     named = {name: take_option(name, getattr(TrainConfig, name), rest)[0] for name in ("output", "name")}
     from_dict(TrainConfig, named, "options")  # the others are checked over the run's own config
     folder = _run_to_resume(**named)
-    folder.fetch()
-    state = folder.latest_state()
+    state = folder.mirror.newest_state(folder.path) if folder.mirror.address else folder.latest_state()
     if state is None:
-        raise UserError(f"nothing to resume: no complete checkpoint in {folder.path}")
+        raise UserError(f"nothing to resume: no complete checkpoint in {folder.address}")
     saved = from_dict(TrainConfig, state.config, str(folder.checkpoint_path(state.step)))
     here = dataclasses.replace(saved, resume=True, force=False, output=named["output"], name=folder.path.name)
     return parse(TrainConfig, rest, prog="train.py", about=about, default=here)
