@@ -87,7 +87,11 @@ def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Seq
     storage_path, storage_filesystem = folder.ray_storage()
     return LeanTorchTrainer(
         _worker,
-        train_loop_config={"config": dataclasses.asdict(config), "run_id": run_id},
+        train_loop_config={
+            "config": dataclasses.asdict(config),
+            "run_id": run_id,
+            "tracking_uri": mlflow_runs.resolve_uri(config.tracking_uri),  # as seen from the driver
+        },
         scaling_config=ScalingConfig(
             num_workers=config.worker_range if config.is_elastic else config.worker_range[0],
             use_gpu=uses_gpu,
@@ -191,12 +195,15 @@ def _worker(given: dict[str, Any]) -> None:
     )
     is_compiled = hardware.resolve_compile(config, device, parameter_count(config.model), inputs.max_steps)
     precision = hardware.resolve_precision(config.precision, device)
-    with _tracked(inputs, given["run_id"]) as tracked, watchdog.watching(lambda: _exit_hung_worker(inputs, context)):
+    with (
+        _tracked(inputs, given["run_id"], given["tracking_uri"]) as tracked,
+        watchdog.watching(lambda: _exit_hung_worker(inputs, context)),
+    ):
         loop.fit(tracked, context, precision=precision, is_compiled=is_compiled)
 
 
 @contextlib.contextmanager
-def _tracked(inputs: TrainInputs, run_id: str) -> Iterator[TrainInputs]:
+def _tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[TrainInputs]:
     """The inputs with rank 0's tracker, while the first worker of each node logs what its machine does.
 
     What goes wrong with either is a message in the run's record, which the driver shows.
@@ -206,7 +213,7 @@ def _tracked(inputs: TrainInputs, run_id: str) -> Iterator[TrainInputs]:
     def warn(text: str) -> None:
         inputs.history.append({"message": text})
 
-    machine = mlflow_runs.continue_run(config.tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn)
+    machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn)
     tracker: Tracker = machine if ranks.get_world_rank() == 0 else NullTracker()
     if config.tensorboard and ranks.get_world_rank() == 0:
         folder = inputs.folder.path / tensorboard_tracker.FOLDER

@@ -108,9 +108,31 @@ def test_a_store_that_is_no_database_is_one_clear_line_and_in_a_worker_a_warning
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     with pytest.raises(UserError, match="cannot be used: "):
         mlflow_runs.start_run(uri, "experiment", "run", {})
-    assert not mlflow_runs.has_run(uri, "some-run")
+    with pytest.raises(UserError, match="cannot be used: "):  # nobody can say whether the run is there
+        mlflow_runs.has_run(uri, "some-run")
     warnings: list[str] = []
     tracker = mlflow_runs.continue_run(uri, "some-run", warnings.append)
     tracker.log_metrics({"loss": 1.0}, 1)
     tracker.close()
     assert warnings
+
+
+def test_a_run_that_was_deleted_cannot_go_on_and_a_deleted_experiment_is_named_with_the_way_out(
+    mlflow_uri: str,
+) -> None:
+    store = mlflow_runs.client(mlflow_uri)
+    run_id = mlflow_runs.start_run(mlflow_uri, "doomed", "a run", {}).run_id
+    assert mlflow_runs.has_run(mlflow_uri, run_id)
+    assert not mlflow_runs.has_run(mlflow_uri, "0" * 32)
+    store.delete_run(run_id)
+    assert not mlflow_runs.has_run(mlflow_uri, run_id)
+    store.delete_experiment(store.get_experiment_by_name("doomed").experiment_id)
+    with pytest.raises(UserError, match=r"'doomed' .* was deleted: restore it .*--experiment"):
+        mlflow_runs.start_run(mlflow_uri, "doomed", "a run", {})
+
+
+def test_a_saved_address_is_that_of_the_variable_with_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host")
+    assert mlflow_runs.resolve_uri("http://host") == "http://me:secret@host"
+    assert mlflow_runs.resolve_uri("http://other") == "http://other"
+    assert mlflow_runs.ui_command("http://me:secret@host") == "http://host"

@@ -117,3 +117,73 @@ def test_what_was_broken_off_while_it_was_registered_is_kept_whole_the_next_time
 
 def broken(*_: object) -> None:
     raise OSError("the disk is full")
+
+
+def test_a_name_with_a_quote_is_registered(mlflow_uri: str, folder: Path) -> None:
+    assert registry.register(mlflow_uri, "it's", folder, start(mlflow_uri).run_id) == "1"
+    assert registry.resolve_model("models:/it's@champion", mlflow_uri).version == "1"
+
+
+def test_what_is_registered_names_no_place_of_its_maker(
+    mlflow_uri: str, tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    places = {"data": "/home/me/data/mice", "output": "/home/me/runs", "tracking_uri": "http://me:secret@host"}
+    folder = write_checkpoint(tmp_path / "one", tiny_tokenizer, 4, config={"name": "tiny", "seed": 3} | places)
+    assert "secret" not in (folder / "state.json").read_text()
+    registry.register(mlflow_uri, "placeless", folder, start(mlflow_uri).run_id)
+    found = registry.resolve_model("models:/placeless@champion", mlflow_uri)
+    assert checkpoint.load_state(found.path).config == {"name": "tiny", "seed": 3, "data": "mice"}
+    text = "".join(path.read_text() for path in found.path.rglob("*.json"))
+    assert "/home/me" not in text and "host" not in text
+
+
+def test_a_version_names_every_data_set_of_its_run(mlflow_uri: str, tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
+    lineage = [("first", 0), ("second", 4)]
+    folder = write_checkpoint(tmp_path / "one", tiny_tokenizer, 8, data_fingerprint="second", lineage=lineage)
+    run_id = start(mlflow_uri).run_id
+    version = registry.register(mlflow_uri, "two-sets", folder, run_id)
+    tags = mlflow_runs.client(mlflow_uri).get_model_version("two-sets", version).tags
+    assert tags["data_lineage"] == '[["first", 0], ["second", 4]]'
+    assert registry.registered_version(mlflow_uri, "two-sets", folder, run_id) == version
+
+
+def test_a_version_of_before_that_has_fewer_tags_is_known(mlflow_uri: str, folder: Path) -> None:
+    store, run_id = mlflow_runs.client(mlflow_uri), start(mlflow_uri).run_id
+    tags = {name: registry.lineage(folder)[name] for name in ("data_fingerprint", "step", "tokenizer_sha256")}
+    store.create_registered_model("before")
+    version = store.create_model_version("before", source=folder.as_uri(), run_id=run_id, tags=tags)
+    store.set_registered_model_alias("before", "champion", version.version)
+    assert registry.registered_version(mlflow_uri, "before", folder, run_id) == "1"
+    assert registry.registered_version(mlflow_uri, "before", folder, "another") == ""
+
+
+def test_a_store_that_is_away_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(registry.RegistryError, match=r"not available from http://127.0.0.1:9") as caught:
+        registry.resolve_model("models:/stories@champion", "http://me:secret@127.0.0.1:9")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_project_that_was_moved_is_said_with_the_way_out(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
+    home, moved = tmp_path / "home", tmp_path / "moved"
+    home.mkdir()
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    run_id = start(uri).run_id
+    registry.register(uri, "stories", write_checkpoint(tmp_path / "one", tiny_tokenizer, 4), run_id)
+    home.rename(moved)
+    with pytest.raises(UserError, match=f"{uri} is not there, and run .* --tracking-uri"):
+        mlflow_runs.has_run(uri, run_id)
+    assert not home.exists()
+
+    uri = f"sqlite:///{moved / 'mlflow.db'}"
+    with pytest.raises(registry.RegistryError, match=f"were kept in {home}.*moved"):
+        registry.resolve_model("models:/stories@champion", uri)
+    with pytest.raises(UserError, match=f"'tests' .* keeps its files in {home}.*--experiment"):
+        mlflow_runs.has_run(uri, run_id)
+    with pytest.raises(UserError, match=f"'tests' .* keeps its files in {home}.*--experiment"):
+        start(uri)
+    assert not mlflow_runs.has_run(uri, run_id, "another")
+    assert mlflow_runs.start_run(uri, "another", "a run", {}).run_id
+    assert not home.exists()
+    home.symlink_to(moved)  # a way out that was named
+    assert registry.resolve_model("models:/stories@champion", uri).step == 4
