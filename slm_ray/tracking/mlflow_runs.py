@@ -83,7 +83,7 @@ def resolve_uri(uri: str) -> str:
 
 def sqlite_file(uri: str) -> Path | None:
     """The database file of a resolved store, or None where the store is a server."""
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
 
 
 def client(uri: str) -> Any:
@@ -164,6 +164,7 @@ def has_run(uri: str, run_id: str, experiment: str = "") -> bool:
         home = store.get_experiment(run.info.experiment_id)
     except _store_errors() as error:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            LOGGER.warning("%s does not know run %s: a new one is begun", without_secrets(uri), run_id)
             return False
         raise UserError(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
     if run.info.lifecycle_stage == "deleted":
@@ -176,12 +177,19 @@ def has_run(uri: str, run_id: str, experiment: str = "") -> bool:
 
 
 def lost_place(uri: str, location: str) -> Path | None:
-    """The folder in which a store on this machine remembers its files, where that is elsewhere and not there."""
+    """The folder in which a store on this machine remembers its files, where that is elsewhere and not there.
+
+    Raises:
+        UserError: nobody can say whether it is there.
+    """
     database, parsed = sqlite_file(uri), urlparse(location)
     if database is None or parsed.scheme not in ("", "file"):
         return None
     place = Path(unquote(parsed.path))
-    return None if place.is_relative_to(database.parent) or place.exists() else place
+    try:
+        return None if place.is_relative_to(database.parent) or place.exists() else place
+    except OSError as error:
+        raise UserError(f"{uri} keeps files in {place}, which cannot be read: {error.strerror}") from error
 
 
 def _check_place(uri: str, experiment: Any) -> None:
