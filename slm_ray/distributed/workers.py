@@ -25,7 +25,7 @@ from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import cluster
 from slm_ray.distributed.watchdog import Watchdog
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, without_secrets
 from slm_ray.model.decoder import parameter_count
 from slm_ray.runs.outcome import ERROR, clear_outcome
 from slm_ray.runs.run_folder import RunFolder
@@ -166,7 +166,7 @@ def _failure(error: TrainingFailedError, folder: RunFolder) -> str:
             return str(cause)
     path = folder.path / ERROR
     with contextlib.suppress(OSError):  # a full disk may be the reason
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        path.write_text(without_secrets("".join(traceback.format_exception(error))), encoding="utf-8")
     last = next(
         (line for line in reversed(str(causes[0] if causes else error).splitlines()) if line.strip()), "unknown"
     )

@@ -193,4 +193,4 @@ class ObjectStoreMirror:
         except OSError:
             raise
         except Exception as error:  # each store has errors of its own
-            raise OSError(f"{self.address}: {error}") from error
+            raise OSError(f"{self.address}: {one_line(error)}") from error

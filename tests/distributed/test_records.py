@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from slm_ray.config.schema import TrainConfig
-from slm_ray.distributed import driver
+from slm_ray.distributed import driver, workers
+from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
+from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.train import parse_config
@@ -76,3 +78,9 @@ def test_a_run_of_a_moved_project_finds_its_data(tiny_config: TrainConfig, tiny_
     home.rename(tmp_path / "moved")
     again = parse_config(["--resume", "--output", str(tmp_path / "moved" / "runs"), "--name", config.name])
     assert again.data == str(tmp_path / "moved" / "data" / "x")
+
+
+def test_the_report_of_a_failure_holds_no_password(tmp_path: Path) -> None:
+    said = workers._failure(RuntimeError("API request to http://me:secret@host/api failed"), RunFolder(tmp_path))
+    assert "secret" not in str(UserError(said)) + (tmp_path / "error.txt").read_text()
+    assert "http://host/api" in (tmp_path / "error.txt").read_text()
