@@ -1,10 +1,38 @@
-"""A user's mistake: raised anywhere as `UserError`, shown by every command as one line with exit code 2."""
+"""A user's mistake: raised anywhere as `UserError`, shown by every command as one line with exit code 2.
+
+What such a line, or the first line of any other error, says of an address holds no user, password or query.
+"""
+
+import re
+
+_LOGIN = re.compile(
+    r"""\b([A-Za-z][A-Za-z0-9+.-]*://)
+    (?: [^\s/@:]*:(?!\d+(?:[/?#\s'"]|$))\S*@   # user:password@, not host:port/any@
+      | [^\s/]*@ )+""",
+    re.VERBOSE,
+)
+_QUERY = re.compile(
+    r"""\b(?: (https?://[^\s?'"]*)\?[^\s'"<>)\]]*
+             | ([A-Za-z][A-Za-z0-9+.-]*://[^\s?'"]*)\?[\w.%~-]+=[^\s'"<>)\]]* )   # not s3://bucket/part-?.txt""",
+    re.VERBOSE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """An address, or a text with addresses in it, without their users, passwords and queries.
+
+    `http://me:secret@host/x?key=1 is away` -> `http://host/x is away`.
+    """
+    return _QUERY.sub(lambda found: found[1] or found[2], _LOGIN.sub(r"\1", text))
 
 
 class UserError(Exception):
     """Something the user can mend: a path, an option, a file. The message says expected, got, and what to do."""
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(str(message)))
+
 
 def one_line(error: Exception) -> str:
     """The first line of what an error says, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])

@@ -28,7 +28,7 @@ from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.checkpoint import load_model
-from slm_ray.tracking.registry import resolve_model
+from slm_ray.tracking.registry import resolved_model
 from slm_ray.training.context import TrainContext
 from slm_ray.training.evaluation import bits_per_byte, evaluate
 
@@ -56,8 +56,8 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, float | str]:
         UserError: no such model or data set, another tokenizer, or an empty split.
     """
     manifest = load_manifest(config.data)
-    resolved = resolve_model(config.model, config.tracking_uri)
-    model, tokenizer = load_model(resolved.path)
+    with resolved_model(config.model, config.tracking_uri) as resolved:
+        model, tokenizer = load_model(resolved.path)
     if tokenizer.sha256 != manifest.tokenizer["sha256"]:
         raise UserError(f"{config.data} was prepared with another tokenizer than {config.model}'s: pass its own data")
     tokens, n_bytes = read_split(config.data, config.split, manifest=manifest)

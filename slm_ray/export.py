@@ -17,6 +17,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ from slm_ray.config.options import parse
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
 from slm_ray.runs import checkpoint, verification
-from slm_ray.tracking.registry import resolve_model
+from slm_ray.tracking.registry import resolved_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,19 +54,19 @@ def export_model(config: ExportConfig) -> Path:
     output = Path(config.output).absolute()
     if output.exists():
         raise UserError(f"{output} exists already: name another --output")
-    source = resolve_model(config.model, config.tracking_uri).path
-    verification.verify(source)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if config.format == "checkpoint":
-            checkpoint.copy_for_serving(source, output)
-        else:
-            partial = output.with_name(output.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(source / checkpoint.MODEL, partial)
-            partial.rename(output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
+    with resolved_model(config.model, config.tracking_uri) as source:
+        verification.verify(source.path)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as beside:
+                copy = Path(beside) / output.name
+                if config.format == "checkpoint":
+                    checkpoint.copy_for_serving(source.path, copy)
+                else:
+                    shutil.copytree(source.path / checkpoint.MODEL, copy)
+                copy.rename(output)
+        except OSError as error:
+            raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     return output
 
 

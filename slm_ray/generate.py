@@ -25,7 +25,7 @@ from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs.checkpoint import load_model
-from slm_ray.tracking.registry import resolve_model
+from slm_ray.tracking.registry import resolved_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,8 @@ def write_stories(config: GenerateConfig) -> list[str]:
         UserError: no such model, a corrupt one, a prompt longer than its context, or an option out of range.
     """
     params = config.sampling()
-    model, tokenizer = load_model(resolve_model(config.model, config.tracking_uri).path)
+    with resolved_model(config.model, config.tracking_uri) as found:
+        model, tokenizer = load_model(found.path)
     completions = Engine(TorchBackend(model), tokenizer).generate(config.prompt, [params] * len(config.prompt))
     return [prompt + completion.text for prompt, completion in zip(config.prompt, completions, strict=True)]
 

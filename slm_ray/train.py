@@ -15,8 +15,10 @@ if __name__ == "__main__":
 
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.cli.command import command
@@ -77,13 +79,23 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
     named = {name: take_option(name, getattr(TrainConfig, name), rest)[0] for name in ("output", "name")}
     from_dict(TrainConfig, named, "options")  # the others are checked over the run's own config
     folder = _run_to_resume(**named)
-    folder.fetch()
-    state = folder.latest_state()
+    state = folder.mirror.newest_state(folder.path) if folder.mirror.address else folder.latest_state()
     if state is None:
-        raise UserError(f"nothing to resume: no complete checkpoint in {folder.path}")
+        raise UserError(f"nothing to resume: no complete checkpoint in {folder.address}")
     saved = from_dict(TrainConfig, state.config, str(folder.checkpoint_path(state.step)))
-    here = dataclasses.replace(saved, resume=True, force=False, output=named["output"], name=folder.path.name)
+    here = dataclasses.replace(
+        saved, resume=True, force=False, data=_data_of(saved, folder), output=named["output"], name=folder.path.name
+    )
     return parse(TrainConfig, rest, prog="train.py", about=about, default=here)
+
+
+def _data_of(saved: TrainConfig, folder: RunFolder) -> str:
+    """Where a run's data set is: where it was, or as far from the run as it was, where both have moved."""
+    places = [saved.data, saved.output]
+    if any(storage.is_remote(place) or not Path(place).is_absolute() for place in places) or Path(saved.data).exists():
+        return saved.data
+    moved = Path(os.path.normpath(folder.path.parent / os.path.relpath(saved.data, saved.output)))
+    return str(moved) if moved.exists() else saved.data
 
 
 def _run_to_resume(output: str, name: str) -> RunFolder:

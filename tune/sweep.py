@@ -105,8 +105,7 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
         raise UserError(f"output ({sweep.output}) must be a folder: a sweep does not go to an object store yet")
     if sweep.resume and not sweep.name:
         raise UserError("--resume needs the sweep's --name")
-    tracking_uri = mlflow_runs.resolve_uri(sweep.tracking_uri)
-    register = _registered_name(sweep.register, tracking_uri)
+    register = _registered_name(sweep.register, mlflow_runs.resolve_uri(sweep.tracking_uri))
     cluster.connect(with_dashboard=True)  # which Train asks about lost trials
     for workers in (sweep.trial_workers, sweep.workers or default_workers(sweep)):
         sweep.check_batch(workers)
@@ -118,7 +117,6 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
         name=name,
         data=str(storage.storage_path(sweep.data)),
         output=str(storage.storage_path(sweep.output)),
-        tracking_uri=tracking_uri,
         register=register,
     )
 
@@ -139,7 +137,7 @@ def _registered_name(register: str, tracking_uri: str) -> str:
 def _open(sweep: SweepConfig, folder: Path) -> tracker.Tracker:
     """Begin a sweep's folder and MLflow run, or continue them."""
     record = folder / "sweep.json"
-    shared = _shared(sweep)
+    shared, store = _shared(sweep), mlflow_runs.resolve_uri(sweep.tracking_uri)
     if record.exists():
         if not sweep.resume:
             raise UserError(f"{folder} holds a sweep already: add --resume to continue it, or take another --name")
@@ -147,15 +145,15 @@ def _open(sweep: SweepConfig, folder: Path) -> tracker.Tracker:
         changed = sorted(name for name in shared if shared[name] != known["shared"].get(name))
         if changed:
             raise UserError(f"{folder} was made with another {', '.join(changed)}: take another --name")
-        if mlflow_runs.has_run(sweep.tracking_uri, known["run_id"]) or sweep.tracking_uri == mlflow_runs.OFF:
-            parent = mlflow_runs.continue_run(sweep.tracking_uri, known["run_id"])
+        if mlflow_runs.has_run(store, known["run_id"], sweep.experiment) or store == mlflow_runs.OFF:
+            parent = mlflow_runs.continue_run(store, known["run_id"])
             parent.set_running()
             return parent
     elif any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and no folder of a sweep: take another --name or --output")
     grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
     tags = {"data_fingerprint": shared["data_fingerprint"]}
-    parent = mlflow_runs.start_run(sweep.tracking_uri, sweep.experiment, sweep.name, flatten(shared) | grid, tags)
+    parent = mlflow_runs.start_run(store, sweep.experiment, sweep.name, flatten(shared) | grid, tags)
     content = {"run_id": parent.run_id, "shared": shared, "grid": grid}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +202,8 @@ def _run_trials(sweep: SweepConfig, folder: Path, parent_run_id: str) -> list[Tr
     waiting = [name for name, config in configs.items() if finished_trial(config) is None]
     print(f"sweep {sweep.name}: {len(configs)} trials, {len(configs) - len(waiting)} finished before", flush=True)
     if waiting:
-        run_trials({name: configs[name] for name in waiting}, at_once, folder, parent_run_id)
+        store = mlflow_runs.resolve_uri(sweep.tracking_uri)
+        run_trials({name: configs[name] for name in waiting}, at_once, folder, parent_run_id, store)
     done = [trial for config in configs.values() if (trial := finished_trial(config))]
     broken = sum(not has_ended(config) for config in configs.values())
     if broken:

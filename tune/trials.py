@@ -5,6 +5,7 @@ on the terminal for what happens. A trial that was interrupted continues from it
 """
 
 import dataclasses
+import os
 import shutil
 import sys
 import uuid
@@ -71,13 +72,18 @@ def has_ended(config: TrainConfig) -> bool:
     )
 
 
-def run_trials(configs: Mapping[str, TrainConfig], at_once: int, folder: Path, parent_run_id: str) -> None:
-    """Run the given trials. A trial that fails is logged and left out; the others continue."""
+def run_trials(
+    configs: Mapping[str, TrainConfig], at_once: int, folder: Path, parent_run_id: str, tracking_uri: str
+) -> None:
+    """Run the given trials, recorded in the store `tracking_uri` (resolved).
+
+    A trial that fails is logged and left out; the others continue.
+    """
     plain = {name: dataclasses.asdict(config) for name, config in configs.items()}
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this folder is not installed on the workers
 
     def train_point(point: dict[str, Any]) -> None:
-        train_trial(plain[point["trial"]], parent_run_id)
+        train_trial(plain[point["trial"]], parent_run_id, tracking_uri)
 
     state = folder / ".tune"  # a new name each time: Tune must not restore by itself
     tuner = tune.Tuner(
@@ -94,9 +100,13 @@ def run_trials(configs: Mapping[str, TrainConfig], at_once: int, folder: Path, p
         shutil.rmtree(state, ignore_errors=True)
 
 
-def train_trial(plain: Mapping[str, Any], parent_run_id: str) -> None:
-    """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped."""
-    config = from_dict(TrainConfig, plain, "the sweep's config")
+def train_trial(plain: Mapping[str, Any], parent_run_id: str, tracking_uri: str) -> None:
+    """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped.
+
+    What the sweep's address means is settled where the sweep runs; a trial's config does not keep it.
+    """
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
+    config = dataclasses.replace(from_dict(TrainConfig, plain, "the sweep's config"), tracking_uri="")
     folder = RunFolder(Path(config.output) / config.name)
     resumed = dataclasses.replace(config, resume=folder.latest_valid() is not None)
     run_training(resumed, parent_run_id=parent_run_id, is_quiet=True, callbacks=[TuneReportCallback()])

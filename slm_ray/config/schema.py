@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
+from slm_ray.config.places import model_name_fault
 from slm_ray.errors import UserError
 
 MAX_NAME_BYTES = 200
@@ -244,9 +245,7 @@ class TrainConfig:
         )
         _require(self.threads <= MAX_THREADS, f"threads ({self.threads}) must be at most {MAX_THREADS:,}")
         _require(self.epochs <= MAX_EPOCHS, f"epochs ({self.epochs}) must be at most {MAX_EPOCHS:,}")
-        _require(
-            not set(self.register) & set(":/"), f"register ({self.register!r}) must be a name without a colon or slash"
-        )
+        _require(not (fault := model_name_fault(self.register)), f"register ({self.register!r}) {fault}")
 
     @property
     def worker_range(self) -> tuple[int, int]:

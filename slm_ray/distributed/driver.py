@@ -15,6 +15,7 @@ from ray.train import UserCallback
 
 from slm_ray.cli.signals import StoppedError
 from slm_ray.config.files import flatten
+from slm_ray.config.places import typed_config
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import verify_split
@@ -115,15 +116,22 @@ def _run_locked(
 
 
 def _tracker(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str) -> Tracker:
-    config, run_id = plan.config, latest.state.run_id if latest else ""
-    if mlflow_runs.has_run(config.tracking_uri, run_id):
-        tracker = mlflow_runs.continue_run(config.tracking_uri, run_id)
+    """The run's MLflow run, begun or continued. It keeps each config that the run had, as it was typed."""
+    config, fingerprint, run_id = plan.config, plan.data_fingerprint, latest.state.run_id if latest else ""
+    store, typed = mlflow_runs.resolve_uri(config.tracking_uri), typed_config(dataclasses.asdict(config))
+    lineage = latest.state.lineage_with(fingerprint) if latest else [(fingerprint, 0)]
+    tags = {"data_fingerprint": fingerprint, "data_lineage": registry.lineage_text(lineage)}
+    text = yaml.safe_dump(typed, sort_keys=False)  # for --config
+    if mlflow_runs.has_run(store, run_id, config.experiment):
+        tracker = mlflow_runs.continue_run(store, run_id)
         tracker.set_running()
+        tracker.set_tags(tags)
+        tracker.log_text(text, f"config-from-step-{latest.state.step if latest else 0:08d}.yaml")
         return tracker
-    tags = {"data_fingerprint": plan.data_fingerprint, "slm_ray.folder": str(plan.folder.path)}
-    params = flatten(dataclasses.asdict(config)) | {"resolved_max_steps": plan.max_steps}
-    tracker = mlflow_runs.start_run(config.tracking_uri, config.experiment, config.name, params, tags, parent_run_id)
-    tracker.log_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), "config.yaml")  # for --config
+    tags["slm_ray.folder"] = plan.folder.mirror.address or f"{typed['output']}/{config.name}"
+    params = flatten(typed) | {"resolved_max_steps": plan.max_steps}
+    tracker = mlflow_runs.start_run(store, config.experiment, config.name, params, tags, parent_run_id)
+    tracker.log_text(text, "config.yaml")
     return tracker
 
 
@@ -169,10 +177,10 @@ def _conclude(plan: RunPlan, tracker: Tracker) -> TrainResult:
     except OSError as error:
         raise UserError(f"the run is finished and its record could not be copied: {error}") from error
     tracker.set_tags({"status": str(summary.status), "best_step": str(summary.best.step)})
-    version = ""
-    if config.register and config.tracking_uri != mlflow_runs.OFF:
-        version = registry.registered_version(config.tracking_uri, config.register, folder.best, tracker.run_id)
-        version = version or registry.register(config.tracking_uri, config.register, folder.best, tracker.run_id)
+    version, store = "", mlflow_runs.resolve_uri(config.tracking_uri)
+    if config.register and store != mlflow_runs.OFF:
+        version = registry.registered_version(store, config.register, folder.best, tracker.run_id)
+        version = version or registry.register(store, config.register, folder.best, tracker.run_id)
     return TrainResult(
         name=config.name,
         best=folder.best,
@@ -180,7 +188,7 @@ def _conclude(plan: RunPlan, tracker: Tracker) -> TrainResult:
         metrics=summary.best,
         run_id=tracker.run_id,
         version=version,
-        tracking_uri=config.tracking_uri,
+        tracking_uri=store,
         kept_at=folder.address,
         operators=read_operators(folder.path) if config.profile else "",
     )

@@ -25,7 +25,7 @@ from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import cluster
 from slm_ray.distributed.watchdog import Watchdog
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, without_secrets
 from slm_ray.model.decoder import parameter_count
 from slm_ray.runs.outcome import ERROR, clear_outcome, has_refusal, read_refusal, write_refusal
 from slm_ray.runs.remote_run import open_run
@@ -91,7 +91,11 @@ def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Seq
     storage_path, storage_filesystem = folder.ray_storage()
     return LeanTorchTrainer(
         _worker,
-        train_loop_config={"config": dataclasses.asdict(config), "run_id": run_id},
+        train_loop_config={
+            "config": dataclasses.asdict(config),
+            "run_id": run_id,
+            "tracking_uri": mlflow_runs.resolve_uri(config.tracking_uri),  # as seen from the driver
+        },
         scaling_config=ScalingConfig(
             num_workers=config.worker_range if config.is_elastic else config.worker_range[0],
             use_gpu=uses_gpu,
@@ -175,7 +179,7 @@ def _failure(error: TrainingFailedError, folder: RunFolder) -> str:
             return str(cause)
     path = folder.path / ERROR
     with contextlib.suppress(OSError):  # a full disk may be the reason
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        path.write_text(without_secrets("".join(traceback.format_exception(error))), encoding="utf-8")
     last = next(
         (line for line in reversed(str(causes[0] if causes else error).splitlines()) if line.strip()), "unknown"
     )
@@ -194,7 +198,7 @@ def _worker(given: dict[str, Any]) -> None:
     if has_refusal(run := open_run(config.output, config.name)):
         return
     try:
-        _train(config, given["run_id"])
+        _train(config, given["run_id"], given["tracking_uri"])
     except UnreadableCheckpointError:  # the disk may give it at the next try
         raise
     except UserError as error:
@@ -202,7 +206,7 @@ def _worker(given: dict[str, Any]) -> None:
         raise
 
 
-def _train(config: TrainConfig, run_id: str) -> None:
+def _train(config: TrainConfig, run_id: str, tracking_uri: str) -> None:
     ranks, device = ray.train.get_context(), ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // ranks.get_local_world_size()))
@@ -224,7 +228,10 @@ def _train(config: TrainConfig, run_id: str) -> None:
         heartbeat=watchdog.heartbeat,
     )
     precision, is_compiled = _arithmetic(inputs, context)
-    with _tracked(inputs, run_id) as tracked, watchdog.watching(lambda: _exit_hung_worker(inputs, context)):
+    with (
+        _tracked(inputs, run_id, tracking_uri) as tracked,
+        watchdog.watching(lambda: _exit_hung_worker(inputs, context)),
+    ):
         loop.fit(tracked, context, precision=precision, is_compiled=is_compiled)
 
 
@@ -239,7 +246,7 @@ def _arithmetic(inputs: TrainInputs, context: TrainContext) -> tuple[str, bool]:
 
 
 @contextlib.contextmanager
-def _tracked(inputs: TrainInputs, run_id: str) -> Iterator[TrainInputs]:
+def _tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[TrainInputs]:
     """The inputs with rank 0's tracker, while the first worker of each node logs what its machine does.
 
     What goes wrong with either is a message in the run's record, which the driver shows.
@@ -249,7 +256,7 @@ def _tracked(inputs: TrainInputs, run_id: str) -> Iterator[TrainInputs]:
     def warn(text: str) -> None:
         inputs.history.append({"message": text})
 
-    machine = mlflow_runs.continue_run(config.tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn)
+    machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn)
     tracker: Tracker = machine if ranks.get_world_rank() == 0 else NullTracker()
     if config.tensorboard and ranks.get_world_rank() == 0:
         folder = inputs.folder.path / tensorboard_tracker.FOLDER

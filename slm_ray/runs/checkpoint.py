@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from slm_ray import storage
+from slm_ray.config.places import portable_config
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
@@ -147,10 +148,16 @@ def remove(folder: Path) -> None:
 
 
 def copy_for_serving(source: Path, target: Path) -> None:
-    """Copy a checkpoint without its optimizer: what is registered, exported and served."""
+    """Copy a checkpoint without its optimizer and without any place of its maker: what is registered and exported.
+
+    Raises:
+        UserError: its `state.json` cannot be read.
+    """
+    state = load_state(source)
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, ignore=shutil.ignore_patterns(OPTIMIZER, MARKER))
+    _write_json(partial / STATE, dataclasses.replace(state, config=portable_config(state.config)).to_record())
     commit_partial(partial, target)
 
 

@@ -6,6 +6,8 @@
 from pathlib import Path
 from typing import Protocol
 
+from slm_ray.runs.train_state import TrainState
+
 
 class Mirror(Protocol):
     """What `RunFolder` asks of the other place; `folder` is the run's folder on this machine."""
@@ -14,8 +16,17 @@ class Mirror(Protocol):
     def address(self) -> str:
         """Where the run is kept; empty where its folder is the only place."""
 
-    def upload(self, folder: Path, newest: Path, checkpoints: list[Path]) -> None:
-        """Let the other place hold these checkpoints, `newest` anew, no others, and the links. Raises: OSError."""
+    def upload(self, folder: Path, newest: Path, checkpoints: list[Path], dropped: list[str]) -> None:
+        """Let the other place hold these checkpoints, `newest` anew, and the links; drop those named in `dropped`.
+
+        Raises: OSError.
+        """
+
+    def val_losses(self) -> dict[int, float]:
+        """By its step, the validation loss of each checkpoint there, infinite where it was not validated."""
+
+    def newest_state(self, folder: Path) -> TrainState | None:
+        """State of the newest checkpoint, read without changing anything. Raises: UserError when nothing answers."""
 
     def push_record(self, folder: Path) -> None:
         """Copy the record, the summary and the plot there. Raises: OSError."""
@@ -41,8 +52,15 @@ class NoMirror:
 
     address = ""
 
-    def upload(self, folder: Path, newest: Path, checkpoints: list[Path]) -> None:
+    def upload(self, folder: Path, newest: Path, checkpoints: list[Path], dropped: list[str]) -> None:
         """Nothing."""
+
+    def val_losses(self) -> dict[int, float]:
+        """None."""
+        return {}
+
+    def newest_state(self, folder: Path) -> None:
+        """None."""
 
     def push_record(self, folder: Path) -> None:
         """Nothing."""

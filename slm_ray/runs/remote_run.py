@@ -3,27 +3,34 @@
     s3://BUCKET/RUNS/NAME/checkpoints/step-00000250/   a checkpoint each, its marker written last
     s3://BUCKET/RUNS/NAME/latest.txt, best.txt         the name of one of them
     s3://BUCKET/RUNS/NAME/metrics.jsonl, summary.json  as on a disk, as of the newest checkpoint
+    s3://BUCKET/RUNS/NAME/run.id                       a random word: a work folder that has another is not of this run
 
 In: what `RunFolder` asks of its mirror. Out: the store holds the run. The store is the truth: a run continues from the
-latest valid checkpoint there, so that workers on any machine agree on it.
+latest valid checkpoint there, so that workers on any machine agree on it. Nothing is dropped, here or there, because it
+is not in the other place.
 """
 
 import contextlib
 import hashlib
+import logging
+import math
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from slm_ray import storage
-from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint, verification
-from slm_ray.runs.run_folder import RAY_STATE, RunFolder, link
+from slm_ray.errors import UserError, one_line
+from slm_ray.runs import verification
+from slm_ray.runs.checkpoint import Checkpoint
+from slm_ray.runs.remote_checkpoints import RemoteCheckpoints
+from slm_ray.runs.remote_identity import RECORD, RemoteIdentity
+from slm_ray.runs.run_folder import RAY_STATE, RunFolder, link, repair_links
+from slm_ray.runs.train_state import TrainState
 from slm_ray.storage import StoragePath, storage_path
 
 STOP_POLL_S = 5.0
-RECORD = ("metrics.jsonl", "summary.json", "loss.png")
+LOGGER = logging.getLogger(__name__)
 
 
 def open_run(output: str, name: str) -> RunFolder:
@@ -45,6 +52,8 @@ class ObjectStoreMirror:
 
     def __init__(self, remote: StoragePath) -> None:
         self.remote = remote
+        self._checkpoints = RemoteCheckpoints(remote / "checkpoints")
+        self._identity = RemoteIdentity(remote)
         self._asked_s = -STOP_POLL_S  # when the store was last asked for a request to stop
 
     @property
@@ -59,22 +68,21 @@ class ObjectStoreMirror:
         state = self.remote / RAY_STATE
         return state.path.rstrip("/"), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(state.fs))  # type: ignore[union-attr]
 
-    def upload(self, folder: Path, newest: Path, checkpoints: list[Path]) -> None:
-        """Copy `newest` and what the store refused before, then the links; drop what is not among `checkpoints`.
+    def upload(self, folder: Path, newest: Path, checkpoints: list[Path], dropped: list[str]) -> None:
+        """Copy `newest` and what the store refused before, then the links; then drop those named in `dropped`.
 
         Raises:
-            OSError: the store refused it.
+            OSError: the store refused it, or a checkpoint is gone from this machine.
         """
         with self._store_errors():
-            there = set(self._checkpoints())
+            self._identity.share(folder)
+            there = set(self._checkpoints.names())
             for path in checkpoints:
                 if path.name not in there or path == newest:
-                    self._upload(path)
-            for name in (folder / "latest", folder / "best"):
-                if name.exists():
-                    (self.remote / f"{name.name}.txt").write_text(name.resolve().name)
-            for stale in there - {path.name for path in checkpoints}:
-                self._discard(stale)
+                    self._checkpoints.upload(path)
+            self._push_links(folder)
+            for name in there.intersection(dropped):
+                self._checkpoints.discard(name)
 
     def push_record(self, folder: Path) -> None:
         """Copy the record, the summary and the plot, as they are now. Raises: OSError."""
@@ -83,28 +91,62 @@ class ObjectStoreMirror:
                 if (folder / name).is_file():
                     (self.remote / name).write_bytes((folder / name).read_bytes())
 
-    def fetch(self, folder: Path) -> None:
-        """Bring the newest and the best valid checkpoint here, and drop newer ones that never came to the store.
+    def val_losses(self) -> dict[int, float]:
+        """By its step, the loss of each checkpoint in the store; of those that cannot be read now, nothing."""
+        losses: dict[int, float] = {}
+        with contextlib.suppress(Exception):  # what is not known is not dropped
+            for state in filter(None, map(self._checkpoints.state, self._checkpoints.names())):
+                losses[state.step] = state.metrics.val_loss if state.metrics else math.inf
+        return losses
+
+    def newest_state(self, folder: Path) -> TrainState | None:
+        """State of the newest checkpoint in the store, or here where the store has not got it yet; leaves no trace.
 
         Raises:
             UserError: the store does not answer.
         """
-        try:
-            names = sorted(self._checkpoints())
-            newest = next((name for name in reversed(names) if self._download(name, folder)), "")
-            for path in RunFolder(folder).checkpoints():
-                if path.name > newest:
-                    _remove(path)
+        with self._reading():
+            there = (self._checkpoints.state(name) for name in reversed(self._checkpoints.names()))
+            here = RunFolder(folder).latest_state() if self._identity.is_of(folder) else None
+            states = filter(None, (next(filter(None, there), None), here))
+            return max(states, key=lambda state: state.step, default=None)
+
+    def fetch(self, folder: Path) -> None:
+        """Bring the newest and the best valid checkpoint here, and newer ones of here, which the store refused, there.
+
+        Raises:
+            UserError: the store does not answer.
+        """
+        with self._reading():
+            if not self._identity.is_of(folder):
+                self._identity.put_others_aside(folder)
+            names = self._checkpoints.names()
+            newest = next((name for name in reversed(names) if self._checkpoints.download(name, folder)), "")
             for name in ("latest", "best"):
                 pointed = self.remote / f"{name}.txt"
                 target = pointed.read_text() if pointed.exists() else ""
-                if target in names and self._download(target, folder):
+                if target in names and self._checkpoints.download(target, folder):
                     link(folder / name, folder / "checkpoints" / target)
             self._fetch_record(folder)
-        except UserError:
-            raise
-        except Exception as error:  # each store has errors of its own
-            raise UserError(f"cannot read {self.address}: {error}") from error
+        self._send_newer(folder, newest)
+
+    def _send_newer(self, folder: Path, newest: str) -> None:
+        """Copy complete checkpoints that came after the store's newest; one that is refused again stays here."""
+        run = RunFolder(folder)
+        unsent = [path for path in run.checkpoints() if path.name > newest and verification.is_valid(path)]
+        if not unsent:
+            return
+        repair_links(run, Checkpoint.open(unsent[-1]))
+        try:
+            self.upload(folder, unsent[-1], unsent, [])
+            self.push_record(folder)
+        except OSError as error:
+            LOGGER.warning("%s is on this machine only: %s", unsent[-1], one_line(error))
+
+    def _push_links(self, folder: Path) -> None:
+        for name in (folder / "latest", folder / "best"):
+            if name.exists():
+                (self.remote / f"{name.name}.txt").write_text(name.resolve().name)
 
     def _fetch_record(self, folder: Path) -> None:
         for name in RECORD:
@@ -133,38 +175,15 @@ class ObjectStoreMirror:
         for name in names:
             storage.remove(self.remote / name)
 
-    def _checkpoints(self) -> list[str]:
-        """Names of those in the store that have their marker."""
-        return [path.parent.name for path in self.remote.glob(f"checkpoints/step-*/{verification.MARKER}")]
-
-    def _upload(self, path: Path) -> None:
-        target = self.remote / "checkpoints" / path.name
-        storage.remove(target / verification.MARKER)
-        files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-        for name in sorted(files, key=lambda name: name == verification.MARKER):  # the marker last
-            (target / name).write_bytes((path / name).read_bytes())
-
-    def _discard(self, name: str) -> None:
-        self.remove(f"checkpoints/{name}/{verification.MARKER}", f"checkpoints/{name}")
-
-    def _download(self, name: str, folder: Path) -> bool:
-        """Have a checkpoint here; returns whether it is valid, for what lies in the store may be corrupt too."""
-        target = folder / "checkpoints" / name
-        if verification.is_valid(target):
-            return True
-        source = self.remote / "checkpoints" / name
-        partial = target.with_name(f"{name}.{uuid.uuid4().hex[:8]}{checkpoint.PARTIAL}")
-        for file in storage.files_below(source):
-            own = partial / file.as_posix().removeprefix(source.as_posix()).lstrip("/")
-            own.parent.mkdir(parents=True, exist_ok=True)
-            own.write_bytes(file.read_bytes())
-        is_valid = verification.is_valid(partial)
-        if is_valid:
-            _remove(target)
-            with contextlib.suppress(OSError):  # another worker of this machine was faster
-                partial.rename(target)
-        storage.remove(partial)
-        return is_valid and target.is_dir()
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A store that cannot be read is one line for the user."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # each store has errors of its own
+            raise UserError(f"cannot read {self.address}: {one_line(error)}") from error
 
     @contextlib.contextmanager
     def _store_errors(self) -> Iterator[None]:
@@ -174,10 +193,4 @@ class ObjectStoreMirror:
         except OSError:
             raise
         except Exception as error:  # each store has errors of its own
-            raise OSError(f"{self.address}: {error}") from error
-
-
-def _remove(path: Path) -> None:
-    """Remove a checkpoint, unless another worker of this machine was faster."""
-    with contextlib.suppress(FileNotFoundError):
-        checkpoint.remove(path)
+            raise OSError(f"{self.address}: {one_line(error)}") from error

@@ -97,13 +97,15 @@ class RunFolder:
         link(self.latest, self.checkpoint_path(step))
         if is_best:
             link(self.best, self.checkpoint_path(step))
-        losses = {_step(path): _val_loss(path) for path in self.checkpoints()}
+        elsewhere = {at: loss for at, loss in self.mirror.val_losses().items() if at <= step}
+        losses = elsewhere | {_step(path): _val_loss(path) for path in self.checkpoints()}
         linked = {_step(name.resolve()) for name in (self.latest, self.best) if name.exists()}
-        kept = steps_to_keep(losses, keep=keep, keep_best=keep_best) | linked
+        dropped = losses.keys() - steps_to_keep(losses, keep=keep, keep_best=keep_best) - linked
         for path in self.checkpoints():
-            if _step(path) not in kept:
+            if _step(path) in dropped:
                 checkpoint.remove(path)
-        self.mirror.upload(self.path, self.checkpoint_path(step), self.checkpoints())
+        names = [self.checkpoint_path(at).name for at in dropped]
+        self.mirror.upload(self.path, self.checkpoint_path(step), self.checkpoints(), names)
         self.push_record()
 
     def remove_partial(self, step: int) -> None:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from slm_ray.config.places import saved_config
+
 RENAMED_FIELDS = {"n_unimproved": "n_stale_validations"}
 """Fields of `state.json` under the names that earlier versions wrote."""
 
@@ -85,11 +87,25 @@ class TrainState:
     """Of each rank, the sum of the losses of the steps since the last line of metrics."""
     pending_steps: int = 0
     """How many steps these are: 0 unless the run was asked to stop between two lines."""
+    lineage: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    """Every data set that the run was trained on, by its fingerprint, and the step from which on; of files of earlier
+    versions, empty."""
+
+    @property
+    def data_lineage(self) -> list[tuple[str, int]]:
+        """`lineage`, or the one data set that is known."""
+        return self.lineage or [(self.data_fingerprint, 0)]
+
+    def lineage_with(self, data_fingerprint: str) -> list[tuple[str, int]]:
+        """The lineage of a run that goes on from here on a data set, the same or another."""
+        known = self.data_lineage
+        return known if known[-1][0] == data_fingerprint else [*known, (data_fingerprint, self.step)]
 
     def to_record(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; no password is among them."""
         best = {"step": self.best.step, **self.best.metrics} if self.best else {}
-        return dataclasses.asdict(self) | {"metrics": self.metrics.metrics if self.metrics else {}, "best": best}
+        fields = dataclasses.asdict(self) | {"config": saved_config(self.config)}
+        return fields | {"metrics": self.metrics.metrics if self.metrics else {}, "best": best}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "TrainState":
@@ -97,4 +113,5 @@ class TrainState:
         fields = {RENAMED_FIELDS.get(name, name): value for name, value in record.items()}
         fields["metrics"] = Evaluation.from_record(fields["metrics"], fields["step"])
         fields["best"] = Evaluation.from_record(fields.get("best", {}))
+        fields["lineage"] = [(str(data), int(step)) for data, step in fields.get("lineage", [])]
         return cls(**fields)

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
-from slm_ray.errors import UserError, one_line
+from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.tracking.delivery_queue import DeliveryQueue
 from slm_ray.tracking.tracker import NullTracker, Tracker
 
@@ -68,8 +69,13 @@ class MlflowTracker:
 
 
 def resolve_uri(uri: str) -> str:
-    """The store meant by an option: itself, MLFLOW_TRACKING_URI, or mlflow.db in the current folder; made absolute."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "") or f"{_SQLITE}mlflow.db"
+    """The store meant by an option: itself, MLFLOW_TRACKING_URI, or mlflow.db in the current folder; made absolute.
+
+    An address that was saved has lost its password: where it is that of the variable, the variable is meant.
+    """
+    known = os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = known if uri in ("", without_secrets(known)) else uri
+    uri = uri or f"{_SQLITE}mlflow.db"
     if uri.startswith(_SQLITE) and not uri.startswith(f"{_SQLITE}/"):
         return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
     return uri
@@ -77,7 +83,7 @@ def resolve_uri(uri: str) -> str:
 
 def sqlite_file(uri: str) -> Path | None:
     """The database file of a resolved store, or None where the store is a server."""
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
 
 
 def client(uri: str) -> Any:
@@ -136,23 +142,68 @@ def continue_run(uri: str, run_id: str, warn: Callable[[str], None] = LOGGER.war
         return NullTracker()
 
 
-def has_run(uri: str, run_id: str) -> bool:
-    """Whether the store knows a run: its database may be newer than a run's folder."""
+def has_run(uri: str, run_id: str, experiment: str = "") -> bool:
+    """Whether a run can go on in the store, which may be newer than the run's folder; not one that was deleted there.
+
+    Where the place of the run's files is gone, it can in no case: a new one has to be begun, in another `experiment`.
+
+    Raises:
+        UserError: the store does not answer or is not there, so that nobody can say; or the files' place is gone.
+    """
     if not run_id or uri == OFF:
         return False
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():
+        raise UserError(
+            f"{uri} is not there, and run {run_id} was recorded: say where its store is with --tracking-uri "
+            f"({OFF} goes on without records)"
+        )
+    store = client(uri)
     try:
-        client(uri).get_run(run_id)
-    except UserError:
+        run = store.get_run(run_id)
+        home = store.get_experiment(run.info.experiment_id)
+    except _store_errors() as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            LOGGER.warning("%s does not know run %s: a new one is begun", without_secrets(uri), run_id)
+            return False
+        raise UserError(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
+    if run.info.lifecycle_stage == "deleted":
+        LOGGER.warning("run %s was deleted at %s: a new one is begun", run_id, without_secrets(uri))
         return False
-    except _store_errors():
+    if experiment not in ("", home.name) and lost_place(uri, home.artifact_location):
         return False
+    _check_place(uri, home)
     return True
+
+
+def lost_place(uri: str, location: str) -> Path | None:
+    """The folder in which a store on this machine remembers its files, where that is elsewhere and not there.
+
+    Raises:
+        UserError: nobody can say whether it is there.
+    """
+    database, parsed = sqlite_file(uri), urlparse(location)
+    if database is None or parsed.scheme not in ("", "file"):
+        return None
+    place = Path(unquote(parsed.path))
+    try:
+        return None if place.is_relative_to(database.parent) or place.exists() else place
+    except OSError as error:
+        raise UserError(f"{uri} keeps files in {place}, which cannot be read: {error.strerror}") from error
+
+
+def _check_place(uri: str, experiment: Any) -> None:
+    if (place := lost_place(uri, experiment.artifact_location)) is not None:
+        raise UserError(
+            f"the experiment {experiment.name!r} of {uri} keeps its files in {place}, which is not there (was the "
+            "project moved?): put that folder or a link to it there, or give another --experiment"
+        )
 
 
 def ui_command(uri: str) -> str:
     """The command that shows the runs of a store in a browser; for a server, its address."""
     if "://" in uri and not uri.startswith("sqlite"):
-        return uri
+        return without_secrets(uri)
     here = f"{_SQLITE}{Path.cwd() / 'mlflow.db'}"
     return f"mlflow ui --backend-store-uri {'sqlite:///mlflow.db' if uri == here else uri}"
 
@@ -167,7 +218,13 @@ def _store_errors() -> tuple[type[Exception], ...]:
 
 def _experiment_id(store: Any, uri: str, name: str) -> str:
     known = store.get_experiment_by_name(name)
+    if known is not None and known.lifecycle_stage == "deleted":
+        restore = f"`mlflow experiments restore --experiment-id {known.experiment_id}`"
+        raise UserError(
+            f"the experiment {name!r} of {uri} was deleted: restore it ({restore}), or give another --experiment"
+        )
     if known is not None:
+        _check_place(uri, known)
         return str(known.experiment_id)
     location = None
     database = sqlite_file(uri)

@@ -5,20 +5,26 @@ carry their lineage, and for a reference the folder of its checkpoint. `locate` 
 to now, for those who wait until it moves. The store is that of `mlflow_runs`.
 """
 
+import contextlib
 import hashlib
+import json
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from slm_ray import storage
 from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint, verification
-from slm_ray.tracking.mlflow_runs import OFF, client, resolve_uri, sqlite_file
+from slm_ray.tracking.mlflow_runs import OFF, client, lost_place, resolve_uri, sqlite_file
 
 CHAMPION = "champion"
 REGISTERED = "models:/"
+KEPT = "checkpoints"
+"""Folder of registered checkpoints among a run's artifacts; earlier versions wrote each over the last, to another."""
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 """File types that run their writer's code when they are read."""
 
@@ -30,8 +36,8 @@ class RegistryError(UserError):
 def register(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPION) -> str:
     """Register a checkpoint as a new version of `name`, move the alias to it, and give the version.
 
-    The version holds the checkpoint without its optimizer and carries, as tags, the data fingerprint, the step, the
-    tokenizer's digest and every metric of its evaluation.
+    The version holds the checkpoint without its optimizer, in a folder named by its content, which nothing writes to
+    again. It carries its `lineage` as tags.
 
     Raises:
         UserError: the checkpoint is corrupt, or the store cannot be used.
@@ -44,15 +50,35 @@ def register(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPI
         with tempfile.TemporaryDirectory() as scratch:
             copy = Path(scratch) / "checkpoint"
             checkpoint.copy_for_serving(folder, copy)
-            store.log_artifacts(run_id, str(copy), "checkpoint")
-        if not store.search_registered_models(f"name = '{name}'"):
-            store.create_registered_model(name)
-        source = f"{store.get_run(run_id).info.artifact_uri}/checkpoint"
+            source = f"{store.get_run(run_id).info.artifact_uri}/{_keep(store, run_id, copy)}"
+        _create_model(store, name)
         version = store.create_model_version(name, source=source, run_id=run_id, tags=lineage(folder))
         store.set_registered_model_alias(name, alias, version.version)
     except (MlflowException, OSError) as error:
         raise UserError(f"cannot register {name} at {uri}: {one_line(error)}") from error
     return str(version.version)
+
+
+def _create_model(store: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        store.create_registered_model(name)
+
+
+def _keep(store: Any, run_id: str, folder: Path) -> str:
+    """Keep a checkpoint among a run's artifacts, once; returns where. What is there is of this very content."""
+    marker = folder / verification.MARKER
+    place = f"{KEPT}/{storage.file_sha256(marker)[:16]}"
+    if f"{place}/{verification.MARKER}" not in {artifact.path for artifact in store.list_artifacts(run_id, place)}:
+        own = marker.rename(folder.parent / marker.name)
+        store.log_artifacts(run_id, str(folder), place)
+        store.log_artifact(run_id, str(own), place)  # last: what was broken off is no checkpoint
+    return place
 
 
 def registered_version(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPION) -> str:
@@ -63,7 +89,9 @@ def registered_version(uri: str, name: str, folder: Path, run_id: str, alias: st
         version = client(uri).get_model_version_by_alias(name, alias)
     except MlflowException:
         return ""
-    is_same = version.run_id == run_id and lineage(folder).items() <= version.tags.items()
+    ours, theirs = lineage(folder), version.tags
+    is_same = version.run_id == run_id and {"step", "data_fingerprint"} <= theirs.keys()
+    is_same &= all(theirs.get(tag, value) == value for tag, value in ours.items())  # earlier versions had fewer
     return str(version.version) if is_same else ""
 
 
@@ -75,10 +103,17 @@ def lineage(folder: Path) -> dict[str, str]:
     evaluation = {name: f"{value:.6g}" for name, value in metrics.items()}
     return {
         "data_fingerprint": state.data_fingerprint,
+        "data_lineage": lineage_text(state.data_lineage),
         "step": str(state.step),
         "tokenizer_sha256": tokenizer,
+        "weights_sha256": verification.file_digest(folder, f"{checkpoint.MODEL}/model.safetensors"),
         **evaluation,
     }
+
+
+def lineage_text(data: Sequence[tuple[str, int]]) -> str:
+    """Data sets and the steps from which on they were trained on: `[["3f2a", 0], ["77c1", 500]]`, as a tag's value."""
+    return json.dumps(data)
 
 
 @dataclass(frozen=True)
@@ -111,6 +146,16 @@ def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
     state = checkpoint.load_state(path)
     name, version = str(state.config.get("name") or path.name), f"step-{state.step}"
     return ResolvedModel(path, name, version, state.run_id, state.data_fingerprint, state.step, _folder_identity(path))
+
+
+@contextlib.contextmanager
+def resolved_model(reference: str, tracking_uri: str = "") -> Iterator[ResolvedModel]:
+    """As `resolve_model`, for the length of a block: a copy that had to be made of it is removed."""
+    model = resolve_model(reference, tracking_uri)
+    try:
+        yield model
+    finally:
+        discard(model)
 
 
 def discard(model: ResolvedModel) -> None:
@@ -169,7 +214,13 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
     store = _store(reference, uri)
     version = _version(store, reference)
     try:
-        folder, scratch = _fetch(store.get_model_version_download_uri(version.name, version.version), uri)
+        source = store.get_model_version_download_uri(version.name, version.version)
+        if (place := lost_place(uri, source)) is not None:
+            raise RegistryError(
+                f"the files of {reference} (version {version.version} at {uri}) were kept in {place}, which is not "
+                "there (was the project moved?): put that folder or a link to it there, or register the model again"
+            )
+        folder, scratch = _fetch(source, uri)
     except (MlflowException, OSError) as error:
         raise RegistryError(f"{reference} is not available from {uri}: {one_line(error)}") from error
     try:

@@ -119,13 +119,13 @@ class Checkpointer:
         return state.data_fingerprint == self._inputs.data_fingerprint
 
     def _state(self, evaluation: Evaluation | None, best: Evaluation | None, pending: list[float]) -> TrainState:
-        trainer = self._trainer
+        trainer, fingerprint = self._trainer, self._inputs.data_fingerprint
         return TrainState(
             step=trainer.step,
             samples_seen=trainer.samples_seen,
             seed=trainer.config.seed,
             world_size=self._context.world_size,
-            data_fingerprint=self._inputs.data_fingerprint,
+            data_fingerprint=fingerprint,
             config=dataclasses.asdict(trainer.config),
             metrics=evaluation,
             best=best,
@@ -134,6 +134,7 @@ class Checkpointer:
             scaler=trainer.scaler.state_dict(),
             pending_losses=pending,
             pending_steps=trainer.loss_steps,
+            lineage=self.restored.state.lineage_with(fingerprint) if self.restored else [(fingerprint, 0)],
         )
 
     def _write(self, content: Snapshot, state: TrainState, is_best: bool) -> None:

@@ -35,8 +35,7 @@ def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) 
         raise UserError(f"model.vocab_size ({config.model.vocab_size}) must be the data set's, {vocab_size}")
     workers = config.workers or default_workers(config)
     config.check_batch(workers)
-    tracking_uri = mlflow_runs.resolve_uri(config.tracking_uri)
-    if config.register and tracking_uri == mlflow_runs.OFF:
+    if config.register and mlflow_runs.resolve_uri(config.tracking_uri) == mlflow_runs.OFF:
         raise UserError(f"register ({config.register}) needs an MLflow store, and tracking_uri is {mlflow_runs.OFF}")
     return dataclasses.replace(
         config,
@@ -44,7 +43,6 @@ def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) 
         output=str(storage.storage_path(config.output)),
         name=config.name or f"run-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
         workers=workers,
-        tracking_uri=tracking_uri,
         model=dataclasses.replace(config.model, vocab_size=vocab_size),
     )
 

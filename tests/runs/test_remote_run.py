@@ -1,5 +1,6 @@
 """A run in an object store: what lies there, and how it goes on from there on another machine."""
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
 from slm_ray.distributed.driver import run_training
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.outcome import RunStatus
 from slm_ray.runs.remote_run import ObjectStoreMirror, open_run
 from slm_ray.runs.run_folder import RunFolder
@@ -89,7 +90,7 @@ def test_a_run_lies_in_the_store_and_goes_on_from_there_on_another_machine(confi
     inputs = inputs_of(config, max_steps=12)
     assert fit(inputs, TrainContext(is_stop_requested=lambda: next(steps) == 6)).status == RunStatus.STOPPED
     expected = {f"checkpoints/step-{step:08d}/{name}" for step in (4, 6) for name in CHECKPOINT}
-    assert contents(config) == expected | {"latest.txt", "best.txt", "metrics.jsonl", "summary.json"}
+    assert contents(config) == expected | {"latest.txt", "best.txt", "metrics.jsonl", "summary.json", "run.id"}
 
     another_machine(inputs)
     again = inputs_of(config, max_steps=12)
@@ -107,26 +108,108 @@ def test_a_run_lies_in_the_store_and_goes_on_from_there_on_another_machine(confi
     assert (resumed.max_steps, resumed.model.d_ff) == (12, 64)
 
 
-def test_an_upload_that_breaks_off_leaves_the_checkpoint_before(
+@contextlib.contextmanager
+def refusing(*names: str) -> Iterator[None]:
+    """The store takes nothing whose path holds one of these words."""
+    kind = type(storage_path("s3://stories/any"))
+    write = kind.write_bytes
+
+    def write_bytes(self: StoragePath, content: bytes) -> int:
+        if any(name in self.as_posix() for name in names):
+            raise RuntimeError("the bucket is gone")
+        return write(self, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "write_bytes", write_bytes)
+        yield
+
+
+def test_a_checkpoint_that_the_store_refused_is_sent_when_the_run_goes_on(config: TrainConfig) -> None:
+    inputs = inputs_of(config)
+    with refusing("step-00000008/optimizer.pt"):
+        assert fit(inputs, TrainContext()).status == RunStatus.UNSAVED
+        assert "the bucket is gone" in str(list(inputs.history.lines())[-1])
+        inputs.folder.fetch()  # refused again: it stays
+    assert [path.name for path in inputs.folder.checkpoints()] == ["step-00000004", "step-00000008"]
+    assert "checkpoints/step-00000008/complete.json" not in contents(config)
+    again = inputs_of(config)
+    assert "checkpoints/step-00000008/complete.json" in contents(config)
+    assert fit(again, TrainContext()).status == RunStatus.FINISHED
+    another_machine(again)
+    again.folder.fetch()
+    assert again.folder.latest.resolve().name == "step-00000008"
+    assert verification.is_valid(again.folder.latest)
+
+
+def test_a_second_command_changes_nothing_before_it_has_the_lock(config: TrainConfig) -> None:
+    """The first driver's newest checkpoint is not in the store yet."""
+    inputs = inputs_of(config)
+    with refusing("step-00000008"):
+        fit(inputs, TrainContext())
+    resume = ["--resume", "--output", config.output, "--name", config.name]
+    before = {path: path.stat().st_mtime_ns for path in inputs.folder.path.rglob("*")}
+    with inputs.folder.locked(), pytest.raises(UserError, match="another"):
+        run_training(parse_config(resume))
+    assert {path: path.stat().st_mtime_ns for path in inputs.folder.path.rglob("*")} == before
+    assert parse_config(resume).max_steps == 8
+
+
+def test_an_upload_of_nothing_is_an_error(config: TrainConfig) -> None:
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    gone = inputs.folder.checkpoint_path(8)
+    checkpoint.remove(gone)
+    before = contents(config)
+    with pytest.raises(OSError, match="gone"):
+        inputs.folder.mirror.upload(inputs.folder.path, gone, [gone], [])
+    assert contents(config) == before
+
+
+def test_what_another_machine_has_kept_is_dropped_by_the_same_rule_only(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Three best are kept: after a change of machine two of them are in the store alone."""
+    losses = iter([2.0, 1.0, 3.0, 9.0, 4.0, 1.5])
+
+    def validate(trainer: Trainer) -> Evaluation:
+        loss = next(losses)
+        return Evaluation(val_loss=loss, val_perplexity=1.0, val_bits_per_byte=loss, step=trainer.step)
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    changes: dict[str, Any] = {"eval_interval_steps": 2, "keep_checkpoints": 1, "keep_best": 3}
+
+    def kept() -> list[int]:
+        return sorted({int(name.split("/")[1][-8:]) for name in contents(config) if name.startswith("checkpoints")})
+
+    inputs = inputs_of(config, max_steps=8, **changes)
+    fit(inputs, TrainContext())
+    assert kept() == [2, 4, 6, 8]
+    another_machine(inputs)
+    fit(inputs_of(config, max_steps=10, **changes), TrainContext())
+    assert kept() == [2, 4, 6, 10]
+    another_machine(inputs)
+    fit(inputs_of(config, max_steps=12, **changes), TrainContext())
+    assert kept() == [2, 4, 12]
+
+
+def test_a_work_folder_of_another_run_of_that_name_is_not_taken_for_it(config: TrainConfig, tmp_path: Path) -> None:
     inputs = inputs_of(config)
-    upload = ObjectStoreMirror._upload
-
-    def broken(self: ObjectStoreMirror, path: Path) -> None:
-        if path.name == "step-00000008":
-            (self.remote / "checkpoints" / path.name / "state.json").write_bytes(b"half")
-            raise RuntimeError("the bucket is gone")
-        upload(self, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ObjectStoreMirror, "_upload", broken)
-        assert fit(inputs, TrainContext()).status == RunStatus.UNSAVED
-    assert "the bucket is gone" in str(list(inputs.history.lines())[-1])
-    again = inputs_of(config)
+    fit(inputs, TrainContext())
+    theirs = weights(inputs.folder)
+    storage.remove(remote(config))
+    elsewhere = tmp_path / "elsewhere"
+    inputs.folder.path.rename(elsewhere)
+    other = inputs_of(config, seed=5, max_steps=4)
+    fit(other, TrainContext())
+    ours = weights(other.folder)
+    another_machine(other)
+    elsewhere.rename(inputs.folder.path)
+    again = inputs_of(config, seed=5, max_steps=4)
     assert [path.name for path in again.folder.checkpoints()] == ["step-00000004"]
-    assert fit(again, TrainContext()).status == RunStatus.FINISHED
-    assert "checkpoints/step-00000008/complete.json" in contents(config)
+    assert_equal(weights(again.folder), ours)
+    (kept,) = again.folder.path.glob("checkpoints/step-00000008.*.aside")
+    assert_equal(checkpoint.load_model(kept)[0].state_dict(), theirs)
+    assert len(list(again.history.lines())) == len(list(other.history.lines()))
 
 
 def test_a_damaged_object_leads_to_the_checkpoint_before(config: TrainConfig) -> None:
@@ -179,7 +262,7 @@ def test_ray_train_keeps_a_run_in_the_store(s3: Callable[..., Any], local_ray: A
     assert result.kept_at == remote(config).as_posix()
     assert f"kept     {config.output}/tiny" in describe(result)
     files = {name for name in contents(config) if not name.startswith("checkpoints/")}
-    assert files == {"latest.txt", "best.txt", "metrics.jsonl", "summary.json", "loss.png"}
+    assert files == {"latest.txt", "best.txt", "metrics.jsonl", "summary.json", "loss.png", "run.id"}
     shutil.rmtree(result.best.parent)
     longer = parse_config(["--resume", "--output", config.output, "--name", "tiny", "--max-steps", "12"])
     assert run_training(longer, is_quiet=True).metrics.step == 12
@@ -195,16 +278,17 @@ def test_what_the_store_refused_once_is_there_after_the_next_checkpoint(
         loss = next(losses)
         return Evaluation(val_loss=loss, val_perplexity=1.0, val_bits_per_byte=loss, step=trainer.step)
 
-    uploads, upload = iter(range(100)), ObjectStoreMirror._upload
+    monkeypatch.setattr(Trainer, "validate", validate)
+    inputs = inputs_of(config, max_steps=16, eval_interval_steps=4, keep_checkpoints=1, keep_best=1)
+    mirror = inputs.folder.mirror
+    upload, uploads = mirror.upload, iter(range(100))
 
-    def refusing(mirror: ObjectStoreMirror, path: Path) -> None:
+    def refuse_second(*given: Any) -> None:
         if next(uploads) == 1:
             raise OSError("not now")
-        upload(mirror, path)
+        upload(*given)
 
-    monkeypatch.setattr(Trainer, "validate", validate)
-    monkeypatch.setattr(ObjectStoreMirror, "_upload", refusing)
-    inputs = inputs_of(config, max_steps=16, eval_interval_steps=4, keep_checkpoints=1, keep_best=1)
+    monkeypatch.setattr(mirror, "upload", refuse_second)
     assert fit(inputs, TrainContext()).best.step == 8
     another_machine(inputs)
     inputs.folder.fetch()

@@ -60,3 +60,9 @@ def test_a_version_registered_before_is_found_by_its_alias(mlflow_uri: str) -> N
     assert (found.version, found.step) == ("1", 4)
     model, _ = checkpoint.load_model(found.path)
     assert model.config.vocab_size == 272
+
+
+def test_a_run_of_before_has_the_one_data_set_that_it_names() -> None:
+    state = checkpoint.load_state(V1 / "run")
+    assert state.data_lineage == state.lineage_with(state.data_fingerprint) == [(state.data_fingerprint, 0)]
+    assert state.lineage_with("other") == [(state.data_fingerprint, 0), ("other", 4)]

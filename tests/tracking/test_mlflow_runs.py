@@ -108,9 +108,42 @@ def test_a_store_that_is_no_database_is_one_clear_line_and_in_a_worker_a_warning
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     with pytest.raises(UserError, match="cannot be used: "):
         mlflow_runs.start_run(uri, "experiment", "run", {})
-    assert not mlflow_runs.has_run(uri, "some-run")
+    with pytest.raises(UserError, match="cannot be used: "):  # nobody can say whether the run is there
+        mlflow_runs.has_run(uri, "some-run")
     warnings: list[str] = []
     tracker = mlflow_runs.continue_run(uri, "some-run", warnings.append)
     tracker.log_metrics({"loss": 1.0}, 1)
     tracker.close()
     assert warnings
+
+
+def test_a_run_that_was_deleted_cannot_go_on_and_a_deleted_experiment_is_named_with_the_way_out(
+    mlflow_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = mlflow_runs.client(mlflow_uri)
+    run_id = mlflow_runs.start_run(mlflow_uri, "doomed", "a run", {}).run_id
+    assert mlflow_runs.has_run(mlflow_uri, run_id)
+    assert not mlflow_runs.has_run(mlflow_uri, "0" * 32)
+    assert "does not know run 000" in caplog.text
+    store.delete_run(run_id)
+    assert not mlflow_runs.has_run(mlflow_uri, run_id)
+    store.delete_experiment(store.get_experiment_by_name("doomed").experiment_id)
+    with pytest.raises(UserError, match=r"'doomed' .* was deleted: restore it .*--experiment"):
+        mlflow_runs.start_run(mlflow_uri, "doomed", "a run", {})
+
+
+def test_a_saved_address_is_that_of_the_variable_with_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host")
+    assert mlflow_runs.resolve_uri("http://host") == "http://me:secret@host"
+    assert mlflow_runs.resolve_uri("http://other") == "http://other"
+    assert mlflow_runs.ui_command("http://me:secret@host") == "http://host"
+
+
+def test_a_place_that_cannot_be_looked_at_is_not_taken_for_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(UserError, match="keeps files in /root/mlruns, which cannot be read: Permission denied"):
+        mlflow_runs.lost_place("sqlite:////home/me/mlflow.db?timeout=9", "file:///root/mlruns")
+    assert mlflow_runs.sqlite_file("sqlite:////home/me/mlflow.db?timeout=9") == Path("/home/me/mlflow.db")

@@ -1,8 +1,11 @@
 """Registered versions, and the references that lead to models."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from mlflow import MlflowClient
 
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
@@ -14,23 +17,21 @@ from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs, registry, tracker
 
 
+def write_checkpoint(folder: Path, tokenizer: Tokenizer, step: int, **state: Any) -> Path:
+    """A checkpoint whose weights follow from its step."""
+    torch.manual_seed(step)
+    model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, seq_len=8, n_layers=1, d_model=8, n_heads=2, d_ff=8))
+    evaluation = Evaluation(val_loss=2.0, val_perplexity=7.4, val_bits_per_byte=0.75)
+    fields = {"config": {"name": "tiny"}, "run_id": "r1", "data_fingerprint": "abc", "metrics": evaluation} | state
+    checkpoint.save(
+        folder, model, tokenizer, TrainState(step=step, samples_seen=step, seed=0, world_size=1, **fields), {}
+    )
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path, tiny_tokenizer: Tokenizer) -> Path:
-    model = Decoder(
-        ModelConfig(vocab_size=tiny_tokenizer.vocab_size, seq_len=8, n_layers=1, d_model=8, n_heads=2, d_ff=8)
-    )
-    state = TrainState(
-        step=7,
-        samples_seen=7,
-        seed=0,
-        world_size=1,
-        data_fingerprint="abc",
-        config={"name": "tiny"},
-        metrics=Evaluation(val_loss=2.0, val_perplexity=7.4, val_bits_per_byte=0.75),
-        run_id="r1",
-    )
-    checkpoint.save(tmp_path / "checkpoint", model, tiny_tokenizer, state, {})
-    return tmp_path / "checkpoint"
+    return write_checkpoint(tmp_path / "checkpoint", tiny_tokenizer, step=7)
 
 
 def start(mlflow_uri: str) -> tracker.Tracker:
@@ -82,3 +83,107 @@ def test_a_damaged_checkpoint_is_not_registered(mlflow_uri: str, folder: Path) -
     (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="corrupt"):
         registry.register(mlflow_uri, "stories", folder, start(mlflow_uri).run_id)
+
+
+def test_a_second_version_of_a_run_leaves_the_files_of_the_first(
+    mlflow_uri: str, tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    run_id = start(mlflow_uri).run_id
+    weights = {}
+    for step in (8, 16):
+        folder = write_checkpoint(tmp_path / f"step-{step}", tiny_tokenizer, step)
+        version = registry.register(mlflow_uri, "twice", folder, run_id)
+        weights[version] = (folder / "model" / "model.safetensors").read_bytes()
+    for version, content in weights.items():
+        found = registry.resolve_model(f"models:/twice/{version}", mlflow_uri)
+        assert found.step == 8 * int(version)
+        assert (found.path / "model" / "model.safetensors").read_bytes() == content
+
+
+def test_what_was_broken_off_while_it_was_registered_is_kept_whole_the_next_time(
+    mlflow_uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = start(mlflow_uri).run_id
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", broken)
+        with pytest.raises(UserError, match="the disk is full"):
+            registry.register(mlflow_uri, "broken-off", folder, run_id)
+    registry.register(mlflow_uri, "broken-off", folder, run_id)
+    checkpoint.load_model(registry.resolve_model("models:/broken-off@champion", mlflow_uri).path)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifacts", broken)  # nothing is written to what is there
+        registry.register(mlflow_uri, "broken-off", folder, run_id)
+
+
+def broken(*_: object) -> None:
+    raise OSError("the disk is full")
+
+
+def test_a_name_with_a_quote_is_registered(mlflow_uri: str, folder: Path) -> None:
+    assert registry.register(mlflow_uri, "it's", folder, start(mlflow_uri).run_id) == "1"
+    assert registry.resolve_model("models:/it's@champion", mlflow_uri).version == "1"
+
+
+def test_what_is_registered_names_no_place_of_its_maker(
+    mlflow_uri: str, tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    places = {"data": "/home/me/data/mice", "output": "/home/me/runs", "tracking_uri": "http://me:secret@host"}
+    folder = write_checkpoint(tmp_path / "one", tiny_tokenizer, 4, config={"name": "tiny", "seed": 3} | places)
+    assert "secret" not in (folder / "state.json").read_text()
+    registry.register(mlflow_uri, "placeless", folder, start(mlflow_uri).run_id)
+    found = registry.resolve_model("models:/placeless@champion", mlflow_uri)
+    assert checkpoint.load_state(found.path).config == {"name": "tiny", "seed": 3, "data": "mice"}
+    text = "".join(path.read_text() for path in found.path.rglob("*.json"))
+    assert "/home/me" not in text and "host" not in text
+
+
+def test_a_version_names_every_data_set_of_its_run(mlflow_uri: str, tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
+    lineage = [("first", 0), ("second", 4)]
+    folder = write_checkpoint(tmp_path / "one", tiny_tokenizer, 8, data_fingerprint="second", lineage=lineage)
+    run_id = start(mlflow_uri).run_id
+    version = registry.register(mlflow_uri, "two-sets", folder, run_id)
+    tags = mlflow_runs.client(mlflow_uri).get_model_version("two-sets", version).tags
+    assert tags["data_lineage"] == '[["first", 0], ["second", 4]]'
+    assert registry.registered_version(mlflow_uri, "two-sets", folder, run_id) == version
+
+
+def test_a_version_of_before_that_has_fewer_tags_is_known(mlflow_uri: str, folder: Path) -> None:
+    store, run_id = mlflow_runs.client(mlflow_uri), start(mlflow_uri).run_id
+    tags = {name: registry.lineage(folder)[name] for name in ("data_fingerprint", "step", "tokenizer_sha256")}
+    store.create_registered_model("before")
+    version = store.create_model_version("before", source=folder.as_uri(), run_id=run_id, tags=tags)
+    store.set_registered_model_alias("before", "champion", version.version)
+    assert registry.registered_version(mlflow_uri, "before", folder, run_id) == "1"
+    assert registry.registered_version(mlflow_uri, "before", folder, "another") == ""
+
+
+def test_a_store_that_is_away_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(registry.RegistryError, match=r"not available from http://127.0.0.1:9") as caught:
+        registry.resolve_model("models:/stories@champion", "http://me:secret@127.0.0.1:9")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_project_that_was_moved_is_said_with_the_way_out(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
+    home, moved = tmp_path / "home", tmp_path / "moved"
+    home.mkdir()
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    run_id = start(uri).run_id
+    registry.register(uri, "stories", write_checkpoint(tmp_path / "one", tiny_tokenizer, 4), run_id)
+    home.rename(moved)
+    with pytest.raises(UserError, match=f"{uri} is not there, and run .* --tracking-uri"):
+        mlflow_runs.has_run(uri, run_id)
+    assert not home.exists()
+
+    uri = f"sqlite:///{moved / 'mlflow.db'}"
+    with pytest.raises(registry.RegistryError, match=f"were kept in {home}.*moved"):
+        registry.resolve_model("models:/stories@champion", uri)
+    with pytest.raises(UserError, match=f"'tests' .* keeps its files in {home}.*--experiment"):
+        mlflow_runs.has_run(uri, run_id)
+    with pytest.raises(UserError, match=f"'tests' .* keeps its files in {home}.*--experiment"):
+        start(uri)
+    assert not mlflow_runs.has_run(uri, run_id, "another")
+    assert mlflow_runs.start_run(uri, "another", "a run", {}).run_id
+    assert not home.exists()
+    home.symlink_to(moved)  # a way out that was named
+    assert registry.resolve_model("models:/stories@champion", uri).step == 4

@@ -1,0 +1,55 @@
+"""The places and names in a config, as others may see them.
+
+In: the fields of a config. Out: the same without passwords, for what is saved; without any place of its maker, for what
+is registered or given away; as the user typed them, for the record of the run.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from slm_ray import storage
+from slm_ray.errors import without_secrets
+
+ADDRESSES = ("data", "output", "tracking_uri")
+"""Fields of `TrainConfig` that name a place."""
+MAX_MODEL_NAME_BYTES = 200
+
+
+def saved_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, with no user, password or query in an address."""
+    return {**config, **{name: without_secrets(str(config[name])) for name in ADDRESSES if name in config}}
+
+
+def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that mean something elsewhere: of places the data set's last name alone."""
+    kept = {name: value for name, value in config.items() if name not in ADDRESSES}
+    data = without_secrets(str(config.get("data", "")))
+    return kept | ({"data": PurePosixPath(data).name} if data else {})
+
+
+def typed_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, with places below the working folder as seen from there."""
+    saved = saved_config(config)
+    return saved | {name: _from_here(saved[name]) for name in ("data", "output") if name in saved}
+
+
+def _from_here(place: str) -> str:
+    here = Path.cwd()
+    if storage.is_remote(place) or not Path(place).is_relative_to(here):
+        return place
+    return Path(place).relative_to(here).as_posix()
+
+
+def model_name_fault(name: str) -> str:
+    """Why nothing can be registered under a name; empty where it can, or where there is none.
+
+    `models:/NAME@ALIAS` and `models:/NAME/VERSION` must lead back to it, and MLflow takes it for a part of a path.
+    """
+    if set(name) & set(":/@\\"):
+        return "must be a name without a colon or slash (or @)"
+    if name.strip() != name or name in (".", "..") or not name.isprintable():
+        return "must be a name that neither begins nor ends with a space, and can be printed"
+    if len(name.encode(errors="replace")) > MAX_MODEL_NAME_BYTES:
+        return f"must be a name of at most {MAX_MODEL_NAME_BYTES} bytes"
+    return ""
