@@ -29,6 +29,7 @@ from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import Decoder
+from slm_ray.runs.checked_files import listed_files, read_json, read_model
 from slm_ray.runs.train_state import TrainState
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -37,6 +38,8 @@ MARKER = "complete.json"
 PARTIAL = ".partial"
 """Ends the name of what is being written or removed."""
 MODEL, STATE, OPTIMIZER = "model", "state.json", "optimizer.pt"
+NEEDED = (STATE, *(f"{MODEL}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")))
+"""Files without which there is no model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Checkpoint:
 
     def model(self) -> Decoder:
         """Build its model, in eval mode on the CPU. Raises: UserError when the weights do not fit the config."""
-        return _read_model(self.path)
+        return read_model(self.path / MODEL)
 
     def optimizer(self) -> dict[str, Any]:
         """Read the optimizer's state. Raises: UserError when the folder has none (it was made for serving)."""
@@ -162,11 +165,11 @@ def verify(folder: Path) -> None:
         UserError: the folder is no complete checkpoint; the message names the file.
     """
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        expected = dict(marker["files"])
+        marker = read_json(folder / MARKER)
+        expected = listed_files(marker, NEEDED)
     except FileNotFoundError as error:
         raise UserError(f"{folder} is no complete checkpoint: it has no {MARKER}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / MARKER} cannot be read ({error}): the checkpoint is corrupt") from error
     if marker.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{folder} has format version {marker.get('format_version')}, expected {FORMAT_VERSION}")
@@ -192,14 +195,14 @@ def is_valid(folder: Path) -> bool:
 
 def file_digest(folder: Path, name: str) -> str:
     """sha256 of one file of a verified checkpoint, as its marker has it."""
-    return str(json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"][name])
+    return str(read_json(folder / MARKER)["files"][name])
 
 
 def load_state(folder: Path) -> TrainState:
     """Read `state.json`. Raises: UserError when it cannot be read."""
     try:
-        return TrainState.from_record(json.loads((folder / STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return TrainState.from_record(read_json(folder / STATE))
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / STATE} cannot be read: {error}") from error
 
 
@@ -215,25 +218,17 @@ def load_model(folder: Path) -> tuple[Decoder, Tokenizer]:
     """Verify a checkpoint and build its model, in eval mode on the CPU, with its tokenizer.
 
     Raises:
-        UserError: the folder is corrupt or no checkpoint.
+        UserError: the folder is corrupt or no checkpoint, or its tokenizer has tokens that the model does not know.
     """
     verify(folder)
-    return _read_model(folder), Tokenizer.load(folder / MODEL / "tokenizer.json")
-
-
-def _read_model(folder: Path) -> Decoder:
-    path = folder / MODEL
-    try:
-        content = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load_file(path / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path} is no model: {error}") from error
-    model = Decoder(hf_layout.model_config(content, str(path / "config.json")))
-    try:
-        model.load_state_dict(hf_layout.from_hf(tensors, model.config))
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"{path / 'model.safetensors'} does not fit its config.json: {error}") from error
-    return model.eval()
+    path = folder / MODEL / "tokenizer.json"
+    model, tokenizer = read_model(folder / MODEL), Tokenizer.load(path)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{path} has the token {tokenizer.vocab_size - 1} and the vocabulary of its model ends at "
+            f"{model.config.vocab_size - 1}: they are not of one another"
+        )
+    return model, tokenizer
 
 
 def _write_model(path: Path, content: Snapshot, tokenizer: Tokenizer) -> None:
