@@ -4,7 +4,7 @@ In: JSON bodies. Out: checked values. The names and shapes are OpenAI's (platfor
 completions); `top_k` and `repetition_penalty` are extensions, as vLLM has them.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,9 @@ from slm_ray.generation.sampling import MAX_PENALTY, MAX_SEED, MAX_STOP_LENGTH, 
 MAX_PROMPTS = 64
 DEFAULT_MAX_TOKENS = 16
 TokenId = Annotated[int, Field(ge=0, le=2**31)]
+_Item = TypeVar("_Item")
+_Many: TypeAlias = Annotated[list[_Item], Field(fail_fast=True)]
+"""A list whose first wrong item ends the look at it: a body has room for 65,000."""
 OpenaiStop = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
 _SMALLEST_TOP_P = 1e-9
 """What a top_p of 0 means: the likeliest token reaches it alone."""
@@ -34,7 +37,7 @@ class CompletionRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str = Field(description="A name that `GET /v1/models` lists.")
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] | None = Field(
+    prompt: str | _Many[str] | _Many[TokenId] | _Many[_Many[TokenId]] | None = Field(
         None, description="One beginning or several, as text or as tokens; none lets the model begin."
     )
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Most tokens to write; 16 when not given.")
@@ -42,7 +45,7 @@ class CompletionRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="0 takes the likeliest token.")
     n: int | None = Field(None, ge=1, le=128, description="Stories for every prompt.")
-    stop: OpenaiStop | list[OpenaiStop] | None = Field(
+    stop: OpenaiStop | _Many[OpenaiStop] | None = Field(
         None, description="Up to 4 texts that end the story before them; an empty one ends nothing."
     )
     seed: int | None = Field(
@@ -57,7 +60,7 @@ class CompletionRequest(BaseModel):
     suffix: Literal[""] | None = None
     presence_penalty: float | None = Field(None, ge=0, le=0)
     frequency_penalty: float | None = Field(None, ge=0, le=0)
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    logit_bias: dict[str, Any] | None = Field(None, max_length=0)
     top_k: int | None = Field(
         None, ge=-1, description="Extension: draw among this many likeliest tokens; 0, -1 and null among all."
     )

@@ -25,9 +25,11 @@ class ApiSettings:
     """Of one key, or without keys of one address; 0 does not limit."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server, as https://example.org; `*` allows all. None by default."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names, as stories.example.org, by which requests may ask for this server beside its addresses; `*` allows all."""
     request_timeout_s: float = 300.0
     """Longest time for a request, waiting included."""
-    max_choices: int = 16
+    max_choices: int = 32
     """Most stories that one request may ask for."""
 
 

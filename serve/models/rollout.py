@@ -18,7 +18,7 @@ from serve.models.description import ModelDescription, RolloutStatus
 from serve.models.loaded_model import LoadedModel
 from slm_ray.errors import one_line
 from slm_ray.generation.backend_choice import BackendName
-from slm_ray.generation.engine_thread import EngineClosedError, OnChunk
+from slm_ray.generation.engine_thread import EngineClosedError, Order
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.tracking.registry import RegistryError, discard, locate, resolve_model
@@ -73,22 +73,25 @@ class Rollout:
         """The current model and the status."""
         return self.current.description.model_copy(update={"rollout": self.status})
 
-    def submit(
-        self, prompt: str | Sequence[int], params: SamplingParams, on_chunk: OnChunk | None = None
-    ) -> "tuple[LoadedModel, Future[Completion]]":
-        """Ask the current model for a continuation; returns that model too.
+    def submit_all(self, orders: Sequence[Order]) -> "tuple[LoadedModel, list[Future[Completion]]]":
+        """Ask the current model for continuations, all or none; returns that model too.
 
         Raises:
-            PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit`.
+            PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit_all`.
         """
         while not self._stopping.is_set():
             model = self.current
             try:
-                return model, model.submit(prompt, params, on_chunk)
+                return model, model.submit_all(orders)
             except EngineClosedError:
                 if model is self.current:
                     raise
         raise EngineClosedError("the server is stopping")
+
+    def submit(self, prompt: str | Sequence[int], params: SamplingParams) -> "tuple[LoadedModel, Future[Completion]]":
+        """Ask for one continuation. Raises: as `submit_all`."""
+        model, (future,) = self.submit_all([Order(prompt, params)])
+        return model, future
 
     async def close(self, drain_s: float = 0) -> None:
         """Take no more requests, let those that run or wait finish for so long, fail the rest."""
