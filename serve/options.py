@@ -1,6 +1,6 @@
 """What can be set about a server, each option described once for the command line and for Ray Serve's config files.
 
-In: `python serve/app.py --rows 16`, or the `args` of an application of `serve run` or `serve deploy`. Out: checked
+In: `python serve/app.py --rows 16`, or the `args` of an application of `serve deploy`. Out: checked
 options. `app.py` and `deployment.py` use them.
 """
 
@@ -116,7 +116,7 @@ def _check(name: str, value: float, least: int) -> None:
 
 
 def app_config(args: dict[str, Any]) -> AppConfig:
-    """Options of `serve run serve.app:app NAME=VALUE` or of the `args` of a Serve config file.
+    """Options out of the `args` of a Serve config file.
 
     The environment variable SLM_MODEL names the model where they do not.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.api.schemas import MAX_TOKENS
+from serve.api.schemas import MAX_TOKENS, StopText
 from slm_ray.generation.sampling import MAX_PENALTY, MAX_SEED, MAX_STOP_LENGTH, MIN_PENALTY, SamplingParams
 
 MAX_PROMPTS = 64
@@ -45,8 +45,8 @@ class CompletionRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="0 takes the likeliest token.")
     n: int | None = Field(None, ge=1, le=128, description="Stories for every prompt.")
-    stop: OpenaiStop | _Many[OpenaiStop] | None = Field(
-        None, description="Up to 4 texts that end the story before them; an empty one ends nothing."
+    stop: OpenaiStop | _Many[StopText] | None = Field(
+        None, description="Up to 4 texts that end the story before them; an empty text ends nothing."
     )
     seed: int | None = Field(
         None, ge=-MAX_SEED - 1, le=MAX_SEED, description="Story number i of a prompt takes seed + i."

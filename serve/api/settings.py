@@ -55,3 +55,8 @@ def key_digests(environment: Mapping[str, str] = os.environ) -> tuple[bytes, ...
     if any(len(key) < MIN_KEY_LENGTH for key in keys):
         raise UserError(f"{KEYS_VARIABLE}: a key must have at least {MIN_KEY_LENGTH} characters")
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+def forget_keys() -> None:
+    """Take the keys out of the environment, once they are read: it is handed on to every process started from here."""
+    os.environ.pop(KEYS_VARIABLE, None)
