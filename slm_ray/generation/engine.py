@@ -79,29 +79,13 @@ class Engine:
         Raises:
             PromptError: the prompt is longer than the context, no Unicode text, or holds no tokens of the vocabulary.
         """
-        ids = self._encode(prompt) if isinstance(prompt, str) else self._check_ids(prompt)
+        ids = _encode(prompt, self.tokenizer) if isinstance(prompt, str) else _check_ids(prompt, self.tokenizer)
         limit = self.backend.config.seq_len - 1
         if len(ids) > limit:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens and the context of this model holds {limit}: shorten it"
             )
         return Request(self.tokenizer, ids, params)
-
-    def _encode(self, prompt: str) -> list[int]:
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise PromptError(f"the prompt is no Unicode text: {error.reason} at {error.start}") from error
-        try:
-            return self.tokenizer.encode(prompt)
-        except TokenizerError as error:
-            raise PromptError("the tokenizer of this model cannot read it") from error
-
-    def _check_ids(self, ids: Sequence[int]) -> list[int]:
-        for token in ids:
-            if not 0 <= token < self.tokenizer.vocab_size:
-                raise PromptError(f"token {token} is not one of the {self.tokenizer.vocab_size} of this model")
-        return list(ids)
 
     def add(self, request: Request) -> None:
         """Put a request in line: it joins at one of the next steps, when there is a free slot."""
@@ -116,11 +100,6 @@ class Engine:
     def running(self) -> int:
         """Requests that have a slot."""
         return len(self._running) + (self._reading is not None)
-
-    @property
-    def waiting(self) -> int:
-        """Requests in line, cancelled ones among them until the next step."""
-        return len(self._waiting)
 
     def drop_running(self) -> list[Request]:
         """Free every slot, after a failed step. Returns the requests that had one; those that wait go on waiting."""
@@ -154,49 +133,22 @@ class Engine:
                 if not self._waiting:
                     return
                 self._reading = _Reading(self._waiting.popleft(), self.backend.config.seq_len)
-            left -= self._read(self._reading, left)
-
-    def _read(self, reading: "_Reading", most: int) -> int:
-        """Read a part of a prompt into the slot behind the running ones. Returns what it took, in tokens."""
-        request, tokens = reading.request, reading.tokens[reading.done :][:most]
-        wants_logits = reading.is_prompt and request.params.prompt_logprobs
-        try:
-            logits = self.backend.prefill(
-                len(self._running), tokens, start=reading.done, wants_logits=wants_logits
-            )  # (T, vocab_size)
-            if wants_logits and logits is not None:
-                request.accept_prompt(logits)
-            reading.done += len(tokens)
-            if reading.done == len(reading.tokens):
-                request.end_prompt()
-        except BaseException as error:  # Rust's panics are no Exceptions
-            request.fail(error)
-        if request.is_finished or reading.done == len(reading.tokens):
-            self._reading = None
-            (self._finished if request.is_finished else self._running).append(request)
-        return max(len(tokens), 1)
+            reading = self._reading
+            left -= reading.read(self.backend, len(self._running), left)
+            if reading.is_over:
+                self._reading = None
+                (self._finished if reading.request.is_finished else self._running).append(reading.request)
 
     def _decode(self) -> None:
         running = self._running
         logits = self.backend.decode([request.last_token for request in running])  # (B, vocab_size)
-        uniforms = [request.uniform() for request in running]
-        try:
-            tokens = draw(logits, [one.params for one in running], uniforms, [one.seen for one in running])
-        except Exception:  # of one of them: each by itself, then
-            tokens = [self._draw_one(own, one, uniform) for own, one, uniform in zip(logits, running, uniforms)]
+        tokens = _draw(logits, running, self.tokenizer.eos_id)
         for request, token, own in zip(running, tokens, logits, strict=True):
             try:
                 if not request.is_finished:
                     request.accept(token, own)
             except BaseException as error:  # as above
                 request.fail(error)
-
-    def _draw_one(self, logits: Logits, request: Request, uniform: float) -> int:
-        try:
-            return draw(logits[None], [request.params], [uniform], [request.seen])[0]
-        except Exception as error:
-            request.fail(error)
-            return self.tokenizer.eos_id
 
     def _free_slots(self) -> None:
         """Take finished requests out of the batch, and full ones, which read the end of their story anew.
@@ -233,3 +185,58 @@ class _Reading:
         newest = request.last_tokens(seq_len if self.is_prompt else max(seq_len // 2, 1))
         self.tokens = newest[:-1]  # the next `decode` takes the last
         self.done = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is read, or need not be."""
+        return self.done == len(self.tokens) or self.request.is_finished
+
+    def read(self, backend: Backend, slot: int, most: int) -> int:
+        """Read at most so many tokens into a slot. Returns what it took."""
+        request, tokens = self.request, self.tokens[self.done :][:most]
+        wants_logits = self.is_prompt and request.params.prompt_logprobs
+        try:
+            logits = backend.prefill(slot, tokens, start=self.done, wants_logits=wants_logits)  # (T, vocab_size)
+            if wants_logits and logits is not None:
+                request.accept_prompt(logits)
+            self.done += len(tokens)
+            if self.done == len(self.tokens):
+                request.end_prompt()
+        except BaseException as error:  # Rust's panics are no Exceptions
+            request.fail(error)
+        return max(len(tokens), 1)
+
+
+def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(f"the prompt is no Unicode text: {error.reason} at {error.start}") from error
+    try:
+        return tokenizer.encode(prompt)
+    except TokenizerError as error:
+        raise PromptError("the tokenizer of this model cannot read it") from error
+
+
+def _check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    for token in ids:
+        if not 0 <= token < tokenizer.vocab_size:
+            raise PromptError(f"token {token} is not one of the {tokenizer.vocab_size} of this model")
+    return list(ids)
+
+
+def _draw(logits: Logits, requests: Sequence[Request], eos_id: int) -> list[int]:
+    """A token for each row. Where that fails, each is drawn for by itself, and those at fault fail."""
+    uniforms = [request.uniform() for request in requests]
+    try:
+        return draw(logits, [one.params for one in requests], uniforms, [one.seen for one in requests])
+    except Exception:
+        return [_draw_one(*row, eos_id) for row in zip(logits, requests, uniforms, strict=True)]
+
+
+def _draw_one(logits: Logits, request: Request, uniform: float, eos_id: int) -> int:
+    try:
+        return draw(logits[None], [request.params], [uniform], [request.seen])[0]
+    except Exception as error:
+        request.fail(error)
+        return eos_id

@@ -133,7 +133,7 @@ def test_cancelled_stories_leave_the_line(thread: EngineThread) -> None:
             thread.submit("Tom", endless).cancel()
         except EngineBusyError:
             continue
-        assert thread._engine.waiting + len(thread._arrived) <= 4
+        assert len(thread._engine._waiting) + len(thread._arrived) <= 4
     assert not running.done()
 
 
