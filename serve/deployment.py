@@ -21,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from serve.api.error_responses import RETRY_AFTER_S
 from serve.api.routes import create_api
 from serve.api.settings import ApiSettings
+from serve.models.description import without_secrets
 from serve.models.rollout import Rollout, start_rollout
 from serve.options import AppConfig, ServeConfig, app_config
 from serve.ray_connection import check_no_other_serve, ray_connection
@@ -177,7 +178,8 @@ def _deploy(config: ServeConfig, settings: ApiSettings) -> DeploymentHandle:
         )
         return serve.run(build_app(config, settings), name=APP_NAME, route_prefix="/")
     except (RuntimeError, TimeoutError, RayError) as error:
-        raise UserError(f"the model could not be deployed: {_reason() or ' '.join(str(error).split())}") from error
+        reason = _reason() or " ".join(str(error).split())
+        raise UserError(f"the model could not be deployed: {without_secrets(reason)}") from error
 
 
 def _http_options(config: ServeConfig) -> dict[str, Any]:

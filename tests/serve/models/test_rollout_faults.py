@@ -3,9 +3,12 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from serve.api.metrics import Metrics
+from serve.api.streaming import submit_stories
 from serve.models.description import for_strangers
 from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import AliasWatch, Rollout, start_rollout
@@ -90,6 +93,31 @@ def test_moving_back_is_looked_at_while_the_old_version_finishes(
         run_folder.link(best, version)
         wait_for(lambda: rollout.current.identity.startswith(f"{version} "))  # noqa: B023
     assert not running.done()
+
+
+def test_all_stories_of_a_request_come_from_one_version(versions: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = load(versions[0]), load(versions[1])
+    rollout = Rollout(first)
+    engine = first._thread._engine  # type: ignore[union-attr]
+    check = engine.request
+
+    def switch_meanwhile(*args: Any) -> Any:
+        rollout.current = second
+        return check(*args)
+
+    monkeypatch.setattr(engine, "request", switch_meanwhile)
+
+    async def ask() -> list[tuple[LoadedModel, str]]:
+        stories = submit_stories(rollout, [("Once", SamplingParams(max_tokens=9, temperature=0))] * 3, Metrics())
+        return [(one.model, (await one.completion()).text) for one in stories]
+
+    try:
+        answers = asyncio.run(ask())
+        assert {model.title for model, _ in answers} == {first.title}
+        assert [model for model, _ in answers] == [first] * 3 and len({text for _, text in answers}) == 1
+    finally:
+        first.close()
+        asyncio.run(rollout.close())
 
 
 def test_a_backend_that_fails_at_every_step_is_not_healthy(
