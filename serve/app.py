@@ -4,9 +4,9 @@ In: a registered model or the folder of a checkpoint. Out: `POST /generate`, `PO
 until Ctrl-C. `api/` has the routes, `models/` the model behind them, `deployment.py` puts both on Ray Serve.
 
     python serve/app.py --model models:/tinystories@champion
-    serve run serve.app:app model=models:/tinystories@champion
 
-The options are in `options.py`.
+Ray Serve's config files (`serve deploy`, KubeRay) import `serve.app:app`. `serve run` is not for this: the Ray that it
+starts listens on every interface, without a token. The options are in `options.py`.
 """
 
 if __name__ == "__main__":
@@ -23,6 +23,7 @@ import threading
 from collections.abc import Sequence
 from types import FrameType
 
+from serve.api.settings import forget_keys
 from serve.deployment import app, reporting, serving
 from serve.options import ServeConfig
 from slm_ray.cli.command import command
@@ -33,7 +34,7 @@ from slm_ray.errors import UserError
 from slm_ray.runs import verification
 from slm_ray.tracking.registry import discard, resolve_model
 
-__all__ = ["app", "main"]  # `serve run serve.app:app` finds the application here
+__all__ = ["app", "main"]  # Ray Serve's config files find the application here
 
 
 @command
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_default_environment()
     about = (ServeConfig.__doc__ or "").splitlines()[0]
     config = parse(ServeConfig, argv, prog="serve/app.py", about=about, default=ServeConfig())
+    settings = config.api_settings()
+    forget_keys()
     model = resolve_model(config.model, config.tracking_uri)
     try:
         verification.verify(model.path)
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard(model)
     _check_address(config.host, config.port)
     signal.signal(signal.SIGTERM, _stop)
-    with serving(config) as handle, reporting(handle, config.watch_interval_s):
+    with serving(config, settings) as handle, reporting(handle, config.watch_interval_s):
         signal.signal(signal.SIGTERM, _stop)  # Ray has put its own in place
         print(f"serving {model.name} {model.version} at {config.url} (Ctrl-C stops it)")
         print(_example(config.url), flush=True)

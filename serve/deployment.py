@@ -20,6 +20,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.api.error_responses import RETRY_AFTER_S
 from serve.api.routes import create_api
+from serve.api.settings import ApiSettings
+from serve.models.description import without_secrets
 from serve.models.rollout import Rollout, start_rollout
 from serve.options import AppConfig, ServeConfig, app_config
 from serve.ray_connection import check_no_other_serve, ray_connection
@@ -31,8 +33,9 @@ from slm_ray.tracking.mlflow_runs import resolve_uri
 
 APP_NAME, DEPLOYMENT = "slm-ray", "stories"
 MAX_QUEUED = 64
-SPARE_ONGOING = 16
-"""Requests that a replica takes beyond its slots and its queue: health checks, and what it rejects itself."""
+SPARE_ONGOING = 1024
+"""Requests that a replica takes beyond its slots and its queue: bodies under way, answers that nobody reads, what it
+rejects by itself. So many that Serve's own line does not form, in which `/health` would stand behind them."""
 FORWARD_S = 1.0
 """Time for the proxy to forward the last answers: a replica does not see whether they have arrived."""
 PROXY_SPARE_S = 10.0
@@ -53,6 +56,10 @@ class Stories:
         """Take no more stories and wait until those that run are finished, but not for longer than `drain_s`."""
         await self._rollout.close(drain_s)
 
+    async def check_health(self) -> None:
+        """Ray Serve asks every few seconds, and starts another replica in place of one that raises."""
+        await self._rollout.check()
+
     async def report(self) -> tuple[str, str]:
         """Which replica it is, and what it serves or how its last change of the version went."""
         detail = self._rollout.status.detail or f"serves {self._rollout.current.title}"
@@ -70,10 +77,10 @@ def app(args: dict[str, Any]) -> Application:
     return build_app(app_config(args))
 
 
-def build_app(config: AppConfig) -> Application:
-    """The Serve application."""
+def build_app(config: AppConfig, settings: ApiSettings | None = None) -> Application:
+    """The Serve application; without settings, the keys are those of this process's environment."""
     reference, uri = _absolute(config.model), resolve_uri(config.tracking_uri)
-    settings = config.api_settings()  # here: the keys are in this process's environment
+    settings = settings or config.api_settings()
 
     def build() -> FastAPI:
         bind_replica_port()
@@ -139,7 +146,7 @@ def _absolute(reference: str) -> str:
 
 
 @contextlib.contextmanager
-def serving(config: ServeConfig) -> Iterator[DeploymentHandle]:
+def serving(config: ServeConfig, settings: ApiSettings) -> Iterator[DeploymentHandle]:
     """Start Serve in a cluster, and on leaving let running stories finish and end it.
 
     Raises:
@@ -149,7 +156,7 @@ def serving(config: ServeConfig) -> Iterator[DeploymentHandle]:
         check_no_other_serve()
         handle = None
         try:
-            handle = _deploy(config)
+            handle = _deploy(config, settings)
             yield handle
         finally:
             with shutdown_deadline(config.drain_s + GRACE_S):
@@ -162,16 +169,17 @@ def serving(config: ServeConfig) -> Iterator[DeploymentHandle]:
                         serve.shutdown()
 
 
-def _deploy(config: ServeConfig) -> DeploymentHandle:
+def _deploy(config: ServeConfig, settings: ApiSettings) -> DeploymentHandle:
     try:
         serve.start(
             proxy_location="HeadOnly",
             http_options=_http_options(config),
             logging_config=QUIET_LOGGING,
         )
-        return serve.run(build_app(config), name=APP_NAME, route_prefix="/")
+        return serve.run(build_app(config, settings), name=APP_NAME, route_prefix="/")
     except (RuntimeError, TimeoutError, RayError) as error:
-        raise UserError(f"the model could not be deployed: {_reason() or ' '.join(str(error).split())}") from error
+        reason = _reason() or " ".join(str(error).split())
+        raise UserError(f"the model could not be deployed: {without_secrets(reason)}") from error
 
 
 def _http_options(config: ServeConfig) -> dict[str, Any]:

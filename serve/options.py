@@ -1,6 +1,6 @@
 """What can be set about a server, each option described once for the command line and for Ray Serve's config files.
 
-In: `python serve/app.py --rows 16`, or the `args` of an application of `serve run` or `serve deploy`. Out: checked
+In: `python serve/app.py --rows 16`, or the `args` of an application of `serve deploy`. Out: checked
 options. `app.py` and `deployment.py` use them.
 """
 
@@ -51,7 +51,10 @@ class AppConfig:
     """Of one API key, or without keys of one address, to each replica; 0 does not limit."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server, as https://example.org; none by default."""
-    max_choices: int = 16
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which it may be asked for, as stories.example.org, beside localhost, this machine's name and any
+    address; `*` allows all."""
+    max_choices: int = 32
     """Most stories that one request to /v1/completions may ask for."""
 
     def __post_init__(self) -> None:
@@ -75,6 +78,7 @@ class AppConfig:
             key_digests=key_digests(),
             requests_per_minute=self.requests_per_minute,
             cors_origins=self.cors_origins,
+            allowed_hosts=self.allowed_hosts,
             request_timeout_s=self.request_timeout_s,
             max_choices=min(self.max_choices, self.rows + self.max_waiting),  # more could never be taken at once
         )
@@ -112,7 +116,7 @@ def _check(name: str, value: float, least: int) -> None:
 
 
 def app_config(args: dict[str, Any]) -> AppConfig:
-    """Options of `serve run serve.app:app NAME=VALUE` or of the `args` of a Serve config file.
+    """Options out of the `args` of a Serve config file.
 
     The environment variable SLM_MODEL names the model where they do not.
 

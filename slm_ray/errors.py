@@ -33,6 +33,6 @@ class UserError(Exception):
         super().__init__(without_secrets(str(message)))
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The first line of what an error says, or its kind where it says nothing."""
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])

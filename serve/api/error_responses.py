@@ -21,6 +21,7 @@ _MEANINGS = {
     401: "An API key is needed, and none or a wrong one was given.",
     404: "There is no such model.",
     413: "The body is too large.",
+    421: "The server does not go by the name that was asked for.",
     422: "A field is missing, unknown, of the wrong type or out of range.",
     429: "Too many stories are being written, or too many requests came: try again after `Retry-After` seconds.",
     408: "The body did not arrive in time.",

@@ -14,13 +14,15 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.error_responses import error_response
+from serve.api.error_responses import RETRY_AFTER_S, error_response
 from serve.api.metrics import Metrics
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_S = 10.0
 """Longest time for a body to arrive."""
-PUBLIC_ROUTES = frozenset({"/health", "/"})
+MAX_BODIES, MAX_BODIES_OF_ONE = 256, 32
+"""Bodies that may be under way at a time, of all clients and of one address."""
+PUBLIC_ROUTES = frozenset({"/health", "/ready", "/"})
 """They need no key: whether the server lives is no secret, and the page has the field for the key."""
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 MAX_CALLERS = 10_000
@@ -105,24 +107,36 @@ def _address(scope: Scope) -> bytes:
 class BodyLimitMiddleware:
     """Reads a body whole before the application sees any of it: answers 413 to a long one, 408 to a slow one.
 
-    The body of a GET is not waited for.
+    The body of a GET is not waited for. Few may be under way at a time, of one address fewer still: beyond that the
+    answer is 429, at once, so that who sends slowly takes nobody's place.
     """
 
     def __init__(self, app: ASGIApp, limit_bytes: int, limit_s: float = BODY_S) -> None:
         self._app = app
         self._limit_bytes = limit_bytes
         self._limit_s = limit_s
+        self._under_way: collections.Counter[bytes] = collections.Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
             return await self._app(scope, receive, send)
+        caller = _address(scope)
+        if self._under_way.total() >= MAX_BODIES or self._under_way[caller] >= MAX_BODIES_OF_ONE:
+            detail = "too many bodies are under way: try again later"
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            return await error_response(scope["path"], 429, detail, headers)(scope, receive, send)
+        self._under_way[caller] += 1
         try:
             async with asyncio.timeout(self._limit_s):
                 messages = await self._read(receive)
         except TimeoutError:
             detail = f"the body did not arrive within {self._limit_s:g} s"
             return await error_response(scope["path"], 408, detail)(scope, receive, send)
+        finally:
+            self._under_way[caller] -= 1
+            if not self._under_way[caller]:
+                del self._under_way[caller]
         if messages is None:
             detail = f"the body is larger than {self._limit_bytes} bytes"
             return await error_response(scope["path"], 413, detail)(scope, receive, send)

@@ -4,6 +4,7 @@ In: requests for one or several prompts, each with n stories. Out: choices in Op
 """
 
 import asyncio
+import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -26,7 +27,7 @@ from serve.api.openai_schemas import (
     chunk_content,
 )
 from serve.api.settings import ApiSettings
-from serve.api.streaming import EventStream, StreamingRequest, event, unless_disconnected
+from serve.api.streaming import EventStream, StreamingRequest, event, submit_stories, unless_disconnected
 from serve.models.rollout import Rollout
 from slm_ray.generation.detokenizer import TextStream
 from slm_ray.generation.logprobs import TokenLogprob
@@ -42,15 +43,11 @@ class _Job:
 
     def __init__(self, body: CompletionRequest, rollout: Rollout, metrics: Metrics) -> None:
         self.body = body
-        self.requests: list[StreamingRequest] = []
         prompts = body.prompts()
-        try:
-            for prompt in prompts:
-                for number in range(body.count):
-                    self.requests.append(StreamingRequest(rollout, prompt, body.sampling(number), metrics))
-        except BaseException:  # one is rejected: so are all
-            self.cancel()
-            raise
+        self._each = body.count if body.most_tokens else 1  # where nothing is written, one measures for all
+        stories = [(prompt, body.sampling(number)) for prompt in prompts for number in range(self._each)]
+        self.requests = submit_stories(rollout, stories, metrics)
+        self.count = len(prompts) * body.count
         model = self.requests[0].model
         self.tokenizer = model.tokenizer
         self._prompts = [_text(prompt, model.tokenizer) for prompt in prompts]
@@ -74,14 +71,28 @@ class _Job:
         """What choice `index` begins with: its prompt where `echo` asks for it."""
         return self._prompts[index // self.body.count] if self.body.echo else ""
 
-    def choice(self, index: int, completion: Completion) -> Choice:
-        """A whole story."""
+    def request(self, index: int) -> StreamingRequest:
+        """What writes choice `index`."""
+        prompt, number = divmod(index, self.body.count)
+        return self.requests[prompt * self._each + min(number, self._each - 1)]
+
+    async def choice(self, index: int) -> Choice:
+        """A whole story, when it is written."""
+        completion = await self.request(index).completion()
         text = self.prompt(index) + completion.text
         logprobs = None
         if self.body.logprobs is not None:
-            echoed = completion.prompt_logprobs if self.body.echo else ()
-            logprobs = _logprobs(self.kept(_Offsets(self.tokenizer).of([*echoed, *completion.logprobs]), len(text)))
+            echoed = await self._echoed(index)
+            placed = self.kept(_Offsets(self.tokenizer).of([*echoed, *completion.logprobs]), len(text))
+            logprobs = _logprobs([*placed, *_end(completion, len(text))])
         return Choice(text=text, index=index, logprobs=logprobs, finish_reason=completion.finish_reason)
+
+    async def _echoed(self, index: int) -> tuple[TokenLogprob, ...]:
+        """Those of the prompt, which the first of its stories measures for all."""
+        if not self.body.echo:
+            return ()
+        first = await self.request(index - index % self.body.count).completion()
+        return first.prompt_logprobs
 
     def kept(self, placed: "list[_Placed]", stop: int) -> "list[_Placed]":
         """Without those that a stop text cut off, which begin at the end of the text or beyond it."""
@@ -89,14 +100,13 @@ class _Job:
 
     def usage(self, completions: Sequence[Completion]) -> CompletionUsage:
         """Tokens of each prompt once, and of all stories."""
-        read = sum(completion.prompt_tokens for completion in completions[:: self.body.count])
+        read = sum(completion.prompt_tokens for completion in completions[:: self._each])
         written = sum(len(completion.tokens) for completion in completions)
         return CompletionUsage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 
 def add_openai_routes(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:
     """Add them to the application."""
-    started = int(time.time())
     responses = error_docs(400, 401, 404, 408, 413, 429, 500, 503, 504, is_openai=True)
     responses[200] = {
         "description": "The stories; with `stream`, a chunk for each piece, and `[DONE]` at the end.",
@@ -116,24 +126,25 @@ def add_openai_routes(api: FastAPI, rollout: Rollout, settings: ApiSettings, met
             async with asyncio.timeout(settings.request_timeout_s):
                 work = asyncio.gather(*(one.completion() for one in job.requests))
                 done: list[Completion] = await unless_disconnected(request, work)
+                choices = [await job.choice(index) for index in range(job.count)]
         finally:
             job.cancel()
-        choices = [job.choice(index, completion) for index, completion in enumerate(done)]
         return job.answer(choices, job.usage(done))
 
     @api.get("/v1/models", responses=error_docs(401, 429, is_openai=True))
     async def models() -> ModelList:
         """The models that can be asked: one."""
-        return ModelList(data=[_card(rollout, started)])
+        return ModelList(data=[_card(rollout)])
 
     @api.get("/v1/models/{name}", responses=error_docs(401, 404, 429, is_openai=True), response_model=ModelCard)
     async def model(name: str, request: Request) -> ModelCard | JSONResponse:
         """One of them."""
-        return _card(rollout, started) if name == _card(rollout, started).id else _no_model(request.url.path, name)
+        return _card(rollout) if name == _card(rollout).id else _no_model(request.url.path, name)
 
 
-def _card(rollout: Rollout, started: int) -> ModelCard:
-    return ModelCard(id=rollout.current.version.name, created=started)
+def _card(rollout: Rollout) -> ModelCard:
+    model = rollout.current
+    return ModelCard(id=model.version.name, created=model.loaded_at)
 
 
 def _no_model(path: str, name: str) -> JSONResponse:
@@ -154,6 +165,11 @@ def _rejected(body: CompletionRequest, rollout: Rollout, settings: ApiSettings) 
             f"{len(prompts)} x {body.count} stories are more than the {settings.max_choices} of one request",
         ),
         (body.best_of not in (None, body.count), "best_of", "best_of is not supported: leave it out, or give n"),
+        (
+            None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens,
+            "max_completion_tokens",
+            "max_tokens and max_completion_tokens are two names of one thing, and they differ: give one",
+        ),
         (len(body.stops()) > 4, "stop", "stop may hold at most 4 texts"),
         (
             body.stream_options is not None and not body.stream,
@@ -182,8 +198,12 @@ class _Offsets:
         """The next tokens, each with its offset in characters."""
         placed = []
         for token in tokens:
-            placed.append((token, self._at))
-            self._at += len(self._text.push(token.token))
+            before = self._text.pending
+            text = self._text.push(token.token)
+            # Bytes before it that form no character are characters now, each U+FFFD, and it begins behind them.
+            alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, text))
+            placed.append((token, self._at + sum(1 for _ in alike)))
+            self._at += len(text)
         return placed
 
 
@@ -191,9 +211,20 @@ def _logprobs(placed: "Sequence[_Placed]") -> Logprobs:
     return Logprobs(
         tokens=[token.text for token, _ in placed],
         token_logprobs=[token.logprob for token, _ in placed],
-        top_logprobs=[{text: logprob for _, text, logprob in reversed(token.top)} for token, _ in placed],
+        top_logprobs=[_top(token) for token, _ in placed],
         text_offset=[at for _, at in placed],
     )
+
+
+def _top(token: TokenLogprob) -> dict[str, float]:
+    """The likeliest in its place and, where it is none of them, the token itself."""
+    likeliest = {text: logprob for _, text, logprob in reversed(token.top)}
+    return {token.text: token.logprob} | likeliest
+
+
+def _end(completion: Completion, at: int) -> "list[_Placed]":
+    """The entry of the end-of-text token, which has no text: without it the last entry would be the story's own."""
+    return [] if completion.end_logprob is None else [(completion.end_logprob, at)]
 
 
 async def _events(job: _Job, timeout_s: float) -> AsyncIterator[bytes]:
@@ -202,7 +233,7 @@ async def _events(job: _Job, timeout_s: float) -> AsyncIterator[bytes]:
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     try:
         async with asyncio.timeout(timeout_s):
-            async for choice in _merged([_choices(job, index) for index in range(len(job.requests))]):
+            async for choice in _merged([_choices(job, index) for index in range(job.count)]):
                 yield event(chunk_content(job.answer([choice]), with_usage=with_usage))
             if with_usage:
                 done = [await one.completion() for one in job.requests]
@@ -218,7 +249,7 @@ async def _events(job: _Job, timeout_s: float) -> AsyncIterator[bytes]:
 
 async def _choices(job: _Job, index: int) -> AsyncIterator[Choice]:
     """The chunks of one choice; the last one has its finish_reason."""
-    request, prompt, wants_logprobs = job.requests[index], job.prompt(index), job.body.logprobs is not None
+    request, prompt, wants_logprobs = job.request(index), job.prompt(index), job.body.logprobs is not None
     at = len(prompt)
     if prompt and not wants_logprobs:  # with them, the prompt's have to come first
         yield Choice(text=prompt, index=index)
@@ -231,11 +262,12 @@ async def _choices(job: _Job, index: int) -> AsyncIterator[Choice]:
             ready = job.kept(held, at)
             held = held[len(ready) :]
             yield Choice(text=chunk.text, index=index, logprobs=_logprobs(ready) if wants_logprobs else None)
+    if not is_begun:
+        yield await job.choice(index)
+        return
     completion = await request.completion()
-    if is_begun:
-        yield Choice(text="", index=index, finish_reason=completion.finish_reason)
-    else:
-        yield job.choice(index, completion)
+    end = _end(completion, at)
+    yield Choice(text="", index=index, logprobs=_logprobs(end) if end else None, finish_reason=completion.finish_reason)
 
 
 async def _merged(sources: Sequence[AsyncIterator[Choice]]) -> AsyncIterator[Choice]:

@@ -4,16 +4,22 @@ In: JSON bodies. Out: checked values. The names and shapes are OpenAI's (platfor
 completions); `top_k` and `repetition_penalty` are extensions, as vLLM has them.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.api.schemas import MAX_TOKENS, StopText
-from slm_ray.generation.sampling import MAX_PENALTY, MAX_SEED, MIN_PENALTY, SamplingParams
+from slm_ray.generation.sampling import MAX_PENALTY, MAX_SEED, MAX_STOP_LENGTH, MIN_PENALTY, SamplingParams
 
 MAX_PROMPTS = 64
 DEFAULT_MAX_TOKENS = 16
 TokenId = Annotated[int, Field(ge=0, le=2**31)]
+_Item = TypeVar("_Item")
+_Many: TypeAlias = Annotated[list[_Item], Field(fail_fast=True)]
+"""A list whose first wrong item ends the look at it: a body has room for 65,000."""
+OpenaiStop = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
+_SMALLEST_TOP_P = 1e-9
+"""What a top_p of 0 means: the likeliest token reaches it alone."""
 
 
 class StreamOptions(BaseModel):
@@ -31,14 +37,17 @@ class CompletionRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str = Field(description="A name that `GET /v1/models` lists.")
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] | None = Field(
+    prompt: str | _Many[str] | _Many[TokenId] | _Many[_Many[TokenId]] | None = Field(
         None, description="One beginning or several, as text or as tokens; none lets the model begin."
     )
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Most tokens to write; 16 when not given.")
+    max_completion_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="The same, by its newer name.")
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="0 takes the likeliest token.")
     n: int | None = Field(None, ge=1, le=128, description="Stories for every prompt.")
-    stop: StopText | list[StopText] | None = Field(None, description="Up to 4 texts that end the story before them.")
+    stop: OpenaiStop | _Many[StopText] | None = Field(
+        None, description="Up to 4 texts that end the story before them; an empty text ends nothing."
+    )
     seed: int | None = Field(
         None, ge=-MAX_SEED - 1, le=MAX_SEED, description="Story number i of a prompt takes seed + i."
     )
@@ -51,10 +60,12 @@ class CompletionRequest(BaseModel):
     suffix: Literal[""] | None = None
     presence_penalty: float | None = Field(None, ge=0, le=0)
     frequency_penalty: float | None = Field(None, ge=0, le=0)
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
-    top_k: int = Field(0, ge=0, description="Extension: draw among this many likeliest tokens; 0 among all.")
-    repetition_penalty: float = Field(
-        1.0, ge=MIN_PENALTY, le=MAX_PENALTY, allow_inf_nan=False, description="Extension."
+    logit_bias: dict[str, Any] | None = Field(None, max_length=0)
+    top_k: int | None = Field(
+        None, ge=-1, description="Extension: draw among this many likeliest tokens; 0, -1 and null among all."
+    )
+    repetition_penalty: float | None = Field(
+        None, ge=MIN_PENALTY, le=MAX_PENALTY, allow_inf_nan=False, description="Extension."
     )
 
     @property
@@ -72,21 +83,29 @@ class CompletionRequest(BaseModel):
 
     def stops(self) -> tuple[str, ...]:
         """The stop texts."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        given = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(filter(None, given))
+
+    @property
+    def most_tokens(self) -> int:
+        """Most tokens of a story."""
+        given = (self.max_tokens, self.max_completion_tokens)
+        return next((value for value in given if value is not None), DEFAULT_MAX_TOKENS)
 
     def sampling(self, number: int) -> SamplingParams:
-        """The engine's form of it, for story `number` of a prompt."""
-        max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        """The engine's form of it, for story `number` of a prompt, of which the first alone measures the prompt."""
+        top_p = 1.0 if self.top_p is None else max(self.top_p, _SMALLEST_TOP_P)
+        wants_prompt = self.most_tokens == 0 or (bool(self.echo) and self.logprobs is not None and number == 0)
         return SamplingParams(
-            max_tokens=max_tokens,
+            max_tokens=self.most_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k,
-            repetition_penalty=self.repetition_penalty,
+            top_p=top_p,
+            top_k=max(self.top_k or 0, 0),
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
             stop=self.stops(),
             seed=None if self.seed is None else (self.seed + number) % (MAX_SEED + 1),
             logprobs=self.logprobs,
-            prompt_logprobs=max_tokens == 0 or (bool(self.echo) and self.logprobs is not None),
+            prompt_logprobs=wants_prompt,
         )
 
 

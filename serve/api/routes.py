@@ -16,6 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from serve.api.connection import HeadMiddleware, HostMiddleware, RequestIdMiddleware
 from serve.api.error_responses import RETRY_AFTER_S, error_docs, error_response
 from serve.api.metrics import CONTENT_TYPE, Metrics
 from serve.api.middleware import (
@@ -39,7 +40,14 @@ from serve.api.schemas import (
     written_tokens,
 )
 from serve.api.settings import ApiSettings
-from serve.api.streaming import ClientDisconnectedError, EventStream, StreamingRequest, event, unless_disconnected
+from serve.api.streaming import (
+    ClientDisconnectedError,
+    EventStream,
+    StreamingRequest,
+    event,
+    submit_stories,
+    unless_disconnected,
+)
 from serve.models.description import ModelDescription
 from serve.models.rollout import Rollout
 from slm_ray.generation.engine import PromptError
@@ -93,8 +101,12 @@ def _add_middlewares(api: FastAPI, settings: ApiSettings, metrics: Metrics) -> N
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # clients have headers of their own; what an origin may do is decided by its name
+            expose_headers=["Retry-After", "X-Request-Id"],
         )
+    api.add_middleware(HeadMiddleware)
+    api.add_middleware(HostMiddleware, hosts=settings.allowed_hosts)
+    api.add_middleware(RequestIdMiddleware)
     api.add_middleware(SecurityHeadersMiddleware)
     api.add_middleware(RequestMetricsMiddleware, metrics=metrics, routes=ROUTES)
 
@@ -109,7 +121,7 @@ def _add_stories(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics:
     @api.post("/generate", responses=responses, response_model=GenerateAnswer, response_model_exclude_none=True)
     async def generate(body: GenerateRequest, request: Request) -> GenerateAnswer | Response:
         """Continue a prompt."""
-        streaming = StreamingRequest(rollout, body.prompt, body.sampling(), metrics)
+        (streaming,) = submit_stories(rollout, [(body.prompt, body.sampling())], metrics)
         if body.stream:
             return EventStream(_events(streaming, settings.request_timeout_s), streaming.cancel)
         try:
@@ -163,7 +175,7 @@ def _add_state(api: FastAPI, rollout: Rollout, metrics: Metrics) -> None:
         """Whether the server is alive."""
         return Health()
 
-    @api.get("/ready", responses=error_docs(401, 429, 503))
+    @api.get("/ready", responses=error_docs(503))
     async def ready() -> Health:
         """Whether a model is loaded and warm."""
         if not rollout.is_ready:
@@ -236,4 +248,10 @@ def _add_error_answers(api: FastAPI) -> None:
 
     @api.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
-        return error_response(request.url.path, error.status_code, str(error.detail), dict(error.headers or {}))
+        path, headers = request.url.path, dict(error.headers or {})
+        detail = str(error.detail)
+        if error.status_code == 404:
+            detail = f"no route {path[:100]!r}: there are {', '.join(sorted(ROUTES))}"
+        if error.status_code == 405:
+            detail = f"{path} does not take {request.method[:20]}, it takes {headers.get('Allow', 'POST')}"
+        return error_response(path, error.status_code, detail, headers)

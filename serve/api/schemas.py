@@ -23,6 +23,7 @@ from slm_ray.generation.sampling import (
 )
 
 MAX_TOKENS = 2048
+_TYPES = frozenset({"str", "int", "float", "bool", "list", "dict", "none"})
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
@@ -47,7 +48,9 @@ class GenerateRequest(BaseModel):
         allow_inf_nan=False,
         description="Weighs down tokens that were there; 1 does not.",
     )
-    stop: list[StopText] = Field([], max_length=MAX_STOPS, description="Texts that end the story before them.")
+    stop: Annotated[list[StopText], Field(fail_fast=True)] = Field(
+        [], max_length=MAX_STOPS, description="Texts that end the story before them."
+    )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed writes the same story.")
     logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="Give each token's log-probability, and this many likelier ones."
@@ -133,5 +136,7 @@ def sentence(error: RequestValidationError, fields: str) -> str:
 
 
 def field_name(error: RequestValidationError) -> str:
-    """Where the first fault of a body is, as `stop.0`."""
-    return ".".join(str(part) for part in error.errors()[0]["loc"][1:])[:100]
+    """Where the first fault of a body is, as `stop.0`, without the validator's own words for types."""
+    loc = error.errors()[0]["loc"][1:]
+    inner = [part for part in loc[1:] if isinstance(part, int) or (part.isidentifier() and part not in _TYPES)]
+    return ".".join(str(part) for part in [*loc[:1], *inner])[:100]

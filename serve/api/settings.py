@@ -25,9 +25,11 @@ class ApiSettings:
     """Of one key, or without keys of one address; 0 does not limit."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server, as https://example.org; `*` allows all. None by default."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names, as stories.example.org, by which requests may ask for this server beside its addresses; `*` allows all."""
     request_timeout_s: float = 300.0
     """Longest time for a request, waiting included."""
-    max_choices: int = 16
+    max_choices: int = 32
     """Most stories that one request may ask for."""
 
 
@@ -53,3 +55,8 @@ def key_digests(environment: Mapping[str, str] = os.environ) -> tuple[bytes, ...
     if any(len(key) < MIN_KEY_LENGTH for key in keys):
         raise UserError(f"{KEYS_VARIABLE}: a key must have at least {MIN_KEY_LENGTH} characters")
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+def forget_keys() -> None:
+    """Take the keys out of the environment, once they are read: it is handed on to every process started from here."""
+    os.environ.pop(KEYS_VARIABLE, None)

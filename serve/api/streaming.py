@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from starlette.requests import Request
@@ -15,7 +16,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve.api.metrics import Metrics
+from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import Rollout
+from slm_ray.generation.engine_thread import Order
 from slm_ray.generation.request import Chunk, Completion
 from slm_ray.generation.sampling import SamplingParams
 
@@ -25,21 +28,26 @@ class ClientDisconnectedError(Exception):
 
 
 class StreamingRequest:
-    """A request to the engine whose chunks arrive in this event loop."""
+    """A request to the engine whose chunks arrive in this event loop. `submit_stories` makes it."""
 
-    def __init__(self, rollout: Rollout, prompt: str | Sequence[int], params: SamplingParams, metrics: Metrics) -> None:
-        """Submit it. Raises: PromptError, EngineBusyError, EngineClosedError."""
+    model: LoadedModel
+    _future: "Future[Completion]"
+
+    def __init__(self, metrics: Metrics) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Chunk | None] = asyncio.Queue()
         self._metrics = metrics
         self._began = time.perf_counter()
         self._first = 0.0  # when the first chunk came
         self._is_counted = False
-        self.model, self._future = rollout.submit(prompt, params, self._receive)
-        self._future.add_done_callback(lambda _: self._put(None))
 
-    def _receive(self, chunk: Chunk) -> None:
-        """In the engine's thread."""
+    def follow(self, model: LoadedModel, future: "Future[Completion]") -> None:
+        """Wait for what a model was asked for."""
+        self.model, self._future = model, future
+        future.add_done_callback(lambda _: self._put(None))
+
+    def receive(self, chunk: Chunk) -> None:
+        """Take a chunk, in the engine's thread."""
         self._first = self._first or time.perf_counter()
         self._put(chunk)
 
@@ -68,6 +76,21 @@ class StreamingRequest:
     def cancel(self) -> None:
         """Free its slot; nothing happens to a finished one."""
         self._future.cancel()
+
+
+def submit_stories(
+    rollout: Rollout, stories: "Sequence[tuple[str | Sequence[int], SamplingParams]]", metrics: Metrics
+) -> list[StreamingRequest]:
+    """Ask one version of the model for all of them, or for none.
+
+    Raises: PromptError, EngineBusyError, EngineClosedError.
+    """
+    requests = [StreamingRequest(metrics) for _ in stories]
+    orders = [Order(*story, request.receive) for story, request in zip(stories, requests)]
+    model, futures = rollout.submit_all(orders)
+    for request, future in zip(requests, futures, strict=True):
+        request.follow(model, future)
+    return requests
 
 
 async def unless_disconnected(request: Request, work: Any) -> Any:

@@ -3,9 +3,32 @@
 In: a checkpoint's record; the rollout's status. Out: pydantic models, which the routes answer with.
 """
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, Field
+
+from slm_ray.errors import UserError, one_line
+
+_ADDRESS = re.compile(r"\w+://[^\s'\"<>]+")
+_USER = re.compile(r"(?<=://)[^/@\s]+@")
+_QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
+_FOLDERS = re.compile(r"(?<!models:)(?<![\w.])/(?:[^\s/:'\"]+/)+")
+
+
+def for_strangers(text: str) -> str:
+    """A text without addresses, which may hold passwords, and without the folders of this machine."""
+    return _FOLDERS.sub("", _ADDRESS.sub("(an address)", text))
+
+
+def without_secrets(text: str) -> str:
+    """A text whose addresses have no user, password and query, for the log."""
+    return _QUERY.sub(r"\1", _USER.sub("", text))
+
+
+def reason_for_strangers(error: BaseException) -> str:
+    """What anybody may read of an error: our own words; those of a library are for the log."""
+    return for_strangers(one_line(error)) if isinstance(error, UserError) else "it cannot be loaded"
 
 
 class ModelVersion(BaseModel):

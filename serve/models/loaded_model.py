@@ -5,9 +5,11 @@ model that does not answer the fixed prompts is not loaded.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from serve.models.description import ModelDescription, ModelVersion
 from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.generation.engine import Engine
-from slm_ray.generation.engine_thread import EngineClosedError, EngineThread, Load, OnChunk
+from slm_ray.generation.engine_thread import EngineClosedError, EngineThread, Load, Order
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
@@ -71,8 +73,9 @@ class LoadedModel:
             parameters=count_parameters(model),
             seq_len=model.config.seq_len,
             vocab_size=model.config.vocab_size,
-            evaluation=metrics.metrics if (metrics := checkpoint.load_state(source.path).metrics) else {},
+            evaluation=_evaluation(source.path),
         )
+        self.loaded_at = int(time.time())
         engine = Engine(make_backend(model, max_slots, backend, threads), tokenizer)
         self.answers = warm_up(engine, self.title)
         self._source = source
@@ -94,18 +97,26 @@ class LoadedModel:
         thread = self._thread
         return Load(0, 0) if thread is None else thread.load
 
-    def submit(
-        self, prompt: str | Sequence[int], params: SamplingParams, on_chunk: OnChunk | None = None
-    ) -> "Future[Completion]":
-        """Ask for a continuation.
+    def submit_all(self, orders: Sequence[Order]) -> "list[Future[Completion]]":
+        """Ask for continuations, all or none.
 
         Raises:
-            PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit`.
+            PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit_all`.
         """
         thread = self._thread
         if thread is None:
             raise EngineClosedError("the engine is closed")
-        return thread.submit(prompt, params, on_chunk)
+        return thread.submit_all(orders)
+
+    def submit(self, prompt: str | Sequence[int], params: SamplingParams) -> "Future[Completion]":
+        """Ask for one continuation. Raises: as `submit_all`."""
+        return self.submit_all([Order(prompt, params)])[0]
+
+    @property
+    def failures(self) -> int:
+        """Stories that failed, one after another, since the last that did not."""
+        thread = self._thread
+        return 0 if thread is None else thread.failures
 
     def close(self, drain_s: float = 0) -> None:
         """Take no more requests, let those that run or wait finish for so long, fail the rest, free the memory.
@@ -117,6 +128,12 @@ class LoadedModel:
             thread.close(drain_s)
         self._thread = None
         discard(self._source)
+
+
+def _evaluation(folder: Path) -> dict[str, float]:
+    """The metrics of a checkpoint that are numbers: JSON has no others."""
+    metrics = checkpoint.load_state(folder).metrics
+    return {name: value for name, value in (metrics.metrics if metrics else {}).items() if math.isfinite(value)}
 
 
 def warm_up(engine: Engine, title: str) -> tuple[Answer, ...]:

@@ -24,8 +24,8 @@ class Backend(Protocol):
     config: ModelConfig
     max_slots: int
 
-    def prefill(self, slot: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Logits | None:
-        """Clear a slot and fill it with tokens, which may be none.
+    def prefill(self, slot: int, tokens: Sequence[int], *, start: int = 0, wants_logits: bool = True) -> Logits | None:
+        """Fill a slot with tokens, which may be none, behind the first `start` that it holds; the rest is forgotten.
 
         Returns the logits that follow each token, (T, vocab_size); None without tokens, and where nobody wants them.
         """

@@ -16,6 +16,7 @@ import torch
 
 from slm_ray.errors import UserError
 from slm_ray.generation.backend import Backend
+from slm_ray.generation.cache_size import check_cache
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 
@@ -37,10 +38,12 @@ def make_backend(model: Decoder, max_slots: int, name: BackendName = "auto", thr
 
     Raises:
         BackendError: the backend that was named cannot run this model, or is not installed. `auto` never does.
+        UserError: the cache of so many stories would be too large.
         ValueError: an unknown name.
     """
     if name not in get_args(BackendName):
         raise ValueError(f"backend ({name!r}) must be one of {', '.join(get_args(BackendName))}")
+    check_cache(model.config, max_slots)
     if name == "auto":
         try:
             return _onnx(model, max_slots, "onnx", threads)

@@ -33,6 +33,11 @@ class TextStream:
         self._returned, self._held = self._held, []
         return text
 
+    @property
+    def pending(self) -> str:
+        """The text of what is held back, if nothing followed."""
+        return self._held_text() if self._held else ""
+
     def flush(self) -> str:
         """What is left at the end; part of a character becomes U+FFFD."""
         text = self._held_text()

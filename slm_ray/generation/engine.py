@@ -5,9 +5,9 @@ continuations, whole or chunk by chunk. The trainer samples with it, `generate.p
 shares it among a server's clients.
 
 Every story was preceded by the end-of-text token in training, so the model is fed the end-of-text token and then the
-prompt. A slot holds `seq_len` positions; when it is full, the last `seq_len // 2` tokens of its request are prefilled
-again from position 0 and the story goes on. That is no stranger to the model than a training sample: those begin
-anywhere in a story too.
+prompt. A slot holds `seq_len` positions; when it is full, its request goes to the head of the line, the last
+`seq_len // 2` of its tokens are prefilled again from position 0, and the story goes on. That is no stranger to the
+model than a training sample: those begin anywhere in a story too.
 """
 
 import collections
@@ -17,7 +17,10 @@ from slm_ray.errors import UserError
 from slm_ray.generation.backend import Backend, Logits
 from slm_ray.generation.request import Completion, Request
 from slm_ray.generation.sampling import SamplingParams, draw
-from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer, TokenizerError
+
+PROMPT_TOKENS_PER_STEP = 128
+"""Of prompts that are read between two tokens of those that are being written."""
 
 
 class PromptError(UserError):
@@ -34,6 +37,7 @@ class Engine:
         self.backend = backend
         self.tokenizer = tokenizer
         self._running: list[Request] = []  # those in slots 0, 1, ... of the backend, in this order
+        self._reading: _Reading | None = None  # in the slot behind them
         self._waiting: collections.deque[Request] = collections.deque()
         self._finished: list[Request] = []  # not returned yet: what was finished before a step failed
 
@@ -42,6 +46,7 @@ class Engine:
 
         Raises:
             PromptError: a prompt is longer than the context, before anything runs.
+            Exception: what one of them failed with.
         """
         requests = [self.request(prompt, own) for prompt, own in zip(prompts, params, strict=True)]
         for request in requests:
@@ -63,6 +68,8 @@ class Engine:
                 chunk = request.take_chunk()
                 if chunk is not None and chunk.text:
                     yield chunk.text
+            if request.fault is not None:
+                raise request.fault
         finally:
             request.is_cancelled = request.finish_reason is None
 
@@ -72,7 +79,7 @@ class Engine:
         Raises:
             PromptError: the prompt is longer than the context, no Unicode text, or holds no tokens of the vocabulary.
         """
-        ids = self._encode(prompt) if isinstance(prompt, str) else self._check_ids(prompt)
+        ids = _encode(prompt, self.tokenizer) if isinstance(prompt, str) else _check_ids(prompt, self.tokenizer)
         limit = self.backend.config.seq_len - 1
         if len(ids) > limit:
             raise PromptError(
@@ -80,82 +87,156 @@ class Engine:
             )
         return Request(self.tokenizer, ids, params)
 
-    def _encode(self, prompt: str) -> list[int]:
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise PromptError(f"the prompt is no Unicode text: {error.reason} at {error.start}") from error
-        return self.tokenizer.encode(prompt)
-
-    def _check_ids(self, ids: Sequence[int]) -> list[int]:
-        for token in ids:
-            if not 0 <= token < self.tokenizer.vocab_size:
-                raise PromptError(f"token {token} is not one of the {self.tokenizer.vocab_size} of this model")
-        return list(ids)
-
     def add(self, request: Request) -> None:
-        """Put a request in line: it joins at the next step with a free slot."""
+        """Put a request in line: it joins at one of the next steps, when there is a free slot."""
         self._waiting.append(request)
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self._running or self._waiting or self._finished)
+        return not (self._running or self._reading or self._waiting or self._finished)
 
     @property
     def running(self) -> int:
         """Requests that have a slot."""
-        return len(self._running)
+        return len(self._running) + (self._reading is not None)
 
     def drop_running(self) -> list[Request]:
         """Free every slot, after a failed step. Returns the requests that had one; those that wait go on waiting."""
-        dropped, self._running = self._running, []
+        dropped = [*self._running, *([self._reading.request] if self._reading else [])]
+        self._running, self._reading = [], None
         return dropped
 
     def step(self) -> list[Request]:
-        """Write one token of every running request; returns those that are finished now."""
-        self._finished += self._drop_finished()
-        self._admit()
-        self._finished += self._drop_finished()  # those that only measured their prompt
+        """Write one token of every running request; returns those that are finished now.
+
+        Prompts are read before it, no more than `PROMPT_TOKENS_PER_STEP` of their tokens: a longer one goes on at the
+        next step, so that nobody's story waits for another's prompt. A request that fails by itself is finished, with
+        its `fault`.
+
+        Raises:
+            Exception: the backend cannot decode. Which request is at fault nobody knows.
+        """
+        self._waiting = collections.deque(request for request in self._waiting if not request.is_finished)
+        self._free_slots()
+        self._read_prompts()
         if self._running:
             self._decode()
-        finished, self._finished = [*self._finished, *self._drop_finished()], []
+        self._free_slots()
+        finished, self._finished = self._finished, []
         return finished
 
-    def _admit(self) -> None:
-        while self._waiting and len(self._running) < self.backend.max_slots:
-            request = self._waiting.popleft()
-            if not request.is_finished:
-                self._running.append(request)
-                tokens = request.last_tokens(self.backend.config.seq_len)
-                logits = self._prefill(len(self._running) - 1, tokens, wants_logits=request.params.prompt_logprobs)
-                request.accept_prompt(logits)
+    def _read_prompts(self) -> None:
+        left = PROMPT_TOKENS_PER_STEP
+        while left > 0 and len(self._running) < self.backend.max_slots:
+            if self._reading is None:
+                if not self._waiting:
+                    return
+                self._reading = _Reading(self._waiting.popleft(), self.backend.config.seq_len)
+            reading = self._reading
+            left -= reading.read(self.backend, len(self._running), left)
+            if reading.is_over:
+                self._reading = None
+                (self._finished if reading.request.is_finished else self._running).append(reading.request)
 
     def _decode(self) -> None:
-        seq_len = self.backend.config.seq_len
-        for slot, request in enumerate(self._running):
-            if self.backend.length(slot) == seq_len:
-                self._prefill(slot, request.last_tokens(max(seq_len // 2, 1)))
         running = self._running
         logits = self.backend.decode([request.last_token for request in running])  # (B, vocab_size)
-        uniforms = [request.uniform() for request in running]
-        tokens = draw(logits, [request.params for request in running], uniforms, [request.seen for request in running])
+        tokens = _draw(logits, running, self.tokenizer.eos_id)
         for request, token, own in zip(running, tokens, logits, strict=True):
-            request.accept(token, own)
+            try:
+                if not request.is_finished:
+                    request.accept(token, own)
+            except BaseException as error:  # as above
+                request.fail(error)
 
-    def _prefill(self, slot: int, tokens: list[int], *, wants_logits: bool = False) -> Logits | None:
-        """Fill a slot anew with all tokens but the last, which the next `decode` takes."""
-        return self.backend.prefill(slot, tokens[:-1], wants_logits=wants_logits)
+    def _free_slots(self) -> None:
+        """Take finished requests out of the batch, and full ones, which read the end of their story anew.
 
-    def _drop_finished(self) -> list[Request]:
-        """Take finished requests out of the batch; the last one moves into each free slot."""
-        finished = []
-        for slot in reversed(range(len(self._running))):
-            if self._running[slot].is_finished:
-                finished.append(self._running[slot])
+        The last one moves into each free slot, and behind them what is being read.
+        """
+        before = len(self._running)
+        for slot in reversed(range(before)):
+            request = self._running[slot]
+            is_full = self.backend.length(slot) == self.backend.config.seq_len
+            if request.is_finished or is_full:
                 last = len(self._running) - 1
                 if slot != last:
                     self.backend.copy_slot(last, slot)
                     self._running[slot] = self._running[last]
                 self._running.pop()
-        return finished
+                if request.is_finished:
+                    self._finished.append(request)
+                else:
+                    self._waiting.appendleft(request)
+        if self._reading is not None and self._reading.request.is_finished:
+            self._finished.append(self._reading.request)
+            self._reading = None
+        if self._reading is not None and self._reading.done and len(self._running) < before:
+            self.backend.copy_slot(before, len(self._running))
+
+
+class _Reading:
+    """A request whose prompt is being read, part by part; of a story that outgrew the context, its newest half."""
+
+    def __init__(self, request: Request, seq_len: int) -> None:
+        self.request = request
+        self.is_prompt = not request.is_read
+        newest = request.last_tokens(seq_len if self.is_prompt else max(seq_len // 2, 1))
+        self.tokens = newest[:-1]  # the next `decode` takes the last
+        self.done = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is read, or need not be."""
+        return self.done == len(self.tokens) or self.request.is_finished
+
+    def read(self, backend: Backend, slot: int, most: int) -> int:
+        """Read at most so many tokens into a slot. Returns what it took."""
+        request, tokens = self.request, self.tokens[self.done :][:most]
+        wants_logits = self.is_prompt and request.params.prompt_logprobs
+        try:
+            logits = backend.prefill(slot, tokens, start=self.done, wants_logits=wants_logits)  # (T, vocab_size)
+            if wants_logits and logits is not None:
+                request.accept_prompt(logits)
+            self.done += len(tokens)
+            if self.done == len(self.tokens):
+                request.end_prompt()
+        except BaseException as error:  # Rust's panics are no Exceptions
+            request.fail(error)
+        return max(len(tokens), 1)
+
+
+def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(f"the prompt is no Unicode text: {error.reason} at {error.start}") from error
+    try:
+        return tokenizer.encode(prompt)
+    except TokenizerError as error:
+        raise PromptError("the tokenizer of this model cannot read it") from error
+
+
+def _check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    for token in ids:
+        if not 0 <= token < tokenizer.vocab_size:
+            raise PromptError(f"token {token} is not one of the {tokenizer.vocab_size} of this model")
+    return list(ids)
+
+
+def _draw(logits: Logits, requests: Sequence[Request], eos_id: int) -> list[int]:
+    """A token for each row. Where that fails, each is drawn for by itself, and those at fault fail."""
+    uniforms = [request.uniform() for request in requests]
+    try:
+        return draw(logits, [one.params for one in requests], uniforms, [one.seen for one in requests])
+    except Exception:
+        return [_draw_one(*row, eos_id) for row in zip(logits, requests, uniforms, strict=True)]
+
+
+def _draw_one(logits: Logits, request: Request, uniform: float, eos_id: int) -> int:
+    try:
+        return draw(logits[None], [request.params], [uniform], [request.seen])[0]
+    except Exception as error:
+        request.fail(error)
+        return eos_id

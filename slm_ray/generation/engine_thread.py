@@ -28,7 +28,7 @@ class EngineBusyError(RuntimeError):
 
 
 class EngineError(RuntimeError):
-    """A step of the engine failed while the request was being written."""
+    """The request, or a step of the engine, failed while it was being written."""
 
 
 class EngineClosedError(RuntimeError):
@@ -43,6 +43,15 @@ class Load:
     """Requests that have a slot."""
     waiting: int
     """Requests that wait for one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """A continuation that is asked for."""
+
+    prompt: str | Sequence[int]
+    params: SamplingParams
+    on_chunk: OnChunk | None = None
 
 
 @dataclasses.dataclass
@@ -68,6 +77,7 @@ class EngineThread:
         self._replies: dict[Request, _Reply] = {}
         self._arrived: collections.deque[Request] = collections.deque()
         self._changed = threading.Condition()
+        self._failures = 0
         self._is_closing = False
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -86,17 +96,23 @@ class EngineThread:
             EngineBusyError: too many requests wait already.
             EngineClosedError: `close` was called.
         """
-        request = self._engine.request(prompt, params)
-        future: Future[Completion] = Future()
+        (future,) = self.submit_all([Order(prompt, params, on_chunk)])
+        return future
+
+    def submit_all(self, orders: "Sequence[Order]") -> "list[Future[Completion]]":
+        """Ask for several continuations; where there is not room for all, none is taken. Raises: as `submit`."""
+        requests = [(self._engine.request(one.prompt, one.params), _Reply(Future(), one.on_chunk)) for one in orders]
         with self._changed:
             if self._is_closing:
                 raise EngineClosedError("the engine is closed")
-            if len(self._replies) >= self._most:
-                raise EngineBusyError(f"{self._most} stories are being written or wait already")
-            self._replies[request] = _Reply(future, on_chunk)
-            self._arrived.append(request)
+            if len(self._replies) + len(requests) > self._most:
+                raise EngineBusyError(
+                    f"{len(self._replies)} stories are being written or wait, of {self._most} at most"
+                )
+            self._replies.update(requests)
+            self._arrived.extend(request for request, _ in requests)
             self._changed.notify_all()
-        return future
+        return [reply.future for _, reply in requests]
 
     @property
     def load(self) -> Load:
@@ -104,6 +120,11 @@ class EngineThread:
         with self._changed:
             running = min(self._engine.running, len(self._replies))
             return Load(running, len(self._replies) - running)
+
+    @property
+    def failures(self) -> int:
+        """Stories that failed, one after another, since the last that did not."""
+        return self._failures
 
     def close(self, drain_s: float = 0.0) -> None:
         """Take no more requests, finish those there are for `drain_s` seconds, and fail the rest.
@@ -121,11 +142,10 @@ class EngineThread:
         while self._take_arrived():
             try:
                 finished = self._engine.step()
-            except Exception as error:  # a failed step must not end the thread: later requests may succeed
+            except BaseException as error:  # a failed step must not end the thread: later requests may succeed
                 LOGGER.exception("a step of the engine failed")
-                failure = EngineError(f"a step of the engine failed: {error}")
-                failure.__cause__ = error
-                self._fail(self._engine.drop_running(), failure)
+                self._failures += 1
+                self._fail(self._engine.drop_running(), _engine_error(error))
                 continue
             self._send_chunks()
             for request in finished:
@@ -157,17 +177,23 @@ class EngineThread:
             reply.sent_s = now
             try:
                 reply.on_chunk(chunk)
-            except Exception as error:  # one reader's fault is not the others'
+            except BaseException as error:  # one reader's fault is not the others'
                 request.is_cancelled = True
                 self._fail([request], error)
 
     def _answer(self, request: Request) -> None:
+        if request.fault is not None:
+            LOGGER.error("a story failed", exc_info=request.fault)
+            self._failures += 1
+            self._fail([request], _engine_error(request.fault))
+            return
+        self._failures = 0
         with self._changed:
             reply = self._forget(request)
         if reply is not None and reply.future.set_running_or_notify_cancel():
             reply.future.set_result(request.completion())
 
-    def _fail(self, requests: list[Request], error: Exception) -> None:
+    def _fail(self, requests: list[Request], error: BaseException) -> None:
         with self._changed:
             replies = [self._forget(request) for request in requests]
         for reply in replies:
@@ -179,3 +205,9 @@ class EngineThread:
         reply = self._replies.pop(request, None)
         self._changed.notify_all()
         return reply
+
+
+def _engine_error(cause: BaseException) -> EngineError:
+    error = EngineError(f"a step of the engine failed: {cause}")
+    error.__cause__ = cause
+    return error

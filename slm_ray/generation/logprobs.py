@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slm_ray.generation.sampling import likeliest
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 Array = NDArray[Any]
+_ROWS = 16
+"""Rows of logits that are looked at together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +33,27 @@ class TokenLogprob:
 def token_logprobs(logits: Array, tokens: Sequence[int], n_top: int, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
     """Log-softmax of each row at its token, and the `n_top` likeliest of the row.
 
+    Whole rows are neither sorted nor copied in float64, and few are in hand at a time: what one request asks for, all
+    that are being written wait for.
+
     logits: (N, vocab_size). tokens: N ids.
     """
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))  # (N, vocab_size) log-probabilities
-    best = np.argsort(-wide, axis=1, kind="stable")[:, :n_top] if n_top else np.empty((len(wide), 0), dtype=np.int64)
-    texts = tokenizer.pieces([*tokens, *best.flatten().tolist()])
-    found = []
-    for index, token in enumerate(tokens):
-        own = texts[len(tokens) + index * n_top :][:n_top]
-        top = tuple((int(one), text, float(wide[index, one])) for one, text in zip(best[index], own))
-        found.append(TokenLogprob(token, texts[index], float(wide[index, token]), top))
+    found: list[TokenLogprob] = []
+    for start in range(0, len(tokens), _ROWS):
+        found += _of_block(logits[start : start + _ROWS], tokens[start : start + _ROWS], n_top, tokenizer)
     return tuple(found)
+
+
+def _of_block(logits: Array, tokens: Sequence[int], n_top: int, tokenizer: Tokenizer) -> list[TokenLogprob]:
+    largest = logits.max(axis=1, keepdims=True)  # (N, 1)
+    sums = np.exp(logits - largest).sum(axis=1, dtype=np.float64)  # (N,)
+    scale = largest[:, 0].astype(np.float64) + np.log(sums)  # (N,) log of the sum of all exponentials
+    order, best = likeliest(logits, min(n_top, logits.shape[1])) if n_top else (np.empty((len(logits), 0), int),) * 2
+    ids = sorted({*tokens, *order.flatten().tolist()})
+    texts = dict(zip(ids, tokenizer.pieces(ids), strict=True))
+    found = []
+    for row, token in enumerate(tokens):
+        chances = (best[row].astype(np.float64) - scale[row]).tolist()
+        top = tuple((one, texts[one], chance) for one, chance in zip(order[row].tolist(), chances, strict=True))
+        found.append(TokenLogprob(token, texts[token], float(logits[row, token] - scale[row]), top))
+    return found

@@ -48,23 +48,23 @@ class OnnxBackend:
         self._steps = [self._step(count) for count in range(1, max_slots + 1)]
         self._prefills = [self._with_cache(slice(slot, slot + 1)) for slot in range(max_slots)]
 
-    def prefill(self, slot: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Logits | None:
+    def prefill(self, slot: int, tokens: Sequence[int], *, start: int = 0, wants_logits: bool = True) -> Logits | None:
         """See `Backend`."""
         count = len(tokens)
-        self._lengths[slot] = 0
+        self._lengths[slot] = start
         if not count:
             return None
         wanted = [(0, step) for step in range(count) if wants_logits]
         inputs: dict[str, Array] = {
             "tokens": np.array([tokens], dtype=np.int64),
-            "positions": np.arange(count, dtype=np.int32)[None],
-            "ends": np.array([count - 1], dtype=np.int32),
-            "longest": np.array(count, dtype=np.int32),
+            "positions": np.arange(start, start + count, dtype=np.int32)[None],
+            "ends": np.array([start + count - 1], dtype=np.int32),
+            "longest": np.array(start + count, dtype=np.int32),
             "wanted": np.array(wanted, dtype=np.int64).reshape(-1, 2),
         }
         logits = np.empty((len(wanted), self.config.vocab_size), dtype=np.float32)
         self._session.run_with_iobinding(self._bound(self._prefills[slot], inputs, logits))
-        self._lengths[slot] = count
+        self._lengths[slot] = start + count
         return logits if wants_logits else None
 
     def decode(self, tokens: Sequence[int]) -> Logits:

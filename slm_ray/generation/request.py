@@ -30,6 +30,8 @@ class Completion:
     """Of every written token, where asked for."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Of every token of the prompt, where asked for."""
+    end_logprob: TokenLogprob | None = None
+    """Of the end-of-text token, where log-probabilities were asked for and the story came to its end by itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Request:
         self.prompt_tokens = len(prompt_ids)
         self.finish_reason: FinishReason | None = None
         self.is_cancelled = False
+        self.is_read = False
+        """Whether its prompt was read, so that a token can follow."""
+        self.fault: BaseException | None = None
+        """What it failed with, by itself."""
         self._tokenizer = tokenizer
         self._tokens = [tokenizer.eos_id, *prompt_ids]
         self._random = params.random()
@@ -56,13 +62,18 @@ class Request:
         self._stops = StopTexts(params.stop)
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._prompt_logprobs: tuple[TokenLogprob, ...] = ()
+        self._prompt_logprobs: list[TokenLogprob] = []
+        self._end_logprob: TokenLogprob | None = None
         self._taken = (0, 0)  # texts and logprobs that `take_chunk` returned
 
     @property
     def is_finished(self) -> bool:
         """Whether it needs no more steps."""
-        return self.finish_reason is not None or self.is_cancelled
+        return self.finish_reason is not None or self.is_cancelled or self.fault is not None
+
+    def fail(self, error: BaseException) -> None:
+        """End it by a fault that is its own."""
+        self.fault = error
 
     @property
     def written(self) -> list[int]:
@@ -88,17 +99,23 @@ class Request:
         """The next of its random numbers, in [0, 1)."""
         return self._random.random() if self.params.temperature > 0 else 0.0
 
-    def accept_prompt(self, logits: Array | None) -> None:
-        """Note what the model makes of the prompt. logits: (prompt_tokens, vocab_size), None of an empty prompt."""
-        if self.params.prompt_logprobs and logits is not None:
-            prompt = self._tokens[1 : 1 + self.prompt_tokens]
-            self._prompt_logprobs = token_logprobs(logits, prompt, self.params.logprobs or 0, self._tokenizer)
+    def accept_prompt(self, logits: Array) -> None:
+        """Note what the model makes of the next T tokens of the prompt. logits: (T, vocab_size)."""
+        done = 1 + len(self._prompt_logprobs)
+        part = self._tokens[done : done + len(logits)]
+        self._prompt_logprobs += token_logprobs(logits, part, self.params.logprobs or 0, self._tokenizer)
+
+    def end_prompt(self) -> None:
+        """The prompt is read: a request that only measures is done."""
+        self.is_read = True
         if self.params.max_tokens == 0:
             self.finish_reason = "length"
 
     def accept(self, token: int, logits: Array) -> None:
         """Go on by one token, or end. logits: (vocab_size,), those that it was drawn from."""
         if token == self._tokenizer.eos_id:
+            if self.params.logprobs is not None:
+                (self._end_logprob,) = token_logprobs(logits[None], [token], self.params.logprobs, self._tokenizer)
             self._end("stop")
             return
         self._tokens.append(token)
@@ -133,7 +150,9 @@ class Request:
         return chunk
 
     def completion(self) -> Completion:
-        """The result of a finished request."""
+        """The result of a finished request. Raises: what it failed with."""
+        if self.fault is not None:
+            raise self.fault
         assert self.finish_reason is not None
         return Completion(
             text="".join(self._texts),
@@ -141,5 +160,6 @@ class Request:
             finish_reason=self.finish_reason,
             prompt_tokens=self.prompt_tokens,
             logprobs=tuple(self._logprobs),
-            prompt_logprobs=self._prompt_logprobs,
+            prompt_logprobs=tuple(self._prompt_logprobs),
+            end_logprob=self._end_logprob,
         )

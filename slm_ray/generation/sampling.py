@@ -183,7 +183,7 @@ def _draw_of_sorted(values: Array, params: Sequence[SamplingParams], uniforms: S
     drawn, left, count = [0] * len(params), list(range(len(params))), _PROBABLY_ENOUGH
     while left:
         own, count = [params[row] for row in left], min(count, values.shape[1])
-        order, best = _likeliest(values[left], count)
+        order, best = likeliest(values[left], count)
         weights = _weights(best, own)
         tokens = _draw_up_to(reach[left], weights, order, [uniforms[row] for row in left])
         is_enough = (weights.sum(axis=1) >= reach[left]) | (count == values.shape[1])
@@ -195,7 +195,7 @@ def _draw_of_sorted(values: Array, params: Sequence[SamplingParams], uniforms: S
 
 def _draw_of_likeliest(values: Array, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
     widest, narrowest = max(own.top_k for own in params), min(own.top_k for own in params)
-    order, best = _likeliest(values, widest)
+    order, best = likeliest(values, widest)
     weights = _weights(best, params)
     if narrowest < widest:
         weights *= np.arange(widest) < _column([own.top_k for own in params])
@@ -216,7 +216,7 @@ def _draw_up_to(reach: Array | None, weights: Array, order: Array, uniforms: Seq
     return drawn
 
 
-def _likeliest(values: Array, count: int) -> tuple[Array, Array]:
+def likeliest(values: Array, count: int) -> tuple[Array, Array]:
     """The `count` likeliest tokens of each row, likeliest first, and their logits: both (b, count).
 
     Of equal ones the first comes first. Sorting whole rows would take longer than the model.

@@ -28,9 +28,9 @@ class TorchBackend:
         self._device = next(model.parameters()).device
         self._cache = KVCache.empty(model.config, max_slots, self._device)
 
-    def prefill(self, slot: int, tokens: Sequence[int], *, wants_logits: bool = True) -> Logits | None:
+    def prefill(self, slot: int, tokens: Sequence[int], *, start: int = 0, wants_logits: bool = True) -> Logits | None:
         """See `Backend`."""
-        self._cache.lengths[slot] = 0
+        self._cache.lengths[slot] = start
         if not tokens:
             return None
         with self._evaluating():

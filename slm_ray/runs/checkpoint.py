@@ -30,6 +30,7 @@ from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import Decoder
+from slm_ray.runs.checked_files import read_json, read_model
 from slm_ray.runs.train_state import TrainState
 from slm_ray.runs.verification import FORMAT_VERSION, MARKER, STATE, read_errors, verify
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
@@ -58,7 +59,7 @@ class Checkpoint:
 
     def model(self) -> Decoder:
         """Build its model, in eval mode on the CPU. Raises: UserError when the weights do not fit the config."""
-        return _read_model(self.path)
+        return read_model(self.path / MODEL)
 
     def optimizer(self) -> dict[str, Any]:
         """Read the optimizer's state. Raises: UserError when the folder has none (it was made for serving)."""
@@ -164,11 +165,10 @@ def copy_for_serving(source: Path, target: Path) -> None:
 def load_state(folder: Path) -> TrainState:
     """Read `state.json`. Raises: as `verify`."""
     path = folder / STATE
-    with read_errors(path):
-        content = path.read_bytes()
     try:
-        return TrainState.from_record(json.loads(content))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        with read_errors(path):
+            return TrainState.from_record(read_json(path))
+    except ValueError as error:
         raise UserError(f"{path} is none that this version reads ({error}): was it written by a later one?") from error
 
 
@@ -176,25 +176,17 @@ def load_model(folder: Path) -> tuple[Decoder, Tokenizer]:
     """Verify a checkpoint and build its model, in eval mode on the CPU, with its tokenizer.
 
     Raises:
-        UserError: the folder is corrupt or no checkpoint.
+        UserError: the folder is corrupt or no checkpoint, or its tokenizer has tokens that the model does not know.
     """
     verify(folder)
-    return _read_model(folder), Tokenizer.load(folder / MODEL / "tokenizer.json")
-
-
-def _read_model(folder: Path) -> Decoder:
-    path = folder / MODEL
-    try:
-        content = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load_file(path / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path} is no model: {error}") from error
-    model = Decoder(hf_layout.model_config(content, str(path / "config.json")))
-    try:
-        model.load_state_dict(hf_layout.from_hf(tensors, model.config))
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"{path / 'model.safetensors'} does not fit its config.json: {error}") from error
-    return model.eval()
+    path = folder / MODEL / "tokenizer.json"
+    model, tokenizer = read_model(folder / MODEL), Tokenizer.load(path)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{path} has the token {tokenizer.vocab_size - 1} and the vocabulary of its model ends at "
+            f"{model.config.vocab_size - 1}: they are not of one another"
+        )
+    return model, tokenizer
 
 
 def _write_model(path: Path, content: Snapshot, tokenizer: Tokenizer) -> None:

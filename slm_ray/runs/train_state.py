@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from slm_ray.config.places import saved_config
 
 RENAMED_FIELDS = {"n_unimproved": "n_stale_validations"}
@@ -109,9 +111,18 @@ class TrainState:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "TrainState":
-        """What `to_record` gave, of this or an earlier version. Raises: KeyError, TypeError or ValueError."""
-        fields = {RENAMED_FIELDS.get(name, name): value for name, value in record.items()}
-        fields["metrics"] = Evaluation.from_record(fields["metrics"], fields["step"])
-        fields["best"] = Evaluation.from_record(fields.get("best", {}))
-        fields["lineage"] = [(str(data), int(step)) for data, step in fields.get("lineage", [])]
-        return cls(**fields)
+        """What `to_record` gave, of this or an earlier version. Raises: ValueError."""
+        try:
+            fields = {RENAMED_FIELDS.get(name, name): value for name, value in record.items()}
+            fields["metrics"] = Evaluation.from_record(fields["metrics"], fields["step"])
+            fields["best"] = Evaluation.from_record(fields.get("best", {}))
+            fields["lineage"] = [(str(data), int(step)) for data, step in fields.get("lineage", [])]
+            cls(**fields)  # refuses names that there are not
+            return TypeAdapter(cls).validate_python(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]} is missing") from error
+        except (TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(str(error)) from error

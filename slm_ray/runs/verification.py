@@ -4,16 +4,18 @@ In: a folder. Out: nothing, or an error that tells a corrupt checkpoint from one
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from slm_ray import storage
 from slm_ray.errors import UserError
+from slm_ray.runs.checked_files import listed_files, read_json
 
 FORMAT_VERSION = 1
 MARKER, STATE = "complete.json", "state.json"
+NEEDED = (STATE, *(f"model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")))
+"""Files without which there is no model."""
 
 
 class CorruptCheckpointError(UserError):
@@ -33,8 +35,6 @@ def verify(folder: Path) -> None:
         UserError: it is of another format version.
     """
     marker = _read_marker(folder)
-    if marker.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{folder} has format version {marker.get('format_version')}, expected {FORMAT_VERSION}")
     for name, digest in marker["files"].items():
         with read_errors(folder / name):
             found = storage.file_sha256(folder / name)
@@ -44,19 +44,18 @@ def verify(folder: Path) -> None:
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:
+    path = folder / MARKER
     try:
-        content = (folder / MARKER).read_text(encoding="utf-8")
+        marker = read_json(path)
+        if marker.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"{folder} has format version {marker.get('format_version')}, expected {FORMAT_VERSION}")
+        return marker | {"files": listed_files(marker, NEEDED)}
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"{folder} is no complete checkpoint: it has no {MARKER}") from error
     except OSError as error:
-        raise UnreadableCheckpointError(f"{folder / MARKER} cannot be read: {error.strerror}") from error
-    try:
-        marker: dict[str, Any] = dict(json.loads(content))
-        return marker | {"files": dict(marker["files"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpointError(
-            f"{folder / MARKER} cannot be read ({error}): the checkpoint is corrupt"
-        ) from error
+        raise UnreadableCheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{path} cannot be read ({error}): the checkpoint is corrupt") from error
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ In: cleaned stories, or the `tokenizer.json` of a data set. Out: ids as Arrow li
 `generation`. Wraps the `tokenizers` package; the file it writes opens in `transformers` as well.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ EVERY_BYTE = "".join(map(chr, _SOME_OF_EACH))
 PROBES = (EVERY_BYTE, "  Two  spaces. ", " One.\nTwo.\n\n", "\u2581a\u2581", "<s></s><unk><pad><0x41>", "")
 """Texts that some tokenizers change."""
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end-of-text token: below it, some text could not be written
+
+
+class TokenizerError(UserError):
+    """The `tokenizers` package gave up on a text or on ids: the file of the tokenizer is broken."""
+
+
+@contextlib.contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """A panic of its Rust side is a BaseException, past every `except Exception` and so the end of a thread."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"the tokenizer is broken: {' '.join(str(error).split())}") from error
 
 
 class Tokenizer:
@@ -69,7 +85,8 @@ class Tokenizer:
     def from_json(cls, text: str, name: str = "tokenizer", *, must_keep_text: bool = False) -> "Tokenizer":
         """Make it from the content of a `tokenizer.json`; `name` appears in errors, which are those of `load`."""
         try:
-            inner = tokenizers.Tokenizer.from_str(text)
+            with _panics_as_errors():
+                inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the Rust side raises plain Exception
             raise UserError(f"{name} is not a tokenizer.json of the `tokenizers` package: {error}") from error
         tokenizer = cls(inner, name)
@@ -84,7 +101,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end-of-text token."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        with _panics_as_errors():
+            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str] | pa.Array, words: pa.ListArray | None = None) -> pa.ListArray:
@@ -103,14 +121,16 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; end-of-text tokens are left out."""
-        text: str = self._inner.decode(list(ids), skip_special_tokens=True)
+        with _panics_as_errors():
+            text: str = self._inner.decode(list(ids), skip_special_tokens=True)
         return text
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The text of each id by itself, to show token borders; part of a character shows as U+FFFD."""
         before = self.encode("a")  # the first token of a text may lose its space, so none is decoded as the first
         skipped = len(self.decode(before))
-        return [self._inner.decode([*before, token], skip_special_tokens=False)[skipped:] for token in ids]
+        with _panics_as_errors():
+            return [self._inner.decode([*before, token], skip_special_tokens=False)[skipped:] for token in ids]
 
     @property
     def numpy_type(self) -> type[np.unsignedinteger[Any]]:

@@ -40,7 +40,7 @@ ENGINES = {  # package -> the only folders and files that may import it
     "fastapi": {"serve"},
     "onnx": {"slm_ray/generation/onnx_graph.py"},
     "onnxruntime": {"slm_ray/generation/onnx_backend.py"},
-    "pydantic": {"slm_ray/config", "serve"},
+    "pydantic": {"slm_ray/config", "slm_ray/runs/train_state.py", "serve"},
     "tyro": {"slm_ray/config", "pipelines/config.py", "pipelines/options.py"},
     "torch": {f"slm_ray/{room}" for room in ("model", "generation", "runs", "training", "distributed")},
 }

@@ -26,7 +26,7 @@ def compose() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ray_service() -> dict[str, Any]:
-    return yaml.safe_load((INFRA / "rayservice.yaml").read_text())
+    return next(yaml.safe_load_all((INFRA / "rayservice.yaml").read_text()))
 
 
 def dockerfile_instructions() -> list[str]:
@@ -144,6 +144,40 @@ def test_ray_accepts_the_serve_config(ray_service: dict[str, Any]) -> None:
 
     config = ServeDeploySchema.model_validate(yaml.safe_load(ray_service["spec"]["serveConfigV2"]))
     assert [application.import_path for application in config.applications] == ["serve.app:app"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_manifest_fits_the_application(ray_service: dict[str, Any]) -> None:
+    """Its options are taken, its proxy waits longer than the application, and what it scales to can be scheduled."""
+    from serve.options import app_config
+
+    spec = ray_service["spec"]
+    assert not {name for name in spec if name.endswith("UnhealthySecondThreshold")}, "KubeRay ignores them since 1.1"
+    serve = yaml.safe_load(spec["serveConfigV2"])
+    config = app_config(serve["applications"][0]["args"])
+    assert serve["http_options"]["request_timeout_s"] > config.request_timeout_s
+    assert spec["rayClusterConfig"]["enableInTreeAutoscaling"] is True
+    assert config.most_replicas <= spec["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplicas"]
+
+
+def test_keys_are_a_file_in_every_pod_and_a_policy_says_who_reaches_them(ray_service: dict[str, Any]) -> None:
+    service, policy = yaml.safe_load_all((INFRA / "rayservice.yaml").read_text())
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        [container], [volume] = pod["containers"], pod["volumes"]
+        keys = {one["name"]: one["value"] for one in container["env"]}["SLM_API_KEYS"]
+        assert keys == f"{container['volumeMounts'][0]['mountPath']}/keys"
+        assert container["volumeMounts"][0]["name"] == volume["name"] and "optional" not in volume["secret"]
+    assert policy["kind"] == "NetworkPolicy"
+    assert policy["spec"]["podSelector"]["matchLabels"] == {
+        "ray.io/originated-from-cr-name": ray_service["metadata"]["name"]
+    }
+    assert all(rule["from"] for rule in policy["spec"]["ingress"])
+
+
+def test_the_endpoints_health_is_not_asked_in_the_line_of_stories(compose: dict[str, Any]) -> None:
+    assert compose["services"]["serve"]["healthcheck"]["test"][-1].endswith("/-/healthz")
 
 
 def test_kubernetes_pods_run_without_root_and_ray_asks_for_a_token(ray_service: dict[str, Any]) -> None:

@@ -13,8 +13,10 @@ import httpx
 import psutil
 import pytest
 
-from serve.api.middleware import MAX_BODY_BYTES
+from serve.api.middleware import MAX_BODIES, MAX_BODY_BYTES
+from serve.api.settings import ApiSettings
 from serve.replica_port import bind_replica_port
+from slm_ray.errors import UserError
 from tests.support.paths import ROOT
 from tests.support.ports import free_port
 from tests.support.tiny_model import write_tiny_model
@@ -54,6 +56,32 @@ def test_a_mistake_ends_before_ray_starts(
     assert app.main(["--model", str(model), *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_keys_are_read_once_and_no_process_inherits_them(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        from serve import app
+    seen: list[object] = []
+
+    def serving(_: object, settings: ApiSettings) -> None:
+        seen.extend([settings.key_digests, os.environ.get("SLM_API_KEYS")])
+        raise UserError("that is enough")
+
+    monkeypatch.setattr(app, "serving", serving)
+    monkeypatch.setenv("SLM_API_KEYS", "a-secret-of-many-letters")
+    assert app.main(["--model", str(model), "--port", str(free_port())]) == 2
+    assert "that is enough" in capsys.readouterr().err
+    assert len(seen[0]) == 1 and seen[1] is None  # type: ignore[arg-type]
+
+
+def test_serves_own_line_does_not_form_before_health() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        from serve import deployment
+    assert deployment.SPARE_ONGOING >= 4 * MAX_BODIES
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_2(model: Path) -> None:

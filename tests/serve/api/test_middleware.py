@@ -48,7 +48,7 @@ def test_a_variable_without_keys_is_refused_and_does_not_open_the_door(value: st
 
 def test_with_keys_every_route_but_health_and_the_page_asks_for_one(model: Path) -> None:
     with running(model, ApiSettings(key_digests=key_digests({"SLM_API_KEYS": KEY}))) as url:
-        for path in ("/model", "/metrics", "/ready", "/openapi.json", "/v1/models", "/nothing"):
+        for path in ("/model", "/metrics", "/openapi.json", "/v1/models", "/nothing"):
             refused = httpx.get(f"{url}{path}")
             assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
         for authorization in ("", "Bearer", "Bearer wrong", f"Basic {KEY}", KEY, f"Bearer {KEY}x"):

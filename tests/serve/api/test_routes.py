@@ -46,7 +46,7 @@ def ask(api: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
 def ask_at_once(api: FastAPI, count: int, method: str, path: str, **options: Any) -> list[httpx.Response]:
     async def run() -> list[httpx.Response]:
         transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             return await asyncio.gather(*(client.request(method, path, **options) for _ in range(count)))
 
     return asyncio.run(run())
@@ -172,7 +172,7 @@ def test_too_many_at_once_get_429_and_the_others_whole_stories(api: FastAPI) -> 
 def test_a_client_that_leaves_frees_its_slot(api: FastAPI) -> None:
     async def leave() -> None:
         transport = httpx.ASGITransport(api)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             body = {"prompt": "Once", "max_tokens": 2048, "seed": 0}
             tasks = [asyncio.create_task(client.post("/generate", json=body)) for _ in range(4)]
             await asyncio.wait(tasks, timeout=0.05)

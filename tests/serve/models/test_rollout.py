@@ -242,7 +242,7 @@ def test_a_moved_alias_is_followed_and_a_store_that_is_gone_costs_nothing(
         assert rollout.current.version.version == "1"
         assert rollout.description.evaluation == {}
         (tmp_path / "moved.db").rename(tmp_path / "away.db")
-        wait_for(lambda: "no model registry" in rollout.status.detail)
+        wait_for(lambda: "the registry does not answer" in rollout.status.detail)
         assert rollout.submit("The cat", STORY)[1].result(WITHIN_S).text
         (tmp_path / "away.db").rename(tmp_path / "moved.db")
         assert registry.register(uri, "rolled", versions[1], run_id) == "2"

@@ -1,0 +1,62 @@
+"""How large a cache of keys and values may become, asked before it is made.
+
+In: the shape of a model and a number of stories. Out: nothing, or one line. The context stands in config.json alone, so
+that a small file could ask for any amount of memory. `backend_choice.py` asks here.
+"""
+
+from pathlib import Path
+
+from slm_ray.config.schema import ModelConfig
+from slm_ray.errors import UserError
+
+MAX_STORY_BYTES = 512 * 2**20
+"""Of one story's cache: 4,096 tokens of 12 layers of width 768 take 300 MB."""
+_HEAD_UNIT = 16  # to a multiple of which a backend may widen a head
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def check_cache(config: ModelConfig, max_slots: int) -> None:
+    """Refuse a cache that is out of proportion, or larger than half of the memory that is free.
+
+    Raises:
+        UserError: it is.
+    """
+    width = -(-config.head_width // _HEAD_UNIT) * _HEAD_UNIT
+    story = 2 * 4 * config.n_layers * config.kv_heads * config.seq_len * width
+    shape = f"{config.n_layers} layers of {config.kv_heads} heads and {config.seq_len} tokens"
+    if story > MAX_STORY_BYTES:
+        raise UserError(f"the cache of a story ({shape}) would take {_mb(story)}, more than {_mb(MAX_STORY_BYTES)}")
+    free = available_bytes()
+    if free is not None and story * max_slots > free / 2:
+        raise UserError(
+            f"the cache of {max_slots} stories ({shape}) would take {_mb(story * max_slots)}, and {_mb(free)} "
+            "of memory are free, of which it may take half: lower --rows"
+        )
+
+
+def available_bytes() -> int | None:
+    """Memory that is free for this process, as Linux and a container's control group say; None where neither does."""
+    free = [value for value in (_meminfo(), _cgroup()) if value is not None]
+    return min(free, default=None)
+
+
+def _meminfo() -> int | None:
+    try:
+        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _cgroup() -> int | None:
+    try:
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        caches = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+        return max(limit - used + int(caches.get("inactive_file", 0)), 0)
+    except (OSError, ValueError):  # "max" is no limit; version 1 has other files
+        return None
+
+
+def _mb(size: float) -> str:
+    return f"{size / 2**20:,.0f} MB"

@@ -1,0 +1,237 @@
+"""OpenAI's contract as real clients read it, and what any HTTP client may expect."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.api.middleware import MAX_BODIES_OF_ONE, BodyLimitMiddleware
+from serve.api.openai_routes import _Offsets
+from serve.api.settings import ApiSettings, key_digests
+from slm_ray.generation.logprobs import TokenLogprob
+from slm_ray.runs.checkpoint import load_model
+from tests.support.http_server import running
+from tests.support.tiny_model import write_endless_model, write_tiny_model
+
+KEY = "a-secret-of-many-letters"
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("contract") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def url(model: Path) -> Iterator[str]:
+    with running(model, ApiSettings(cors_origins=("https://example.org",)), waiting=60) as url:
+        yield url
+
+
+def complete(url: str, **options: Any) -> dict[str, Any]:
+    body = {"model": "tiny", "prompt": "The cat", "max_tokens": 8, "seed": 5, **options}
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()  # type: ignore[no-any-return]
+
+
+def test_the_sampled_token_is_among_the_top_ones(url: str) -> None:
+    for count in (0, 1, 5):
+        logprobs = complete(url, temperature=2, logprobs=count, max_tokens=12)["choices"][0]["logprobs"]
+        for token, value, top in zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"]):
+            assert token in top and len(top) <= count + 1
+            assert top[token] >= value  # of two tokens with one text the likelier is shown
+
+
+def endings(url: str, **options: Any) -> Iterator[dict[str, Any]]:
+    """Choices of stories that end by themselves."""
+    for seed in range(200):
+        (choice,) = complete(url, seed=seed, temperature=2, **options)["choices"]
+        if choice["finish_reason"] == "stop":
+            yield choice
+
+
+def test_the_end_of_text_token_has_its_entry(url: str) -> None:
+    """lm-evaluation-harness takes the last entry for that of the one token which was written, and drops it."""
+    options = {"echo": True, "logprobs": 1, "max_tokens": 1}
+    ended, usual = next(endings(url, **options)), complete(url, **options)
+    n_prompt = usual["usage"]["prompt_tokens"]
+    logprobs = ended["logprobs"]
+    assert [len(logprobs[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [
+        n_prompt + 1
+    ] * 4
+    assert logprobs["token_logprobs"][:-1] == usual["choices"][0]["logprobs"]["token_logprobs"][:n_prompt]
+    assert (logprobs["tokens"][-1], logprobs["text_offset"][-1]) == ("<|endoftext|>", len(ended["text"]))
+
+
+def test_the_end_of_text_token_has_its_entry_in_a_stream_too(url: str) -> None:
+    for seed in range(200):
+        whole = complete(url, seed=seed, temperature=2, logprobs=1)
+        if whole["choices"][0]["finish_reason"] == "stop":
+            break
+    body = {"model": "tiny", "prompt": "The cat", "max_tokens": 8, "seed": seed, "temperature": 2, "logprobs": 1}
+    lines = httpx.post(f"{url}/v1/completions", json=body | {"stream": True}).text.splitlines()
+    parts = [json.loads(line[6:])["choices"][0]["logprobs"] for line in lines if line and "[DONE]" not in line]
+    tokens = [token for part in parts if part for token in part["tokens"]]
+    assert tokens == whole["choices"][0]["logprobs"]["tokens"]
+
+
+def test_the_prompt_is_measured_once_for_all_its_stories(url: str) -> None:
+    choices = complete(url, n=3, echo=True, logprobs=1, temperature=0)["choices"]
+    assert len({str(choice["logprobs"]) for choice in choices}) == 1
+    only = complete(url, n=3, echo=True, logprobs=1, max_tokens=0)
+    assert [choice["index"] for choice in only["choices"]] == [0, 1, 2]
+    assert len({str(choice["logprobs"]) for choice in only["choices"]}) == 1
+    assert only["usage"]["prompt_tokens"] == len(only["choices"][0]["logprobs"]["tokens"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_p": 0}, {"top_k": None}, {"top_k": -1}, {"stop": ""}, {"repetition_penalty": None},
+        {"max_tokens": None, "max_completion_tokens": 8}, {"max_completion_tokens": 8}, {"prompt": ["The cat"] * 20},
+    ],
+)  # fmt: skip
+def test_what_clients_send_is_taken(url: str, options: dict[str, Any]) -> None:
+    assert complete(url, **options)["choices"]
+
+
+def test_a_top_p_of_0_takes_the_likeliest(url: str) -> None:
+    assert complete(url, top_p=0)["choices"][0]["text"] == complete(url, temperature=0)["choices"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    "options, param",
+    [
+        ({"stop": 5}, "stop"),
+        ({"stop": [5]}, "stop"),
+        ({"stop": ["a", "x" * 300]}, "stop"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": [[-1]]}, "prompt"),
+        ({"prompt": ["a", 5]}, "prompt"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
+    ],
+)
+def test_a_mistake_is_said_without_the_validators_words(url: str, options: dict[str, Any], param: str) -> None:
+    answer = httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "a"} | options)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert not any(word in error["message"] for word in ("constrained", "list[", ".str", ".int"))
+
+
+def test_a_body_of_wrong_items_fails_at_the_first(url: str) -> None:
+    body = b'{"model": "tiny", "prompt": [' + b",".join([b"{}"] * 20_000) + b"]}"
+    stops = b'{"prompt": "a", "stop": [' + b",".join([b"1"] * 30_000) + b"]}"
+    for path, content in (("/v1/completions", body), ("/generate", stops)):
+        began = time.perf_counter()
+        answer = httpx.post(f"{url}{path}", content=content, headers=JSON)
+        assert answer.status_code in (400, 422)
+        assert time.perf_counter() - began < 0.1  # 0.4 s of the event loop where each item is an error of its own
+
+
+def test_offsets_go_on_behind_bytes_that_form_no_character(model: Path) -> None:
+    tokenizer = load_model(model)[1]
+    broken = tokenizer.encode("🦊")[1]  # a byte from the middle of a character
+    ids = [*tokenizer.encode("a"), broken, *tokenizer.encode("b🦊c")]
+    text = tokenizer.decode(ids)
+    placed = _Offsets(tokenizer).of([TokenLogprob(token, "", 0.0, ()) for token in ids])
+    assert text == "a\ufffdb🦊c"
+    assert [at for _, at in placed] == [0, 1, 2, 3, 3, 3, 3, 4]
+
+
+def test_head_is_answered_as_get_without_a_body(url: str) -> None:
+    for path in ("/health", "/ready", "/", "/v1/models", "/model", "/metrics"):
+        got, head = httpx.get(f"{url}{path}"), httpx.head(f"{url}{path}")
+        assert (head.status_code, head.content) == (got.status_code, b"") == (200, b"")
+    assert httpx.head(f"{url}/nothing").status_code == 404
+
+
+def test_a_browsers_client_may_send_its_own_headers_and_read_the_ids(url: str) -> None:
+    asked = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
+    headers = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    preflight = httpx.options(f"{url}/v1/completions", headers=headers | {"Access-Control-Request-Headers": asked})
+    assert preflight.status_code == 200
+    assert set(preflight.headers["access-control-allow-headers"].replace(" ", "").split(",")) >= set(asked.split(","))
+    answer = httpx.get(f"{url}/model", headers={"Origin": "https://example.org"})
+    assert {"Retry-After", "X-Request-Id"} <= set(answer.headers["access-control-expose-headers"].split(", "))
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+def test_a_name_that_is_not_the_servers_is_refused(model: Path, url: str) -> None:
+    def status(host: str, path: str = "/model", to: str = url) -> int:
+        return httpx.get(f"{to}{path}", headers={"Host": host}).status_code
+
+    assert [status(host) for host in ("evil.example", "evil.example:8000", "localhost.evil.example")] == [421] * 3
+    assert status("evil.example", "/") == 421
+    good = ("localhost", "LOCALHOST:80", "127.0.0.1:5", "[::1]:8000", "10.1.2.3")
+    assert {status(host) for host in good} == {200}
+    assert status("pod.cluster.local", "/health") == 200
+    with running(model, ApiSettings(allowed_hosts=("stories.example.org",))) as other:
+        assert status("Stories.example.org:443", to=other) == 200
+        assert status("evil.example", to=other) == 421
+
+
+def test_ready_asks_for_no_key(model: Path) -> None:
+    with running(model, ApiSettings(key_digests=key_digests({"SLM_API_KEYS": KEY}))) as url:
+        assert httpx.get(f"{url}/ready").status_code == 200
+
+
+def test_unknown_routes_say_what_there_is(url: str) -> None:
+    assert "/generate" in httpx.get(f"{url}/v2/chat").json()["detail"]
+    assert "/v1/completions" in httpx.post(f"{url}/v1/chat/completions", json={}).json()["error"]["message"]
+    assert "it takes POST" in httpx.get(f"{url}/generate").json()["detail"]
+
+
+def test_created_is_when_the_model_was_loaded(url: str) -> None:
+    created = httpx.get(f"{url}/v1/models").json()["data"][0]["created"]
+    assert abs(created - time.time()) < 600
+
+
+def test_slow_bodies_of_one_address_leave_room_for_all_others() -> None:
+    import asyncio
+
+    async def slow(*_: object) -> dict[str, Any]:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async def ask(limit: BodyLimitMiddleware, address: str, receive: Any) -> int:
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/generate", "client": (address, 1), "headers": []}
+        await limit(scope, receive, send)
+        return int(sent[0]["status"])
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def run() -> None:
+        limit = BodyLimitMiddleware(app, 100)
+        tasks = [asyncio.create_task(ask(limit, "10.0.0.1", slow)) for _ in range(MAX_BODIES_OF_ONE)]
+        await asyncio.sleep(0)
+
+        async def whole() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+
+        assert await ask(limit, "10.0.0.1", whole) == 429
+        assert await ask(limit, "10.0.0.2", whole) == 200
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert await ask(limit, "10.0.0.1", whole) == 200
+
+    asyncio.run(run())
+
+
+def test_a_request_for_several_stories_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
+    with running(write_endless_model(tmp_path / "tiny"), rows=1, waiting=3) as url:
+        body = {"model": "tiny", "prompt": "Tom", "n": 5, "max_tokens": 2000}
+        assert httpx.post(f"{url}/v1/completions", json=body).status_code == 429
+        load = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if "_stories " in line]
+        assert sum(float(line.split()[1]) for line in load if not line.startswith("#")) == 0
