@@ -169,7 +169,7 @@ def load_state(folder: Path) -> TrainState:
         with read_errors(path):
             return TrainState.from_record(read_json(path))
     except ValueError as error:
-        raise UserError(f"{path} is none that this version reads ({error}): was it written by a later one?") from error
+        raise UserError(f"{path} cannot be read by this version: {error}") from error
 
 
 def load_model(folder: Path) -> tuple[Decoder, Tokenizer]:

@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 from slm_ray import storage
+from slm_ray.runs import ownership
 from slm_ray.runs.remote_checkpoints import put_aside
 from slm_ray.storage import StoragePath
 
@@ -33,7 +34,7 @@ class RemoteIdentity:
                 put_aside(path)
         for name in ("latest", "best"):
             (folder / name).unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
+        ownership.mark(folder)
         storage.replace_file(folder / IDENTITY, _read(self._place).encode())
 
     def share(self, folder: Path) -> None:
@@ -42,6 +43,7 @@ class RemoteIdentity:
         if not identity:
             identity = uuid.uuid4().hex
             self._place.write_text(identity)
+        ownership.mark(folder)
         storage.replace_file(folder / IDENTITY, identity.encode())
 
 

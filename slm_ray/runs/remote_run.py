@@ -103,7 +103,7 @@ class ObjectStoreMirror:
         """State of the newest checkpoint in the store, or here where the store has not got it yet; leaves no trace.
 
         Raises:
-            UserError: the store does not answer.
+            UnreadableCheckpointError: the store does not answer, which says nothing about what is there.
         """
         with self._reading():
             there = (self._checkpoints.state(name) for name in reversed(self._checkpoints.names()))
@@ -115,7 +115,7 @@ class ObjectStoreMirror:
         """Bring the newest and the best valid checkpoint here, and newer ones of here, which the store refused, there.
 
         Raises:
-            UserError: the store does not answer.
+            UnreadableCheckpointError: the store does not answer, which says nothing about what is there.
         """
         with self._reading():
             if not self._identity.is_of(folder):
@@ -183,7 +183,7 @@ class ObjectStoreMirror:
         except UserError:
             raise
         except Exception as error:  # each store has errors of its own
-            raise UserError(f"cannot read {self.address}: {one_line(error)}") from error
+            raise verification.UnreadableCheckpointError(f"cannot read {self.address}: {one_line(error)}") from error
 
     @contextlib.contextmanager
     def _store_errors(self) -> Iterator[None]:

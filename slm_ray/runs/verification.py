@@ -47,8 +47,9 @@ def _read_marker(folder: Path) -> dict[str, Any]:
     path = folder / MARKER
     try:
         marker = read_json(path)
-        if marker.get("format_version") != FORMAT_VERSION:
-            raise UserError(f"{folder} has format version {marker.get('format_version')}, expected {FORMAT_VERSION}")
+        version = marker.get("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:  # of a later version, perhaps: it is not corrupt
+            raise UserError(f"{path} has format version {version}, expected {FORMAT_VERSION}")
         return marker | {"files": listed_files(marker, NEEDED)}
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"{folder} is no complete checkpoint: it has no {MARKER}") from error

@@ -383,7 +383,7 @@ def test_a_checkpoint_of_a_later_version_is_refused_and_kept(config: TrainConfig
     (newest / "complete.json").unlink()
     checkpoint.commit_partial(newest.rename(newest.with_name("later.partial")), newest)
     before = contents(inputs.folder)
-    with pytest.raises(UserError, match=r"state.json is none that this version reads .*tokens_seen"):
+    with pytest.raises(UserError, match=r"state.json cannot be read by this version: .*tokens_seen"):
         fit(inputs, TrainContext())
     assert contents(inputs.folder) == before
 
