@@ -241,7 +241,10 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
         (["--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
         (["--tokenizer", "gpt2", "--vocab-size", "300"], "--vocab-size is of a tokenizer that is trained"),
         (["--source=a", "b"], "b belongs to no option: --option=VALUE takes one word"),
-        (["--min-chars", "9999"], "most frequent reason: too_short (5): lower --min-chars"),
+        (
+            ["--min-chars", "9999"],
+            "most frequent reason: too_short (5): cut prose in text files with --cut-text pieces, or lower --min-chars",
+        ),
         (["--min-chars", "9999"], "5 of 5 stories (100.0%) were rejected, more than 5.0%"),
         (
             ["--min-chars", "9999", "--max-rejected", "1"],
