@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pipelines.report.markup import visible
 from slm_ray import periodic, storage
+from slm_ray.config.schema import ModelConfig
 from slm_ray.dataset.manifest import SPLITS, Manifest
 from slm_ray.preparation.cleaned_files import CLEANED
 from slm_ray.preparation.resume import Completed
@@ -124,13 +125,17 @@ def _named(file: Mapping[str, Any]) -> str:
 def warnings(manifest: Manifest) -> list[str]:
     """What a user should know of a new data set, and might not see in its account."""
     size, wanted = _entries(manifest)
-    if size >= wanted:
-        return []
-    return [
-        f"warning: the tokenizer has {size:,} entries and not {wanted:,}, as the training stories that it learns from "
+    n_tokens, seq_len = manifest.splits["train"].tokens, ModelConfig().seq_len
+    found = {
+        f"the tokenizer has {size:,} entries and not {wanted:,}, as the training stories that it learns from "
         "have too few different words (of its own, which end at spaces and marks): prepare more stories, or lower "
-        "--vocab-size"
-    ]
+        "--vocab-size": size < wanted,
+        f"the training split has {n_tokens} tokens, and one sample of the default model needs {seq_len}: prepare more "
+        "stories, or train with a lower --model.seq-len": n_tokens < seq_len,
+        "no story is in the validation split, without which train.py does not begin: prepare more stories or a larger "
+        "--validation-fraction, or give a --validation-source": not manifest.splits["validation"].rows,
+    }
+    return [f"warning: {text}" for text, holds in found.items() if holds]
 
 
 def _entries(manifest: Manifest) -> tuple[int, int]:

@@ -159,7 +159,8 @@ class WriteShards(beam.PTransform[Any, Any]):
 class FindNearDuplicates(beam.PTransform[Any, Any]):
     """Cleaned rows to `(range number, arrays of rows)` to leave out. Only signatures and positions are shuffled.
 
-    Rows with a reason take no part. All signatures meet under one key, 136 bytes a story: see `near_duplicates`.
+    Rows with a reason take no part. All signatures meet under one key, 136 bytes a story, 310 at the peak: see
+    `near_duplicates`.
     """
 
     threshold: float  # similarity, 0.1 to 1

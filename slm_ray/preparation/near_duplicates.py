@@ -6,9 +6,10 @@ In: cleaned ranges. Out: the rows to leave out, by range. Called by `pipelines/t
 1. Each story becomes the set of its 5-grams of `words`, and the set a signature: the lowest value of each of 128 hash
    functions (Broder 1997, "On the resemblance and containment of documents"), of which 8 bits are kept (Li and König
    2010, "b-bit minwise hashing"). Two signatures agree in about the share of 5-grams that the sets have in common.
-2. All signatures meet in one place. They are so small that this takes less to shuffle than the usual way, each band's
-   hash under a key of its own (16 bytes for each of 16 bands and no signature to check it by), and the groups have to
-   be joined in one place anyhow. It takes 8 s for 2.1 million stories; the limit is that place's memory.
+2. All signatures meet in one place, where they take 310 bytes a story at the peak. They are so small that this takes
+   less to shuffle than the usual way, each band's hash under a key of its own (16 bytes for each of 16 bands and no
+   signature to check it by), and the groups have to be joined in one place anyhow. It takes 8 s for 2.1 million
+   stories; the limit is that place's memory.
 3. Stories that agree in all rows of a band are candidates (locality-sensitive hashing: Leskovec et al., "Mining of
    Massive Datasets", section 3.4). Only those whose whole signatures are similar enough become one group.
 4. Of each group, joined over all bands, the story with the lowest position stays, and then of those that are not

@@ -27,6 +27,8 @@ CONTENTS = (*SPLITS, REJECTED, REPORT, TOKENIZER)
 """Everything a data set holds besides its manifest."""
 
 _SHARD_NAME = re.compile(r"[0-9]{5,}\.parquet")
+# a shard, the report, and what a kill left of them
+_OWN_NAME = re.compile(rf"{_SHARD_NAME.pattern}|[a-z_]+\.(?:html|png|svg)|\..+\.[0-9]+-[0-9a-f]{{8}}")
 
 DECIDING_PACKAGES = ("pyarrow", "tokenizers", "ftfy", "sentencepiece", "numpy")
 """Another version of these may write other bytes, so it does not continue what one began."""
@@ -151,6 +153,7 @@ def damage(output: StoragePath, manifest: Manifest) -> str | None:
 def _move_into_place(output: StoragePath, staged: StoragePath) -> None:
     """Each step may be repeated: what is still staged takes the place of what is there, the manifest last of all."""
     manifest = load_manifest(staged)
+    _refuse_others(output)
     splits = {**manifest.splits, REJECTED: manifest.rejected}
     (output / MANIFEST).unlink(missing_ok=True)
     for name in CONTENTS:
@@ -175,6 +178,23 @@ def _refuse_foreign(output: StoragePath) -> None:
         raise UserError(
             f"{output} holds {', '.join(foreign)}, which is no data set of this program: choose another --output"
         )
+    _refuse_others(output)
+
+
+def _refuse_others(output: StoragePath) -> None:
+    """What somebody put into a folder of a data set would go with the folder, when another takes its place.
+
+    Raises:
+        UserError: a folder that is replaced holds something else than this program wrote there.
+    """
+    for name in (*SPLITS, REJECTED, REPORT):
+        inside = (output / name).iterdir() if (output / name).is_dir() else ()
+        others = sorted(f"{name}/{path.name}" for path in inside if not _OWN_NAME.fullmatch(path.name))
+        if others:
+            raise UserError(
+                f"{output} holds {', '.join(others[:5])}, not written by this program, and {name}/ is replaced: move "
+                "what is yours elsewhere, or choose another --output"
+            )
 
 
 def _is_torn(manifest: str) -> bool:

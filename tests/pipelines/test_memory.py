@@ -19,7 +19,7 @@ from slm_ray.tokenization import word_cache
 from slm_ray.tokenization.training import train_bpe
 from tests.support.paths import ROOT
 
-PEAK_MIB = 900
+PEAK_MIB = 1024
 MEASURE = """
 import resource, sys
 from pipelines import prepare

@@ -241,7 +241,10 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
         (["--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
         (["--tokenizer", "gpt2", "--vocab-size", "300"], "--vocab-size is of a tokenizer that is trained"),
         (["--source=a", "b"], "b belongs to no option: --option=VALUE takes one word"),
-        (["--min-chars", "9999"], "most frequent reason: too_short (5): lower --min-chars"),
+        (
+            ["--min-chars", "9999"],
+            "most frequent reason: too_short (5): cut prose in text files with --cut-text pieces, or lower --min-chars",
+        ),
         (["--min-chars", "9999"], "5 of 5 stories (100.0%) were rejected, more than 5.0%"),
         (
             ["--min-chars", "9999", "--max-rejected", "1"],
@@ -333,7 +336,18 @@ def test_the_report_shows_this_data_set(sample):
 
 @pytest.mark.slow
 def test_it_runs_as_a_script_from_the_checkout(tmp_path):
-    words = ["--runner", "DirectRunner", "--source", "sample", "--max-stories", "20", "--vocab-size", "300"]
+    words = [
+        "--runner",
+        "DirectRunner",
+        "--source",
+        "sample",
+        "--max-stories",
+        "20",
+        "--vocab-size",
+        "300",
+        "--validation-fraction",
+        "0.3",
+    ]
     done = subprocess.run(
         [sys.executable, "pipelines/prepare.py", *words, "--output", str(tmp_path / "d")],
         cwd=ROOT,
@@ -369,3 +383,20 @@ def test_ctrl_c_while_beam_is_imported_ends_in_one_line(tmp_path):
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_too_little_text_to_train_on_is_said_when_it_is_prepared(tmp_path, capsys):
+    source = write_stories(tmp_path / "mice.jsonl", [story(1), story(2)])
+    fractions = ["--validation-fraction", "0", "--test-fraction", "0"]
+    assert run(tmp_path / "data", "--runner", "DirectRunner", "--source", str(source), *fractions) == 0
+    printed = capsys.readouterr().err
+    n_tokens = load_manifest(tmp_path / "data").splits["train"].tokens
+    assert f"warning: the training split has {n_tokens} tokens, and one sample of the default model needs" in printed
+    assert "warning: no story is in the validation split, without which train.py does not begin" in printed
+    assert "entries and not 512" in printed
+
+
+def test_enough_text_is_not_warned_of(tmp_path, capsys):
+    words = ["--source", "sample", "--max-stories", "200", "--validation-fraction", "0.1", "--runner", "DirectRunner"]
+    assert run(tmp_path / "data", *words) == 0
+    assert "warning" not in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,3 +251,20 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path, victim):
     assert again.returncode == 0, again.stderr
     assert "prepare: continuing an interrupted job; skipping" in again.stderr
     assert load_manifest(data).counts["kept"] == 16_000
+
+
+def test_what_somebody_put_beside_the_shards_is_never_removed(tmp_path, capsys):
+    """--force replaced the whole folder `train`, whatever else lay in it."""
+    from pipelines.prepare import main
+
+    common = ["--runner", "DirectRunner", "--source", "sample", "--vocab-size", "300", "--output", str(tmp_path)]
+    assert main([*common, "--max-stories", "20"]) == 0
+    (tmp_path / "train" / "notes").mkdir()
+    (tmp_path / "train" / "notes" / "mine.txt").write_text("mine")
+    assert main([*common, "--max-stories", "21", "--force"]) == 2
+    assert "holds train/notes, not written by this program" in capsys.readouterr().err
+    assert (tmp_path / "train" / "notes" / "mine.txt").read_text() == "mine"
+    assert load_manifest(tmp_path).counts["read"] == 20
+    shutil.rmtree(tmp_path / "train" / "notes")
+    (tmp_path / "train" / ".00000.parquet.77-0123abcd").write_bytes(b"left by a kill")
+    assert main([*common, "--max-stories", "21", "--force"]) == 0
