@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -229,6 +230,20 @@ def test_many_at_once_are_written_whole_or_asked_to_retry(server: Server) -> Non
     assert {answer.status_code for answer in answers} <= {200, 429}
     assert len({answer.json()["story"] for answer in answers if answer.status_code == 200}) == 1
     assert all("Retry-After" in answer.headers for answer in answers if answer.status_code == 429)
+
+
+def test_health_does_not_stand_behind_bodies_that_do_not_arrive(server: Server) -> None:
+    address = ("127.0.0.1", httpx.URL(server.url).port or 0)
+    head = (
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n{"
+    )
+    with contextlib.ExitStack() as stack:
+        for _ in range(160):
+            stack.enter_context(socket.create_connection(address)).sendall(head)
+        for _ in range(10):
+            for path in ("/health", "/ready"):
+                assert httpx.get(f"{server.url}{path}", timeout=5).status_code == 200
+    wait_for(lambda: server.post(SHORT).status_code == 200)
 
 
 def test_a_killed_replica_harms_only_its_own_clients_and_comes_back(server: Server) -> None:
