@@ -26,7 +26,7 @@ PIECE_CHARS = 2000
 MIN_PIECE_CHARS, MAX_PIECE_CHARS = 50, 1_000_000
 
 _ARTICLES_AT_LEAST = 2
-_SURE_END_MARKS = 10  # so many are no slip of a story's writer
+_SURE_ENDS = 10  # so many are no slip of a story's writer
 _BLANK_LINES_AN_END_MARK = 10  # more than a story's paragraphs
 _BLANK_LINE = re.compile(r"\n\s*\n")
 _CSV_BYTES = 1 << 16  # of a text's beginning, that say whether it is CSV
@@ -97,7 +97,7 @@ def scan(chunks: Iterable[bytes], options: SplitOptions, step: int) -> tuple[str
         n_lines += len(lines.feed(chunk)) if is_auto and n_lines < 2 else 0
         for mode, splitter in splitters.items():
             longest[mode] = max(longest[mode], _count(counts[mode], splitter.feed(chunk)))
-        if "end-mark" in splitters and splitters["end-mark"].n_cuts >= _SURE_END_MARKS:
+        if "end-mark" in splitters and splitters["end-mark"].n_cuts >= _SURE_ENDS:
             splitters = {"end-mark": splitters["end-mark"]}
     n_lines += len(lines.finish()) if n_lines < 2 else 0
     for mode, splitter in splitters.items():

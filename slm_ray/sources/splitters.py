@@ -19,7 +19,7 @@ LOOKAHEAD_BYTES = 512
 Span = tuple[int, int]
 """First byte of a story, and the byte after its last."""
 
-_END_MARK = re.compile(re.escape(END_OF_TEXT).encode())
+_END_OF_TEXT = re.compile(re.escape(END_OF_TEXT).encode())
 # After an optional \r, with which the search would be 15 times slower:
 _BLANK_LINES = re.compile(rb"\n[ \t]{0,400}\r?\n\s*")
 _LINE_ENDS = re.compile(rb"\n\s*")
@@ -189,7 +189,7 @@ class _Pieces:
 
 
 _PATTERNS = {
-    "end-mark": _END_MARK,
+    "end-mark": _END_OF_TEXT,
     "blank-lines": _BLANK_LINES,
     "lines": _LINE_ENDS,
     "articles": _BEFORE_ARTICLE,

@@ -31,7 +31,7 @@ class MlflowTracker:
     def __init__(self, uri: str, run_id: str, warn: Callable[[str], None] = LOGGER.warning) -> None:
         self.run_id = run_id
         self._client = client(uri)
-        self._outbox = DeliveryQueue("MLflow", warn)
+        self._queue = DeliveryQueue("MLflow", warn)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record values at a step."""
@@ -39,33 +39,33 @@ class MlflowTracker:
 
         now = int(time.time() * 1000)
         values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        self._outbox.put(lambda: self._client.log_batch(self.run_id, metrics=values))
+        self._queue.put(lambda: self._client.log_batch(self.run_id, metrics=values))
 
     def log_text(self, text: str, name: str) -> None:
         """Keep a text as an artifact called `name`."""
-        self._outbox.put(lambda: self._client.log_text(self.run_id, text, name))
+        self._queue.put(lambda: self._client.log_text(self.run_id, text, name))
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Keep a file as an artifact; it must stay as it is until `close`."""
-        self._outbox.put(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
+        self._queue.put(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Attach names with values to the run."""
         for name, value in tags.items():
-            self._outbox.put(functools.partial(self._client.set_tag, self.run_id, name, value))
+            self._queue.put(functools.partial(self._client.set_tag, self.run_id, name, value))
 
     def set_running(self) -> None:
         """Show a run that had ended as running again."""
-        self._outbox.put(lambda: self._client.update_run(self.run_id, status="RUNNING"))
+        self._queue.put(lambda: self._client.update_run(self.run_id, status="RUNNING"))
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run, and `close`."""
-        self._outbox.put(lambda: self._client.set_terminated(self.run_id, status))
+        self._queue.put(lambda: self._client.set_terminated(self.run_id, status))
         self.close()
 
     def close(self) -> None:
         """Wait until all is delivered, but not for ever."""
-        self._outbox.flush()
+        self._queue.flush()
 
 
 def resolve_uri(uri: str) -> str:
