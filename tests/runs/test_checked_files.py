@@ -46,7 +46,7 @@ def rewritten(folder: Path, name: str, text: str) -> Path:
         ("vocab_size", 10**8, "embed_tokens.weight has shape"),
         ("d_head", 2**22, "self_attn.q_proj.weight has shape"),
         ("d_model", 2**50, "Storage size calculation overflowed"),
-        ("d_model", 10**30, "Overfl"),
+        ("d_model", 10**30, "Overflow"),
         ("n_layers", 10**9, "n_layers is 1000000000, and there are 20 tensors"),
         ("seq_len", 10**9, f"must be at most {MAX_CONTEXT}"),
         ("vocab_size", 0, "vocab_size (0)"),
