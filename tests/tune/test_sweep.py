@@ -103,7 +103,11 @@ def test_a_signal_says_how_to_resume(
     sweep = resolved(tiny_config, monkeypatch)
     monkeypatch.setattr(sweep_module, "_run_trials", lambda *_: os.kill(os.getpid(), number))
     monkeypatch.setattr(sweep_module, "parse_config", lambda _: sweep)
-    assert main([]) == code
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a Ray that another test started has its own
+    try:
+        assert main([]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "stopped: `--resume --name s` goes on" in capsys.readouterr().err
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,9 +161,22 @@ def test_huge_top_k_means_every_token(api: FastAPI) -> None:
     assert write(api, prompt="Once", top_k=10**30, max_tokens=2).status_code == 200
 
 
-def test_too_many_at_once_get_429_and_the_others_whole_stories(api: FastAPI) -> None:
+def test_too_many_at_once_get_429_and_the_others_whole_stories(api: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two slots and a line of two: the engine stands still until the others were refused."""
     body = {"prompt": "Once", "max_tokens": 40, "seed": 1}
-    answers = ask_at_once(api, 20, "POST", "/generate", json=body)
+    all_refused, step = threading.Event(), Engine.step
+    monkeypatch.setattr(Engine, "step", lambda engine: (all_refused.wait(60), step(engine))[1])
+
+    async def run() -> list[httpx.Response]:
+        transport, answers = httpx.ASGITransport(api, raise_app_exceptions=False), list[httpx.Response]()
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+            for answer in asyncio.as_completed([client.post("/generate", json=body) for _ in range(20)]):
+                answers.append(await answer)
+                if len(answers) == 20 - 4:
+                    all_refused.set()
+        return answers
+
+    answers = asyncio.run(run())
     stories = {answer.json()["story"] for answer in answers if answer.status_code == 200}
     refused = [answer for answer in answers if answer.status_code == 429]
     assert len(stories) == 1 and len(refused) == 20 - 4
