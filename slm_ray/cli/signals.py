@@ -64,14 +64,8 @@ class Signals:
 @contextlib.contextmanager
 def ending_on_sigterm() -> Iterator[None]:
     """Within the block SIGTERM raises `StoppedError`, where nothing else takes it; on the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
+    with _handled(signal.SIGTERM, _end):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, _end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
@@ -92,11 +86,18 @@ def end_on_interrupt() -> None:
 @contextlib.contextmanager
 def ending_on_interrupt() -> Iterator[None]:
     """Within the block Ctrl-C ends this process at once, for work that may be broken off anywhere and continued."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
+    with _handled(signal.SIGINT, end_now):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(number: int, handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Take a signal within the block; on another thread than the main one, which alone gets signals, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, end_now)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)

@@ -61,9 +61,7 @@ class RunFolder:
         """All checkpoints, oldest first. Raises: UnreadableCheckpointError when the folder cannot be listed now."""
         folder = self.path / "checkpoints"
         try:
-            names = [
-                path.name for path in folder.iterdir()
-            ]  # a glob would take a folder that cannot be read for an empty one
+            names = [path.name for path in folder.iterdir()]  # a glob takes an unreadable folder for an empty one
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -98,9 +96,11 @@ class RunFolder:
         if is_best:
             link(self.best, self.checkpoint_path(step))
         elsewhere = {at: loss for at, loss in self.mirror.val_losses().items() if at <= step}
-        losses = elsewhere | {_step(path): _val_loss(path) for path in self.checkpoints()}
+        here = {_step(path): _val_loss(path) for path in self.checkpoints()}
+        losses = elsewhere | {at: math.inf if loss is None else loss for at, loss in here.items()}
         linked = {_step(name.resolve()) for name in (self.latest, self.best) if name.exists()}
         dropped = losses.keys() - steps_to_keep(losses, keep=keep, keep_best=keep_best) - linked
+        dropped -= {at for at, loss in here.items() if loss is None}  # what cannot be judged now is not dropped
         for path in self.checkpoints():
             if _step(path) in dropped:
                 checkpoint.remove(path)
@@ -223,10 +223,12 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _val_loss(path: Path) -> float:
-    """Validation loss of a checkpoint, infinite where it has none that can be read."""
+def _val_loss(path: Path) -> float | None:
+    """Validation loss of a checkpoint, infinite where it has none; None where it cannot be read now."""
     try:
         metrics = checkpoint.load_state(path).metrics
+    except UnreadableCheckpointError:
+        return None
     except UserError:
         return math.inf
     return metrics.val_loss if metrics else math.inf

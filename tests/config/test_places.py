@@ -7,7 +7,12 @@ import pytest
 from slm_ray.config.places import model_name_fault, portable_config, saved_config, typed_config
 from slm_ray.config.schema import TrainConfig
 
-CONFIG = {"data": "/home/me/project/data/x", "output": "/home/me/runs", "tracking_uri": "http://me:pw@host", "name": "a"}
+CONFIG = {
+    "data": "/home/me/p/data/x",
+    "output": "/home/me/runs",
+    "tracking_uri": "http://me:pw@host",
+    "name": "a",
+}
 
 
 def test_what_is_saved_has_no_password_and_what_is_given_away_no_place() -> None:

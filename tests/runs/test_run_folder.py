@@ -15,6 +15,8 @@ from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.ownership import refuse_foreign
 from slm_ray.runs.retention import steps_to_keep
 from slm_ray.runs.run_folder import RunFolder
+from slm_ray.runs.train_state import TrainState
+from slm_ray.runs.verification import UnreadableCheckpointError
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.train import parse_config
@@ -109,3 +111,24 @@ def test_what_a_user_puts_into_a_run_stays_and_is_no_reason_to_refuse_it(tiny_co
     fit(dataclasses.replace(inputs, max_steps=10), TrainContext())
     for name in ("notes.link", "checkpoints/mine.partial", "deep/step-1.partial"):
         assert (inputs.folder.path / name).read_text() == "mine"
+
+
+def test_a_checkpoint_that_cannot_be_judged_now_is_not_dropped(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
+    fit(load_inputs(resolve(config, lambda _: 1), NullTracker()), TrainContext())
+    folder = RunFolder(Path(config.output) / config.name)
+    read_state = checkpoint.load_state
+
+    def failing(path: Path) -> TrainState:
+        if path.name == "step-00000004":
+            raise UnreadableCheckpointError("Input/output error")
+        return read_state(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "load_state", failing)
+        folder.publish(8, is_best=True, keep=1, keep_best=1)
+    assert [path.name for path in folder.checkpoints()] == ["step-00000004", "step-00000008"]
+    folder.publish(8, is_best=True, keep=1, keep_best=1)
+    assert [path.name for path in folder.checkpoints()] == ["step-00000008"]
