@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import dataclasses
 import math
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from slm_ray.config.options import parse, take_option
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed.driver import TrainResult, run_training
 from slm_ray.errors import UserError
+from slm_ray.evaluation.promotion import promote_first
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder, newest_run
 from slm_ray.tracking import mlflow_runs
@@ -39,9 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, train, say what came out."""
     set_default_environment()
     with ending_on_sigterm():
-        result = run_training(parse_config(argv))
-    print(describe(result))
+        config = parse_config(argv)
+        result = run_training(config)
+        print(describe(result), flush=True)
+        if result.version:
+            print(f"model    {_standing(config, result)}")
     return 0
+
+
+def _standing(config: TrainConfig, result: TrainResult) -> str:
+    """What became of the registered version: the first of its name is promoted."""
+    reference = f"models:/{config.register}/{result.version}"
+    if (promotion := promote_first(reference, result.tracking_uri)) is not None:
+        return str(promotion)
+    command = ["slm_ray/evaluate.py", "--model", reference, "--data", config.data, "--promote"]
+    return f"{reference} is registered; champion if it is better: python {shlex.join(command)}"
 
 
 def describe(result: TrainResult) -> str:
@@ -57,8 +71,6 @@ def describe(result: TrainResult) -> str:
         lines.insert(0, f"kept     {result.kept_at}  (best and latest below are copies of it)")
     if result.run_id:
         lines.append(f"run      {result.run_id}  (to see it: {mlflow_runs.ui_command(result.tracking_uri)})")
-    if result.version:
-        lines.append(f"model    version {result.version} is the champion now")
     if result.operators:
         lines += ["profile  time of the recorded steps by operator:", result.operators.rstrip()]
     return "\n".join(lines)

@@ -11,7 +11,8 @@ import pytest
 from slm_ray import evaluate, export, generate
 from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
-from slm_ray.tracking import mlflow_runs, registry
+from slm_ray.tracking import mlflow_runs
+from tests.support.champions import register_champion
 from tests.support.data_sets import write_data
 from tests.support.tiny_model import write_tiny_model
 
@@ -47,7 +48,7 @@ def test_no_folder_of_a_fetched_model_is_left(
     """The store is one in which artifacts lie in a bucket, as on a server."""
     mlflow_runs.client(mlflow_uri).create_experiment("far", artifact_location="s3://stories/mlruns")
     run_id = mlflow_runs.start_run(mlflow_uri, "far", "a run", {}).run_id
-    registry.register(mlflow_uri, "far", model, run_id)
+    register_champion(mlflow_uri, "far", model, run_id)
     data = tmp_path / "data"
     data.mkdir()
     tokenizer = Tokenizer.load(model / "model" / "tokenizer.json")

@@ -14,23 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from serve.models.description import ModelDescription, ModelVersion
-from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.engine_thread import EngineClosedError, EngineThread, Load, Order
+from slm_ray.generation.golden import BrokenModelError, fitting_prompts
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
 from slm_ray.runs import checkpoint
 from slm_ray.tracking.registry import ResolvedModel, discard
 
-WARM_UP_PROMPTS = ("", "The", "Once upon a time", "One day, a little dog")
-"""What every version is asked to continue before it serves."""
 ANSWER_TOKENS = 24
-
-
-class BrokenModelError(UserError):
-    """A model that was read and cannot write."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +138,7 @@ def warm_up(engine: Engine, title: str) -> tuple[Answer, ...]:
     Raises:
         BrokenModelError: logits that are not finite, or no text after any of them.
     """
-    most = engine.backend.config.seq_len // 2
-    prompts = [prompt for prompt in WARM_UP_PROMPTS if len(engine.tokenizer.encode(prompt)) <= most]
+    prompts = fitting_prompts(engine.tokenizer, engine.backend.config.seq_len)
     params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0)
     for prompt in prompts:
         logits = engine.backend.prefill(0, [engine.tokenizer.eos_id, *engine.tokenizer.encode(prompt)])

@@ -211,7 +211,7 @@ class TrainConfig:
     experiment: str = "slm-ray"
     """MLflow experiment."""
     register: str = ""
-    """Register the best checkpoint under this name and make it the champion, when the run ends."""
+    """Register the best checkpoint under this name, when the run ends; the first of a name becomes its champion."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 

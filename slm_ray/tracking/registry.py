@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint, verification
 from slm_ray.tracking.mlflow_runs import OFF, client, lost_place, resolve_uri, sqlite_file
 
-CHAMPION = "champion"
 REGISTERED = "models:/"
 KEPT = "checkpoints"
 """Folder of registered checkpoints among a run's artifacts; earlier versions wrote each over the last, to another."""
@@ -33,11 +32,11 @@ class RegistryError(UserError):
     """A reference could not be followed now: the store does not answer, or nothing is there. It may be later."""
 
 
-def register(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPION) -> str:
-    """Register a checkpoint as a new version of `name`, move the alias to it, and give the version.
+def register(uri: str, name: str, folder: Path, run_id: str) -> str:
+    """Register a checkpoint as a new version of `name`, and give the version; no alias moves.
 
     The version holds the checkpoint without its optimizer, in a folder named by its content, which nothing writes to
-    again. It carries its `lineage` as tags.
+    again. It carries its `lineage` as tags. `evaluation.promotion` decides whether it becomes the champion.
 
     Raises:
         UserError: the checkpoint is corrupt, or the store cannot be used.
@@ -53,7 +52,6 @@ def register(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPI
             source = f"{store.get_run(run_id).info.artifact_uri}/{_keep(store, run_id, copy)}"
         _create_model(store, name)
         version = store.create_model_version(name, source=source, run_id=run_id, tags=lineage(folder))
-        store.set_registered_model_alias(name, alias, version.version)
     except (MlflowException, OSError) as error:
         raise UserError(f"cannot register {name} at {uri}: {one_line(error)}") from error
     return str(version.version)
@@ -81,18 +79,23 @@ def _keep(store: Any, run_id: str, folder: Path) -> str:
     return place
 
 
-def registered_version(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPION) -> str:
-    """The version behind the alias if it is this very checkpoint of this run, else empty."""
+def registered_version(uri: str, name: str, folder: Path, run_id: str) -> str:
+    """The newest version that is this very checkpoint of this run, else empty. Raises: UserError."""
     from mlflow.exceptions import MlflowException
 
     try:
-        version = client(uri).get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return ""
-    ours, theirs = lineage(folder), version.tags
-    is_same = version.run_id == run_id and {"step", "data_fingerprint"} <= theirs.keys()
-    is_same &= all(theirs.get(tag, value) == value for tag, value in ours.items())  # earlier versions had fewer
-    return str(version.version) if is_same else ""
+        found = client(uri).search_model_versions(f"run_id = '{run_id}'")
+    except MlflowException as error:
+        raise UserError(f"cannot say whether {name} is registered at {uri}: {one_line(error)}") from error
+    ours = lineage(folder)
+    same = [int(version.version) for version in found if version.name == name and _holds(version, ours)]
+    return str(max(same)) if same else ""
+
+
+def _holds(version: Any, ours: Mapping[str, str]) -> bool:
+    """Whether a version is of a checkpoint with this lineage; those of earlier versions have fewer tags."""
+    known = {"step", "data_fingerprint"} <= version.tags.keys()
+    return known and all(version.tags.get(tag, value) == value for tag, value in ours.items())
 
 
 def lineage(folder: Path) -> dict[str, str]:

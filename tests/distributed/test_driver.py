@@ -124,7 +124,7 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
         ".slm-ray-run", "best", "checkpoints", "latest", "loss.png", "metrics.jsonl", "summary.json",
     ]  # fmt: skip
     assert result.version == "1"
-    found = registry.resolve_model("models:/tiny-stories@champion", config.tracking_uri)
+    found = registry.resolve_model("models:/tiny-stories/1", config.tracking_uri)
     assert found.run_id == result.run_id
     run = mlflow_runs.client(config.tracking_uri).get_run(result.run_id)
     assert run.info.status == "FINISHED"

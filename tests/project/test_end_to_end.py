@@ -92,7 +92,7 @@ def test_from_stories_to_an_answer_over_http(home: Path) -> None:
     trained = run(home, f"slm_ray/train.py --name first --max-steps 12 --register tinystories {TINY}")
     assert trained.returncode == 0, trained.stderr
     assert "bits per byte" in trained.stdout
-    assert "version 1 is the champion now" in trained.stdout
+    assert "tinystories version 1 is the champion now" in trained.stdout
     best = home / "runs" / "first" / "best"
     assert checkpoint.load_state(best).data_fingerprint == manifest.fingerprint
 

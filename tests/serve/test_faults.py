@@ -20,7 +20,8 @@ import httpx
 import psutil
 import pytest
 
-from slm_ray.tracking import mlflow_runs, registry
+from slm_ray.tracking import mlflow_runs
+from tests.support.champions import register_champion
 from tests.support.paths import ROOT
 from tests.support.ports import free_port
 from tests.support.tiny_model import write_endless_model
@@ -88,7 +89,7 @@ def started(folder: Path, options: str) -> Iterator[Server]:
     """The command with a registered model, until the block is left."""
     uri, port = f"sqlite:///{folder / 'mlflow.db'}", free_port()
     run_id = mlflow_runs.start_run(uri, "tests", "faults", {}).run_id
-    registry.register(uri, "tiny", write_endless_model(folder / "v1", seed=1), run_id)
+    register_champion(uri, "tiny", write_endless_model(folder / "v1", seed=1), run_id)
     options += f" --model models:/tiny@champion --tracking-uri {uri} --port {port}"
     options += " --watch-interval-s 0.5 --drain-s 60"
     process = subprocess.Popen(
@@ -162,7 +163,7 @@ class Load:
 def test_no_request_fails_while_the_alias_moves_and_every_replica_follows(server: Server) -> None:
     with Load(server) as load:
         load.wait_for_more(20)
-        registry.register(server.uri, "tiny", write_endless_model(server.folder / "v2", seed=2), server.run_id)
+        register_champion(server.uri, "tiny", write_endless_model(server.folder / "v2", seed=2), server.run_id)
         replicas = {server.line("tiny 2 took over from tiny 1").split()[1] for _ in range(2)}
         start = len(load.answers)
         load.wait_for_more(40)

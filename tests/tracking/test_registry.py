@@ -15,6 +15,7 @@ from slm_ray.runs.checkpoint import TrainState
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs, registry, tracker
+from tests.support.champions import register_champion
 
 
 def write_checkpoint(folder: Path, tokenizer: Tokenizer, step: int, **state: Any) -> Path:
@@ -42,8 +43,8 @@ def test_a_registered_version_carries_its_lineage_and_is_found_as_champion(
     mlflow_uri: str, folder: Path, tiny_tokenizer: Tokenizer
 ) -> None:
     run = start(mlflow_uri)
-    first = registry.register(mlflow_uri, "stories", folder, run.run_id)
-    second = registry.register(mlflow_uri, "stories", folder, run.run_id)
+    first = register_champion(mlflow_uri, "stories", folder, run.run_id)
+    second = register_champion(mlflow_uri, "stories", folder, run.run_id)
     assert (first, second) == ("1", "2")
     tags = mlflow_runs.client(mlflow_uri).get_model_version("stories", "2").tags
     assert tags["data_fingerprint"] == "abc"
@@ -82,7 +83,7 @@ def test_asking_an_absent_store_does_not_make_one(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_not_registered(mlflow_uri: str, folder: Path) -> None:
     (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="corrupt"):
-        registry.register(mlflow_uri, "stories", folder, start(mlflow_uri).run_id)
+        register_champion(mlflow_uri, "stories", folder, start(mlflow_uri).run_id)
 
 
 def test_a_second_version_of_a_run_leaves_the_files_of_the_first(
@@ -92,7 +93,7 @@ def test_a_second_version_of_a_run_leaves_the_files_of_the_first(
     weights = {}
     for step in (8, 16):
         folder = write_checkpoint(tmp_path / f"step-{step}", tiny_tokenizer, step)
-        version = registry.register(mlflow_uri, "twice", folder, run_id)
+        version = register_champion(mlflow_uri, "twice", folder, run_id)
         weights[version] = (folder / "model" / "model.safetensors").read_bytes()
     for version, content in weights.items():
         found = registry.resolve_model(f"models:/twice/{version}", mlflow_uri)
@@ -107,12 +108,12 @@ def test_what_was_broken_off_while_it_was_registered_is_kept_whole_the_next_time
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_artifact", broken)
         with pytest.raises(UserError, match="the disk is full"):
-            registry.register(mlflow_uri, "broken-off", folder, run_id)
-    registry.register(mlflow_uri, "broken-off", folder, run_id)
+            register_champion(mlflow_uri, "broken-off", folder, run_id)
+    register_champion(mlflow_uri, "broken-off", folder, run_id)
     checkpoint.load_model(registry.resolve_model("models:/broken-off@champion", mlflow_uri).path)
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_artifacts", broken)  # nothing is written to what is there
-        registry.register(mlflow_uri, "broken-off", folder, run_id)
+        register_champion(mlflow_uri, "broken-off", folder, run_id)
 
 
 def broken(*_: object) -> None:
@@ -120,7 +121,7 @@ def broken(*_: object) -> None:
 
 
 def test_a_name_with_a_quote_is_registered(mlflow_uri: str, folder: Path) -> None:
-    assert registry.register(mlflow_uri, "it's", folder, start(mlflow_uri).run_id) == "1"
+    assert register_champion(mlflow_uri, "it's", folder, start(mlflow_uri).run_id) == "1"
     assert registry.resolve_model("models:/it's@champion", mlflow_uri).version == "1"
 
 
@@ -130,7 +131,7 @@ def test_what_is_registered_names_no_place_of_its_maker(
     places = {"data": "/home/me/data/mice", "output": "/home/me/runs", "tracking_uri": "http://me:secret@host"}
     folder = write_checkpoint(tmp_path / "one", tiny_tokenizer, 4, config={"name": "tiny", "seed": 3} | places)
     assert "secret" not in (folder / "state.json").read_text()
-    registry.register(mlflow_uri, "placeless", folder, start(mlflow_uri).run_id)
+    register_champion(mlflow_uri, "placeless", folder, start(mlflow_uri).run_id)
     found = registry.resolve_model("models:/placeless@champion", mlflow_uri)
     assert checkpoint.load_state(found.path).config == {"name": "tiny", "seed": 3, "data": "mice"}
     text = "".join(path.read_text() for path in found.path.rglob("*.json"))
@@ -141,7 +142,7 @@ def test_a_version_names_every_data_set_of_its_run(mlflow_uri: str, tmp_path: Pa
     lineage = [("first", 0), ("second", 4)]
     folder = write_checkpoint(tmp_path / "one", tiny_tokenizer, 8, data_fingerprint="second", lineage=lineage)
     run_id = start(mlflow_uri).run_id
-    version = registry.register(mlflow_uri, "two-sets", folder, run_id)
+    version = register_champion(mlflow_uri, "two-sets", folder, run_id)
     tags = mlflow_runs.client(mlflow_uri).get_model_version("two-sets", version).tags
     assert tags["data_lineage"] == '[["first", 0], ["second", 4]]'
     assert registry.registered_version(mlflow_uri, "two-sets", folder, run_id) == version
@@ -169,7 +170,7 @@ def test_a_project_that_was_moved_is_said_with_the_way_out(tmp_path: Path, tiny_
     home.mkdir()
     uri = f"sqlite:///{home / 'mlflow.db'}"
     run_id = start(uri).run_id
-    registry.register(uri, "stories", write_checkpoint(tmp_path / "one", tiny_tokenizer, 4), run_id)
+    register_champion(uri, "stories", write_checkpoint(tmp_path / "one", tiny_tokenizer, 4), run_id)
     home.rename(moved)
     with pytest.raises(UserError, match=f"{uri} is not there, and run .* --tracking-uri"):
         mlflow_runs.has_run(uri, run_id)

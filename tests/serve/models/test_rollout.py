@@ -24,6 +24,7 @@ from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs import checkpoint, run_folder, verification
 from slm_ray.tracking import mlflow_runs, registry
+from tests.support.champions import register_champion
 from tests.support.tiny_model import write_endless_model
 
 STORY = SamplingParams(max_tokens=12, temperature=1, seed=1)
@@ -235,7 +236,7 @@ def test_a_moved_alias_is_followed_and_a_store_that_is_gone_costs_nothing(
 ) -> None:
     run_id = mlflow_runs.start_run(mlflow_uri, "tests", "rollout", {}).run_id
     uri = f"sqlite:///{tmp_path / 'moved.db'}"
-    assert registry.register(mlflow_uri, "rolled", versions[0], run_id) == "1"
+    assert register_champion(mlflow_uri, "rolled", versions[0], run_id) == "1"
     shutil.copy(mlflow_uri.removeprefix("sqlite:///"), tmp_path / "moved.db")
     rollout = start_rollout("models:/rolled@champion", uri, 1, max_slots=2, watch_interval_s=0.05)
     try:
@@ -245,7 +246,7 @@ def test_a_moved_alias_is_followed_and_a_store_that_is_gone_costs_nothing(
         wait_for(lambda: "the registry does not answer" in rollout.status.detail)
         assert rollout.submit("The cat", STORY)[1].result(WITHIN_S).text
         (tmp_path / "away.db").rename(tmp_path / "moved.db")
-        assert registry.register(uri, "rolled", versions[1], run_id) == "2"
+        assert register_champion(uri, "rolled", versions[1], run_id) == "2"
         wait_for(lambda: rollout.current.version.version == "2")
     finally:
         asyncio.run(rollout.close())

@@ -1,0 +1,128 @@
+"""A registered version becomes the champion only if it is better beyond doubt.
+
+In: a registered version, a data set. Out: the alias `champion` on it, or `challenger` with the reason as a tag. Both
+models are measured on the same stories of a held-out split, and the difference is paired by story; besides, the serving
+backend has to give the logits of the trained model.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from slm_ray.errors import UserError
+from slm_ray.evaluation.paired import PairedDifference
+from slm_ray.generation.backend_choice import make_backend
+from slm_ray.generation.golden import BrokenModelError, compare_with_torch
+from slm_ray.runs.checkpoint import load_model
+from slm_ray.tracking import aliases
+from slm_ray.tracking.mlflow_runs import resolve_uri
+from slm_ray.tracking.registry import REGISTERED, RegistryError, ResolvedModel, resolved_model
+
+MAX_ROUNDS = 5
+"""How often the champion may change while a candidate is measured."""
+Compare = Callable[[ResolvedModel, ResolvedModel], PairedDifference]
+"""Bits per byte of the first model minus those of the second, on the same held-out stories."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """What came of a promotion."""
+
+    name: str
+    version: str
+    is_champion: bool
+    """Whether the version is the champion now; else it is the challenger."""
+    instead_of: str
+    """The champion that it was compared with; empty where there was none."""
+    reason: str
+    """One line, also a tag of the version."""
+    difference: PairedDifference | None = None
+
+    def __str__(self) -> str:
+        """One line for a terminal."""
+        alias = aliases.CHAMPION if self.is_champion else aliases.CHALLENGER
+        return f"{self.name} version {self.version} is the {alias} now: {self.reason}"
+
+
+def promote(reference: str, compare: Compare, tracking_uri: str = "") -> Promotion:
+    """Compare a registered version with the champion, and move an alias to it.
+
+    The first version has nobody to be compared with. A champion that changes meanwhile is compared with too.
+
+    Raises:
+        RegistryError: the store does not answer; no alias was moved.
+        UserError: the reference is no registered version, or one of the two models cannot be read.
+    """
+    uri = resolve_uri(tracking_uri)
+    if not reference.startswith(REGISTERED):
+        raise UserError(
+            f"{reference} is no registered version: register it (train.py --register NAME), then promote it"
+        )
+    with resolved_model(reference, uri) as candidate:
+        fault = _fault(candidate)
+        for _ in range(MAX_ROUNDS):
+            promotion = _try(candidate, fault, compare, uri)
+            if promotion is not None:
+                return promotion
+    raise RegistryError(f"the champion of {candidate.name} changed {MAX_ROUNDS} times meanwhile: try again later")
+
+
+def promote_first(reference: str, tracking_uri: str = "") -> Promotion | None:
+    """Promote a registered version whose name has no champion yet; nothing where there is one. Raises: `promote`."""
+    name = reference.removeprefix(REGISTERED).partition("/")[0]
+    if aliases.CHAMPION in aliases.versions_by_alias(resolve_uri(tracking_uri), name):
+        return None
+    return promote(reference, _unknown, tracking_uri)
+
+
+def _unknown(_: ResolvedModel, champion: ResolvedModel) -> PairedDifference:
+    """Another promotion was first: the difference is not known, so nothing is better beyond doubt."""
+    del champion
+    return PairedDifference(mean=math.nan, standard_error=math.nan, low=math.nan, high=math.nan, n_stories=0)
+
+
+def _try(candidate: ResolvedModel, fault: str, compare: Compare, uri: str) -> Promotion | None:
+    """One comparison with the champion of now; nothing when another took its place before the alias moved."""
+    name, version = candidate.name, candidate.version
+    champion = aliases.versions_by_alias(uri, name).get(aliases.CHAMPION, "")
+    if champion == version:
+        return Promotion(name=name, version=version, is_champion=True, instead_of="", reason="it was so before")
+    difference = None
+    if champion and not fault:
+        with resolved_model(f"{REGISTERED}{name}/{champion}", uri) as other:
+            difference = compare(candidate, other)
+    is_better, reason = _judge(fault, champion, difference)
+    tags = {"promotion": "promoted" if is_better else "refused", "promotion_reason": reason}
+    found = Promotion(
+        name=name, version=version, is_champion=is_better, instead_of=champion, reason=reason, difference=difference
+    )
+    if not is_better:
+        aliases.make_challenger(uri, name, version, tags)
+        return found
+    return found if aliases.make_champion(uri, name, version, instead_of=champion, tags=tags) == version else None
+
+
+def _judge(fault: str, champion: str, difference: PairedDifference | None) -> tuple[bool, str]:
+    """Whether a candidate is better, and why or why not."""
+    if fault:
+        return False, fault
+    if difference is None:
+        return True, "the first champion of this name"
+    interval = f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+    figures = f"{difference.mean:+.4f} bits per byte against version {champion}, 95 % interval {interval}"
+    figures += f", {difference.n_stories:,} stories"
+    if difference.high < 0:
+        return True, f"better: {figures}"
+    return False, f"{'worse' if difference.low > 0 else 'not better beyond doubt'}: {figures}"
+
+
+def _fault(candidate: ResolvedModel) -> str:
+    """Why a version must not serve; empty when the serving backend gives the logits of the trained model."""
+    model, tokenizer = load_model(candidate.path)
+    try:
+        found = compare_with_torch(model, tokenizer, make_backend(model, 1))
+    except BrokenModelError as error:
+        return str(error)
+    if found.is_equal:
+        return ""
+    return f"the serving backend's logits differ from the trained model's by up to {found.largest_error:.3g}"

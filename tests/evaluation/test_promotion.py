@@ -1,0 +1,159 @@
+"""A version takes the champion's place only if it is better beyond doubt and serves what was trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slm_ray.config.schema import ModelConfig
+from slm_ray.errors import UserError
+from slm_ray.evaluation import promotion
+from slm_ray.evaluation.paired import PairedDifference
+from slm_ray.generation.torch_backend import TorchBackend
+from slm_ray.model.decoder import Decoder
+from slm_ray.runs import checkpoint
+from slm_ray.runs.checkpoint import TrainState
+from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tracking import aliases, mlflow_runs, registry
+from slm_ray.tracking.registry import RegistryError, ResolvedModel
+
+BETTER, WORSE, UNSURE = (-0.02, -0.01), (0.01, 0.02), (-0.02, 0.001)
+
+
+def difference(low: float, high: float) -> PairedDifference:
+    return PairedDifference(mean=(low + high) / 2, standard_error=0.01, low=low, high=high, n_stories=12)
+
+
+def nobody(*_: object) -> PairedDifference:
+    raise AssertionError("there is nobody to be compared with")
+
+
+@pytest.fixture
+def add(mlflow_uri: str, tmp_path: Path, tiny_tokenizer: Tokenizer) -> Any:
+    """Registers one more version of a name, from another seed."""
+    run_id = mlflow_runs.start_run(mlflow_uri, "tests", "promotion", {}).run_id
+
+    def register(name: str, seed: int) -> str:
+        torch.manual_seed(seed)
+        config = ModelConfig(vocab_size=tiny_tokenizer.vocab_size, seq_len=16, n_layers=1, d_model=8, n_heads=2, d_ff=8)
+        state = TrainState(
+            step=seed, samples_seen=seed, seed=0, world_size=1, data_fingerprint="abc", config={}, metrics=None
+        )
+        folder = tmp_path / f"{name}-{seed}"
+        checkpoint.save(folder, Decoder(config), tiny_tokenizer, state, {})
+        return registry.register(mlflow_uri, name, folder, run_id)
+
+    return register
+
+
+def test_the_first_version_is_promoted_and_a_second_time_it_is_so_before(add: Any, mlflow_uri: str) -> None:
+    add("first", 1)
+    found = promotion.promote("models:/first/1", nobody, mlflow_uri)
+    assert (found.is_champion, found.instead_of, found.difference) == (True, "", None)
+    assert aliases.versions_by_alias(mlflow_uri, "first") == {"champion": "1"}
+    assert promotion.promote("models:/first@champion", nobody, mlflow_uri).reason == "it was so before"
+
+
+@pytest.mark.parametrize(
+    ("interval", "word", "champion"), [(BETTER, "better: ", "2"), (WORSE, "worse: ", "1"), (UNSURE, "not better", "1")]
+)
+def test_only_what_is_better_beyond_doubt_becomes_champion(
+    add: Any, mlflow_uri: str, interval: tuple[float, float], word: str, champion: str
+) -> None:
+    name = f"judged-{word[:3]}"
+    for seed in (1, 2):
+        add(name, seed)
+    promotion.promote(f"models:/{name}/1", nobody, mlflow_uri)
+    compared = []
+
+    def compare(candidate: ResolvedModel, other: ResolvedModel) -> PairedDifference:
+        compared.append((candidate.version, other.version))
+        return difference(*interval)
+
+    found = promotion.promote(f"models:/{name}/2", compare, mlflow_uri)
+    assert compared == [("2", "1")]
+    assert found.is_champion == (champion == "2") and found.reason.startswith(word)
+    by_alias = aliases.versions_by_alias(mlflow_uri, name)
+    assert by_alias == {"champion": champion} | ({} if champion == "2" else {"challenger": "2"})
+    tags = mlflow_runs.client(mlflow_uri).get_model_version(name, "2").tags
+    assert tags["promotion_reason"] == found.reason and tags["promotion"] == (
+        "promoted" if champion == "2" else "refused"
+    )
+    if champion == "2":
+        assert aliases.roll_back(mlflow_uri, name) == ("2", "1")
+
+
+def test_a_model_that_the_serving_backend_computes_otherwise_is_refused_without_a_comparison(
+    add: Any, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2):
+        add("crooked", seed)
+    promotion.promote("models:/crooked/1", nobody, mlflow_uri)
+
+    class Crooked(TorchBackend):
+        def decode(self, tokens: Any) -> Any:
+            return super().decode(tokens) + 1e-2
+
+    monkeypatch.setattr(promotion, "make_backend", lambda model, _: Crooked(model, 1))
+    found = promotion.promote("models:/crooked/2", nobody, mlflow_uri)
+    assert not found.is_champion and "logits differ from the trained model's by up to 0.01" in found.reason
+    assert aliases.versions_by_alias(mlflow_uri, "crooked") == {"champion": "1", "challenger": "2"}
+
+
+def test_a_model_whose_numbers_are_not_finite_is_refused_even_as_the_first(
+    add: Any, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("endless", 1)
+
+    class Broken(TorchBackend):
+        def decode(self, tokens: Any) -> Any:
+            return super().decode(tokens) * float("nan")
+
+    monkeypatch.setattr(promotion, "make_backend", lambda model, _: Broken(model, 1))
+    found = promotion.promote("models:/endless/1", nobody, mlflow_uri)
+    assert not found.is_champion and "not finite" in found.reason
+    assert aliases.versions_by_alias(mlflow_uri, "endless") == {"challenger": "1"}
+
+
+def test_a_champion_that_changes_meanwhile_is_compared_with_too(add: Any, mlflow_uri: str) -> None:
+    for seed in (1, 2, 3):
+        add("changing", seed)
+    promotion.promote("models:/changing/1", nobody, mlflow_uri)
+    compared = []
+
+    def compare(_: ResolvedModel, other: ResolvedModel) -> PairedDifference:
+        compared.append(other.version)
+        if other.version == "1":  # another promotion ends first
+            aliases.make_champion(mlflow_uri, "changing", "3", instead_of="1", tags={})
+            return difference(*BETTER)
+        return difference(*WORSE)
+
+    found = promotion.promote("models:/changing/2", compare, mlflow_uri)
+    assert compared == ["1", "3"] and not found.is_champion
+    assert aliases.versions_by_alias(mlflow_uri, "changing") == {"champion": "3", "challenger": "2"}
+
+
+def test_a_registry_that_goes_away_after_the_comparison_moves_nothing(
+    add: Any, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2):
+        add("gone", seed)
+    promotion.promote("models:/gone/1", nobody, mlflow_uri)
+
+    def compare(*_: object) -> PairedDifference:
+        monkeypatch.setattr("mlflow.MlflowClient.set_registered_model_alias", away)
+        monkeypatch.setattr("mlflow.MlflowClient.set_model_version_tag", away)
+        return difference(*BETTER)
+
+    def away(*_: object) -> None:
+        raise OSError("the network is down")
+
+    with pytest.raises(RegistryError, match=r"not available .*: the network is down"):
+        promotion.promote("models:/gone/2", compare, mlflow_uri)
+    assert aliases.versions_by_alias(mlflow_uri, "gone") == {"champion": "1"}
+
+
+def test_a_folder_is_no_version_to_promote(tmp_path: Path, mlflow_uri: str) -> None:
+    with pytest.raises(UserError, match="is no registered version: register it"):
+        promotion.promote(str(tmp_path), nobody, mlflow_uri)
