@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlparse
 from slm_ray import storage
 from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint, verification
+from slm_ray.tracking.mlflow_model import CHECKPOINT, checkpoint_in, write_mlflow_model
 from slm_ray.tracking.mlflow_runs import OFF, client, lost_place, resolve_uri, sqlite_file
 
 REGISTERED = "models:/"
@@ -35,8 +36,9 @@ class RegistryError(UserError):
 def register(uri: str, name: str, folder: Path, run_id: str) -> str:
     """Register a checkpoint as a new version of `name`, and give the version; no alias moves.
 
-    The version holds the checkpoint without its optimizer, in a folder named by its content, which nothing writes to
-    again. It carries its `lineage` as tags. `evaluation.promotion` decides whether it becomes the champion.
+    The version holds the checkpoint without its optimizer, as a model that MLflow opens too, in a folder named by the
+    checkpoint's content, which nothing writes to again. It carries its `lineage` as tags. `evaluation.promotion`
+    decides whether it becomes the champion.
 
     Raises:
         UserError: the checkpoint is corrupt, or the store cannot be used.
@@ -47,9 +49,10 @@ def register(uri: str, name: str, folder: Path, run_id: str) -> str:
     store = client(uri)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            copy = Path(scratch) / "checkpoint"
+            copy, model = Path(scratch) / "checkpoint", Path(scratch) / "model"
             checkpoint.copy_for_serving(folder, copy)
-            source = f"{store.get_run(run_id).info.artifact_uri}/{_keep(store, run_id, copy)}"
+            write_mlflow_model(copy, model)
+            source = f"{store.get_run(run_id).info.artifact_uri}/{_keep(store, run_id, model)}"
         _create_model(store, name)
         version = store.create_model_version(name, source=source, run_id=run_id, tags=lineage(folder))
     except (MlflowException, OSError) as error:
@@ -69,13 +72,14 @@ def _create_model(store: Any, name: str) -> None:
 
 
 def _keep(store: Any, run_id: str, folder: Path) -> str:
-    """Keep a checkpoint among a run's artifacts, once; returns where. What is there is of this very content."""
-    marker = folder / verification.MARKER
+    """Keep an MLflow model among a run's artifacts, once; returns where. What is there is of this very checkpoint."""
+    marker = folder / CHECKPOINT / verification.MARKER
     place = f"{KEPT}/{storage.file_sha256(marker)[:16]}"
-    if f"{place}/{verification.MARKER}" not in {artifact.path for artifact in store.list_artifacts(run_id, place)}:
+    inner = f"{place}/{CHECKPOINT}"
+    if f"{inner}/{verification.MARKER}" not in {artifact.path for artifact in store.list_artifacts(run_id, inner)}:
         own = marker.rename(folder.parent / marker.name)
         store.log_artifacts(run_id, str(folder), place)
-        store.log_artifact(run_id, str(own), place)  # last: what was broken off is no checkpoint
+        store.log_artifact(run_id, str(own), inner)  # last: what was broken off is no checkpoint
     return place
 
 
@@ -227,6 +231,8 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
     except (MlflowException, OSError) as error:
         raise RegistryError(f"{reference} is not available from {uri}: {one_line(error)}") from error
     try:
+        _refuse_pickles(folder)
+        folder = checkpoint_in(folder)
         _refuse_pickles(folder)
         state = checkpoint.load_state(folder)
     except BaseException:

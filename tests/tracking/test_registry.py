@@ -3,19 +3,25 @@
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
 
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
+from slm_ray.generation.backend_choice import make_backend
+from slm_ray.generation.engine import Engine
+from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import TrainState
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs, registry, tracker
+from slm_ray.tracking.mlflow_model import write_mlflow_model
 from tests.support.champions import register_champion
+from tests.support.paths import ROOT
 
 
 def write_checkpoint(folder: Path, tokenizer: Tokenizer, step: int, **state: Any) -> Path:
@@ -188,3 +194,32 @@ def test_a_project_that_was_moved_is_said_with_the_way_out(tmp_path: Path, tiny_
     assert not home.exists()
     home.symlink_to(moved)  # a way out that was named
     assert registry.resolve_model("models:/stories@champion", uri).step == 4
+
+
+def test_a_version_opens_in_mlflow_alone_and_writes_what_the_engine_writes(
+    mlflow_uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is a pickle: one that were read would fail the test."""
+    register_champion(mlflow_uri, "opened", folder, start(mlflow_uri).run_id)
+    model, tokenizer = checkpoint.load_model(registry.resolve_model("models:/opened@champion", mlflow_uri).path)
+    options = SamplingParams(max_tokens=5, temperature=0.7, top_k=50, seed=3)
+    prompts = ["Once upon", "The"]
+    expected = Engine(make_backend(model, 8), tokenizer).generate(prompts, [options] * 2)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a pickle was read")
+
+    for name in ("pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads"):
+        monkeypatch.setattr(name, refuse)
+    mlflow.set_registry_uri(mlflow_uri)
+    mlflow.set_tracking_uri(mlflow_uri)
+    opened = mlflow.pyfunc.load_model("models:/opened@champion")
+    told = opened.predict(prompts, params={"max_tokens": 5, "seed": 3})
+    assert told == [prompt + one.text for prompt, one in zip(prompts, expected, strict=True)]
+    assert len(opened.predict(["Once"])) == 1
+
+
+def test_a_registered_model_names_no_place_of_its_maker_in_mlflows_files(tmp_path: Path, folder: Path) -> None:
+    write_mlflow_model(folder, tmp_path / "model")
+    text = "".join(path.read_text() for path in (tmp_path / "model").iterdir() if path.is_file())
+    assert str(tmp_path) not in text and str(ROOT) not in text
