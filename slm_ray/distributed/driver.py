@@ -30,6 +30,7 @@ from slm_ray.runs.ownership import refuse_foreign
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.tracking import mlflow_runs, registry
+from slm_ray.tracking.mlflow_runs import StoreAwayError
 from slm_ray.tracking.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.tracker import Tracker
 from slm_ray.training.checkpointing import is_out_of_patience
@@ -122,17 +123,25 @@ def _tracker(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str) -> Tr
     lineage = latest.state.lineage_with(fingerprint) if latest else [(fingerprint, 0)]
     tags = {"data_fingerprint": fingerprint, "data_lineage": registry.lineage_text(lineage)}
     text = yaml.safe_dump(typed, sort_keys=False)  # for --config
-    if mlflow_runs.has_run(store, run_id, config.experiment):
-        tracker = mlflow_runs.continue_run(store, run_id)
+    if _is_known(store, run_id, config.experiment):
+        tracker = mlflow_runs.continue_run(store, run_id, record=plan.history)
         tracker.set_running()
         tracker.set_tags(tags)
         tracker.log_text(text, f"config-from-step-{latest.state.step if latest else 0:08d}.yaml")
         return tracker
     tags["slm_ray.folder"] = plan.folder.mirror.address or f"{typed['output']}/{config.name}"
     params = flatten(typed) | {"resolved_max_steps": plan.max_steps}
-    tracker = mlflow_runs.start_run(store, config.experiment, config.name, params, tags, parent_run_id)
+    tracker = mlflow_runs.start_run(store, config.experiment, config.name, params, tags, parent_run_id, plan.history)
     tracker.log_text(text, "config.yaml")
     return tracker
+
+
+def _is_known(store: str, run_id: str, experiment: str) -> bool:
+    """Whether the run goes on in the store; a server that is away gets the records later. Raises: `has_run`."""
+    try:
+        return mlflow_runs.has_run(store, run_id, experiment)
+    except StoreAwayError:  # the tracker says so, once
+        return True
 
 
 @contextlib.contextmanager

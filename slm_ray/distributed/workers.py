@@ -256,9 +256,11 @@ def _tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[Tr
     def warn(text: str) -> None:
         inputs.history.append({"message": text})
 
-    machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn)
-    tracker: Tracker = machine if ranks.get_world_rank() == 0 else NullTracker()
-    if config.tensorboard and ranks.get_world_rank() == 0:
+    is_main = ranks.get_world_rank() == 0
+    record = inputs.history if is_main else None
+    machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn, record)
+    tracker: Tracker = machine if is_main else NullTracker()
+    if config.tensorboard and is_main:
         folder = inputs.folder.path / tensorboard_tracker.FOLDER
         tracker = CompositeTracker(machine, tensorboard_tracker.TensorBoardTracker(folder, warn))
     node = f"node-{ranks.get_node_rank()}" if ranks.get_node_rank() else ""

@@ -17,10 +17,13 @@ FLUSH_S = 30.0
 
 
 class DeliveryQueue:
-    """A queue of calls, and the thread that makes them. `warn` receives one message when deliveries begin to fail."""
+    """A queue of calls, and the thread that makes them. `warn` receives one message when deliveries begin to fail.
 
-    def __init__(self, receiver: str, warn: Callable[[str], None]) -> None:
-        self._receiver, self._warn = receiver, warn
+    is_kept: what a call that failed should have sent lies in a record of the owner's, from which a later call sends it.
+    """
+
+    def __init__(self, receiver: str, warn: Callable[[str], None], *, is_kept: bool = False) -> None:
+        self._receiver, self._warn, self._is_kept = receiver, warn, is_kept
         self._calls: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -65,11 +68,13 @@ class DeliveryQueue:
     def _lose(self, reason: str) -> None:
         self._n_lost += 1
         if self._n_lost == 1:
-            self._say(f"{self._receiver} does not take the records, the run goes on without: {reason}")
+            fate = "they are kept with the run" if self._is_kept else "the run goes on without"
+            self._say(f"{self._receiver} does not take the records, {fate}: {reason}")
 
     def _recover(self) -> None:
         if self._n_lost:
-            self._say(f"{self._receiver} takes records again; {self._n_lost:,} were lost")
+            fate = "what it missed is sent" if self._is_kept else f"{self._n_lost:,} were lost"
+            self._say(f"{self._receiver} takes records again; {fate}")
         self._n_lost = 0
 
     def _say(self, text: str) -> None:

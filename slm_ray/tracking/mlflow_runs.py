@@ -14,12 +14,18 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from slm_ray.errors import UserError, one_line, without_secrets
+from slm_ray.runs.history import History
 from slm_ray.tracking.delivery_queue import DeliveryQueue
+from slm_ray.tracking.record_sync import SYSTEM, RecordSync
 from slm_ray.tracking.tracker import NullTracker, Tracker
 
 LOGGER = logging.getLogger(__name__)
 OFF = "none"
 _SQLITE = "sqlite:///"
+
+
+class StoreAwayError(UserError):
+    """A server does not answer now: what it has cannot be said, and it may answer later."""
 
 
 class MlflowTracker:
@@ -28,14 +34,26 @@ class MlflowTracker:
     Every method returns at once: a thread delivers, and a store that fails or is gone costs a warning.
     """
 
-    def __init__(self, uri: str, run_id: str, warn: Callable[[str], None] = LOGGER.warning) -> None:
+    def __init__(
+        self,
+        uri: str,
+        run_id: str,
+        warn: Callable[[str], None] = LOGGER.warning,
+        record: History | None = None,
+    ) -> None:
+        """`record`: the run's own, from which is sent what MLflow lacks after a gap, a restart and at the end."""
         self.run_id = run_id
         self._client = client(uri)
-        self._queue = DeliveryQueue("MLflow", warn)
+        self._sync = None if record is None else RecordSync(self._client, run_id, record)
+        self._queue = DeliveryQueue("MLflow", warn, is_kept=record is not None)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values at a step."""
+        """Record values at a step; where there is a record, a step that was sent before is not sent again."""
         from mlflow.entities import Metric
+
+        if self._sync is not None and not any(name.startswith(SYSTEM) for name in metrics):
+            self._queue.put(functools.partial(self._sync.send, dict(metrics), step))
+            return
 
         now = int(time.time() * 1000)
         values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
@@ -60,6 +78,8 @@ class MlflowTracker:
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run, and `close`."""
+        if self._sync is not None:
+            self._queue.put(self._sync.send_missing)
         self._queue.put(lambda: self._client.set_terminated(self.run_id, status))
         self.close()
 
@@ -111,6 +131,7 @@ def start_run(
     params: Mapping[str, Any],
     tags: Mapping[str, str] | None = None,
     parent_run_id: str = "",
+    record: History | None = None,
 ) -> Tracker:
     """Start a run and record its parameters; with `uri` "none", a tracker that records nothing.
 
@@ -128,15 +149,17 @@ def start_run(
         store.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
     except _store_errors() as error:
         raise UserError(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
-    return MlflowTracker(uri, run.info.run_id)
+    return MlflowTracker(uri, run.info.run_id, record=record)
 
 
-def continue_run(uri: str, run_id: str, warn: Callable[[str], None] = LOGGER.warning) -> Tracker:
+def continue_run(
+    uri: str, run_id: str, warn: Callable[[str], None] = LOGGER.warning, record: History | None = None
+) -> Tracker:
     """The tracker of a run that was started elsewhere; without a run or its store, one that records nothing."""
     if not run_id or uri == OFF:
         return NullTracker()
     try:
-        return MlflowTracker(uri, run_id, warn)
+        return MlflowTracker(uri, run_id, warn, record)
     except UserError as error:
         warn(f"the run goes on without MLflow: {error}")
         return NullTracker()
@@ -148,7 +171,8 @@ def has_run(uri: str, run_id: str, experiment: str = "") -> bool:
     Where the place of the run's files is gone, it can in no case: a new one has to be begun, in another `experiment`.
 
     Raises:
-        UserError: the store does not answer or is not there, so that nobody can say; or the files' place is gone.
+        StoreAwayError: the server does not answer.
+        UserError: the store is not there or cannot be read, so that nobody can say; or the files' place is gone.
     """
     if not run_id or uri == OFF:
         return False
@@ -166,7 +190,8 @@ def has_run(uri: str, run_id: str, experiment: str = "") -> bool:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             LOGGER.warning("%s does not know run %s: a new one is begun", without_secrets(uri), run_id)
             return False
-        raise UserError(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
+        kind = StoreAwayError if database is None else UserError
+        raise kind(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
     if run.info.lifecycle_stage == "deleted":
         LOGGER.warning("run %s was deleted at %s: a new one is begun", run_id, without_secrets(uri))
         return False

@@ -8,6 +8,7 @@ from typing import Any
 
 from slm_ray.runs.history import History
 from slm_ray.runs.train_state import Evaluation
+from slm_ray.tracking.record_sync import sample_name
 from slm_ray.tracking.tracker import Tracker
 
 
@@ -54,7 +55,7 @@ class MainRunLog(RunLog):
         line: dict[str, Any] = {"step": evaluation.step, **evaluation.metrics}
         self._tracker.log_metrics(evaluation.metrics, evaluation.step)
         if sample is not None:
-            self._tracker.log_text(sample, f"samples/step-{evaluation.step:08d}.txt")
+            self._tracker.log_text(sample, sample_name(evaluation.step))
             line["sample"] = sample
         self._history.append(line)
 
