@@ -10,16 +10,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
 from ray.train import UserCallback
 
 from slm_ray.cli.signals import StoppedError
-from slm_ray.config.files import flatten
-from slm_ray.config.places import typed_config
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import verify_split
 from slm_ray.distributed import cluster
+from slm_ray.distributed.mlflow_run import close_mlflow_run, open_mlflow_run
 from slm_ray.distributed.progress import show_progress
 from slm_ray.distributed.workers import run_workers
 from slm_ray.errors import UserError
@@ -30,7 +28,6 @@ from slm_ray.runs.ownership import refuse_foreign
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.tracking import mlflow_runs, registry
-from slm_ray.tracking.mlflow_runs import StoreAwayError
 from slm_ray.tracking.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.tracker import Tracker
 from slm_ray.training.checkpointing import is_out_of_patience
@@ -100,7 +97,7 @@ def _run_locked(
     callbacks: Sequence[UserCallback],
 ) -> TrainResult:
     """The run, once nobody else can write to its folder."""
-    tracker = _tracker(plan, latest, parent_run_id)
+    tracker = open_mlflow_run(plan, latest, parent_run_id)
     status = "FAILED"
     try:
         if not _is_finished(plan, latest):
@@ -113,35 +110,7 @@ def _run_locked(
         status = "KILLED"
         raise
     finally:
-        tracker.finish(status)
-
-
-def _tracker(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str) -> Tracker:
-    """The run's MLflow run, begun or continued. It keeps each config that the run had, as it was typed."""
-    config, fingerprint, run_id = plan.config, plan.data_fingerprint, latest.state.run_id if latest else ""
-    store, typed = mlflow_runs.resolve_uri(config.tracking_uri), typed_config(dataclasses.asdict(config))
-    lineage = latest.state.lineage_with(fingerprint) if latest else [(fingerprint, 0)]
-    tags = {"data_fingerprint": fingerprint, "data_lineage": registry.lineage_text(lineage)}
-    text = yaml.safe_dump(typed, sort_keys=False)  # for --config
-    if _is_known(store, run_id, config.experiment):
-        tracker = mlflow_runs.continue_run(store, run_id, record=plan.history)
-        tracker.set_running()
-        tracker.set_tags(tags)
-        tracker.log_text(text, f"config-from-step-{latest.state.step if latest else 0:08d}.yaml")
-        return tracker
-    tags["slm_ray.folder"] = plan.folder.mirror.address or f"{typed['output']}/{config.name}"
-    params = flatten(typed) | {"resolved_max_steps": plan.max_steps}
-    tracker = mlflow_runs.start_run(store, config.experiment, config.name, params, tags, parent_run_id, plan.history)
-    tracker.log_text(text, "config.yaml")
-    return tracker
-
-
-def _is_known(store: str, run_id: str, experiment: str) -> bool:
-    """Whether the run goes on in the store; a server that is away gets the records later. Raises: `has_run`."""
-    try:
-        return mlflow_runs.has_run(store, run_id, experiment)
-    except StoreAwayError:  # the tracker says so, once
-        return True
+        close_mlflow_run(plan, tracker, status)
 
 
 @contextlib.contextmanager

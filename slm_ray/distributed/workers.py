@@ -24,6 +24,7 @@ from slm_ray.cli.signals import Signals, StoppedError
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import cluster
+from slm_ray.distributed.reporting import attempt, tracked
 from slm_ray.distributed.watchdog import Watchdog
 from slm_ray.errors import UserError, without_secrets
 from slm_ray.model.decoder import parameter_count
@@ -31,8 +32,8 @@ from slm_ray.runs.outcome import ERROR, clear_outcome, has_refusal, read_refusal
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.verification import UnreadableCheckpointError
-from slm_ray.tracking import mlflow_runs, system_metrics, tensorboard_tracker
-from slm_ray.tracking.tracker import CompositeTracker, NullTracker, Tracker
+from slm_ray.tracking import mlflow_runs
+from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import hardware, loop
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import RunPlan, TrainInputs, load_inputs
@@ -229,10 +230,11 @@ def _train(config: TrainConfig, run_id: str, tracking_uri: str) -> None:
     )
     precision, is_compiled = _arithmetic(inputs, context)
     with (
-        _tracked(inputs, run_id, tracking_uri) as tracked,
+        tracked(inputs, run_id, tracking_uri) as tracked_inputs,
+        attempt(inputs, context, run_id, tracking_uri),
         watchdog.watching(lambda: _exit_hung_worker(inputs, context)),
     ):
-        loop.fit(tracked, context, precision=precision, is_compiled=is_compiled)
+        loop.fit(tracked_inputs, context, precision=precision, is_compiled=is_compiled)
 
 
 def _arithmetic(inputs: TrainInputs, context: TrainContext) -> tuple[str, bool]:
@@ -243,33 +245,6 @@ def _arithmetic(inputs: TrainInputs, context: TrainContext) -> tuple[str, bool]:
     own = [float(hardware.PRECISIONS.index(precision)), float(is_compiled)]
     chosen = context.all_reduce_sum(torch.tensor(own if context.is_main else [0.0, 0.0], device=device)).tolist()
     return hardware.PRECISIONS[int(chosen[0])], bool(chosen[1])
-
-
-@contextlib.contextmanager
-def _tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[TrainInputs]:
-    """The inputs with rank 0's tracker, while the first worker of each node logs what its machine does.
-
-    What goes wrong with either is a message in the run's record, which the driver shows.
-    """
-    ranks, config = ray.train.get_context(), inputs.config
-
-    def warn(text: str) -> None:
-        inputs.history.append({"message": text})
-
-    is_main = ranks.get_world_rank() == 0
-    record = inputs.history if is_main else None
-    machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn, record)
-    tracker: Tracker = machine if is_main else NullTracker()
-    if config.tensorboard and is_main:
-        folder = inputs.folder.path / tensorboard_tracker.FOLDER
-        tracker = CompositeTracker(machine, tensorboard_tracker.TensorBoardTracker(folder, warn))
-    node = f"node-{ranks.get_node_rank()}" if ranks.get_node_rank() else ""
-    try:
-        with system_metrics.logged(machine, node=node):
-            yield dataclasses.replace(inputs, tracker=tracker)
-    finally:
-        tracker.close()
-        machine.close()
 
 
 def _exit_hung_worker(inputs: TrainInputs, context: TrainContext) -> None:

@@ -21,6 +21,8 @@ from slm_ray.tracking.tracker import NullTracker, Tracker
 
 LOGGER = logging.getLogger(__name__)
 OFF = "none"
+PARENT, KIND = "mlflow.parentRunId", "slm_ray.kind"
+"""Tags: the run above a run, and what a run is: sweep, training, attempt, evaluation or deployment."""
 _SQLITE = "sqlite:///"
 
 
@@ -142,7 +144,7 @@ def start_run(
         return NullTracker()
     from mlflow.entities import Param
 
-    all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {})
+    all_tags = dict(tags or {}) | ({PARENT: parent_run_id} if parent_run_id else {})
     store = client(uri)
     try:
         run = store.create_run(_experiment_id(store, uri, experiment), run_name=name, tags=all_tags)

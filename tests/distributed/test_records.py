@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from slm_ray.config.schema import TrainConfig
-from slm_ray.distributed import driver, workers
+from slm_ray.distributed import workers
+from slm_ray.distributed.mlflow_run import open_mlflow_run
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.runs.run_folder import RunFolder
@@ -25,7 +26,7 @@ from slm_ray.training.preflight import resolve
 def begin(config: TrainConfig) -> TrainInputs:
     """Inputs with a tracker, as the driver and its workers make them."""
     inputs = load_inputs(resolve(config, lambda: 1), NullTracker())
-    return dataclasses.replace(inputs, tracker=driver._tracker(inputs, inputs.folder.latest_valid(), ""))
+    return dataclasses.replace(inputs, tracker=open_mlflow_run(inputs, inputs.folder.latest_valid(), ""))
 
 
 def test_neither_the_environment_nor_the_working_folder_is_in_what_a_run_leaves(
@@ -57,7 +58,7 @@ def test_a_run_that_goes_on_on_other_stories_names_both_data_sets(tiny_config: T
     first.tracker.finish()
     plan = load_inputs(resolve(dataclasses.replace(config, max_steps=8), lambda: 1), NullTracker())
     other = dataclasses.replace(plan, data_fingerprint="other")
-    other = dataclasses.replace(other, tracker=driver._tracker(other, other.folder.latest_valid(), ""))
+    other = dataclasses.replace(other, tracker=open_mlflow_run(other, other.folder.latest_valid(), ""))
     fit(other, TrainContext())
     other.tracker.finish()
     lineage = [[first.data_fingerprint, 0], ["other", 4]]

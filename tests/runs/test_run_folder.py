@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import driver
+from slm_ray.distributed.mlflow_run import open_mlflow_run
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.ownership import refuse_foreign
@@ -63,7 +64,7 @@ def test_a_resume_reads_a_whole_checkpoint_once_in_the_driver_and_once_in_each_w
     monkeypatch.setattr(driver.cluster, "check_resources", lambda _: None)
 
     def run_locked(plan, latest, *_) -> None:  # type: ignore[no-untyped-def]
-        driver._tracker(plan, latest, "")
+        open_mlflow_run(plan, latest, "")
         started.append(driver._is_finished(plan, latest))
 
     monkeypatch.setattr(driver, "_run_locked", run_locked)

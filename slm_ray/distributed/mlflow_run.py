@@ -1,0 +1,72 @@
+"""The MLflow run of a training, as its driver opens and closes it.
+
+In: a plan, and the checkpoint that it goes on from. Out: a run with its parameters, data set, environment and every
+config that it had; the workers log to it.
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from slm_ray import storage
+from slm_ray.config.files import flatten
+from slm_ray.config.places import typed_config
+from slm_ray.dataset.manifest import load_manifest
+from slm_ray.runs.checkpoint import Checkpoint
+from slm_ray.tracking import mlflow_runs, registry, run_inputs
+from slm_ray.tracking.attempts import end_lost_attempts
+from slm_ray.tracking.mlflow_runs import KIND, StoreAwayError
+from slm_ray.tracking.tracker import Tracker
+from slm_ray.training.inputs import RunPlan
+
+
+def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str) -> Tracker:
+    """The run's MLflow run, begun or continued. It keeps each config that the run had, as it was typed.
+
+    Raises:
+        UserError: the store cannot be used; a server that was used before may be away.
+    """
+    config, fingerprint, run_id = plan.config, plan.data_fingerprint, latest.state.run_id if latest else ""
+    store, typed = mlflow_runs.resolve_uri(config.tracking_uri), typed_config(dataclasses.asdict(config))
+    lineage = latest.state.lineage_with(fingerprint) if latest else [(fingerprint, 0)]
+    tags = {"data_fingerprint": fingerprint, "data_lineage": registry.lineage_text(lineage)}
+    text = yaml.safe_dump(typed, sort_keys=False)  # for --config
+    if _is_known(store, run_id, config.experiment):
+        tracker = mlflow_runs.continue_run(store, run_id, record=plan.history)
+        tracker.set_running()
+        tracker.set_tags(tags)
+        tracker.log_text(text, f"config-from-step-{latest.state.step if latest else 0:08d}.yaml")
+        if latest and latest.state.data_fingerprint != fingerprint:
+            _log_data_set(plan, store, run_id)
+        return tracker
+    tags["slm_ray.folder"] = plan.folder.mirror.address or f"{typed['output']}/{config.name}"
+    tags |= {KIND: "training"} | run_inputs.environment()
+    params = flatten(typed) | {"resolved_max_steps": plan.max_steps}
+    tracker = mlflow_runs.start_run(store, config.experiment, config.name, params, tags, parent_run_id, plan.history)
+    tracker.log_text(text, "config.yaml")
+    _log_data_set(plan, store, tracker.run_id)
+    if not parent_run_id:
+        run_inputs.log_report(store, tracker.run_id, storage.storage_path(config.data))
+    return tracker
+
+
+def _is_known(store: str, run_id: str, experiment: str) -> bool:
+    """Whether the run goes on in the store; a server that is away gets the records later. Raises: `has_run`."""
+    try:
+        return mlflow_runs.has_run(store, run_id, experiment)
+    except StoreAwayError:  # the tracker says so, once
+        return True
+
+
+def _log_data_set(plan: RunPlan, store: str, run_id: str) -> None:
+    run_inputs.log_data_set(store, run_id, load_manifest(plan.config.data), Path(plan.config.data).name)
+
+
+def close_mlflow_run(plan: RunPlan, tracker: Tracker, status: str) -> None:
+    """Send what the store lacks, end the attempts that could not say so, and the run."""
+    if tracker.run_id:
+        with contextlib.suppress(Exception):  # whatever a store's client raises: `finish` says so
+            end_lost_attempts(mlflow_runs.resolve_uri(plan.config.tracking_uri), tracker.run_id)
+    tracker.finish(status)

@@ -1,0 +1,70 @@
+"""What a worker tells the tracker: metrics of the run and of its machine, and its start and end as an attempt.
+
+In: a run's inputs, on each worker. Out: the same with rank 0's tracker, for the length of a block.
+"""
+
+import contextlib
+import dataclasses
+import socket
+from collections.abc import Iterator
+
+import ray.train
+
+from slm_ray.errors import UserError
+from slm_ray.tracking import mlflow_runs, system_metrics, tensorboard_tracker
+from slm_ray.tracking.attempts import Attempt
+from slm_ray.tracking.tracker import CompositeTracker, NullTracker, Tracker
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import TrainInputs
+
+
+@contextlib.contextmanager
+def tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[TrainInputs]:
+    """The inputs with rank 0's tracker, while the first worker of each node logs what its machine does.
+
+    What goes wrong with either is a message in the run's record, which the driver shows.
+    """
+    ranks, config = ray.train.get_context(), inputs.config
+
+    def warn(text: str) -> None:
+        inputs.history.append({"message": text})
+
+    is_main = ranks.get_world_rank() == 0
+    record = inputs.history if is_main else None
+    machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn, record)
+    tracker: Tracker = machine if is_main else NullTracker()
+    if config.tensorboard and is_main:
+        folder = inputs.folder.path / tensorboard_tracker.FOLDER
+        tracker = CompositeTracker(machine, tensorboard_tracker.TensorBoardTracker(folder, warn))
+    node = f"node-{ranks.get_node_rank()}" if ranks.get_node_rank() else ""
+    try:
+        with system_metrics.logged(machine, node=node):
+            yield dataclasses.replace(inputs, tracker=tracker)
+    finally:
+        tracker.close()
+        machine.close()
+
+
+@contextlib.contextmanager
+def attempt(inputs: TrainInputs, context: TrainContext, run_id: str, tracking_uri: str) -> Iterator[None]:
+    """A child of the run for this start of its workers, on rank 0."""
+    if not context.is_main:
+        yield
+        return
+    facts = {"from_step": _step(inputs), "workers": context.world_size, "host": socket.gethostname()}
+    child = Attempt(tracking_uri, run_id, facts)
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    finally:
+        child.end(status, {"last_checkpoint_step": _step(inputs)})
+
+
+def _step(inputs: TrainInputs) -> int | None:
+    """That of the newest checkpoint, 0 without one; unknown where the disk does not give it now."""
+    try:
+        state = inputs.folder.latest_state()
+    except (UserError, OSError):
+        return None
+    return state.step if state else 0

@@ -1,0 +1,75 @@
+"""Where a registered version is served, since when and until when, as a run of MLflow below the run that made it.
+
+In: which version a server has taken up. Out: a run of the kind `deployment` for the time that it serves, and the tag
+`deployment` of the version, which leads to it. A store that fails costs a line in the log, never an answer.
+"""
+
+import dataclasses
+import datetime
+import functools
+import logging
+
+from slm_ray.tracking.delivery_queue import DeliveryQueue
+from slm_ray.tracking.mlflow_runs import KIND, OFF, PARENT, client
+
+LOGGER = logging.getLogger(__name__)
+DEPLOYMENT = "deployment"
+END_WITHIN_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A registered version that a server has taken up."""
+
+    name: str
+    version: str
+    run_id: str
+    """The run that it comes from."""
+
+
+class DeploymentLog:
+    """What one server, or one replica of it, serves; a thread tells the store."""
+
+    def __init__(self, uri: str, place: str) -> None:
+        """place: where it serves, as `HOST replica ID`; nothing is written with the store `none`."""
+        self._uri, self._place = uri, place
+        self._queue = DeliveryQueue("MLflow", LOGGER.warning)
+        self._id = ""
+
+    def serve(self, served: Served) -> None:
+        """Another version is served from now on."""
+        if self._uri != OFF:
+            self._queue.put(functools.partial(self._change, served))
+
+    def end(self) -> None:
+        """Nothing is served any more."""
+        self.flush()
+        if self._id:
+            self._queue.put(self._end)
+            self.flush()
+
+    def flush(self) -> None:
+        """Wait until the store has it, but not for long."""
+        self._queue.flush(END_WITHIN_S)
+
+    def _change(self, served: Served) -> None:
+        if self._id:
+            self._end()
+        store = client(self._uri)
+        home = store.get_run(served.run_id).info.experiment_id
+        title = f"{served.name} {served.version}"
+        tags = {
+            PARENT: served.run_id,
+            KIND: DEPLOYMENT,
+            "model_version": f"models:/{served.name}/{served.version}",
+            "place": self._place,
+        }
+        begun = store.create_run(home, run_name=f"{DEPLOYMENT} of {title}", tags=tags)
+        self._id = begun.info.run_id
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        value = f"{self._place} since {since}, run {self._id}"
+        store.set_model_version_tag(served.name, served.version, DEPLOYMENT, value)
+
+    def _end(self) -> None:
+        run_id, self._id = self._id, ""
+        client(self._uri).set_terminated(run_id)
