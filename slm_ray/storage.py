@@ -4,8 +4,6 @@ In: a path or an address. Out: a `StoragePath`, which reads and writes like a `p
 which the two differ. Everything of a data set is read and written through here.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -77,55 +75,6 @@ def make_folder(folder: StoragePath) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-@contextlib.contextmanager
-def locked(folder: Path, refusal: str) -> Iterator[None]:
-    """Make a folder, and keep others who ask for it out until the end of the block or of this process.
-
-    The folder itself is locked, so that no lock file is in the way of what lies there. One that was made for the lock
-    and is still empty at the end is removed, by its owner, while it is locked. An object store knows no locks.
-
-    Raises:
-        UserError: it is locked, with `refusal` as the message, or it cannot be made.
-    """
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    descriptor = _open_locked(folder, refusal)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # not empty: there is something to keep
-            for path in new:
-                path.rmdir()
-        os.close(descriptor)
-
-
-def _open_locked(folder: Path, refusal: str) -> int:
-    """The descriptor that holds the lock of the folder that is there now: its last owner may just have removed it."""
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-        try:
-            _lock(descriptor, refusal)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), folder.stat()):
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, refusal: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(refusal) from error
-    except OSError:  # a file system without locks for folders, as NFS: then there is no lock
-        return
-
-
 def replace_file(path: StoragePath, content: bytes | memoryview) -> None:
     """Put a file in place at once: readers see the old one or the new one, never a part.
 
@@ -154,9 +103,23 @@ def exists(path: StoragePath) -> bool:
 
 
 def files_below(folder: StoragePath) -> Iterator[StoragePath]:
-    """All files in a folder and its folders; none where there is no folder."""
-    if exists(folder):
+    """All files in a folder and its folders; none where there is no folder. Raises as `exists`, and leaves none out."""
+    if not exists(folder):
+        return
+    if isinstance(folder, Path):
         yield from (path for path in folder.rglob("*") if path.is_file())
+        return
+    for path, entry in folder.fs.find(folder.path, detail=True).items():  # its is_file() says no on any error
+        if entry["type"] == "file" and (name := path.removeprefix(folder.path.rstrip("/")).lstrip("/")):
+            yield folder / name
+
+
+def read_if_there(path: StoragePath) -> bytes:
+    """A file's content, or nothing where there is none. Raises as `exists`."""
+    try:
+        return bytes(path.read_bytes())
+    except FileNotFoundError:
+        return b""
 
 
 def remove(path: StoragePath) -> None:
@@ -166,7 +129,7 @@ def remove(path: StoragePath) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    elif path.exists():
+    elif exists(path):
         path.fs.rm(path.path, recursive=True)
 
 
@@ -179,7 +142,7 @@ def put(source: StoragePath, target: StoragePath) -> None:
     if isinstance(source, Path):
         remove(target)
         source.rename(str(target))
-    elif source.is_file():
+    elif source.fs.info(source.path)["type"] == "file":
         target.write_bytes(source.read_bytes())
     else:
         new = {_below(file, source): file for file in files_below(source)}

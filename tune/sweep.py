@@ -40,6 +40,7 @@ from slm_ray.distributed import cluster
 from slm_ray.distributed.cluster import default_workers
 from slm_ray.distributed.driver import TrainResult, run_training
 from slm_ray.errors import UserError
+from slm_ray.locks import folder_lock
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking import mlflow_runs, tracker
 from slm_ray.train import describe
@@ -73,7 +74,8 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
     """
     sweep = _resolve(sweep)
     folder = Path(sweep.output) / sweep.name
-    with storage.locked(folder, f"another sweep.py is writing to {folder}: wait for its end, or take another --name"):
+    refusal = f"another sweep.py is writing to {folder}: wait for its end, or take another --name"
+    with folder_lock.locked(folder, refusal):
         return _run_locked(sweep, folder)
 
 

@@ -22,7 +22,9 @@ from slm_ray.dataset.shards import verify_split
 from slm_ray.distributed import cluster
 from slm_ray.distributed.progress import show_progress
 from slm_ray.distributed.workers import run_workers
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, one_line
+from slm_ray.locks.lease import LeaseLostError
+from slm_ray.runs import run_lock
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.history import plot_loss
 from slm_ray.runs.outcome import RunStatus, RunSummary, has_summary, read_summary
@@ -72,7 +74,7 @@ def run_training(
     config = resolve(config, cluster.default_workers)
     plan = _plan(config)
     refuse_foreign(plan.folder.path)
-    with plan.folder.locked():
+    with run_lock.locked(plan.folder):
         plan.folder.fetch()
         latest = plan.folder.latest_valid()
         refuse_conflicts(plan, latest)
@@ -111,8 +113,14 @@ def _run_locked(
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except LeaseLostError:
+        status = ""  # another driver goes on with it
+        raise
     finally:
-        tracker.finish(status)
+        if status:
+            tracker.finish(status)
+        else:
+            tracker.close()
 
 
 def _tracker(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str) -> Tracker:
@@ -144,7 +152,10 @@ def _place_of_a_stop(plan: RunPlan) -> Iterator[None]:
     except StoppedError as stop:
         if has_summary(folder) and read_summary(folder).status != RunStatus.STOPPED:
             return
-        latest = folder.latest_valid()
+        try:
+            latest = folder.latest_valid()
+        except UserError as error:  # how the run ended counts, not what cannot be read of it
+            raise StoppedError(f"{stop or 'stopped'}; {one_line(error)}", stop.signal_number) from error
         if latest is None:
             raise StoppedError(f"{stop or 'stopped'}; there is no checkpoint", stop.signal_number) from None
         how = f"{stop}; the last checkpoint is that of" if str(stop) else "stopped, with a checkpoint of"

@@ -19,6 +19,7 @@ from slm_ray import storage
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, SPLITS, TOKENIZER, Manifest, load_manifest
 from slm_ray.dataset.shards import UnreadableError, checked_content
 from slm_ray.errors import UserError
+from slm_ray.locks import folder_lock
 from slm_ray.storage import StoragePath, json_sha256
 
 STAGING = ".staging"
@@ -50,7 +51,7 @@ def locked(output: StoragePath) -> Iterator[None]:
         yield
         return
     refusal = f"another prepare.py is writing to {output}: wait for its end, or choose another --output"
-    with storage.locked(output, refusal):
+    with folder_lock.locked(output, refusal):
         yield
 
 

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlparse
 from slm_ray import storage
 from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint, verification
+from slm_ray.runs.checked_files import MAX_JSON_BYTES
 from slm_ray.tracking.mlflow_runs import OFF, client, lost_place, resolve_uri, sqlite_file
 
 CHAMPION = "champion"
@@ -82,13 +83,19 @@ def _keep(store: Any, run_id: str, folder: Path) -> str:
 
 
 def registered_version(uri: str, name: str, folder: Path, run_id: str, alias: str = CHAMPION) -> str:
-    """The version behind the alias if it is this very checkpoint of this run, else empty."""
+    """The version behind the alias if it is this very checkpoint of this run, else empty.
+
+    Raises:
+        RegistryError: the store does not answer, so that nobody can say.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         version = client(uri).get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return ""
+    except (MlflowException, OSError) as error:
+        if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # name; alias
+            return ""
+        raise RegistryError(f"cannot look for {name}@{alias} at {uri}: {one_line(error)}") from error
     ours, theirs = lineage(folder), version.tags
     is_same = version.run_id == run_id and {"step", "data_fingerprint"} <= theirs.keys()
     is_same &= all(theirs.get(tag, value) == value for tag, value in ours.items())  # earlier versions had fewer
@@ -178,19 +185,29 @@ def locate(reference: str, tracking_uri: str = "") -> str:
 def _folder(reference: str) -> Path:
     """Where a folder really is: `best` and `latest` are links that move."""
     path = Path(reference)
-    if path.is_file() and path.suffix in PICKLE_SUFFIXES:
-        raise UserError(_pickle_refusal(path))
-    if not path.is_dir():
-        raise RegistryError(f"no model {reference!r}: expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
-    return path.resolve()
+    try:
+        if path.is_file() and path.suffix in PICKLE_SUFFIXES:
+            raise UserError(_pickle_refusal(path))
+        if path.is_dir():
+            return path.resolve()
+    except (OSError, ValueError) as error:
+        raise RegistryError(f"{reference!r} cannot be looked at: {one_line(error)}") from error
+    raise RegistryError(f"no model {reference!r}: expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
 
 
 def _folder_identity(path: Path) -> str:
     """The marker holds the digest of every file, so its own digest stands for all of them."""
+    marker = path / verification.MARKER
     try:
-        return f"{path} {hashlib.sha256((path / verification.MARKER).read_bytes()).hexdigest()[:16]}"
-    except OSError as error:
+        with marker.open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+    except FileNotFoundError as error:
         raise RegistryError(f"{path} is no complete checkpoint: it has no {verification.MARKER}") from error
+    except OSError as error:
+        raise RegistryError(f"{marker} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_JSON_BYTES:
+        raise RegistryError(f"{marker} is larger than {MAX_JSON_BYTES} bytes: it is none of this program's")
+    return f"{path} {hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def _version_identity(version: Any) -> str:
@@ -221,7 +238,9 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
                 "there (was the project moved?): put that folder or a link to it there, or register the model again"
             )
         folder, scratch = _fetch(source, uri)
-    except (MlflowException, OSError) as error:
+    except RegistryError:
+        raise
+    except (MlflowException, OSError, UserError) as error:
         raise RegistryError(f"{reference} is not available from {uri}: {one_line(error)}") from error
     try:
         _refuse_pickles(folder)
@@ -230,20 +249,21 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
         raise
-    run_id, identity = version.run_id or "", _version_identity(version)
-    return ResolvedModel(
-        folder, version.name, str(version.version), run_id, state.data_fingerprint, state.step, identity, scratch
-    )
+    lineage_of, identity = (version.run_id or "", state.data_fingerprint, state.step), _version_identity(version)
+    return ResolvedModel(folder, version.name, str(version.version), *lineage_of, identity, scratch)
 
 
 def _store(reference: str, uri: str) -> Any:
     if uri == OFF:
         raise UserError(f"{reference} needs a tracking store, and tracking is off")
     database = sqlite_file(uri)
-    if database is not None and not database.exists():
-        raise RegistryError(
-            f"no model registry at {uri}: train a model first (`python tune/sweep.py`), or give a checkpoint folder"
-        )
+    try:
+        is_there = database is None or database.exists()
+    except OSError as error:
+        raise RegistryError(f"the model registry {uri} cannot be looked at: {error.strerror}") from error
+    if not is_there:
+        first = "train a model first (`python tune/sweep.py`), or give a checkpoint folder"
+        raise RegistryError(f"no model registry at {uri}: {first}")
     return client(uri)
 
 

@@ -49,8 +49,8 @@ class TrainInputs(RunPlan):
     tracker: Tracker
 
 
-def plan_run(config: TrainConfig, manifest: Manifest) -> RunPlan:
-    """The plan of a resolved config; the run's folder is not looked into.
+def plan_run(config: TrainConfig, manifest: Manifest, lease: str = "") -> RunPlan:
+    """The plan of a resolved config; the run's folder is not looked into. `lease` is as for `open_run`.
 
     Raises:
         UserError: the data set has too few stories for one sample, or none to validate on.
@@ -61,7 +61,7 @@ def plan_run(config: TrainConfig, manifest: Manifest) -> RunPlan:
         config=config,
         max_steps=n_steps(config, manifest),
         data_fingerprint=manifest.fingerprint,
-        folder=open_run(config.output, config.name),
+        folder=open_run(config.output, config.name, lease),
     )
 
 
@@ -75,15 +75,17 @@ def n_steps(config: TrainConfig, manifest: Manifest) -> int:
     return config.max_steps or max(1, round(config.epochs * (samples / config.batch_size)))
 
 
-def load_inputs(config: TrainConfig, tracker: Tracker) -> TrainInputs:
+def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> TrainInputs:
     """Read what a resolved config trains on; every digest of the data set is checked on the way.
+
+    `lease` is as for `open_run`.
 
     Raises:
         UserError: the data set is missing, corrupt, or too small for one sample.
     """
     data = storage_path(config.data)
     manifest = load_manifest(data)
-    plan = plan_run(config, manifest)
+    plan = plan_run(config, manifest, lease)
     tokenizer = load_tokenizer(config, manifest)
 
     def stream(split: str) -> TokenStream:

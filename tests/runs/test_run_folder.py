@@ -132,3 +132,14 @@ def test_a_checkpoint_that_cannot_be_judged_now_is_not_dropped(
     assert [path.name for path in folder.checkpoints()] == ["step-00000004", "step-00000008"]
     folder.publish(8, is_best=True, keep=1, keep_best=1)
     assert [path.name for path in folder.checkpoints()] == ["step-00000008"]
+
+
+def test_a_second_corrupt_checkpoint_of_a_step_does_not_replace_the_first(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for content in ("first", "second", "third"):
+        run.checkpoint_path(8).mkdir(parents=True)
+        (run.checkpoint_path(8) / "weights").write_text(content)
+        run.remove_partial(4)
+    kept = {(path / "weights").read_text() for path in tmp_path.glob("checkpoints/step-00000008*.corrupt")}
+    assert kept == {"first", "second", "third"}
+    assert run.checkpoints() == []

@@ -17,7 +17,7 @@ from slm_ray.dataset.batches import TokenStream
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, run_lock
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.history import History, plot_loss
 from slm_ray.runs.outcome import RunStatus
@@ -472,7 +472,8 @@ def test_a_run_in_fp32_goes_on_in_fp16(inputs: TrainInputs) -> None:
 
 def test_only_one_driver_at_a_time_holds_a_run(inputs: TrainInputs) -> None:
     inputs.folder.path.mkdir(parents=True)
-    with inputs.folder.locked(), pytest.raises(UserError, match="is writing to"), inputs.folder.locked():
+    run = inputs.folder
+    with run_lock.locked(run), pytest.raises(UserError, match="is writing to"), run_lock.locked(run):
         pass
-    with inputs.folder.locked():
+    with run_lock.locked(inputs.folder):
         pass

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from slm_ray import storage
 from slm_ray.config.schema import OptimConfig, TrainConfig
 from slm_ray.errors import UserError
+from slm_ray.locks import folder_lock
 from slm_ray.tracking import mlflow_runs, registry
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training.context import TrainContext
@@ -70,7 +70,7 @@ def test_what_is_swept_is_not_set_as_well(word: str) -> None:
 
 def test_two_sweeps_do_not_write_to_one_folder(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = resolved(tiny_config, monkeypatch)
-    with storage.locked(Path(sweep.output) / sweep.name, ""), pytest.raises(UserError, match=r"another sweep\.py"):
+    with folder_lock.locked(Path(sweep.output) / sweep.name, ""), pytest.raises(UserError, match=r"another sweep\.py"):
         run_sweep(sweep)
 
 
