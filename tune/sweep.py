@@ -41,6 +41,7 @@ from slm_ray.distributed.cluster import default_workers
 from slm_ray.distributed.driver import TrainResult, run_training
 from slm_ray.errors import UserError
 from slm_ray.locks import folder_lock
+from slm_ray.locks.lease import LEASE
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking import mlflow_runs, tracker
 from slm_ray.train import describe
@@ -151,7 +152,7 @@ def _open(sweep: SweepConfig, folder: Path) -> tracker.Tracker:
             parent = mlflow_runs.continue_run(store, known["run_id"])
             parent.set_running()
             return parent
-    elif any(folder.iterdir()):
+    elif any(path.name != LEASE for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and no folder of a sweep: take another --name or --output")
     grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
     tags = {"data_fingerprint": shared["data_fingerprint"]}

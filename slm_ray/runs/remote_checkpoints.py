@@ -72,8 +72,11 @@ class RemoteCheckpoints:
             own.write_bytes(file.read_bytes())
         if verification.is_valid(partial):
             put_aside(target)
-            with contextlib.suppress(OSError):  # another worker of this machine was faster
+            try:
                 partial.rename(target)
+            except OSError:
+                if not target.exists():  # no other worker of this machine was faster
+                    raise
         storage.remove(partial)
         return verification.is_valid(target)
 

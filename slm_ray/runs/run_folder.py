@@ -146,7 +146,14 @@ class RunFolder:
         return not self.mirror.address
 
     def request_stop(self) -> None:
-        """Ask the run's workers to save and leave; rank 0 looks for the file after each step. Raises: OSError."""
+        """Ask the run's workers to save and leave; rank 0 looks for the file after each step.
+
+        Raises:
+            OSError: the disk refused it.
+            LeaseLostError: they are another driver's now.
+        """
+        if self.lease is not None:
+            self.lease.raise_if_lost()  # or it would stop another driver's
         (self.path / "stop").touch()
         self.mirror.request_stop()
 
@@ -213,7 +220,13 @@ def newest_run(output: Path) -> RunFolder:
     Raises:
         UserError: there is none.
     """
-    runs = [path.parent for path in output.glob("*/checkpoints") if RunFolder(path.parent).checkpoints()]
+    try:
+        folders = sorted(path for path in output.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        folders = []
+    except OSError as error:  # a glob takes a folder that cannot be listed for an empty one
+        raise UserError(f"{output} cannot be listed: {error.strerror}") from error
+    runs = [folder for folder in folders if RunFolder(folder).checkpoints()]
     if not runs:
         raise UserError(f"nothing to resume: no run with a checkpoint under {output}")
     return RunFolder(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime))

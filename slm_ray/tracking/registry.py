@@ -20,7 +20,7 @@ from slm_ray import storage
 from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.checked_files import MAX_JSON_BYTES
-from slm_ray.tracking.mlflow_runs import OFF, client, lost_place, resolve_uri, sqlite_file
+from slm_ray.tracking.mlflow_runs import OFF, client, is_place_there, lost_place, resolve_uri
 
 CHAMPION = "champion"
 REGISTERED = "models:/"
@@ -256,11 +256,10 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
 def _store(reference: str, uri: str) -> Any:
     if uri == OFF:
         raise UserError(f"{reference} needs a tracking store, and tracking is off")
-    database = sqlite_file(uri)
     try:
-        is_there = database is None or database.exists()
-    except OSError as error:
-        raise RegistryError(f"the model registry {uri} cannot be looked at: {error.strerror}") from error
+        is_there = is_place_there(uri)
+    except UserError as error:
+        raise RegistryError(str(error)) from error
     if not is_there:
         first = "train a model first (`python tune/sweep.py`), or give a checkpoint folder"
         raise RegistryError(f"no model registry at {uri}: {first}")

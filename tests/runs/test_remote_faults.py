@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,23 @@ def test_a_checkpoint_in_a_store_names_no_folder_above_the_working_one(
     state = storage_path(config.output) / config.name / "checkpoints" / "step-00000002" / "state.json"
     assert json.loads(state.read_bytes())["config"]["data"] == data.name
     assert str(data.parent).encode() not in state.read_bytes()
+
+
+def test_a_checkpoint_that_cannot_be_put_in_its_place_is_not_passed_over(
+    run: RunFolder, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run would go on from an older one."""
+    shutil.rmtree(run.path)
+    rename = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial" and "step-00000008" in self.name:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
+        patch.setattr(Path, "rename", full)
+        open_run(config.output, config.name).fetch()
+    again = open_run(config.output, config.name)
+    again.fetch()
+    assert again.latest.resolve().name == "step-00000008"

@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import errno
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -71,6 +73,22 @@ def test_what_is_swept_is_not_set_as_well(word: str) -> None:
 def test_two_sweeps_do_not_write_to_one_folder(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = resolved(tiny_config, monkeypatch)
     with folder_lock.locked(Path(sweep.output) / sweep.name, ""), pytest.raises(UserError, match=r"another sweep\.py"):
+        run_sweep(sweep)
+
+
+def test_a_disk_without_locks_is_no_folder_of_somebody_else(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    sweep = resolved(tiny_config, monkeypatch)
+    monkeypatch.setattr(sweep_module, "_run_trials", lambda *_: (_ for _ in ()).throw(UserError("came as far as this")))
+    with pytest.raises(UserError, match="came as far as this"):
+        run_sweep(sweep)
+    folder = Path(sweep.output) / sweep.name
+    with folder_lock.locked(folder, ""), pytest.raises(UserError, match=r"another sweep\.py .*it began as process"):
         run_sweep(sweep)
 
 
