@@ -128,6 +128,10 @@ class Lease:
             return True
         if abs(time.time() - holder.alive_s) <= STALE_S:
             return False
+        LOGGER.warning(
+            "%s is held by one without a sign of life for long (%s): it is watched for %g s, then taken over",
+            self._place, _who(holder), WATCH_S,
+        )  # fmt: skip
         self._pause(WATCH_S)
         return self._files.newest() == (number, holder)
 

@@ -31,8 +31,11 @@ def locked(run: RunFolder) -> Iterator[None]:
             yield
         return
     with folder_lock.locked(run.path, refusal) as is_certain:
-        mine = run.path / LEASE_OWNER  # whoever wrote it had the lock, and has it no more
-        dead_owner = mine.read_text() if is_certain and mine.is_file() else ""
+        mine, dead_owner = run.path / LEASE_OWNER, ""
+        with contextlib.suppress(OSError):  # without it the next driver has to wait
+            if is_certain:  # whoever wrote it had the lock, and has it no more
+                dead_owner = storage.read_if_there(mine).decode(errors="replace")
         with lease.held(refusal, dead_owner):
-            storage.replace_file(mine, lease.owner.encode())
+            with contextlib.suppress(OSError):
+                storage.replace_file(mine, lease.owner.encode())
             yield
