@@ -104,11 +104,11 @@ def exists(path: StoragePath) -> bool:
 
 def files_below(folder: StoragePath) -> Iterator[StoragePath]:
     """All files in a folder and its folders; none where there is no folder. Raises as `exists`, and leaves none out."""
-    if not exists(folder):
-        return
+    is_there = exists(folder)
     if isinstance(folder, Path):
-        yield from (path for path in folder.rglob("*") if path.is_file())
+        yield from (path for path in folder.rglob("*") if is_there and path.is_file())
         return
+    # Asked even where nothing is there: a bucket that does not exist is an error.
     for path, entry in folder.fs.find(folder.path, detail=True).items():  # its is_file() says no on any error
         if entry["type"] == "file" and (name := path.removeprefix(folder.path.rstrip("/")).lstrip("/")):
             yield folder / name
