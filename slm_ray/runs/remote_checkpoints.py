@@ -30,7 +30,10 @@ class RemoteCheckpoints:
 
     def names(self) -> list[str]:
         """Names of those that have their marker, oldest first."""
-        return sorted(path.parent.name for path in self._place.glob(f"step-*/{verification.MARKER}"))
+        with contextlib.suppress(FileNotFoundError):
+            self._place.fs.ls(self._place.path)  # type: ignore[union-attr]  # a glob may take a refusal for nothing
+        there = sorted(path.name for path in self._place.glob("step-*"))
+        return [name for name in there if storage.exists(self._place / name / verification.MARKER)]
 
     def upload(self, path: Path) -> None:
         """Copy one there. Raises: OSError also where it is gone from this machine: nothing would be copied."""

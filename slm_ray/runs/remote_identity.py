@@ -48,4 +48,4 @@ class RemoteIdentity:
 
 
 def _read(place: StoragePath) -> str:
-    return place.read_text() if place.exists() else ""
+    return place.read_text() if storage.exists(place) else ""

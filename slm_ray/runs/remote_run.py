@@ -104,12 +104,15 @@ class ObjectStoreMirror:
 
         Raises:
             UnreadableCheckpointError: the store does not answer, which says nothing about what is there.
+            CorruptCheckpointError: there are checkpoints, and none that can be read.
         """
         with self._reading():
-            there = (self._checkpoints.state(name) for name in reversed(self._checkpoints.names()))
+            names = self._checkpoints.names()
+            there = next(filter(None, map(self._checkpoints.state, reversed(names))), None)
             here = RunFolder(folder).latest_state() if self._identity.is_of(folder) else None
-            states = filter(None, (next(filter(None, there), None), here))
-            return max(states, key=lambda state: state.step, default=None)
+        if names and not (there or here):
+            raise verification.CorruptCheckpointError(f"{self.address}: no checkpoint of this run can be read")
+        return max(filter(None, (there, here)), key=lambda state: state.step, default=None)
 
     def fetch(self, folder: Path) -> None:
         """Bring the newest and the best valid checkpoint here, and newer ones of here, which the store refused, there.
@@ -124,7 +127,7 @@ class ObjectStoreMirror:
             newest = next((name for name in reversed(names) if self._checkpoints.download(name, folder)), "")
             for name in ("latest", "best"):
                 pointed = self.remote / f"{name}.txt"
-                target = pointed.read_text() if pointed.exists() else ""
+                target = pointed.read_text() if storage.exists(pointed) else ""
                 if target in names and self._checkpoints.download(target, folder):
                     link(folder / name, folder / "checkpoints" / target)
             self._fetch_record(folder)
