@@ -18,7 +18,6 @@ from slm_ray.config.files import flatten
 from slm_ray.config.places import typed_config
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
-from slm_ray.dataset.shards import verify_split
 from slm_ray.distributed import cluster
 from slm_ray.distributed.progress import show_progress
 from slm_ray.distributed.workers import run_workers
@@ -35,7 +34,7 @@ from slm_ray.tracking import mlflow_runs, registry
 from slm_ray.tracking.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.tracker import Tracker
 from slm_ray.training.checkpointing import is_out_of_patience
-from slm_ray.training.inputs import RunPlan, load_tokenizer, plan_run
+from slm_ray.training.inputs import RunPlan, check_files, plan_run
 from slm_ray.training.preflight import refuse_conflicts, resolve
 from slm_ray.training.profiling import read_operators
 
@@ -87,9 +86,7 @@ def _plan(config: TrainConfig) -> RunPlan:
     """The plan, once every file of the data set was found to be the one that its manifest lists."""
     manifest = load_manifest(config.data)
     plan = plan_run(config, manifest)
-    load_tokenizer(config, manifest)
-    for split in ("train", "validation"):
-        verify_split(config.data, split, manifest)
+    check_files(config, manifest)
     return plan
 
 

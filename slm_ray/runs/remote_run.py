@@ -115,12 +115,15 @@ class ObjectStoreMirror:
 
         Raises:
             UnreadableCheckpointError: the store does not answer, which says nothing about what is there.
+            CorruptCheckpointError: there are checkpoints, and none that can be read.
         """
         with _reading(self.address):
-            there = (self._checkpoints.state(name) for name in reversed(self._checkpoints.names()))
+            names = self._checkpoints.names()
+            there = next(filter(None, map(self._checkpoints.state, reversed(names))), None)
             here = RunFolder(folder).latest_state() if self._identity.is_of(folder) else None
-            states = filter(None, (next(filter(None, there), None), here))
-            return max(states, key=lambda state: state.step, default=None)
+        if names and not (there or here):
+            raise verification.CorruptCheckpointError(f"{self.address}: no checkpoint of this run can be read")
+        return max(filter(None, (there, here)), key=lambda state: state.step, default=None)
 
     def fetch(self, folder: Path) -> None:
         """Bring the newest and the best valid checkpoint here, and newer ones of here, which the store refused, there.

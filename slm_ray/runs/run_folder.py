@@ -209,27 +209,26 @@ def repair_links(run: RunFolder, latest: Checkpoint) -> Evaluation | None:
 
 
 def refuse_corrupt(run: RunFolder) -> None:
-    """Raises: UserError when there are checkpoints, and none that a run could continue from."""
-    if run.checkpoints():
-        raise UserError(f"{run.path} holds a run whose checkpoints cannot be read: take another --name, or remove it")
+    """Raises: UserError when there are checkpoints, here or in the mirror, and none that a run could continue from."""
+    if run.checkpoints() or run.mirror.newest_state(run.path) is not None:
+        where = run.address
+        raise UserError(f"{where} holds a run whose checkpoints cannot be read: take another --name, or remove it")
 
 
-def newest_run(output: Path) -> RunFolder:
-    """The run under `output` that was written to last.
+def newest_run(output: Path) -> RunFolder | None:
+    """The run with a checkpoint under `output` that was written to last, if there is one.
 
     Raises:
-        UserError: there is none.
+        UnreadableCheckpointError: that cannot be known now.
     """
     try:
-        folders = sorted(path for path in output.iterdir() if path.is_dir())
+        runs = [RunFolder(path) for path in output.iterdir() if path.is_dir()]
+        begun = {run: (run.path / "checkpoints").stat().st_mtime for run in runs if run.checkpoints()}
     except FileNotFoundError:
-        folders = []
-    except OSError as error:  # a glob takes a folder that cannot be listed for an empty one
-        raise UserError(f"{output} cannot be listed: {error.strerror}") from error
-    runs = [folder for folder in folders if RunFolder(folder).checkpoints()]
-    if not runs:
-        raise UserError(f"nothing to resume: no run with a checkpoint under {output}")
-    return RunFolder(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime))
+        return None
+    except OSError as error:
+        raise UnreadableCheckpointError(f"{output} cannot be listed: {error.strerror}") from error
+    return max(begun, key=begun.__getitem__, default=None)
 
 
 def link(link: Path, target: Path) -> None:

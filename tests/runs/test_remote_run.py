@@ -29,7 +29,7 @@ from slm_ray.train import describe, parse_config
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import resolve
+from slm_ray.training.preflight import refuse_conflicts, resolve
 from slm_ray.training.trainer import Trainer
 
 pytestmark = pytest.mark.ray
@@ -347,6 +347,42 @@ def test_a_store_that_cannot_be_read_is_one_clear_line(config: TrainConfig) -> N
         inputs_of(config, output="s3://no-such-bucket/runs")
     with pytest.raises(UserError, match="needs the --name of a run"):
         parse_config(["--resume", "--output", config.output])
+
+
+def test_a_store_that_refuses_to_be_looked_into_is_not_one_without_the_run(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resume = ["--resume", "--output", config.output, "--name", config.name]
+    assert parse_config(resume).resume  # there is none yet: it would begin
+    fit(inputs_of(config), TrainContext())
+    assert parse_config(resume).model.d_ff == 64
+    system = type(remote(config).fs)
+    real = system._lsdir
+
+    async def refuse(self: Any, path: str, *args: Any, **options: Any) -> Any:
+        if "step-" in path or options.get("prefix") == "step-":
+            raise PermissionError("Access Denied")
+        return await real(self, path, *args, **options)
+
+    monkeypatch.setattr(system, "_lsdir", refuse)
+    with pytest.raises(UserError, match=r"cannot read s3://.*Access Denied"):
+        parse_config(resume)
+
+
+def test_a_run_in_the_store_whose_checkpoints_are_damaged_does_not_begin_anew(config: TrainConfig) -> None:
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    resume = ["--resume", "--output", config.output, "--name", config.name]
+    for name in ("step-00000004", "step-00000008"):
+        (remote(config) / "checkpoints" / name / checkpoint.OPTIMIZER).write_bytes(b"")
+    another_machine(inputs)
+    again = inputs_of(parse_config(resume))
+    with pytest.raises(UserError, match="cannot be read: take another --name"):
+        refuse_conflicts(again, again.folder.latest_valid())
+    for name in ("step-00000004", "step-00000008"):
+        (remote(config) / "checkpoints" / name / "state.json").write_bytes(b"")
+    with pytest.raises(UserError, match="no checkpoint of this run can be read"):
+        parse_config(resume)
 
 
 def test_a_folder_of_this_machine_is_no_store(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_a_run_is_resumed_on_other_stories_only_by_force(config: TrainConfig) ->
     with pytest.raises(UserError, match="a resumed run keeps it"):
         resume(force=True, optim=optim)
     shape = dataclasses.replace(inputs.config.model, d_ff=128)
-    with pytest.raises(UserError, match="model was d_ff 64 and is now 128"):
+    with pytest.raises(UserError, match=r"model\.d_ff was 64 and is now 128: a resumed run keeps it; leave it out"):
         resume(force=True, model=shape)
 
 
