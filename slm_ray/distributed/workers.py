@@ -254,7 +254,7 @@ def _tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[Tr
     ranks, config = ray.train.get_context(), inputs.config
 
     def warn(text: str) -> None:
-        inputs.history.append({"message": text})
+        inputs.history.message(text)
 
     machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn)
     tracker: Tracker = machine if ranks.get_world_rank() == 0 else NullTracker()
@@ -275,7 +275,7 @@ def _exit_hung_worker(inputs: TrainInputs, context: TrainContext) -> None:
     """End this process in the middle of whatever it waits for, and log where: its group is started again."""
     message = f"no progress for {inputs.config.hang_timeout_s:g} s: the workers start again from the last checkpoint"
     if context.is_main:
-        inputs.history.append({"message": message})
+        inputs.history.message(message)
     sys.stderr.write(message + "\n")
     with contextlib.suppress(Exception):  # it must not keep this process
         faulthandler.dump_traceback(sys.__stderr__ or 2)
