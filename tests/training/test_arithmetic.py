@@ -1,6 +1,7 @@
 """Training compiled and in bf16, as the default run does on a CPU that can: what it learns, and a resume to the bit.
 
-Bounds are four times what was measured against eager fp32 on a CPU with bf16 products and one without.
+Against eager fp32, on a CPU with bf16 products, 1e-6 nats were measured compiled and 0.003 in bf16; the bounds leave
+room for other machines.
 """
 
 import dataclasses
@@ -23,6 +24,9 @@ from tests.support.fault_runs import assert_same_run, inputs_of, losses, message
 
 COMPILED_BOUND = 1e-4  # nats a token, at any of 16 steps
 BF16_BOUND = 0.02
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:.torch\.jit\.\w+. is deprecated:DeprecationWarning"
+)  # torch, of itself
 HAS_COMPILER = (
     shutil.which(os.environ.get("CXX", "g++")) is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
 )
@@ -35,10 +39,10 @@ class KilledError(Exception):
 
 @pytest.fixture
 def config(tiny_config: TrainConfig) -> TrainConfig:
-    """16 steps whose loss falls by more than a nat a token, without dropout, which compiled draws other masks."""
+    """16 steps of one layer, which learn 0.4 nats; without dropout, whose masks are others when it is compiled."""
     config = with_dropout(dataclasses.replace(tiny_config, max_steps=16, eval_interval_steps=8, log_interval_steps=1))
     optim = dataclasses.replace(config.optim, lr=1e-2)
-    return dataclasses.replace(config, optim=optim, model=dataclasses.replace(config.model, dropout=0.0))
+    return dataclasses.replace(config, optim=optim, model=dataclasses.replace(config.model, dropout=0.0, n_layers=1))
 
 
 def trained(config: TrainConfig, name: str, *, kill_at: int = 0, **arithmetic: Any) -> TrainInputs:
@@ -60,15 +64,12 @@ def worst(one: TrainInputs, other: TrainInputs) -> float:
     """The largest difference of training losses at a step, in nats a token; both runs have learned."""
     ours, theirs = losses(one.folder), losses(other.folder)
     assert ours.keys() == theirs.keys() == set(range(1, 17))
-    assert max(ours[16], theirs[16]) < ours[1] - 1
-    print("WORST", max(abs(ours[s] - theirs[s]) for s in ours), ours[1], ours[16])
+    assert max(ours[16], theirs[16]) < ours[1] - 0.4
     return max(abs(ours[step] - theirs[step]) for step in ours)
 
 
 @needs_compiler
-@pytest.mark.parametrize("optimizer", ["muon"])
-def test_a_compiled_run_learns_as_an_eager_one_and_resumes_to_the_bit(config: TrainConfig, optimizer: str) -> None:
-    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, name=optimizer))
+def test_a_compiled_run_learns_as_an_eager_one_and_resumes_to_the_bit(config: TrainConfig) -> None:
     eager = trained(config, "eager")
     compiled = trained(config, "compiled", is_compiled=True)
     assert "compiled" in messages(compiled.folder)[0] and "eager" in messages(eager.folder)[0]
