@@ -11,6 +11,15 @@ from typing import NoReturn
 
 from slm_ray.cli.signals import end_on_interrupt
 
+DEFAULT_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would take Ctrl-C for the end of the sweep, not of the command
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, which verbose=0 does not turn off
+    "RAY_worker_maximum_startup_concurrency": "8",  # a trial starts a dozen small actors on two cores
+}
+"""Environment variables of every command, unless the user set them."""
+
 
 def run(module: str) -> NoReturn:
     """Import a module under its own name and run it: classes pickled as `__main__`'s are strangers to the workers.
@@ -31,11 +40,5 @@ def set_default_environment() -> None:
     """
     if (os.environ.get("RAY_ADDRESS") or "local") == "local":  # as `cluster.connect` reads it
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # 1, Linux's default, listens everywhere
-    for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would take Ctrl-C for the end of the sweep, not of the command
-        "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, which verbose=0 does not turn off
-        "RAY_worker_maximum_startup_concurrency": "8",  # a trial starts a dozen small actors on two cores
-    }.items():
+    for name, value in DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

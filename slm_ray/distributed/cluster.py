@@ -121,10 +121,16 @@ def check_resources(config: TrainConfig) -> None:
 
 
 def default_workers(config: TrainConfig) -> int:
-    """As many of the cluster's GPUs or, without one, of up to two CPU workers as can share out the batch evenly."""
+    """As many of the cluster's GPUs or, without one, of up to two CPU workers as have their `cpus_per_worker` and can
+    share out the batch evenly."""
     connect()
     resources = ray.cluster_resources()
-    there = int(resources.get("GPU", 0)) or max(1, min(MAX_CPU_WORKERS, int(resources.get("CPU", 1))))
+    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1)
+    room = int(cpus / config.cpus_per_worker + 1e-9)
+    there = max(1, min(gpus or MAX_CPU_WORKERS, room))
+    if there < gpus:
+        LOGGER.warning("%d of %d GPUs: %g CPUs have no room for more workers, of %g each (cpus_per_worker)",
+                       there, gpus, cpus, config.cpus_per_worker)  # fmt: skip
     workers = largest_share(there, config.batch_size, config.accumulation_steps)
     if workers < there:
         LOGGER.warning(

@@ -101,7 +101,7 @@ def _tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[Tr
     ranks, config = ray.train.get_context(), inputs.config
 
     def warn(text: str) -> None:
-        inputs.history.append({"message": text})
+        inputs.history.message(text)
 
     machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn)
     tracker: Tracker = machine if ranks.get_world_rank() == 0 else NullTracker()
@@ -110,7 +110,8 @@ def _tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[Tr
         tracker = CompositeTracker(machine, tensorboard_tracker.TensorBoardTracker(folder, warn))
     node = f"node-{ranks.get_node_rank()}" if ranks.get_node_rank() else ""
     try:
-        with system_metrics.logged(machine, node=node):
+        has_gpu = ray.train.torch.get_device().type == "cuda"
+        with system_metrics.logged(machine, node=node, has_gpu=has_gpu, warn=warn):
             yield dataclasses.replace(inputs, tracker=tracker)
     finally:
         tracker.close()
@@ -121,7 +122,7 @@ def _exit_hung_worker(inputs: TrainInputs, context: TrainContext) -> None:
     """End this process in the middle of whatever it waits for, and log where: its group is started again."""
     message = f"no progress for {inputs.config.hang_timeout_s:g} s: the workers start again from the last checkpoint"
     if context.is_main:
-        inputs.history.append({"message": message})
+        inputs.history.message(message)
     sys.stderr.write(message + "\n")
     with contextlib.suppress(Exception):  # it must not keep this process
         faulthandler.dump_traceback(sys.__stderr__ or 2)

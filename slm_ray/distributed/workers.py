@@ -45,12 +45,12 @@ CLEANER_CALLBACK = "PlacementGroupCleanerCallback"
 class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
     """Without those of Ray's helper processes that have nothing to do here: each wakes a hundred times a second.
 
-    Ray has no option for it. Where another version names them otherwise, they are started.
+    Ray has no option for it. Where another version names them otherwise, or makes them elsewhere, they are started.
     """
 
-    def _create_default_callbacks(self) -> list[Any]:
+    def _create_default_callbacks(self, *given: Any, **named: Any) -> list[Any]:
         left_out = {UNUSED_CALLBACK} | ({CLEANER_CALLBACK} if cluster.is_started_here() else set())
-        made = super()._create_default_callbacks()
+        made = super()._create_default_callbacks(*given, **named)
         return [callback for callback in made if type(callback).__name__ not in left_out]
 
 

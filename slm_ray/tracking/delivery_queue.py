@@ -17,7 +17,7 @@ FLUSH_S = 30.0
 
 
 class DeliveryQueue:
-    """A queue of calls, and the thread that makes them. `warn` receives one message when deliveries begin to fail."""
+    """A queue of calls, and the thread that makes them. `warn` hears that some fail, and how many."""
 
     def __init__(self, receiver: str, warn: Callable[[str], None]) -> None:
         self._receiver, self._warn = receiver, warn
@@ -43,6 +43,10 @@ class DeliveryQueue:
         with self._changed:
             is_empty = self._changed.wait_for(lambda: not self._calls, timeout_s)
             n_left = len(self._calls)
+            n_lost = self._n_lost
+            self._n_lost = 0
+        if n_lost:
+            self._say(f"{self._receiver} did not take {n_lost:,} record{'s' if n_lost > 1 else ''}")
         if not is_empty:
             self._say(f"{self._receiver} did not take the last {n_left:,} records within {timeout_s:g} s")
         return is_empty

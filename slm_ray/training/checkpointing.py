@@ -109,7 +109,8 @@ class Checkpointer:
             raise error
         if error is not None:
             self._log.message(
-                f"a checkpoint could not be written ({error.strerror or error}): the one before it is kept"
+                f"step {state.step:,}: its checkpoint could not be written ({error.strerror or error}), "
+                "the one before it is kept"
             )
         return error
 

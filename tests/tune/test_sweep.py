@@ -20,6 +20,7 @@ from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
+from tests.support.pictures import assert_drawn, record_axes
 from tune import sweep as sweep_module
 from tune.config import MODEL_NAME, SweepConfig
 from tune.results import Trial, TrialStatus, draw_heat_map, format_table, keep_results, ranked
@@ -213,11 +214,25 @@ def test_a_users_mistake_is_one_line_and_2(
     assert message in errors[0]
 
 
-def test_the_heat_map_and_table_show_every_trial(tmp_path: Path) -> None:
-    trials = [Trial(lr, 64, {"val_loss": 2.0, "val_bits_per_byte": lr, "step": 1}, "r") for lr in (1e-3, 1e-2)]
+def test_the_heat_map_and_table_show_every_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {(1e-3, 64): 1.5, (1e-2, 64): 1.25, (1e-2, 128): 1.0}  # one point of the grid is missing
+    trials = [
+        Trial(lr, d_ff, {"val_loss": 2.0, "val_bits_per_byte": bits, "step": 1}, "r")
+        for (lr, d_ff), bits in found.items()
+    ]
+    drawn = record_axes(monkeypatch)
     draw_heat_map(trials, tmp_path / "map.png")
-    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
-    assert len(format_table(trials).splitlines()) == 3
+    assert_drawn(tmp_path / "map.png", (720, 480))
+    ((axes, _),) = drawn  # the other are those of the colour bar
+    (image,) = axes.images
+    assert image.get_array().filled(-1).tolist() == [[1.5, 1.25], [-1, 1.0]]  # rows from the bottom up
+    assert image.origin == "lower"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.001", "0.01"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["64", "128"]
+    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {
+        ((0, 0), "1.5000"), ((1, 0), "1.2500"), ((1, 1), "1.0000"),
+    }  # fmt: skip
+    assert len(format_table(trials).splitlines()) == 4
 
 
 @pytest.mark.slow
