@@ -155,8 +155,29 @@ def exists(path: StoragePath) -> bool:
 
 def files_below(folder: StoragePath) -> Iterator[StoragePath]:
     """All files in a folder and its folders; none where there is no folder."""
-    if exists(folder):
+    if isinstance(folder, Path):
         yield from (path for path in folder.rglob("*") if path.is_file())
+    elif exists(folder):
+        root = str(folder.fs.info(folder.path)["name"])
+        yield from (folder / _below_root(path, root) for path in stored_files(folder.fs, folder.path))
+
+
+def stored_files(system: Any, path: str) -> list[str]:
+    """The paths of all files below a folder of an object store.
+
+    Raises what the store raises: fsspec's own `find` and `walk` leave out a folder that cannot be listed, below the
+    first whatever is asked of them.
+    """
+    files: list[str] = []
+    folders = [path.rstrip("/")]
+    while folders:
+        folder = folders.pop()
+        for found in system.ls(folder, detail=True):
+            name = found["name"].rstrip("/")
+            if name.strip("/") == folder.strip("/"):  # what stands for the folder itself in some stores
+                continue
+            (folders if found["type"] == "directory" else files).append(name)
+    return sorted(files)
 
 
 def remove(path: StoragePath) -> None:
@@ -166,7 +187,7 @@ def remove(path: StoragePath) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    elif path.exists():
+    elif exists(path):
         path.fs.rm(path.path, recursive=True)
 
 
@@ -179,7 +200,7 @@ def put(source: StoragePath, target: StoragePath) -> None:
     if isinstance(source, Path):
         remove(target)
         source.rename(str(target))
-    elif source.is_file():
+    elif source.fs.info(source.path)["type"] == "file":  # `is_file` says no where that cannot be said
         target.write_bytes(source.read_bytes())
     else:
         new = {_below(file, source): file for file in files_below(source)}
@@ -192,7 +213,11 @@ def put(source: StoragePath, target: StoragePath) -> None:
 
 def _below(file: StoragePath, folder: StoragePath) -> str:
     """`a/b.txt` of the file `s3://bucket/folder/a/b.txt`."""
-    return file.as_posix().removeprefix(folder.as_posix()).lstrip("/")
+    return _below_root(file.as_posix(), folder.as_posix())
+
+
+def _below_root(path: str, root: str) -> str:
+    return path.removeprefix(root).lstrip("/")
 
 
 def file_sha256(path: StoragePath) -> str:
