@@ -36,6 +36,8 @@ _SERVER_MODULES = (
     "apache_beam.runners.portability.fn_api_runner.worker_handlers",
     "apache_beam.runners.portability.local_job_service",
 )
+WORKER_LOG = "SLM_RAY_WORKER_LOG"
+"""The variable in which worker processes find the file that they log into."""
 _STEP_NAME = re.compile(r" \[while running .*", flags=re.S)
 
 
@@ -53,6 +55,19 @@ def prepare_workers(beam_options: PipelineOptions) -> None:
             raise UserError(f"direct_num_workers ({direct.direct_num_workers}) must be 0, for all cores, or more")
         if forked_workers is not None:
             forked_workers.prepare_forks(direct.direct_num_workers or os.cpu_count() or 1)
+
+
+def refuse_private_memory(beam_options: PipelineOptions, folder: StoragePath) -> None:
+    """Refuse worker processes that would write into a memory of their own.
+
+    Raises:
+        UserError: the folder is at `memory://`, which no other process sees.
+    """
+    in_process = (
+        is_direct(beam_options) and beam_options.view_as(DirectOptions).direct_running_mode != "multi_processing"
+    )
+    if str(folder).startswith("memory://") and not in_process:
+        raise UserError(f"{folder} is the memory of one process, and workers are others: choose another --output")
 
 
 def make_pipeline(beam_options: PipelineOptions, staged: StoragePath) -> beam.Pipeline:
@@ -146,6 +161,8 @@ def _direct_runner(direct: DirectOptions, worker_log: str) -> FnApiRunner:
     direct.direct_running_mode = "in_memory"  # the other word would put Beam's own command in place of this one
     # Ctrl-C reaches all processes of a terminal: only this one is to act on it, the others end with it.
     command = f"trap '' INT; exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
-    logged = f"{command} 2>> {shlex.quote(worker_log)}"
+    # Not in the command, which Beam takes for UTF-8, as the name of a folder need not be.
+    os.environ[WORKER_LOG] = worker_log
+    logged = f'{command} 2>> "${WORKER_LOG}"'
     forked_workers.ForkedWorkerHandler.log = worker_log
     return FnApiRunner(forked_workers.ForkedEnvironment.from_command_string(logged))

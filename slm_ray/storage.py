@@ -107,11 +107,11 @@ def files_below(folder: StoragePath) -> Iterator[StoragePath]:
     is_there = exists(folder)
     if isinstance(folder, Path):
         yield from (path for path in folder.rglob("*") if is_there and path.is_file())
-        return
-    # Asked even where nothing is there: a bucket that does not exist is an error.
-    for path, entry in folder.fs.find(folder.path, detail=True).items():  # its is_file() says no on any error
-        if entry["type"] == "file" and (name := path.removeprefix(folder.path.rstrip("/")).lstrip("/")):
-            yield folder / name
+    elif is_there:
+        root = str(folder.fs.info(folder.path)["name"])
+        yield from (folder / _below_root(path, root) for path in stored_files(folder.fs, folder.path))
+    else:
+        folder.fs.find(folder.path)  # asked even where nothing is there: a bucket that does not exist is an error
 
 
 def read_if_there(path: StoragePath) -> bytes:
@@ -120,6 +120,24 @@ def read_if_there(path: StoragePath) -> bytes:
         return bytes(path.read_bytes())
     except FileNotFoundError:
         return b""
+
+
+def stored_files(system: Any, path: str) -> list[str]:
+    """The paths of all files below a folder of an object store.
+
+    Raises what the store raises: fsspec's own `find` and `walk` leave out a folder that cannot be listed, below the
+    first whatever is asked of them.
+    """
+    files: list[str] = []
+    folders = [path.rstrip("/")]
+    while folders:
+        folder = folders.pop()
+        for found in system.ls(folder, detail=True):
+            name = found["name"].rstrip("/")
+            if name.strip("/") == folder.strip("/"):  # what stands for the folder itself in some stores
+                continue
+            (folders if found["type"] == "directory" else files).append(name)
+    return sorted(files)
 
 
 def remove(path: StoragePath) -> None:
@@ -155,7 +173,11 @@ def put(source: StoragePath, target: StoragePath) -> None:
 
 def _below(file: StoragePath, folder: StoragePath) -> str:
     """`a/b.txt` of the file `s3://bucket/folder/a/b.txt`."""
-    return file.as_posix().removeprefix(folder.as_posix()).lstrip("/")
+    return _below_root(file.as_posix(), folder.as_posix())
+
+
+def _below_root(path: str, root: str) -> str:
+    return path.removeprefix(root).lstrip("/")
 
 
 def file_sha256(path: StoragePath) -> str:
