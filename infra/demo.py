@@ -7,6 +7,7 @@ would type, and is shown; this script only starts them in turn, waits, and asks 
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import http.client
 import json
@@ -199,8 +200,10 @@ def _show(answer: dict[str, object], port: int) -> None:
 def _check_port(port: int) -> None:
     try:
         check_port(HOST, port)
-    except OSError as error:
-        raise DemoError(f"port {port} on {HOST} is in use: `make demo PORT=8001`") from error
+    except (OSError, OverflowError) as error:
+        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "is in use" if is_taken else f"cannot be listened on ({getattr(error, 'strerror', None) or error})"
+        raise DemoError(f"port {port} on {HOST} {reason}: `make demo PORT=8001`") from error
 
 
 def _check_run_folder(folder: Path) -> None:

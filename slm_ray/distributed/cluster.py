@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from slm_ray.config.schema import TrainConfig
+from slm_ray.distributed import surroundings
 from slm_ray.errors import UserError
 
 MAX_CPU_WORKERS = 2
@@ -71,8 +72,10 @@ def _start_local(with_dashboard: bool, options: dict[str, Any]) -> None:
     global _started_here  # a process is connected to one Ray
     for name, value in LEAN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    surroundings.keep_token()
+    folder = surroundings.session_folder()
     with _own_sigterm():
-        ray.init(LOCAL, include_dashboard=with_dashboard, **options)
+        ray.init(LOCAL, include_dashboard=with_dashboard, _temp_dir=folder, **options)
     _started_here = ray.get_runtime_context().gcs_address
 
 

@@ -48,6 +48,12 @@ def test_a_port_in_use_is_one_clear_line_before_anything_starts(tmp_path: Path) 
     assert done.stdout == ""
 
 
+def test_a_port_that_is_none_is_one_clear_line(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--port", "70000"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: port 70000 on 127.0.0.1 cannot be listened on (") and error.count("\n") == 1
+
+
 def test_its_commands_are_ones_that_the_scripts_accept(demo: ModuleType) -> None:
     _, settings = options.parse(shlex.split(demo.PREPARE)[1:])
     assert settings.source == ("sample",)
