@@ -1,6 +1,7 @@
 """A Ray of one's own on machines that are no developer's laptop: long TMPDIR, no home, no name."""
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -11,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from slm_ray.distributed import surroundings
+from slm_ray.distributed import cluster, surroundings
 from slm_ray.errors import UserError
+from tests.support.listening import addresses_of
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.ray
@@ -123,16 +125,32 @@ def test_a_token_at_home_stays_there(machine: Path) -> None:
     assert "RAY_AUTH_TOKEN" not in os.environ
 
 
+def test_a_ray_that_does_not_come_up_is_one_line_with_the_place_of_its_logs(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_slow(*_: object, **options: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", too_slow)
+    for name in cluster.LEAN_ENVIRONMENT:
+        monkeypatch.setenv(name, "0")
+    line = "no local Ray could be started: The current node timed out during startup. (its logs are in "
+    with pytest.raises(UserError, match=re.escape(f"{line}{machine}/tmp/ray/session_latest/logs)")):
+        cluster.connect()
+
+
 NAMELESS = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
 READS_ALL = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # the interpreter may lie at root's home
 CODE = """
-import os, sys
+import os
 from slm_ray.cli.script import set_default_environment
 set_default_environment()
 import ray
 from slm_ray.distributed import cluster
-cluster.connect()
-print(os.getuid(), ray.get(ray.remote(lambda: os.getuid()).remote()))
+cluster.connect(with_dashboard=True)
+print(os.getuid(), ray.get(ray.remote(lambda: os.getuid()).remote()), flush=True)
+input()
 """
 
 
@@ -144,13 +162,21 @@ def as_nobody() -> list[str]:
 
 
 def test_ray_starts_for_a_user_without_name_and_home_below_a_long_tmpdir(tmp_path: Path) -> None:
+    """With a dashboard, as in a sweep; and nothing of it listens beyond this machine."""
     folder = tmp_path / ("x" * 80)
     folder.mkdir(mode=0o777)
-    hidden = {"HOME", "USER", "LOGNAME", "RAY_TMPDIR", *surroundings.TOKEN_VARIABLES}
+    hidden = {"USER", "LOGNAME", "RAY_TMPDIR", *surroundings.TOKEN_VARIABLES}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "TMPDIR": str(folder), "HOME": "/dev/null"}
-    words = [*as_nobody(), sys.executable, "-c", CODE]
-    done = subprocess.run(words, cwd="/", env=environment, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    uid = 12345 if as_nobody() else os.getuid()
-    assert done.stdout == f"{uid} {uid}\n"
+    nobody = as_nobody()
+    words = [*nobody, sys.executable, "-c", CODE]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, cwd="/", env=environment, text=True, **pipes) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        addresses = addresses_of(process.pid) if said else set()
+        _, errors = process.communicate("\n", timeout=60)
+    assert process.returncode == 0, errors[-2000:]
+    uid = 12345 if nobody else os.getuid()
+    assert said == f"{uid} {uid}\n"
+    assert addresses == {"127.0.0.1"}
