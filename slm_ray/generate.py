@@ -26,6 +26,7 @@ from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs.checkpoint import load_model
+from slm_ray.sources.addresses import as_text
 from slm_ray.tracking.registry import resolved_model
 
 AT_ONCE = 8
@@ -99,5 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_default_environment()
     about = (GenerateConfig.__doc__ or "").splitlines()[0]
     config = parse(GenerateConfig, argv, prog="generate.py", about=about, default=GenerateConfig())
+    prompt, stop = (tuple(map(as_text, texts)) for texts in (config.prompt, config.stop))  # where the locale is ASCII
+    config = dataclasses.replace(config, prompt=prompt, stop=stop)
     print("\n\n".join(write_stories(config)))
     return 0

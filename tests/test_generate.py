@@ -25,6 +25,12 @@ def test_prints_every_story_with_its_prompt_and_the_same_for_the_same_seed(
     assert capsys.readouterr().out == first
 
 
+def test_a_prompt_is_utf8_where_the_locale_is_ascii(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = "猫".encode().decode("ascii", "surrogateescape")  # as Python reads its arguments there
+    assert generate.main(["--model", model, "--prompt", typed, "--max-tokens", "1", "--seed", "3"]) == 0
+    assert capsys.readouterr().out.startswith("猫")
+
+
 def test_a_stop_text_and_a_penalty_have_their_effect(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     def write(*options: str) -> str:
         assert generate.main(["--model", model, "--prompt", "The cat", "--temperature", "0", *options]) == 0
