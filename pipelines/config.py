@@ -113,10 +113,14 @@ class PrepareConfig:
             raise UserError("--explain prepares nothing: leave out --force")
         if not all((*self.source, *self.validation_source)):
             raise UserError("a source is an empty word: name auto, sample, hub:NAME, or files, folders and globs")
-        if self.tokenizer and self.vocab_size is not None:
+        if self.tokenizer is not None and self.vocab_size is not None:
             raise UserError("--vocab-size is of a tokenizer that is trained, and --tokenizer names one: leave one out")
-        if self.tokenizer and self.tokenizer_model is not None:
+        if self.tokenizer is not None and self.tokenizer_model is not None:
             raise UserError("--tokenizer-model says what to train, and --tokenizer names one that is: leave one out")
+        if self.piece_chars != plain_text.PIECE_CHARS and self.cut_text != "pieces":
+            raise UserError("--piece-chars is of --cut-text pieces: give both, or leave it out")
+        if self.seed and not {"auto", "sample"}.intersection((*self.sources, *self.validation_source)):
+            raise UserError("--seed is of the sample corpus, and no source is sample or auto: leave it out")
         if self.trained_vocab_size < MIN_VOCAB_SIZE:
             raise UserError(
                 f"vocab_size ({self.vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end-of-text token"

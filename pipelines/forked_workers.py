@@ -8,6 +8,7 @@ With more threads, or when no fork is left, a worker is started as Beam does it.
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from apache_beam.runners.worker import sdk_worker_main
 from apache_beam.transforms.environments import Environment, SubprocessSDKEnvironment
 from google.protobuf import json_format, text_format  # type: ignore[import-untyped, unused-ignore]
 
+LOGGER = logging.getLogger(__name__)
 URN = "slm_ray:env:forked:v1"
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
@@ -82,20 +84,29 @@ class ForkedWorkerHandler(SubprocessSdkWorkerHandler):
 
     waiting: ClassVar[list[Fork]] = []
     log: ClassVar[str] = os.devnull  # file for what workers print
+    _fork: Fork | None = None
 
     def start_worker(self) -> None:
         """Give a waiting fork the addresses that it needs."""
-        self._fork = self.waiting.pop() if self.waiting else None
-        if self._fork is None:
+        environment = self._environment() if self.waiting else None
+        if environment is None:
             super().start_worker()
             return
-        environment = {
-            "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
-            "LOGGING_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.logging_api_service_descriptor()),
-            "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
-            "WORKER_ID": self.worker_id,
-        }
+        self._fork = self.waiting.pop()
         self._fork.send({"environment": environment, "log": self.log})
+
+    def _environment(self) -> dict[str, str] | None:
+        """What a worker is told by its environment; None where this version of Beam tells it otherwise."""
+        try:
+            return {
+                "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
+                "LOGGING_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.logging_api_service_descriptor()),
+                "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
+                "WORKER_ID": self.worker_id,
+            }
+        except AttributeError as error:
+            LOGGER.debug("workers are started as Beam does it: %s", error)
+            return None
 
     def stop_worker(self) -> None:
         """Wait for its end, which comes with the end of the connection."""

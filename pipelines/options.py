@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import tyro
-from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+from apache_beam.options.pipeline_options import PipelineOptions
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from pipelines.config import PrepareConfig
+from slm_ray import internals
 from slm_ray.config.options import one_line_errors, refuse_foreign_options
 from slm_ray.errors import UserError
 from slm_ray.preparation.cleaning import CleaningRules
@@ -24,6 +25,7 @@ ABOUT = """Prepare a data set: read stories, clean, split, tokenize, and write c
 
 Beam's own options pass through: --runner, --direct_num_workers 2 --direct_running_mode multi_processing, and those of
 other runners; see https://beam.apache.org/documentation/runners/."""
+_BEAM, _ADD = "apache_beam.options.pipeline_options", "_add_argparse_args"
 LISTS = ("--source", "--validation-source")
 """Options that take several words."""
 REGISTRY = ConstructorRegistry()
@@ -121,17 +123,23 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-class _BeamParser(_Parser, _BeamArgumentParser):
-    """The same, with what Beam's options ask of a parser."""
+def _beam_parser() -> _Parser | None:
+    """A parser of all options of Beam; None where this version of Beam cannot be asked for them."""
+    parser, add = internals.find(f"{_BEAM}:_BeamArgumentParser"), internals.find(f"{_BEAM}:PipelineOptions.{_ADD}")
+    if parser is None or add is None:
+        return None
+    beam: _Parser = type("_BeamParser", (_Parser, parser), {})(allow_abbrev=False, add_help=False)
+    for options in (PipelineOptions, *PipelineOptions.__subclasses__()):
+        if _ADD in vars(options):
+            getattr(options, _ADD)(beam)
+    return beam
 
 
 def _check_beam_options(words: Sequence[str]) -> None:
     """Refuse what neither we nor Beam know: Beam by itself only logs it, and a typo would do nothing."""
-    beam = _BeamParser(allow_abbrev=False, add_help=False)
-    kinds: list[type[PipelineOptions]] = [PipelineOptions, *PipelineOptions.__subclasses__()]
-    for options in kinds:
-        if "_add_argparse_args" in vars(options):
-            options._add_argparse_args(beam)
+    beam = _beam_parser()
+    if beam is None:
+        return
     _, unknown = beam.parse_known_args(list(words))
     if unknown and not unknown[0].startswith("-"):
         raise UserError(
@@ -139,7 +147,7 @@ def _check_beam_options(words: Sequence[str]) -> None:
             "--source ONE TWO, and quote a path that holds spaces"
         )
     if unknown:
-        known = [*_own_options(), *beam._option_string_actions]
+        known = [*_own_options(), *getattr(beam, "_option_string_actions", ())]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         hint = f": did you mean {near[0]}?" if near else ", see --help"
         raise UserError(f"unknown option {unknown[0]}{hint}")

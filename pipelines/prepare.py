@@ -45,6 +45,7 @@ from pipelines.transforms import (
     TrainTokenizer,
     WriteShards,
 )
+from slm_ray import storage
 from slm_ray.cli.command import command
 from slm_ray.cli.signals import ending_on_interrupt
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, TOKENIZER, Manifest, fingerprint, load_manifest
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.explain is not None:
         print(explain.explain(config.folder, addresses.as_text(config.explain)))
         return 0
+    runners.refuse_private_memory(beam_options, config.folder)
     runners.prepare_workers(beam_options)
     plan = make_plan(config)
     with staging.locked(config.folder):
@@ -115,8 +117,9 @@ def earlier_data_set(config: PrepareConfig, plan: SourcePlan) -> Manifest | None
     Raises:
         UserError: it is another one, and not to be replaced.
     """
-    if config.force or not (config.folder / MANIFEST).exists():
-        return None
+    with runners.user_errors(config.folder):
+        if config.force or not storage.exists(config.folder / MANIFEST):
+            return None
     try:
         manifest = load_manifest(config.folder)
     except UserError as error:
@@ -146,7 +149,7 @@ def prepare(
     with runners.user_errors(config.folder):
         # Beam waits for workers that may never have begun; what is finished is in files, so nothing is lost by leaving
         with ending_on_interrupt(), terminal.progress(staged, len(plan.ranges)):
-            if len(completed.written) < len(plan.ranges) or not (staged / TOKENIZER).exists():
+            if len(completed.written) < len(plan.ranges) or not storage.exists(staged / TOKENIZER):
                 with runners.make_pipeline(beam_options, staged) as pipeline:
                     build(pipeline, plan, config, staged, completed)
         found = summary.merge(summary_files.load_summaries(staged))

@@ -3,6 +3,8 @@
 In: Beam's options. Out: a `beam.Pipeline`. The rest of `pipelines/` does not know which runner it is.
 """
 
+import importlib
+import logging
 import os
 import re
 import shlex
@@ -15,17 +17,27 @@ from typing import Any
 import apache_beam as beam
 import grpc  # type: ignore[import-untyped, unused-ignore]
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions, StandardOptions
-from apache_beam.runners.portability import local_job_service
-from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
-from pipelines.forked_workers import ForkedEnvironment, ForkedWorkerHandler, prepare_forks
-from slm_ray import storage
+from slm_ray import internals, storage
 from slm_ray.errors import UserError
 from slm_ray.sources.addresses import all_lines
 from slm_ray.storage import StoragePath
 
+forked_workers: types.ModuleType | None
+try:
+    from pipelines import forked_workers
+except (ImportError, AttributeError):  # a version of Beam with other names inside: workers are started as it does it
+    forked_workers = None
+
+LOGGER = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S = 5.0
+_SERVER_MODULES = (
+    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
+    "apache_beam.runners.portability.local_job_service",
+)
+WORKER_LOG = "SLM_RAY_WORKER_LOG"
+"""The variable in which worker processes find the file that they log into."""
 _STEP_NAME = re.compile(r" \[while running .*", flags=re.S)
 
 
@@ -41,7 +53,21 @@ def prepare_workers(beam_options: PipelineOptions) -> None:
     if is_direct(beam_options) and direct.direct_running_mode == "multi_processing":
         if direct.direct_num_workers < 0:
             raise UserError(f"direct_num_workers ({direct.direct_num_workers}) must be 0, for all cores, or more")
-        prepare_forks(direct.direct_num_workers or os.cpu_count() or 1)
+        if forked_workers is not None:
+            forked_workers.prepare_forks(direct.direct_num_workers or os.cpu_count() or 1)
+
+
+def refuse_private_memory(beam_options: PipelineOptions, folder: StoragePath) -> None:
+    """Refuse worker processes that would write into a memory of their own.
+
+    Raises:
+        UserError: the folder is at `memory://`, which no other process sees.
+    """
+    in_process = (
+        is_direct(beam_options) and beam_options.view_as(DirectOptions).direct_running_mode != "multi_processing"
+    )
+    if str(folder).startswith("memory://") and not in_process:
+        raise UserError(f"{folder} is the memory of one process, and workers are others: choose another --output")
 
 
 def make_pipeline(beam_options: PipelineOptions, staged: StoragePath) -> beam.Pipeline:
@@ -110,8 +136,12 @@ def keep_to_loopback() -> None:
 
     Beam 2.77 binds them to all interfaces and has no option for it, though its workers call `localhost`.
     """
-    for module in (worker_handlers, local_job_service):
-        module.grpc = types.SimpleNamespace(**{**vars(grpc), "server": _loopback_server})  # type: ignore[attr-defined, unused-ignore]
+    for name in _SERVER_MODULES:
+        if internals.find(f"{name}:grpc") is None:
+            LOGGER.warning("servers of Beam %s for its workers may listen on every interface", beam.__version__)
+            continue
+        module = importlib.import_module(name)
+        module.grpc = types.SimpleNamespace(**{**vars(grpc), "server": _loopback_server})  # type: ignore[attr-defined]
 
 
 def _loopback_server(*args: Any, **settings: Any) -> grpc.Server:
@@ -126,9 +156,13 @@ def _direct_runner(direct: DirectOptions, worker_log: str) -> FnApiRunner:
     if direct.direct_running_mode != "multi_processing":
         return FnApiRunner()
     keep_to_loopback()
+    if forked_workers is None:
+        return FnApiRunner()
     direct.direct_running_mode = "in_memory"  # the other word would put Beam's own command in place of this one
     # Ctrl-C reaches all processes of a terminal: only this one is to act on it, the others end with it.
     command = f"trap '' INT; exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
-    logged = f"{command} 2>> {shlex.quote(worker_log)}"
-    ForkedWorkerHandler.log = worker_log
-    return FnApiRunner(ForkedEnvironment.from_command_string(logged))
+    # Not in the command, which Beam takes for UTF-8, as the name of a folder need not be.
+    os.environ[WORKER_LOG] = worker_log
+    logged = f'{command} 2>> "${WORKER_LOG}"'
+    forked_workers.ForkedWorkerHandler.log = worker_log
+    return FnApiRunner(forked_workers.ForkedEnvironment.from_command_string(logged))

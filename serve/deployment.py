@@ -25,7 +25,7 @@ from serve.models.description import without_secrets
 from serve.models.rollout import Rollout, start_rollout
 from serve.options import AppConfig, ServeConfig, app_config
 from serve.ray_connection import check_no_other_serve, ray_connection
-from serve.replica_port import bind_replica_port
+from serve.replica_port import bind_replica_port, check_replica_port
 from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray import periodic
 from slm_ray.errors import UserError
@@ -152,6 +152,7 @@ def serving(config: ServeConfig, settings: ApiSettings) -> Iterator[DeploymentHa
     Raises:
         UserError: no cluster, one in which Serve runs already, or the deployment fails.
     """
+    check_replica_port()
     with ray_connection() as is_own_cluster:
         check_no_other_serve()
         handle = None

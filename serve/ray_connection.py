@@ -9,10 +9,11 @@ import os
 from collections.abc import Iterator
 
 import ray
-from ray.serve.context import _get_global_client
+from ray import serve
 
 from serve.replica_port import PROXY_USES_GRPC
 from serve.shutdown import GRACE_S, shutdown_deadline
+from slm_ray import internals
 from slm_ray.distributed import cluster
 from slm_ray.errors import UserError
 
@@ -51,9 +52,14 @@ def check_no_other_serve() -> None:
     Raises:
         UserError: it runs already.
     """
-    running = _get_global_client(raise_if_no_controller_running=False)
-    if running is not None:
+    client = internals.find("ray.serve.context:_get_global_client")
+    if client is None:
+        is_running, http = bool(serve.status().proxies or serve.status().applications), None
+    else:
+        running = client(raise_if_no_controller_running=False)
+        is_running, http = running is not None, getattr(running, "http_config", None)
+    if is_running:
         raise UserError(
-            f"Ray Serve runs in this cluster already, at {running.http_config.host} port {running.http_config.port}: "
+            f"Ray Serve runs in this cluster already{f', at {http.host} port {http.port}' if http else ''}: "
             "end it with `serve shutdown`, or add to it with `serve deploy`"
         )

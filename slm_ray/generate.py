@@ -21,11 +21,16 @@ from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
+from slm_ray.generation.cache_size import check_cache
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs.checkpoint import load_model
+from slm_ray.sources.addresses import as_text
 from slm_ray.tracking.registry import resolved_model
+
+AT_ONCE = 8
+"""Stories that are written at the same time; more take turns."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,12 +82,15 @@ def write_stories(config: GenerateConfig) -> list[str]:
     """The stories, each with its prompt, in the order of the prompts.
 
     Raises:
-        UserError: no such model, a corrupt one, a prompt longer than its context, or an option out of range.
+        UserError: no such model, a corrupt one, one whose cache is too large for this machine, a prompt longer than its
+            context, or an option out of range.
     """
     params = config.sampling()
     with resolved_model(config.model, config.tracking_uri) as found:
         model, tokenizer = load_model(found.path)
-    completions = Engine(TorchBackend(model), tokenizer).generate(config.prompt, [params] * len(config.prompt))
+    slots = max(1, min(len(config.prompt), AT_ONCE))
+    check_cache(model.config, slots, "it is no model for this machine" if slots == 1 else "give fewer prompts at once")
+    completions = Engine(TorchBackend(model, slots), tokenizer).generate(config.prompt, [params] * len(config.prompt))
     return [prompt + completion.text for prompt, completion in zip(config.prompt, completions, strict=True)]
 
 
@@ -92,5 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_default_environment()
     about = (GenerateConfig.__doc__ or "").splitlines()[0]
     config = parse(GenerateConfig, argv, prog="generate.py", about=about, default=GenerateConfig())
+    prompt, stop = (tuple(map(as_text, texts)) for texts in (config.prompt, config.stop))  # where the locale is ASCII
+    config = dataclasses.replace(config, prompt=prompt, stop=stop)
     print("\n\n".join(write_stories(config)))
     return 0

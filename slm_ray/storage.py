@@ -4,8 +4,6 @@ In: a path or an address. Out: a `StoragePath`, which reads and writes like a `p
 which the two differ. Everything of a data set is read and written through here.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -77,55 +75,6 @@ def make_folder(folder: StoragePath) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-@contextlib.contextmanager
-def locked(folder: Path, refusal: str) -> Iterator[None]:
-    """Make a folder, and keep others who ask for it out until the end of the block or of this process.
-
-    The folder itself is locked, so that no lock file is in the way of what lies there. One that was made for the lock
-    and is still empty at the end is removed, by its owner, while it is locked. An object store knows no locks.
-
-    Raises:
-        UserError: it is locked, with `refusal` as the message, or it cannot be made.
-    """
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    descriptor = _open_locked(folder, refusal)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # not empty: there is something to keep
-            for path in new:
-                path.rmdir()
-        os.close(descriptor)
-
-
-def _open_locked(folder: Path, refusal: str) -> int:
-    """The descriptor that holds the lock of the folder that is there now: its last owner may just have removed it."""
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-        try:
-            _lock(descriptor, refusal)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), folder.stat()):
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, refusal: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(refusal) from error
-    except OSError:  # a file system without locks for folders, as NFS: then there is no lock
-        return
-
-
 def replace_file(path: StoragePath, content: bytes | memoryview) -> None:
     """Put a file in place at once: readers see the old one or the new one, never a part.
 
@@ -154,9 +103,41 @@ def exists(path: StoragePath) -> bool:
 
 
 def files_below(folder: StoragePath) -> Iterator[StoragePath]:
-    """All files in a folder and its folders; none where there is no folder."""
-    if exists(folder):
-        yield from (path for path in folder.rglob("*") if path.is_file())
+    """All files in a folder and its folders; none where there is no folder. Raises as `exists`, and leaves none out."""
+    is_there = exists(folder)
+    if isinstance(folder, Path):
+        yield from (path for path in folder.rglob("*") if is_there and path.is_file())
+    elif is_there:
+        root = str(folder.fs.info(folder.path)["name"])
+        yield from (folder / _below_root(path, root) for path in stored_files(folder.fs, folder.path))
+    else:
+        folder.fs.find(folder.path)  # asked even where nothing is there: a bucket that does not exist is an error
+
+
+def read_if_there(path: StoragePath) -> bytes:
+    """A file's content, or nothing where there is none. Raises as `exists`."""
+    try:
+        return bytes(path.read_bytes())
+    except FileNotFoundError:
+        return b""
+
+
+def stored_files(system: Any, path: str) -> list[str]:
+    """The paths of all files below a folder of an object store.
+
+    Raises what the store raises: fsspec's own `find` and `walk` leave out a folder that cannot be listed, below the
+    first whatever is asked of them.
+    """
+    files: list[str] = []
+    folders = [path.rstrip("/")]
+    while folders:
+        folder = folders.pop()
+        for found in system.ls(folder, detail=True):
+            name = found["name"].rstrip("/")
+            if name.strip("/") == folder.strip("/"):  # what stands for the folder itself in some stores
+                continue
+            (folders if found["type"] == "directory" else files).append(name)
+    return sorted(files)
 
 
 def remove(path: StoragePath) -> None:
@@ -166,7 +147,7 @@ def remove(path: StoragePath) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    elif path.exists():
+    elif exists(path):
         path.fs.rm(path.path, recursive=True)
 
 
@@ -179,7 +160,7 @@ def put(source: StoragePath, target: StoragePath) -> None:
     if isinstance(source, Path):
         remove(target)
         source.rename(str(target))
-    elif source.is_file():
+    elif source.fs.info(source.path)["type"] == "file":
         target.write_bytes(source.read_bytes())
     else:
         new = {_below(file, source): file for file in files_below(source)}
@@ -192,7 +173,11 @@ def put(source: StoragePath, target: StoragePath) -> None:
 
 def _below(file: StoragePath, folder: StoragePath) -> str:
     """`a/b.txt` of the file `s3://bucket/folder/a/b.txt`."""
-    return file.as_posix().removeprefix(folder.as_posix()).lstrip("/")
+    return _below_root(file.as_posix(), folder.as_posix())
+
+
+def _below_root(path: str, root: str) -> str:
+    return path.removeprefix(root).lstrip("/")
 
 
 def file_sha256(path: StoragePath) -> str:

@@ -15,11 +15,9 @@ if __name__ == "__main__":
 
 import dataclasses
 import math
-import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.cli.command import command
@@ -27,6 +25,8 @@ from slm_ray.cli.script import set_default_environment
 from slm_ray.cli.signals import ending_on_sigterm
 from slm_ray.config.files import DEFAULT_PRESET, from_dict, load_config
 from slm_ray.config.options import parse, take_option
+from slm_ray.config.places import moved_data
+from slm_ray.config.resuming import KEPT, asks_for_help, asks_to_resume, overlaid, refuse_lone_force
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed.driver import TrainResult, run_training
 from slm_ray.errors import UserError
@@ -77,41 +77,39 @@ def describe(result: TrainResult) -> str:
 
 
 def parse_config(argv: Sequence[str] | None) -> TrainConfig:
-    """Preset or file, then the options over it; with --resume, the options over the run's own config.
+    """Preset or file, then the options over it; with --resume, where there is a run, both over the run's own config.
 
     Raises:
-        UserError: no such preset or file, or nothing to resume.
+        UserError: no such preset or file, or it cannot be known whether there is a run.
     """
     origin, rest = take_option("config", "", sys.argv[1:] if argv is None else argv)
     about = f"Train a model with Ray Train. --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
-    if "--resume" not in rest or not {"-h", "--help"}.isdisjoint(rest):
-        return parse(TrainConfig, rest, prog="train.py", about=about, default=load_config(origin or DEFAULT_PRESET))
-    if origin:
-        raise UserError("--resume continues a run with its own config: leave out --config")
-    named = {name: take_option(name, getattr(TrainConfig, name), rest)[0] for name in ("output", "name")}
-    from_dict(TrainConfig, named, "options")  # the others are checked over the run's own config
-    folder = _run_to_resume(**named)
-    state = folder.mirror.newest_state(folder.path) if folder.mirror.address else folder.latest_state()
-    if state is None:
-        raise UserError(f"nothing to resume: no complete checkpoint in {folder.address}")
+    base = load_config(origin or DEFAULT_PRESET)
+    if asks_to_resume(rest, base.resume) and not asks_for_help(rest):
+        place = {name: take_option(name, getattr(base, name), rest)[0] for name in ("output", "name")}
+        from_dict(TrainConfig, place, "options")  # the others are checked over the run's own config
+        base = _config_to_resume(base, origin, _run_to_resume(**place), place["output"])
+    config = parse(TrainConfig, rest, prog="train.py", about=about, default=base)
+    refuse_lone_force(config)
+    return config
+
+
+def _config_to_resume(base: TrainConfig, origin: str, folder: RunFolder | None, output: str) -> TrainConfig:
+    """That of the run, with what `--config` gives over it; where there is no run yet, `base`."""
+    state = None
+    if folder is not None:
+        state = folder.mirror.newest_state(folder.path) if folder.mirror.address else folder.latest_state()
+    if folder is None or state is None:
+        return dataclasses.replace(base, resume=True)
     saved = from_dict(TrainConfig, state.config, str(folder.checkpoint_path(state.step)))
-    here = dataclasses.replace(
-        saved, resume=True, force=False, data=_data_of(saved, folder), output=named["output"], name=folder.path.name
-    )
-    return parse(TrainConfig, rest, prog="train.py", about=about, default=here)
+    was = dataclasses.replace(saved, force=False, data=moved_data(saved.data, saved.output, folder.path.parent))
+    if origin:
+        was = overlaid(was, origin, KEPT)
+    return dataclasses.replace(was, resume=True, output=output, name=folder.path.name)
 
 
-def _data_of(saved: TrainConfig, folder: RunFolder) -> str:
-    """Where a run's data set is: where it was, or as far from the run as it was, where both have moved."""
-    places = [saved.data, saved.output]
-    if any(storage.is_remote(place) or not Path(place).is_absolute() for place in places) or Path(saved.data).exists():
-        return saved.data
-    moved = Path(os.path.normpath(folder.path.parent / os.path.relpath(saved.data, saved.output)))
-    return str(moved) if moved.exists() else saved.data
-
-
-def _run_to_resume(output: str, name: str) -> RunFolder:
-    """The run of that name, or the newest of a folder on this machine."""
+def _run_to_resume(output: str, name: str) -> RunFolder | None:
+    """The run of that name, or the newest of a folder on this machine, if there is one."""
     if name:
         return open_run(output, name)
     where = storage.storage_path(output)

@@ -48,6 +48,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not starts_ray(item.path))  # stable
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None]:
+    """What was left out for want of a browser is said in the last lines."""
+    yield
+    skipped = [one for one in terminalreporter.stats.get("skipped", ()) if "no browser" in str(one.longrepr)]
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests of the page did not run: no browser (apt-get install chromium)"
+        )
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
     """Several threads on tiny tensors wait for each other, on a busy machine for seconds; a test may set more."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from slm_ray import generate
+from slm_ray.generation import cache_size
 from tests.support.tiny_model import write_tiny_model
 
 
@@ -22,6 +23,12 @@ def test_prints_every_story_with_its_prompt_and_the_same_for_the_same_seed(
     assert first.startswith("The cat") and "\n\nTom" in first
     assert generate.main(options) == 0
     assert capsys.readouterr().out == first
+
+
+def test_a_prompt_is_utf8_where_the_locale_is_ascii(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = "猫".encode().decode("ascii", "surrogateescape")  # as Python reads its arguments there
+    assert generate.main(["--model", model, "--prompt", typed, "--max-tokens", "1", "--seed", "3"]) == 0
+    assert capsys.readouterr().out.startswith("猫")
 
 
 def test_a_stop_text_and_a_penalty_have_their_effect(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,3 +80,12 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in ("--model", "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--seed"):
         assert option in text
+
+
+def test_a_cache_that_is_too_large_for_the_machine_is_refused_before_it_is_made(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_size, "available_bytes", lambda: 100_000)
+    assert generate.main(["--model", model, "--prompt", "a", "b", "c", "d"]) == 2
+    error = capsys.readouterr().err
+    assert "the cache of 4 stories" in error and "give fewer prompts at once" in error and error.count("\n") == 1

@@ -79,42 +79,32 @@ def test_an_unknown_file_system_is_one_line():
         storage.storage_path("nosuch://bucket")
 
 
-def test_a_refused_lock_leaves_the_folder_of_its_owner(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with storage.locked(folder, "taken"):
-        with pytest.raises(UserError, match="taken"), storage.locked(folder, "taken"):
-            pass
-        assert folder.is_dir()  # empty as it is
-        with pytest.raises(UserError, match="taken"), storage.locked(folder, "taken"):
-            pass
-    assert not folder.exists()  # its owner made it, and left nothing
-    with pytest.raises(KeyError), storage.locked(tmp_path / "new" / "deep" / "run", ""):
-        raise KeyError
-    assert list(tmp_path.iterdir()) == []
+def test_a_store_that_does_not_answer_is_not_an_empty_one(monkeypatch):
+    root = storage.storage_path(f"memory://{uuid.uuid4().hex}")
+    write(root, new__a=b"1", old__a=b"x", old__z=b"y")
+    kind = type(root.fs)
+
+    def refuse(*_, **__):
+        raise PermissionError("not now")
+
+    for act in (lambda: storage.remove(root / "old"), lambda: storage.put(root / "new", root / "old")):
+        with monkeypatch.context() as patch, pytest.raises(PermissionError):
+            patch.setattr(kind, "info", refuse)
+            act()
+    assert listed(root / "old") == {"a": b"x", "z": b"y"}
+    monkeypatch.setattr(type(root), "is_file", lambda *_: False)  # as fsspec's says on any error
+    storage.put(root / "new", root / "old")
+    assert listed(root / "old") == {"a": b"1"}
 
 
-def test_an_empty_folder_of_the_user_stays(tmp_path: Path) -> None:
-    with storage.locked(tmp_path, "taken"):
-        pass
-    assert tmp_path.is_dir()
+def test_what_is_not_there_reads_as_nothing_and_what_cannot_be_read_does_not(root, monkeypatch):
+    assert storage.read_if_there(root / "absent") == b""
+    write(root, a=b"1")
+    assert storage.read_if_there(root / "a") == b"1"
 
+    def refuse(*_, **__):
+        raise PermissionError("not now")
 
-def test_a_lock_on_a_folder_that_its_owner_just_removed_is_no_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second opens the folder, the first removes it and leaves, the second gets the lock of what is gone."""
-    folder, lock = tmp_path / "run", storage._lock
-    n_tries: list[int] = []
-
-    def slow(descriptor: int, refusal: str) -> None:
-        n_tries.append(1)
-        if len(n_tries) == 1:
-            folder.rmdir()
-        lock(descriptor, refusal)
-
-    monkeypatch.setattr(storage, "_lock", slow)
-    with storage.locked(folder, "taken"):
-        monkeypatch.setattr(storage, "_lock", lock)
-        assert len(n_tries) == 2
-        with pytest.raises(UserError, match="taken"), storage.locked(folder, "taken"):
-            pass
+    monkeypatch.setattr(type(root), "read_bytes", refuse)
+    with pytest.raises(PermissionError):
+        storage.read_if_there(root / "a")

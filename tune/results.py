@@ -1,48 +1,77 @@
 """What a sweep found: a table and a heat map.
 
-In: the finished trials, best first. Out: `results.csv` and `heatmap.png` in the sweep's folder and at the tracker.
+In: what became of the trials, the best first. Out: `results.csv` and `heatmap.png` in the sweep's folder and at the
+tracker. A trial that diverged or failed is a row too.
 """
 
+import csv
 import dataclasses
+import io
 import itertools
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from pathlib import Path
 
+from slm_ray import storage
 from slm_ray.tracking.tracker import Tracker
 
 METRIC = "val_bits_per_byte"
 
 
+class TrialStatus(StrEnum):
+    """What became of a trial."""
+
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+
+
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One finished point of the grid."""
+    """One point of the grid, run."""
 
     lr: float
     d_ff: int
-    metrics: dict[str, float]  # of its best checkpoint
+    metrics: dict[str, float]  # of its best checkpoint; empty unless it finished
     run_id: str
+    status: TrialStatus = TrialStatus.FINISHED
+    reason: str = ""  # why it did not finish
+    step: int = 0  # at which it diverged or, as far as is known, failed
+
+
+def ranked(trials: Iterable[Trial]) -> list[Trial]:
+    """Those that finished by their bits per byte, then those that diverged, then those that failed."""
+    order = list(TrialStatus)
+    return sorted(trials, key=lambda trial: (order.index(trial.status), trial.metrics.get(METRIC, 0.0)))
 
 
 def keep_results(trials: Sequence[Trial], folder: Path, parent: Tracker) -> None:
-    """Table and heat map, in the sweep's folder and as artifacts of its run."""
-    rows = ["lr,d_ff,step,val_loss,val_bits_per_byte,run_id"]
+    """Table and, where a trial finished, heat map, in the sweep's folder and as artifacts of its run."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["lr", "d_ff", "step", "val_loss", METRIC, "run_id", "status", "reason"])
     for trial in trials:
         m = trial.metrics
-        rows.append(f"{trial.lr:g},{trial.d_ff},{int(m['step'])},{m['val_loss']:.6f},{m[METRIC]:.6f},{trial.run_id}")
-    (folder / "results.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    draw_heat_map(trials, folder / "heatmap.png")
-    for name in ("results.csv", "heatmap.png"):
-        parent.log_file(folder / name)
-    parent.log_metrics({f"best_{METRIC}": trials[0].metrics[METRIC]}, 0)
+        measures = [f"{m[name]:.6f}" if name in m else "" for name in ("val_loss", METRIC)]
+        step = int(m.get("step", trial.step))
+        table.writerow([f"{trial.lr:g}", trial.d_ff, step, *measures, trial.run_id, trial.status, trial.reason])
+    storage.replace_file(folder / "results.csv", text.getvalue().encode())
+    parent.log_file(folder / "results.csv")
+    if finished := [trial for trial in trials if trial.status == TrialStatus.FINISHED]:
+        draw_heat_map(finished, folder / "heatmap.png")
+        parent.log_file(folder / "heatmap.png")
+        parent.log_metrics({f"best_{METRIC}": finished[0].metrics[METRIC]}, 0)
 
 
 def format_table(trials: Iterable[Trial]) -> str:
     """The trials as lines of text."""
     lines = [f"{'lr':>10} {'d_ff':>6} {'nats':>8} {'bits/byte':>10}"]
     for trial in trials:
-        lines.append(
-            f"{trial.lr:>10g} {trial.d_ff:>6} {trial.metrics['val_loss']:>8.4f} {trial.metrics[METRIC]:>10.4f}"
-        )
+        line = f"{trial.lr:>10g} {trial.d_ff:>6} "
+        if trial.status == TrialStatus.FINISHED:
+            lines.append(f"{line}{trial.metrics['val_loss']:>8.4f} {trial.metrics[METRIC]:>10.4f}")
+        else:
+            lines.append(f"{line}{trial.status:>8} at step {trial.step:,}: {trial.reason}")
     return "\n".join(lines)
 
 

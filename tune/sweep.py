@@ -2,8 +2,8 @@
 
 In: a prepared data set, a base configuration and a grid. Every point of the grid is a real Ray Train run with a
 shortened budget, a child of one MLflow run. Out: a table and a heat map of the results, and, unless `--no-final`, the
-best point trained at the full budget and registered as the champion. A sweep that was interrupted goes on with
-`--resume`: finished trials are kept, unfinished ones continue from their last checkpoint.
+best point trained at the full budget and registered as the champion. With `--resume` a sweep begins or, where there is
+one, goes on: finished trials are kept, unfinished ones continue from their last checkpoint.
 """
 
 if __name__ == "__main__":
@@ -17,7 +17,6 @@ if __name__ == "__main__":
 
 import dataclasses
 import datetime
-import json
 import logging
 import signal
 import sys
@@ -32,25 +31,32 @@ from slm_ray import storage
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.cli.signals import StoppedError, ending_on_sigterm
-from slm_ray.config.files import DEFAULT_PRESET, flatten, load_config
+from slm_ray.config.files import DEFAULT_PRESET, flatten, from_dict, load_config
 from slm_ray.config.options import parse, take_option
+from slm_ray.config.resuming import asks_for_help, asks_to_resume, refuse_lone_force
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed import cluster
 from slm_ray.distributed.cluster import default_workers
 from slm_ray.distributed.driver import TrainResult, run_training
 from slm_ray.errors import UserError
-from slm_ray.runs.run_folder import RunFolder
+from slm_ray.locks import folder_lock
+from slm_ray.locks.lease import LEASE
 from slm_ray.tracking import mlflow_runs, tracker
+from slm_ray.tracking.tensorboard_tracker import require_tensorboard
 from slm_ray.train import describe
 from slm_ray.training import hardware
-from slm_ray.training.inputs import n_steps
+from slm_ray.training.inputs import check_files, check_length, n_steps
+from slm_ray.training.preflight import resolve
 from tune.config import MODEL_NAME, SweepConfig
-from tune.results import METRIC, Trial, format_table, keep_results
-from tune.trials import DRIVER_CPUS, finished_trial, has_ended, run_trials, trial_name
+from tune.record import config_to_resume, read_record, refuse_other_options, shared_options, write_record
+from tune.results import METRIC, Trial, TrialStatus, format_table, keep_results, ranked
+from tune.trials import DRIVER_CPUS, ended_trial, failed_trial, run_trials, trial_name
 
 SWEPT = {"--optim.lr": "--lr", "--model.d-ff": "--d-ff"}
 """Options of a training that a sweep sets itself, and its own that take their place."""
+FINAL_ONLY = ("workers", "register", "sample-prompt", "profile")
+"""Options that trials have not."""
 
 
 def run_config(sweep: SweepConfig, lr: float, d_ff: int, **changes: Any) -> TrainConfig:
@@ -73,7 +79,8 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
     """
     sweep = _resolve(sweep)
     folder = Path(sweep.output) / sweep.name
-    with storage.locked(folder, f"another sweep.py is writing to {folder}: wait for its end, or take another --name"):
+    refusal = f"another sweep.py is writing to {folder}: wait for its end, or take another --name"
+    with folder_lock.locked(folder, refusal):
         return _run_locked(sweep, folder)
 
 
@@ -84,8 +91,12 @@ def _run_locked(sweep: SweepConfig, folder: Path) -> tuple[list[Trial], TrainRes
     try:
         trials = _run_trials(sweep, folder, parent.run_id)
         keep_results(trials, folder, parent)
-        best = trials[0]
         print(format_table(trials))
+        best = trials[0]
+        if best.status != TrialStatus.FINISHED:
+            raise UserError(_no_result(trials, sweep.name))
+        if failed := sum(trial.status == TrialStatus.FAILED for trial in trials):
+            print(f"{failed} of {len(trials)} trials failed: `--resume --name {sweep.name}` tries them again")
         print(f"best: lr {best.lr:g}, d_ff {best.d_ff} with {best.metrics[METRIC]:.4f} bits per byte", flush=True)
         final = _train_final(sweep, best, parent.run_id) if sweep.final else None
         status = "FINISHED"
@@ -99,18 +110,33 @@ def _run_locked(sweep: SweepConfig, folder: Path) -> tuple[list[Trial], TrainRes
         parent.finish(status)
 
 
+def _no_result(trials: Sequence[Trial], name: str) -> str:
+    """Why there is no best trial: all diverged, or some failed."""
+    diverged = sum(trial.status == TrialStatus.DIVERGED for trial in trials)
+    if diverged == len(trials):
+        return f"all {len(trials)} trials diverged ({trials[0].reason}): sweep over lower --lr"
+    failed = f"{len(trials) - diverged} failed and {diverged} diverged"
+    return f"no trial finished, {failed}, see above: `--resume --name {name}` tries those that failed again"
+
+
 def _resolve(sweep: SweepConfig) -> SweepConfig:
-    load_manifest(sweep.data)  # raises before anything starts
+    manifest = load_manifest(sweep.data)  # what a trial could not begin with is refused before anything starts
+    check_length(sweep, manifest)
+    check_files(sweep, manifest)
     if storage.is_remote(sweep.output):
         raise UserError(f"output ({sweep.output}) must be a folder: a sweep does not go to an object store yet")
-    if sweep.resume and not sweep.name:
-        raise UserError("--resume needs the sweep's --name")
+    if sweep.tensorboard:
+        require_tensorboard()
     register = _registered_name(sweep.register, mlflow_runs.resolve_uri(sweep.tracking_uri))
-    cluster.connect(with_dashboard=True)  # which Train asks about lost trials
-    for workers in (sweep.trial_workers, sweep.workers or default_workers(sweep)):
-        sweep.check_batch(workers)
     for lr, d_ff in sweep.points:
-        run_config(sweep, lr, d_ff)  # refuses what no trial could run with
+        resolve(run_config(sweep, lr, d_ff, workers=sweep.trial_workers, register=""), default_workers)
+    cluster.connect(with_dashboard=True)  # which Train asks about lost trials
+    trial = run_config(
+        sweep, *sweep.points[0], workers=sweep.trial_workers, cpus_per_worker=cpus_of_trial_worker(sweep)
+    )
+    cluster.check_resources(trial)
+    if sweep.final:
+        cluster.check_resources(resolve(run_config(sweep, *sweep.points[0], register=register), default_workers))
     name = sweep.name or f"sweep-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     return dataclasses.replace(
         sweep,
@@ -119,6 +145,11 @@ def _resolve(sweep: SweepConfig) -> SweepConfig:
         output=str(storage.storage_path(sweep.output)),
         register=register,
     )
+
+
+def cpus_of_trial_worker(sweep: SweepConfig) -> float:
+    """What a worker is given, less what its trial's driver takes."""
+    return max(sweep.cpus_per_worker - DRIVER_CPUS, sweep.cpus_per_worker / 2)
 
 
 def _registered_name(register: str, tracking_uri: str) -> str:
@@ -136,48 +167,24 @@ def _registered_name(register: str, tracking_uri: str) -> str:
 
 def _open(sweep: SweepConfig, folder: Path) -> tracker.Tracker:
     """Begin a sweep's folder and MLflow run, or continue them."""
-    record = folder / "sweep.json"
-    shared, store = _shared(sweep), mlflow_runs.resolve_uri(sweep.tracking_uri)
-    if record.exists():
+    shared, store = shared_options(sweep), mlflow_runs.resolve_uri(sweep.tracking_uri)
+    known = read_record(folder)
+    if known is not None:
         if not sweep.resume:
             raise UserError(f"{folder} holds a sweep already: add --resume to continue it, or take another --name")
-        known = _read_record(record)
-        changed = sorted(name for name in shared if shared[name] != known["shared"].get(name))
-        if changed:
-            raise UserError(f"{folder} was made with another {', '.join(changed)}: take another --name")
+        refuse_other_options(folder, known, shared)
         if mlflow_runs.has_run(store, known["run_id"], sweep.experiment) or store == mlflow_runs.OFF:
             parent = mlflow_runs.continue_run(store, known["run_id"])
             parent.set_running()
+            write_record(folder, sweep, known["run_id"])  # its grid may have grown
             return parent
-    elif any(folder.iterdir()):
+    elif any(path.name != LEASE for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and no folder of a sweep: take another --name or --output")
     grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
     tags = {"data_fingerprint": shared["data_fingerprint"]}
     parent = mlflow_runs.start_run(store, sweep.experiment, sweep.name, flatten(shared) | grid, tags)
-    content = {"run_id": parent.run_id, "shared": shared, "grid": grid}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        storage.replace_file(record, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    write_record(folder, sweep, parent.run_id)
     return parent
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is corrupt ({error}): remove it and resume, or take another --name") from error
-    return record
-
-
-def _shared(sweep: SweepConfig) -> dict[str, Any]:
-    """What makes two trials comparable: everything but the grid and how the sweep is run."""
-    fields = ("seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision")
-    shared = {name: getattr(sweep, name) for name in fields}
-    model = {name: value for name, value in dataclasses.asdict(sweep.model).items() if name != "d_ff"}
-    optim = {name: value for name, value in dataclasses.asdict(sweep.optim).items() if name != "lr"}
-    return shared | {"model": model, "optim": optim, "data_fingerprint": load_manifest(sweep.data).fingerprint}
 
 
 def _run_trials(sweep: SweepConfig, folder: Path, parent_run_id: str) -> list[Trial]:
@@ -193,25 +200,32 @@ def _run_trials(sweep: SweepConfig, folder: Path, parent_run_id: str) -> list[Tr
         "sample_prompt": "",
         "profile": False,
         "threads": threads,
-        "cpus_per_worker": 1 - DRIVER_CPUS,
+        "cpus_per_worker": cpus_of_trial_worker(sweep),
         "register": "",
     }
     configs = {}
     for lr, d_ff in sweep.points:
         configs[trial_name(lr, d_ff)] = run_config(sweep, lr, d_ff, name=trial_name(lr, d_ff), **changes)
-    waiting = [name for name, config in configs.items() if finished_trial(config) is None]
+    waiting = {name: config for name, config in configs.items() if ended_trial(config) is None}
     print(f"sweep {sweep.name}: {len(configs)} trials, {len(configs) - len(waiting)} finished before", flush=True)
+    failures: dict[str, str] = {}
     if waiting:
         store = mlflow_runs.resolve_uri(sweep.tracking_uri)
-        run_trials({name: configs[name] for name in waiting}, at_once, folder, parent_run_id, store)
-    done = [trial for config in configs.values() if (trial := finished_trial(config))]
-    broken = sum(not has_ended(config) for config in configs.values())
-    if broken:
-        hint = f"`--resume --name {sweep.name}` tries them again"
-        raise UserError(f"{broken} of {len(configs)} trials did not come to their end, see above: {hint}")
-    if not done:
-        raise UserError(f"the loss of all {len(configs)} trials ceased to be a number: sweep over lower --lr")
-    return sorted(done, key=lambda trial: trial.metrics[METRIC])
+        failures = run_trials(waiting, at_once, folder, parent_run_id, store)
+    ended = {name: ended_trial(config) for name, config in configs.items()}
+    trials = [
+        trial or failed_trial(configs[name], failures[name])
+        for name, trial in ended.items()
+        if trial or name in failures
+    ]
+    if interrupted := len(configs) - len(trials):
+        hint = f"`--resume --name {sweep.name}` goes on with them"
+        raise UserError(f"{interrupted} of {len(configs)} trials did not come to their end: {hint}")
+    return ranked(trials)
+
+
+def _point(config: TrainConfig) -> tuple[float, int]:
+    return config.optim.lr, config.model.d_ff
 
 
 def _trial_steps(sweep: SweepConfig) -> int:
@@ -230,41 +244,41 @@ def _train_final(sweep: SweepConfig, best: Trial, parent_run_id: str) -> TrainRe
     The folder is named by the point: a resumed sweep may find another one to be the best.
     """
     name = f"final-{trial_name(best.lr, best.d_ff)}"
-    folder = RunFolder(Path(sweep.output) / sweep.name / name)
-    config = run_config(
-        sweep,
-        best.lr,
-        best.d_ff,
-        output=str(folder.path.parent),
-        name=name,
-        resume=folder.latest_valid() is not None,
-    )
+    folder = Path(sweep.output) / sweep.name
+    config = run_config(sweep, best.lr, best.d_ff, output=str(folder), name=name, resume=True)
     return run_training(config, parent_run_id=parent_run_id)
 
 
 def parse_config(argv: Sequence[str] | None) -> SweepConfig:
-    """Preset or file, then the options over it.
+    """Preset or file, then the options over it; with --resume, where there is a sweep, both over the sweep's own.
 
     Raises:
-        UserError: no such preset or file.
+        UserError: no such preset or file, or it cannot be known whether there is a sweep.
     """
-    origin, rest = take_option("config", DEFAULT_PRESET, sys.argv[1:] if argv is None else argv)
+    origin, rest = take_option("config", "", sys.argv[1:] if argv is None else argv)
     about = f"{(__doc__ or '').splitlines()[0]} --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
-    for word in rest:
-        name = word.partition("=")[0].replace("_", "-")
-        if name in SWEPT:
-            raise UserError(f"{name} is what is swept: give {SWEPT[name]} its values")
-    base = load_config(origin)
-    own = {field.name: getattr(base, field.name) for field in dataclasses.fields(TrainConfig)}
-    default = SweepConfig(**(own | {"register": base.register or MODEL_NAME}))
-    return parse(SweepConfig, rest, prog="sweep.py", about=about, default=default)
+    names = {word.partition("=")[0].replace("_", "-") for word in rest}
+    if set_twice := names & SWEPT.keys():
+        raise UserError(f"{min(set_twice)} is what is swept: give {SWEPT[min(set_twice)]} its values")
+    preset = load_config(origin or DEFAULT_PRESET)
+    own = {field.name: getattr(preset, field.name) for field in dataclasses.fields(TrainConfig)}
+    base = SweepConfig(**(own | {"register": preset.register or MODEL_NAME}))
+    if asks_to_resume(rest, base.resume) and not asks_for_help(rest):
+        place = {name: take_option(name, getattr(base, name), rest)[0] for name in ("output", "name")}
+        from_dict(TrainConfig, place, "options")  # the others are checked over the sweep's own config
+        base = config_to_resume(base, origin, **place)
+    sweep = parse(SweepConfig, rest, prog="sweep.py", about=about, default=base)
+    refuse_lone_force(sweep)
+    if not sweep.final and (ignored := names & {f"--{name}" for name in FINAL_ONLY}):
+        raise UserError(f"{min(ignored)} is of the final training, which --no-final leaves out")
+    return sweep
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, sweep, say what came out."""
     set_default_environment()
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's traceback goes to its log
     with ending_on_sigterm():
         _, final = run_sweep(parse_config(argv))
     if final is not None:

@@ -73,6 +73,15 @@ def load_config(name_or_file: str) -> TrainConfig:
     Raises:
         UserError: no such preset or file, or its content is refused.
     """
+    return from_dict(TrainConfig, load_values(name_or_file), name_or_file)
+
+
+def load_values(name_or_file: str) -> dict[str, Any]:
+    """The fields that a preset or a YAML file gives, as they stand there.
+
+    Raises:
+        UserError: no such preset or file, or it holds no fields with values.
+    """
     if name_or_file in presets():
         text = (resources.files("slm_ray") / "presets" / f"{name_or_file}.yaml").read_text(encoding="utf-8")
     elif Path(name_or_file).is_file():
@@ -89,7 +98,7 @@ def load_config(name_or_file: str) -> TrainConfig:
         raise UserError(f"{name_or_file} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{name_or_file}: expected fields with values, got a {type(values).__name__}")
-    return from_dict(TrainConfig, values, name_or_file)
+    return values
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

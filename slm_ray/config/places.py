@@ -4,6 +4,7 @@ In: the fields of a config. Out: the same without passwords, for what is saved; 
 is registered or given away; as the user typed them, for the record of the run.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,6 +40,15 @@ def _from_here(place: str) -> str:
     if storage.is_remote(place) or not Path(place).is_relative_to(here):
         return place
     return Path(place).relative_to(here).as_posix()
+
+
+def moved_data(data: str, output: str, output_now: Path) -> str:
+    """Where a run's data set is: where it was, or as far from the runs as it was, where both have moved."""
+    is_elsewhere = storage.is_remote(data) or storage.is_remote(output)
+    if is_elsewhere or not (Path(data).is_absolute() and Path(output).is_absolute()) or Path(data).exists():
+        return data
+    moved = Path(os.path.normpath(output_now / os.path.relpath(data, output)))
+    return str(moved) if moved.exists() else data
 
 
 def model_name_fault(name: str) -> str:

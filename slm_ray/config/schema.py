@@ -160,7 +160,7 @@ class TrainConfig:
     name: str = ""
     """Name of the run and of its folder under output; made from the time when not given."""
     resume: bool = False
-    """Continue the run NAME from its latest checkpoint (without a name: the newest run under output)."""
+    """Continue the run NAME from its latest checkpoint (without a name: the newest run under output), or begin it."""
     force: bool = False
     """With resume: go on although the data set, the batch size or the seed is another than before."""
     workers: int | str = 0

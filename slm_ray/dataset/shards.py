@@ -153,7 +153,7 @@ def checked_content(path: StoragePath, sha256: str) -> bytes:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; prepare the data again") from error
+        raise UserError(f"cannot read {path}: {error.strerror or 'it is not there'}; prepare the data again") from error
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror or error}; try again") from error
     if hashlib.sha256(content).hexdigest() != sha256:

@@ -17,7 +17,8 @@ from typing import Any
 import ray
 
 from slm_ray.config.schema import TrainConfig
-from slm_ray.errors import UserError
+from slm_ray.distributed import surroundings
+from slm_ray.errors import UserError, one_line
 
 MAX_CPU_WORKERS = 2
 
@@ -44,7 +45,7 @@ def connect(*, with_dashboard: bool = False) -> bool:
     asked for, without the dashboard, which Train's cleaner of lost trials asks who is alive.
 
     Raises:
-        UserError: RAY_ADDRESS names no cluster that answers.
+        UserError: RAY_ADDRESS names no cluster that answers, or a local Ray does not start.
     """
     address = os.environ.get("RAY_ADDRESS") or LOCAL
     if ray.is_initialized():
@@ -71,8 +72,14 @@ def _start_local(with_dashboard: bool, options: dict[str, Any]) -> None:
     global _started_here  # a process is connected to one Ray
     for name, value in LEAN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with _own_sigterm():
-        ray.init(LOCAL, include_dashboard=with_dashboard, **options)
+    surroundings.keep_token()
+    folder = surroundings.session_folder()
+    try:
+        with _own_sigterm():
+            ray.init(LOCAL, include_dashboard=with_dashboard, _temp_dir=folder, **options)
+    except Exception as error:  # a plain one is what Ray raises where its processes do not come up in time
+        logs = f"{folder}/session_latest/logs"
+        raise UserError(f"no local Ray could be started: {one_line(error)} (its logs are in {logs})") from error
     _started_here = ray.get_runtime_context().gcs_address
 
 
@@ -121,10 +128,16 @@ def check_resources(config: TrainConfig) -> None:
 
 
 def default_workers(config: TrainConfig) -> int:
-    """As many of the cluster's GPUs or, without one, of up to two CPU workers as can share out the batch evenly."""
+    """As many of the cluster's GPUs or, without one, of up to two CPU workers as have their `cpus_per_worker` and can
+    share out the batch evenly."""
     connect()
     resources = ray.cluster_resources()
-    there = int(resources.get("GPU", 0)) or max(1, min(MAX_CPU_WORKERS, int(resources.get("CPU", 1))))
+    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1)
+    room = int(cpus / config.cpus_per_worker + 1e-9)
+    there = max(1, min(gpus or MAX_CPU_WORKERS, room))
+    if there < gpus:
+        LOGGER.warning("%d of %d GPUs: %g CPUs have no room for more workers, of %g each (cpus_per_worker)",
+                       there, gpus, cpus, config.cpus_per_worker)  # fmt: skip
     workers = largest_share(there, config.batch_size, config.accumulation_steps)
     if workers < there:
         LOGGER.warning(

@@ -15,12 +15,13 @@ from ray.train import UserCallback
 from slm_ray.cli.signals import StoppedError
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
-from slm_ray.dataset.shards import verify_split
 from slm_ray.distributed import cluster
 from slm_ray.distributed.mlflow_run import close_mlflow_run, open_mlflow_run
 from slm_ray.distributed.progress import show_progress
 from slm_ray.distributed.workers import run_workers
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, one_line
+from slm_ray.locks.lease import LeaseLostError
+from slm_ray.runs import run_lock
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.history import plot_loss
 from slm_ray.runs.outcome import RunStatus, RunSummary, has_summary, read_summary
@@ -31,7 +32,7 @@ from slm_ray.tracking import mlflow_runs, registry
 from slm_ray.tracking.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.tracker import Tracker
 from slm_ray.training.checkpointing import is_out_of_patience
-from slm_ray.training.inputs import RunPlan, load_tokenizer, plan_run
+from slm_ray.training.inputs import RunPlan, check_files, plan_run
 from slm_ray.training.preflight import refuse_conflicts, resolve
 from slm_ray.training.profiling import read_operators
 
@@ -70,7 +71,7 @@ def run_training(
     config = resolve(config, cluster.default_workers)
     plan = _plan(config)
     refuse_foreign(plan.folder.path)
-    with plan.folder.locked():
+    with run_lock.locked(plan.folder):
         plan.folder.fetch()
         latest = plan.folder.latest_valid()
         refuse_conflicts(plan, latest)
@@ -83,9 +84,7 @@ def _plan(config: TrainConfig) -> RunPlan:
     """The plan, once every file of the data set was found to be the one that its manifest lists."""
     manifest = load_manifest(config.data)
     plan = plan_run(config, manifest)
-    load_tokenizer(config, manifest)
-    for split in ("train", "validation"):
-        verify_split(config.data, split, manifest)
+    check_files(config, manifest)
     return plan
 
 
@@ -109,6 +108,9 @@ def _run_locked(
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except LeaseLostError:
+        status = ""  # another driver goes on with it
+        raise
     finally:
         close_mlflow_run(plan, tracker, status)
 
@@ -122,7 +124,10 @@ def _place_of_a_stop(plan: RunPlan) -> Iterator[None]:
     except StoppedError as stop:
         if has_summary(folder) and read_summary(folder).status != RunStatus.STOPPED:
             return
-        latest = folder.latest_valid()
+        try:
+            latest = folder.latest_valid()
+        except UserError as error:  # how the run ended counts, not what cannot be read of it
+            raise StoppedError(f"{stop or 'stopped'}; {one_line(error)}", stop.signal_number) from error
         if latest is None:
             raise StoppedError(f"{stop or 'stopped'}; there is no checkpoint", stop.signal_number) from None
         how = f"{stop}; the last checkpoint is that of" if str(stop) else "stopped, with a checkpoint of"

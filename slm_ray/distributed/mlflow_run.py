@@ -65,7 +65,13 @@ def _log_data_set(plan: RunPlan, store: str, run_id: str) -> None:
 
 
 def close_mlflow_run(plan: RunPlan, tracker: Tracker, status: str) -> None:
-    """Send what the store lacks, end the attempts that could not say so, and the run."""
+    """Send what the store lacks, end the attempts that could not say so, and the run.
+
+    status: MLflow's word; empty where another driver has taken the run over, which then goes on.
+    """
+    if not status:
+        tracker.close()
+        return
     if tracker.run_id:
         with contextlib.suppress(Exception):  # whatever a store's client raises: `finish` says so
             end_lost_attempts(mlflow_runs.resolve_uri(plan.config.tracking_uri), tracker.run_id)

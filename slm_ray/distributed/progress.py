@@ -7,6 +7,7 @@ so that it looks the same with local workers, on a cluster, and in `ray job logs
 import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,16 +32,27 @@ def show_progress(history: History, max_steps: int, *, is_quiet: bool = False) -
     tail = Tail(history.path)
     tail.new_lines()  # of a resumed run
     view = _Bar(max_steps) if sys.stderr.isatty() else _Lines(max_steps)
+    said: Counter[str] = Counter()
 
     def show_new() -> None:
         for line in tail.new_lines():
-            view.show(line)
+            view.show(_counted(line, said) if "message" in line else line)
 
     try:
         with periodic.every(POLL_S, show_new):
             yield
     finally:
         view.close()
+
+
+def _counted(line: dict[str, Any], said: Counter[str]) -> dict[str, Any]:
+    """A message which, when it comes again, says how often it came and when."""
+    text = str(line["message"])
+    said[text] += 1
+    if said[text] == 1:
+        return line
+    at = f", the last at {line['time'][11:19]}" if "time" in line else ""
+    return line | {"message": f"{text} ({said[text]} times{at})"}
 
 
 class _Lines:

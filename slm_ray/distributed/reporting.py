@@ -27,7 +27,7 @@ def tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[Tra
     ranks, config = ray.train.get_context(), inputs.config
 
     def warn(text: str) -> None:
-        inputs.history.append({"message": text})
+        inputs.history.message(text)
 
     is_main = ranks.get_world_rank() == 0
     record = inputs.history if is_main else None
@@ -38,7 +38,8 @@ def tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[Tra
         tracker = CompositeTracker(machine, tensorboard_tracker.TensorBoardTracker(folder, warn))
     node = f"node-{ranks.get_node_rank()}" if ranks.get_node_rank() else ""
     try:
-        with system_metrics.logged(machine, node=node):
+        has_gpu = ray.train.torch.get_device().type == "cuda"
+        with system_metrics.logged(machine, node=node, has_gpu=has_gpu, warn=warn):
             yield dataclasses.replace(inputs, tracker=tracker)
     finally:
         tracker.close()

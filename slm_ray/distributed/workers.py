@@ -6,42 +6,35 @@ the latest valid checkpoint; so a group that lost a worker, hangs, or changes it
 
 import contextlib
 import dataclasses
-import faulthandler
+import logging
 import os
-import sys
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
 
 from slm_ray.cli.signals import Signals, StoppedError
-from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import cluster
-from slm_ray.distributed.reporting import attempt, tracked
-from slm_ray.distributed.watchdog import Watchdog
-from slm_ray.errors import UserError, without_secrets
-from slm_ray.model.decoder import parameter_count
-from slm_ray.runs.outcome import ERROR, clear_outcome, has_refusal, read_refusal, write_refusal
-from slm_ray.runs.remote_run import open_run
+from slm_ray.distributed.worker_process import run_worker
+from slm_ray.errors import UserError, one_line, without_secrets
+from slm_ray.locks.lease import LeaseLostError
+from slm_ray.runs.outcome import ERROR, clear_outcome, read_refusal
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.verification import UnreadableCheckpointError
 from slm_ray.tracking import mlflow_runs
-from slm_ray.tracking.tracker import NullTracker
-from slm_ray.training import hardware, loop
-from slm_ray.training.context import TrainContext
-from slm_ray.training.inputs import RunPlan, TrainInputs, load_inputs
+from slm_ray.training import hardware
+from slm_ray.training.inputs import RunPlan
 
+LOGGER = logging.getLogger(__name__)
 POLL_S = 0.2
 RESIZE_CHECK_S = 30.0
 """Between two looks for room for more elastic workers."""
-EXIT_HUNG = 75
 HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 UNUSED_CALLBACK = "DatasetsCallback"
 """Starts a process for Ray Data, which reads nothing here."""
@@ -52,12 +45,12 @@ CLEANER_CALLBACK = "PlacementGroupCleanerCallback"
 class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
     """Without those of Ray's helper processes that have nothing to do here: each wakes a hundred times a second.
 
-    Ray has no option for it. Where another version names them otherwise, they are started.
+    Ray has no option for it. Where another version names them otherwise, or makes them elsewhere, they are started.
     """
 
-    def _create_default_callbacks(self) -> list[Any]:
+    def _create_default_callbacks(self, *given: Any, **named: Any) -> list[Any]:
         left_out = {UNUSED_CALLBACK} | ({CLEANER_CALLBACK} if cluster.is_started_here() else set())
-        made = super()._create_default_callbacks()
+        made = super()._create_default_callbacks(*given, **named)
         return [callback for callback in made if type(callback).__name__ not in left_out]
 
 
@@ -68,34 +61,67 @@ def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -
 
     Raises:
         StoppedError: a signal came before the workers had begun, or a second one.
-        UserError: the workers were lost too often, or one of them met a mistake of the user's.
+        UserError: the workers were lost too often, or one of them met a mistake of the user's, or the run's place
+            cannot be written to before they start or read when they are done.
+        LeaseLostError: another driver has taken the run over.
     """
     folder = plan.folder
-    folder.clear_requests()
-    clear_outcome(folder)
-    trainer = _trainer(plan.config, folder, run_id, callbacks)
     try:
-        with _health_timeout(plan.config.hang_timeout_s):
-            _fit_interruptibly(trainer.fit, folder, _has_begun(plan))
-    except TrainingFailedError as error:
-        raise UserError(read_refusal(folder) or _failure(error, folder)) from error
-    finally:
-        with contextlib.suppress(OSError):  # Ray may still be writing to it
-            folder.clear_requests()
-        folder.fetch()  # the workers may have been on other machines
+        folder.clear_requests()
+        clear_outcome(folder)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder.address}: {error.strerror or one_line(error)}") from error
+    trainer = _trainer(plan.config, folder, run_id, callbacks)
+    with _tidied(folder):
+        try:
+            with _health_timeout(plan.config.hang_timeout_s):
+                _fit_interruptibly(trainer.fit, folder, _has_begun(plan))
+        except TrainingFailedError as error:
+            raise UserError(read_refusal(folder) or _failure(error, folder)) from error
     if refusal := read_refusal(folder):
         raise UserError(refusal)
+
+
+@contextlib.contextmanager
+def _tidied(folder: RunFolder) -> Iterator[None]:
+    """Clear up behind the workers, and bring here what they left on other machines.
+
+    How the block ended is not hidden by a store that does not answer afterwards. Of a run that another driver has,
+    nothing is touched.
+
+    Raises:
+        UserError: the block ended well, and what the workers left cannot be read.
+    """
+    try:
+        yield
+    except LeaseLostError:
+        raise
+    except BaseException:
+        with contextlib.suppress(OSError, LeaseLostError):
+            folder.clear_requests()
+        try:
+            folder.fetch()
+        except UserError as error:
+            LOGGER.warning("%s is not brought up to date here: %s", folder.path, error)
+        raise
+    with contextlib.suppress(OSError):  # Ray may still be writing to it
+        folder.clear_requests()
+    try:
+        folder.fetch()
+    except UnreadableCheckpointError as error:
+        raise UserError(f"the workers are done, and {error}: --resume goes on from what they left there") from error
 
 
 def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
     uses_gpu = ray.cluster_resources().get("GPU", 0) > 0
     storage_path, storage_filesystem = folder.ray_storage()
     return LeanTorchTrainer(
-        _worker,
+        run_worker,
         train_loop_config={
             "config": dataclasses.asdict(config),
             "run_id": run_id,
             "tracking_uri": mlflow_runs.resolve_uri(config.tracking_uri),  # as seen from the driver
+            "lease": folder.lease.token if folder.lease else "",
         },
         scaling_config=ScalingConfig(
             num_workers=config.worker_range if config.is_elastic else config.worker_range[0],
@@ -164,6 +190,8 @@ def _fit_interruptibly(fit: Callable[[], Any], folder: RunFolder, has_begun: Cal
         thread.start()
         while thread.is_alive():
             thread.join(POLL_S)
+            if folder.lease is not None:
+                folder.lease.raise_if_lost()
             if signals.received and not has_begun():
                 raise StoppedError("stopped before the first step", signals.received)
     if errors:
@@ -187,78 +215,3 @@ def _failure(error: TrainingFailedError, folder: RunFolder) -> str:
     latest = folder.latest_valid()
     kept = f"--resume continues from {latest.path.name}" if latest else "no checkpoint was written"
     return f"the workers failed too often: {last.strip()} (all of it in {path}); {kept}"
-
-
-def _worker(given: dict[str, Any]) -> None:
-    """What each worker process runs.
-
-    A mistake of the user's is left in the run's folder, and the workers that Ray starts in place of these see it and
-    leave: it is not tried again `max_failures` times.
-    """
-    config = from_dict(TrainConfig, given["config"], "the driver's config")
-    if has_refusal(run := open_run(config.output, config.name)):
-        return
-    try:
-        _train(config, given["run_id"], given["tracking_uri"])
-    except UnreadableCheckpointError:  # the disk may give it at the next try
-        raise
-    except UserError as error:
-        write_refusal(run, str(error))
-        raise
-
-
-def _train(config: TrainConfig, run_id: str, tracking_uri: str) -> None:
-    ranks, device = ray.train.get_context(), ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // ranks.get_local_world_size()))
-    inputs = load_inputs(config, NullTracker())
-    watchdog = Watchdog(config.hang_timeout_s)
-
-    def report(metrics: Mapping[str, Any]) -> None:
-        with watchdog.paused():
-            ray.train.report(dict(metrics))
-
-    context = TrainContext(
-        rank=ranks.get_world_rank(),
-        world_size=ranks.get_world_size(),
-        device=device,
-        wrap=ray.train.torch.prepare_model,
-        all_reduce_sum=_all_reduce_sum,
-        report=report,
-        is_stop_requested=inputs.folder.is_stop_requested,
-        heartbeat=watchdog.heartbeat,
-    )
-    precision, is_compiled = _arithmetic(inputs, context)
-    with (
-        tracked(inputs, run_id, tracking_uri) as tracked_inputs,
-        attempt(inputs, context, run_id, tracking_uri),
-        watchdog.watching(lambda: _exit_hung_worker(inputs, context)),
-    ):
-        loop.fit(tracked_inputs, context, precision=precision, is_compiled=is_compiled)
-
-
-def _arithmetic(inputs: TrainInputs, context: TrainContext) -> tuple[str, bool]:
-    """Precision, and whether to compile, as rank 0 chooses: machines may differ, and the ranks must not."""
-    config, device = inputs.config, context.device
-    is_compiled = hardware.resolve_compile(config, device, parameter_count(config.model), inputs.max_steps)
-    precision = hardware.resolve_precision(config.precision, device)
-    own = [float(hardware.PRECISIONS.index(precision)), float(is_compiled)]
-    chosen = context.all_reduce_sum(torch.tensor(own if context.is_main else [0.0, 0.0], device=device)).tolist()
-    return hardware.PRECISIONS[int(chosen[0])], bool(chosen[1])
-
-
-def _exit_hung_worker(inputs: TrainInputs, context: TrainContext) -> None:
-    """End this process in the middle of whatever it waits for, and log where: its group is started again."""
-    message = f"no progress for {inputs.config.hang_timeout_s:g} s: the workers start again from the last checkpoint"
-    if context.is_main:
-        inputs.history.append({"message": message})
-    sys.stderr.write(message + "\n")
-    with contextlib.suppress(Exception):  # it must not keep this process
-        faulthandler.dump_traceback(sys.__stderr__ or 2)
-    os._exit(EXIT_HUNG)
-
-
-def _all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
-    return values

@@ -1,7 +1,7 @@
 """How large a cache of keys and values may become, asked before it is made.
 
 In: the shape of a model and a number of stories. Out: nothing, or one line. The context stands in config.json alone, so
-that a small file could ask for any amount of memory. `backend_choice.py` asks here.
+that a small file could ask for any amount of memory. `backend_choice.py` and `generate.py` ask here.
 """
 
 from pathlib import Path
@@ -16,8 +16,8 @@ _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_cache(config: ModelConfig, max_slots: int) -> None:
-    """Refuse a cache that is out of proportion, or larger than half of the memory that is free.
+def check_cache(config: ModelConfig, max_slots: int, advice: str = "lower --rows") -> None:
+    """Refuse a cache that is out of proportion, or larger than half of the memory that is free (with `advice`).
 
     Raises:
         UserError: it is.
@@ -31,7 +31,7 @@ def check_cache(config: ModelConfig, max_slots: int) -> None:
     if free is not None and story * max_slots > free / 2:
         raise UserError(
             f"the cache of {max_slots} stories ({shape}) would take {_mb(story * max_slots)}, and {_mb(free)} "
-            "of memory are free, of which it may take half: lower --rows"
+            f"of memory are free, of which it may take half: {advice}"
         )
 
 

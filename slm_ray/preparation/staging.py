@@ -19,6 +19,7 @@ from slm_ray import storage
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, SPLITS, TOKENIZER, Manifest, load_manifest
 from slm_ray.dataset.shards import UnreadableError, checked_content
 from slm_ray.errors import UserError
+from slm_ray.locks import folder_lock
 from slm_ray.storage import StoragePath, json_sha256
 
 STAGING = ".staging"
@@ -50,7 +51,7 @@ def locked(output: StoragePath) -> Iterator[None]:
         yield
         return
     refusal = f"another prepare.py is writing to {output}: wait for its end, or choose another --output"
-    with storage.locked(output, refusal):
+    with folder_lock.locked(output, refusal):
         yield
 
 
@@ -162,6 +163,7 @@ def _move_into_place(output: StoragePath, staged: StoragePath) -> None:
         elif name in splits and not splits[name].shards:
             storage.remove(output / name)
     storage.put(staged / MANIFEST, output / MANIFEST)
+    (staged / MANIFEST).unlink(missing_ok=True)  # a copy in a store: half of what lies beside it must not be put again
     storage.remove(output / STAGING)
 
 
@@ -188,7 +190,9 @@ def _refuse_others(output: StoragePath) -> None:
         UserError: a folder that is replaced holds something else than this program wrote there.
     """
     for name in (*SPLITS, REJECTED, REPORT):
-        inside = (output / name).iterdir() if (output / name).is_dir() else ()
+        folder = output / name
+        is_there = folder.is_dir() if storage.is_local(folder) else storage.exists(folder)
+        inside = folder.iterdir() if is_there else ()
         others = sorted(f"{name}/{path.name}" for path in inside if not _OWN_NAME.fullmatch(path.name))
         if others:
             raise UserError(

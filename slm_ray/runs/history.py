@@ -9,8 +9,10 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._inode, self._offset = 0, 0
-        self._seen: set[bytes] = set()
+        self._given: Counter[bytes] = Counter()
+        self._here: Counter[bytes] = Counter()  # in the file as it is now
 
     def new_lines(self) -> list[dict[str, Any]]:
         """What was added. A file that was put in the place of the old one is read anew, but for lines that it kept."""
@@ -32,6 +35,7 @@ class Tail:
                 status = os.fstat(file.fileno())
                 if status.st_ino != self._inode or status.st_size < self._offset:
                     self._inode, self._offset = status.st_ino, 0
+                    self._here.clear()
                 file.seek(self._offset)
                 added = file.read()
         except FileNotFoundError:
@@ -41,8 +45,9 @@ class Tail:
         found = []
         for line in complete.splitlines():
             digest = hashlib.blake2b(line, digest_size=8).digest()  # a long run has hundreds of thousands
-            if digest not in self._seen:
-                self._seen.add(digest)
+            self._here[digest] += 1
+            if self._here[digest] > self._given[digest]:
+                self._given[digest] += 1
                 with contextlib.suppress(ValueError):
                     found.append(json.loads(line))
         return found
@@ -50,7 +55,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class History:
-    """Lines of `{"step": ..., name: value, ...}` or `{"message": ...}` in a file."""
+    """Lines of `{"step": ..., name: value, ...}` or `{"message": ..., "time": ...}` in a file."""
 
     path: Path
 
@@ -60,6 +65,10 @@ class History:
         partial = self.path.with_name(self.path.name + ".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         partial.replace(self.path)
+
+    def message(self, text: str) -> None:
+        """Add a sentence, with the time."""
+        self.append({"message": text, "time": datetime.now().astimezone().isoformat(timespec="seconds")})
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add one line. On a full disk the whole line is left out, with a warning: a record is no reason to stop."""

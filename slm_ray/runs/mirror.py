@@ -41,7 +41,7 @@ class Mirror(Protocol):
         """Whether there is one."""
 
     def remove(self, *names: str) -> None:
-        """Remove files and folders of the run there."""
+        """Remove files and folders of the run there. Raises: OSError."""
 
     def ray_storage(self) -> tuple[str, object] | None:
         """Path and file system for Ray's own state, where it has to lie there."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.errors import UserError
+from slm_ray.runs.checked_files import MAX_JSON_BYTES
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.train_state import Evaluation
 
@@ -51,12 +52,19 @@ class RunSummary:
 
     @classmethod
     def from_json(cls, text: str) -> "RunSummary":
-        """Read `to_json()`'s output back. Raises: KeyError, TypeError or ValueError."""
-        fields: dict[str, Any] = {"reason": "", **json.loads(text)}
-        fields["status"] = RunStatus(fields["status"])
-        fields["metrics"] = Evaluation.from_record(fields["metrics"], fields["step"])
-        fields["best"] = Evaluation.from_record(fields["best"])
-        return cls(**fields)
+        """Read `to_json()`'s output back. Raises: ValueError."""
+        try:
+            fields: dict[str, Any] = {"reason": "", **json.loads(text)}
+            fields["status"] = RunStatus(fields["status"])
+            fields["metrics"] = Evaluation.from_record(fields["metrics"], fields["step"])
+            fields["best"] = Evaluation.from_record(fields["best"])
+            kinds = {"step": int, "max_steps": int, "reason": str, "run_id": str}
+            odd = [name for name, kind in kinds.items() if type(fields[name]) is not kind]
+            if odd:
+                raise ValueError(f"{odd[0]} is {fields[odd[0]]!r:.40}")
+            return cls(**fields)
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(str(error)) from error
 
 
 def has_summary(run: RunFolder) -> bool:
@@ -68,21 +76,26 @@ def read_summary(run: RunFolder) -> RunSummary:
     """What `write_summary` left.
 
     Raises:
-        UserError: there is none on this machine (the workers wrote to a disk that is not shared), or it is none.
+        UserError: there is none on this machine (the workers wrote to a disk that is not shared), or it is none, or it
+            cannot be read.
     """
     path = run.path / SUMMARY
     try:
-        return RunSummary.from_json(path.read_text(encoding="utf-8"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        with path.open("rb") as file:
+            return RunSummary.from_json(file.read(MAX_JSON_BYTES).decode("utf-8"))
+    except ValueError as error:
         raise UserError(f"{path} is no summary that this version reads: remove it and --resume") from error
     except FileNotFoundError as error:
         raise UserError(
             f"the workers left nothing in {run.path} that this machine sees: give an --output that all nodes share"
         ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def write_summary(run: RunFolder, summary: RunSummary) -> None:
-    """Leave the run's result beside its checkpoints, here and in the mirror. Raises: OSError."""
+    """Leave the run's result beside its checkpoints, here and in the mirror. Raises: OSError, LeaseLostError."""
+    run.check_lease()
     storage.replace_file(run.path / SUMMARY, summary.to_json().encode())
     run.push_record()
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from slm_ray import storage
@@ -22,15 +23,20 @@ LOGGER = logging.getLogger(__name__)
 
 
 class RemoteCheckpoints:
-    """The checkpoints below a place in a store. Any method raises what the store's client raises."""
+    """The checkpoints below a place in a store; `check` raises where they are another driver's now.
 
-    def __init__(self, place: StoragePath) -> None:
-        self._place = place
+    Any method raises what the store's client raises.
+    """
+
+    def __init__(self, place: StoragePath, check: Callable[[], None]) -> None:
+        self._place, self._check = place, check
         self._states: dict[str, TrainState] = {}
 
     def names(self) -> list[str]:
         """Names of those that have their marker, oldest first."""
-        return sorted(path.parent.name for path in self._place.glob(f"step-*/{verification.MARKER}"))
+        files = storage.files_below(self._place)  # a glob takes a folder that cannot be listed for an empty one
+        found = (path.parent for path in files if path.name == verification.MARKER)
+        return sorted(path.name for path in found if path.parent == self._place and path.name.startswith("step-"))
 
     def upload(self, path: Path) -> None:
         """Copy one there. Raises: OSError also where it is gone from this machine: nothing would be copied."""
@@ -40,8 +46,11 @@ class RemoteCheckpoints:
             raise OSError(f"{path} is gone or not complete, so it could not be copied to {self._place.as_posix()}")
         self._states.pop(path.name, None)
         storage.remove(target / verification.MARKER)
-        for name in sorted(files, key=lambda name: name == verification.MARKER):  # the marker last
+        files.remove(verification.MARKER)
+        for name in files:
             (target / name).write_bytes((path / name).read_bytes())
+        self._check()
+        (target / verification.MARKER).write_bytes((path / verification.MARKER).read_bytes())
 
     def discard(self, name: str) -> None:
         """Remove one."""
@@ -63,8 +72,11 @@ class RemoteCheckpoints:
             own.write_bytes(file.read_bytes())
         if verification.is_valid(partial):
             put_aside(target)
-            with contextlib.suppress(OSError):  # another worker of this machine was faster
+            try:
                 partial.rename(target)
+            except OSError:
+                if not target.exists():  # no other worker of this machine was faster
+                    raise
         storage.remove(partial)
         return verification.is_valid(target)
 

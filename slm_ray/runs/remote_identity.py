@@ -48,4 +48,4 @@ class RemoteIdentity:
 
 
 def _read(place: StoragePath) -> str:
-    return place.read_text() if place.exists() else ""
+    return storage.read_if_there(place).decode(errors="replace")

@@ -4,6 +4,7 @@
     s3://BUCKET/RUNS/NAME/latest.txt, best.txt         the name of one of them
     s3://BUCKET/RUNS/NAME/metrics.jsonl, summary.json  as on a disk, as of the newest checkpoint
     s3://BUCKET/RUNS/NAME/run.id                       a random word: a work folder that has another is not of this run
+    s3://BUCKET/RUNS/NAME/.lease/00000001.json         which driver may write to it (see `locks/lease.py`)
 
 In: what `RunFolder` asks of its mirror. Out: the store holds the run. The store is the truth: a run continues from the
 latest valid checkpoint there, so that workers on any machine agree on it. Nothing is dropped, here or there, because it
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.errors import UserError, one_line
+from slm_ray.locks.lease import Lease
 from slm_ray.runs import verification
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.remote_checkpoints import RemoteCheckpoints
@@ -33,26 +35,31 @@ STOP_POLL_S = 5.0
 LOGGER = logging.getLogger(__name__)
 
 
-def open_run(output: str, name: str) -> RunFolder:
+def open_run(output: str, name: str, lease: str = "") -> RunFolder:
     """The folder of a run under `output`, which is a folder or the address of an object store.
+
+    `lease` is the token of the driver in whose name a worker writes.
 
     Raises:
         UserError: nothing reaches such an address.
     """
     if not storage.is_remote(output):
-        return RunFolder(Path(str(storage_path(output))) / name)
+        path = Path(str(storage_path(output))) / name
+        return RunFolder(path, lease=Lease(path, lease))
     remote = storage_path(output) / name
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     key = hashlib.sha256(remote.as_posix().encode()).hexdigest()[:16]
-    return RunFolder(cache / "slm-ray" / "runs" / key / name, ObjectStoreMirror(remote))
+    path, right = cache / "slm-ray" / "runs" / key / name, Lease(remote, lease)
+    return RunFolder(path, ObjectStoreMirror(remote, right), right)
 
 
 class ObjectStoreMirror:
-    """A run's place in a store."""
+    """A run's place in a store; nothing is written there once the lease is lost."""
 
-    def __init__(self, remote: StoragePath) -> None:
+    def __init__(self, remote: StoragePath, lease: Lease | None = None) -> None:
         self.remote = remote
-        self._checkpoints = RemoteCheckpoints(remote / "checkpoints")
+        self._check = (lease or Lease(remote)).check
+        self._checkpoints = RemoteCheckpoints(remote / "checkpoints", self._check)
         self._identity = RemoteIdentity(remote)
         self._asked_s = -STOP_POLL_S  # when the store was last asked for a request to stop
 
@@ -73,20 +80,24 @@ class ObjectStoreMirror:
 
         Raises:
             OSError: the store refused it, or a checkpoint is gone from this machine.
+            LeaseLostError: another driver has the run now.
         """
-        with self._store_errors():
+        with _store_errors(self.address):
+            self._check()
             self._identity.share(folder)
             there = set(self._checkpoints.names())
             for path in checkpoints:
                 if path.name not in there or path == newest:
                     self._checkpoints.upload(path)
+            self._check()  # copying takes minutes
             self._push_links(folder)
             for name in there.intersection(dropped):
                 self._checkpoints.discard(name)
 
     def push_record(self, folder: Path) -> None:
-        """Copy the record, the summary and the plot, as they are now. Raises: OSError."""
-        with self._store_errors():
+        """Copy the record, the summary and the plot, as they are now. Raises: as `upload`."""
+        with _store_errors(self.address):
+            self._check()
             for name in RECORD:
                 if (folder / name).is_file():
                     (self.remote / name).write_bytes((folder / name).read_bytes())
@@ -104,12 +115,15 @@ class ObjectStoreMirror:
 
         Raises:
             UnreadableCheckpointError: the store does not answer, which says nothing about what is there.
+            CorruptCheckpointError: there are checkpoints, and none that can be read.
         """
-        with self._reading():
-            there = (self._checkpoints.state(name) for name in reversed(self._checkpoints.names()))
+        with _reading(self.address):
+            names = self._checkpoints.names()
+            there = next(filter(None, map(self._checkpoints.state, reversed(names))), None)
             here = RunFolder(folder).latest_state() if self._identity.is_of(folder) else None
-            states = filter(None, (next(filter(None, there), None), here))
-            return max(states, key=lambda state: state.step, default=None)
+        if names and not (there or here):
+            raise verification.CorruptCheckpointError(f"{self.address}: no checkpoint of this run can be read")
+        return max(filter(None, (there, here)), key=lambda state: state.step, default=None)
 
     def fetch(self, folder: Path) -> None:
         """Bring the newest and the best valid checkpoint here, and newer ones of here, which the store refused, there.
@@ -117,14 +131,13 @@ class ObjectStoreMirror:
         Raises:
             UnreadableCheckpointError: the store does not answer, which says nothing about what is there.
         """
-        with self._reading():
+        with _reading(self.address):
             if not self._identity.is_of(folder):
                 self._identity.put_others_aside(folder)
             names = self._checkpoints.names()
             newest = next((name for name in reversed(names) if self._checkpoints.download(name, folder)), "")
             for name in ("latest", "best"):
-                pointed = self.remote / f"{name}.txt"
-                target = pointed.read_text() if pointed.exists() else ""
+                target = storage.read_if_there(self.remote / f"{name}.txt").decode(errors="replace")
                 if target in names and self._checkpoints.download(target, folder):
                     link(folder / name, folder / "checkpoints" / target)
             self._fetch_record(folder)
@@ -150,8 +163,7 @@ class ObjectStoreMirror:
 
     def _fetch_record(self, folder: Path) -> None:
         for name in RECORD:
-            own, kept = folder / name, self.remote / name
-            content = kept.read_bytes() if kept.exists() else b""
+            own, content = folder / name, storage.read_if_there(self.remote / name)
             if len(content) > (own.stat().st_size if own.exists() else 0):  # a record grows
                 folder.mkdir(parents=True, exist_ok=True)
                 storage.replace_file(own, content)
@@ -159,6 +171,7 @@ class ObjectStoreMirror:
     def request_stop(self) -> None:
         """Leave a request to stop, which workers on other machines find; a store that does not answer is ignored."""
         with contextlib.suppress(Exception):
+            self._check()
             (self.remote / "stop").write_bytes(b"")
 
     def is_stop_requested(self) -> bool:
@@ -171,26 +184,30 @@ class ObjectStoreMirror:
         return False
 
     def remove(self, *names: str) -> None:
-        """Remove files and folders of the run in the store."""
-        for name in names:
-            storage.remove(self.remote / name)
+        """Remove files and folders of the run in the store. Raises: as `upload`."""
+        with _store_errors(self.address):
+            self._check()
+            for name in names:
+                storage.remove(self.remote / name)
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """A store that cannot be read is one line for the user."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:  # each store has errors of its own
-            raise verification.UnreadableCheckpointError(f"cannot read {self.address}: {one_line(error)}") from error
 
-    @contextlib.contextmanager
-    def _store_errors(self) -> Iterator[None]:
-        """What a store refuses is an `OSError`, as on a disk."""
-        try:
-            yield
-        except OSError:
-            raise
-        except Exception as error:  # each store has errors of its own
-            raise OSError(f"{self.address}: {one_line(error)}") from error
+@contextlib.contextmanager
+def _reading(address: str) -> Iterator[None]:
+    """A store that cannot be read is one line for the user."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # each store has errors of its own
+        raise verification.UnreadableCheckpointError(f"cannot read {address}: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _store_errors(address: str) -> Iterator[None]:
+    """What a store refuses is an `OSError`, as on a disk."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # each store has errors of its own
+        raise OSError(f"{address}: {one_line(error)}") from error

@@ -7,17 +7,18 @@ In: checkpoints from the loop, rank 0 alone. Out: the latest valid one to resume
 `Mirror` keeps the same in an object store.
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
 import os
 import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.errors import UserError
+from slm_ray.locks.lease import Lease
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.mirror import Mirror, NoMirror
@@ -38,6 +39,8 @@ class RunFolder:
 
     path: Path
     mirror: Mirror = dataclasses.field(default_factory=NoMirror, compare=False)
+    lease: Lease | None = dataclasses.field(default=None, compare=False)
+    """The driver's right to write to the run, where several machines may ask for it."""
 
     @property
     def latest(self) -> Path:
@@ -91,7 +94,9 @@ class RunFolder:
 
         Raises:
             OSError: the disk or the mirror refused it.
+            LeaseLostError: another driver has the run now; nothing was published.
         """
+        self.check_lease()
         link(self.latest, self.checkpoint_path(step))
         if is_best:
             link(self.best, self.checkpoint_path(step))
@@ -120,18 +125,15 @@ class RunFolder:
         for path in self.checkpoints():
             if _step(path) > step:
                 aside = path.with_name(f"{path.name}{CORRUPT}")
+                if aside.exists():  # an earlier one of that step
+                    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{CORRUPT}")
                 LOGGER.warning("%s is corrupt, and the run continues at step %d: it is kept as %s", path, step, aside)
-                storage.remove(aside)
                 path.rename(aside)
 
-    def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Make the folder, and keep other drivers of this machine out of it for the length of a block.
-
-        Raises (on entering):
-            UserError: there is one already, or the folder cannot be made.
-        """
-        refusal = f"another train.py is writing to {self.path}: wait for its end, or take another --name"
-        return storage.locked(self.path, refusal)
+    def check_lease(self) -> None:
+        """Pass where the run is this driver's. Raises: LeaseLostError; OSError when that cannot be known now."""
+        if self.lease is not None:
+            self.lease.check()
 
     @property
     def address(self) -> str:
@@ -144,7 +146,14 @@ class RunFolder:
         return not self.mirror.address
 
     def request_stop(self) -> None:
-        """Ask the run's workers to save and leave; rank 0 looks for the file after each step."""
+        """Ask the run's workers to save and leave; rank 0 looks for the file after each step.
+
+        Raises:
+            OSError: the disk refused it.
+            LeaseLostError: they are another driver's now.
+        """
+        if self.lease is not None:
+            self.lease.raise_if_lost()  # or it would stop another driver's
         (self.path / "stop").touch()
         self.mirror.request_stop()
 
@@ -153,7 +162,13 @@ class RunFolder:
         return (self.path / "stop").exists() or self.mirror.is_stop_requested()
 
     def clear_requests(self) -> None:
-        """Forget a request to stop, and what Ray keeps while a driver lives; a killed one leaves both behind."""
+        """Forget a request to stop, and what Ray keeps while a driver lives; a killed one leaves both behind.
+
+        Raises:
+            OSError: the disk or the mirror refused it.
+            LeaseLostError: both are another driver's now.
+        """
+        self.check_lease()
         (self.path / "stop").unlink(missing_ok=True)
         storage.remove(self.path / RAY_STATE)
         self.mirror.remove("stop", RAY_STATE)
@@ -194,21 +209,26 @@ def repair_links(run: RunFolder, latest: Checkpoint) -> Evaluation | None:
 
 
 def refuse_corrupt(run: RunFolder) -> None:
-    """Raises: UserError when there are checkpoints, and none that a run could continue from."""
-    if run.checkpoints():
-        raise UserError(f"{run.path} holds a run whose checkpoints cannot be read: take another --name, or remove it")
+    """Raises: UserError when there are checkpoints, here or in the mirror, and none that a run could continue from."""
+    if run.checkpoints() or run.mirror.newest_state(run.path) is not None:
+        where = run.address
+        raise UserError(f"{where} holds a run whose checkpoints cannot be read: take another --name, or remove it")
 
 
-def newest_run(output: Path) -> RunFolder:
-    """The run under `output` that was written to last.
+def newest_run(output: Path) -> RunFolder | None:
+    """The run with a checkpoint under `output` that was written to last, if there is one.
 
     Raises:
-        UserError: there is none.
+        UnreadableCheckpointError: that cannot be known now.
     """
-    runs = [path.parent for path in output.glob("*/checkpoints") if RunFolder(path.parent).checkpoints()]
-    if not runs:
-        raise UserError(f"nothing to resume: no run with a checkpoint under {output}")
-    return RunFolder(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime))
+    try:
+        runs = [RunFolder(path) for path in output.iterdir() if path.is_dir()]
+        begun = {run: (run.path / "checkpoints").stat().st_mtime for run in runs if run.checkpoints()}
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UnreadableCheckpointError(f"{output} cannot be listed: {error.strerror}") from error
+    return max(begun, key=begun.__getitem__, default=None)
 
 
 def link(link: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from slm_ray.errors import UserError
-from slm_ray.storage import is_remote
+from slm_ray.storage import is_remote, stored_files
 
 LOGGER = logging.getLogger(__name__)
 _SHOWN = 5  # names in a message
@@ -197,7 +197,7 @@ def _found_by_fsspec(word: str) -> tuple[list[str], bool]:
         return [_full(system, name) for name in found if "/." in path or "/." not in name], False
     if system.info(path)["type"] == "file":
         return [_full(system, path)], False
-    below = system.find(path)
+    below = stored_files(system, path)
     root = system.info(path)["name"].strip("/")
     inside = [name for name in below if not _is_hidden(PurePosixPath(name.strip("/")).relative_to(root))]
     return [_full(system, name) for name in inside], True

@@ -17,6 +17,8 @@ from slm_ray.sources.rows import LONGEST_BYTES, Row, RowCount, RowFormat, TooLon
 
 _NOT_JSON = (ValueError, RecursionError)  # the second where brackets are nested thousands deep
 _NO_WHITE = re.compile(r"[^ \t\n\r]")
+_END = object()  # stands for no element
+_MANY_DIGITS = 1000
 _LOOKED_AT = 20  # lines at the beginning of a file that say whether its field is text
 
 
@@ -91,7 +93,12 @@ def _kind(line: bytes, text_column: str) -> str:
 
 
 def _parse(line: bytes) -> object:
-    return json.loads(line.decode("utf-8-sig"))  # a byte order mark begins some files
+    return json.loads(line.decode("utf-8-sig"), parse_int=_number)  # a byte order mark begins some files
+
+
+def _number(digits: str) -> float:
+    """A whole number. Python refuses to read one of thousands of digits; what it is matters to no story beside it."""
+    return int(digits) if len(digits) < _MANY_DIGITS else float(digits)
 
 
 def _row(line: bytes, text_column: str) -> Row:
@@ -145,41 +152,47 @@ def _count_array(address: str, chunks: Iterable[bytes], text_column: str, step: 
 
 def _elements(address: str, chunks: Iterable[bytes]) -> Iterator[object]:
     """The elements of a JSON array, each as soon as it is read. Raises UserError where it is none, or cut short."""
-    decoder, parse = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape"), json.JSONDecoder().raw_decode
+    decoder, parse = (
+        codecs.getincrementaldecoder("utf-8-sig")("surrogateescape"),
+        json.JSONDecoder(parse_int=_number).raw_decode,
+    )
     text, position, needed = "", 0, 0  # characters that are not read yet; so many must be there before another try
-    is_first = True
+    is_first, is_over = True, False
     for chunk in itertools.chain(chunks, [None]):  # None: nothing more comes
         text = text[position:] + (decoder.decode(chunk) if chunk is not None else decoder.decode(b"", final=True))
         position = 0
         if len(text) > LONGEST_BYTES:
             raise TooLongError("an element")
-        while len(text) >= needed or chunk is None:
+        while not is_over and (len(text) >= needed or chunk is None):
             try:
-                found = _next_element(text, position, "[" if is_first else ",", parse)
+                element, position = _next_element(text, position, "[" if is_first else ",", parse)
             except _NOT_JSON as error:
                 if chunk is None:
                     why = f"{address} is not a JSON array, or is cut short: {error}"
                     raise UserError(why) from error
                 needed = 2 * (len(text) - position)  # an element that goes on is not parsed again at each chunk
                 break
-            is_first, needed = False, 0
-            if found is None:
-                return
-            element, position = found
-            yield element
+            is_first, needed, is_over = False, 0, element is _END
+            if not is_over:
+                yield element
+        if is_over and (position := _skip_white(text, position)) < len(text):
+            raise UserError(
+                f"{address} goes on behind the end of its array, with {text[position : position + 20]!a}: write one "
+                "array, or one object a line, without brackets around it (JSONL)"
+            )
 
 
-def _next_element(text: str, position: int, before: str, parse: Any) -> tuple[object, int] | None:
-    """The element behind `[` or a comma, and where it ends; None at the array's end. Raises ValueError."""
+def _next_element(text: str, position: int, before: str, parse: Any) -> tuple[object, int]:
+    """The element behind `[` or a comma, `_END` at the array's end, and the place behind it. Raises ValueError."""
     position = _skip_white(text, position)
     at = text[position : position + 1]
     if at == "]" and before == ",":
-        return None
+        return _END, position + 1
     if at != before:
         raise ValueError(f"expected {before} or ], got {at!r}")
     position = _skip_white(text, position + 1)
     if before == "[" and text[position : position + 1] == "]":
-        return None
+        return _END, position + 1
     element, end = parse(text, position)
     if end >= len(text):  # a number may go on
         raise ValueError("no ] at its end")

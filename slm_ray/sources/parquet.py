@@ -119,7 +119,7 @@ def _slices(file: pq.ParquetFile, text_column: str, first_row: int, end_row: int
     largest = max((size for group, size in enumerate(_row_bytes(file, text_column)) if group in groups), default=1.0)
     n_rows = min(_BATCH_ROWS, max(1, int(_BATCH_BYTES / max(largest, 1.0))))
     for batch in file.iter_batches(batch_size=n_rows, row_groups=groups, columns=[text_column]):
-        wanted = batch.column(0)[max(0, first_row - position) : max(0, end_row - position)]
+        wanted = batch.column(text_column)[max(0, first_row - position) : max(0, end_row - position)]
         if len(wanted):
             yield wanted.cast(pa.large_binary())
         position += batch.num_rows

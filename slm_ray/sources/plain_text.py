@@ -20,7 +20,8 @@ from slm_ray.tokenization.tokenizer import END_OF_TEXT
 CUTS = ("auto", "end-mark", "blank-lines", "lines", "articles", "pieces")
 """What `--cut-text` may say. auto: end-of-text tokens where there is one, else articles where two begin, else blank
 lines. It refuses what contradicts its guess: a few end-of-text tokens among many blank lines, which may be part of a
-story; several lines that give one story; and fields in double quotes, which are CSV."""
+story; several lines that give one story, or a few of very many; and fields in double quotes and objects in braces,
+which are CSV and JSON."""
 
 PIECE_CHARS = 2000
 MIN_PIECE_CHARS, MAX_PIECE_CHARS = 50, 1_000_000
@@ -29,7 +30,11 @@ _ARTICLES_AT_LEAST = 2
 _SURE_ENDS = 10  # so many are no slip of a story's writer
 _BLANK_LINES_AN_END_MARK = 10  # more than a story's paragraphs
 _BLANK_LINE = re.compile(r"\n\s*\n")
-_CSV_BYTES = 1 << 16  # of a text's beginning, that say whether it is CSV
+_LOOKED_AT_BYTES = 1 << 16  # of a text's beginning, that say whether it is CSV or JSON, and what its lines are
+_LINES_A_STORY = 10  # on the mean; so many whole paragraphs a story, each of one line, are rather a story each
+_PARAGRAPH_CHARS, _PARAGRAPH_SHARE = 40, 0.9  # lines that are paragraphs: long enough, and with an end
+_PARAGRAPH_ENDS = tuple(".!?…。！？؟।\"'”’»)]」』")
+_JSON = re.compile(r'\[?\s*\{\s*"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +94,13 @@ def scan(chunks: Iterable[bytes], options: SplitOptions, step: int) -> tuple[str
     splitters = {mode: make_splitter(mode, options.piece_chars, at_start=True) for mode in modes}
     counts = {mode: RowCount(step=step) for mode in modes}
     longest = dict.fromkeys(modes, 0)
-    beginning, lines, n_lines = b"", make_splitter("lines", 0, at_start=True), 0
+    beginning, n_lines, n_ends = b"", 0, 0
+    lines = make_splitter("lines", 0, at_start=True)
     # 1. Split every chunk in each mode at once, as the file is read once; enough end-of-text tokens decide.
     for chunk in chunks:
-        if len(beginning) < _CSV_BYTES:
-            beginning += chunk[:_CSV_BYTES]
+        if len(beginning) < _LOOKED_AT_BYTES:
+            beginning += chunk[:_LOOKED_AT_BYTES]
+        n_ends += chunk.count(b"\n")
         n_lines += len(lines.feed(chunk)) if is_auto and n_lines < 2 else 0
         for mode, splitter in splitters.items():
             longest[mode] = max(longest[mode], _count(counts[mode], splitter.feed(chunk)))
@@ -105,11 +112,26 @@ def scan(chunks: Iterable[bytes], options: SplitOptions, step: int) -> tuple[str
     # 2. Take the mode that fits the number of cuts; an article at the beginning has no cut before it.
     n_articles = int(begins_with_article(beginning[:LOOKAHEAD_BYTES]))
     mode = _fitting({mode: splitter.n_cuts for mode, splitter in splitters.items()}, n_articles)
+    if mode == "lines" or (is_auto and mode == "blank-lines"):
+        _check_line_ends(beginning, n_ends, mode)
     if is_auto and mode == "blank-lines":
-        _check_guess(beginning, counts[mode].n_rows, n_lines)
+        _check_guess(beginning, counts[mode].n_rows, max(n_lines, n_ends if n_lines > 1 else 0))
     if longest[mode] > LONGEST_BYTES:
         raise TooLongError("a story")
     return mode, counts[mode]
+
+
+def _check_line_ends(beginning: bytes, n_ends: int, mode: str) -> None:
+    """Refuse lines that end otherwise, as on old Macintoshes: they would all be one story."""
+    text = beginning.decode("utf-8", "replace")
+    found = [line for line in text.splitlines(keepends=True) if line.strip()]
+    if n_ends or len(found) < 2:
+        return
+    hint = ", or give --cut-text blank-lines where all of it is one story" * (mode == "blank-lines")
+    raise UnclearCutError(
+        f"it has lines that end in {found[0][-1]!a} and none that ends in '\\n', so all of it would be one story: "
+        f"write line ends as '\\n' (tr '\\r' '\\n'){hint}"
+    )
 
 
 def _check_guess(beginning: bytes, n_stories: int, n_lines: int) -> None:
@@ -119,11 +141,26 @@ def _check_guess(beginning: bytes, n_stories: int, n_lines: int) -> None:
             "its stories are fields in double quotes, as in a CSV file, and would be cut inside them: name it .csv and "
             "put the name of the column (--text-column) above them, or give --cut-text blank-lines"
         )
+    text = beginning.decode("utf-8", "replace")
+    if _JSON.match(text.removeprefix("\ufeff").lstrip()):
+        raise UnclearCutError("it begins as JSON, of which each line or part would be a story: name it .jsonl or .json")
+    if n_lines > _LINES_A_STORY * n_stories > _LINES_A_STORY and _is_of_paragraphs(text):
+        raise UnclearCutError(
+            f"it has about {n_lines:,} lines, each a paragraph, and blank lines would make {n_stories:,} stories of "
+            "them: give --cut-text lines where each line is a story, else --cut-text blank-lines"
+        )
     if n_stories == 1 and n_lines > 1:
         raise UnclearCutError(
             "it has several lines and no blank line between them, so all of it would be one story: give --cut-text "
             "lines where each line is a story, --cut-text blank-lines where it is one, --cut-text pieces for a book"
         )
+
+
+def _is_of_paragraphs(text: str) -> bool:
+    """Whether nearly all lines of a text are whole paragraphs; those of wrapped prose and of verses are not."""
+    found = [line.rstrip() for line in text.splitlines()[:-1] if line.strip()]
+    whole = sum(len(line) >= _PARAGRAPH_CHARS and line.endswith(_PARAGRAPH_ENDS) for line in found)
+    return whole >= _PARAGRAPH_SHARE * len(found) > 0
 
 
 def _is_csv(beginning: bytes) -> bool:
@@ -138,7 +175,7 @@ def _is_csv(beginning: bytes) -> bool:
             n_rows += 1
             n_joined += any(_BLANK_LINE.search(field) for field in fields)
     except csv.Error as error:
-        if len(beginning) < _CSV_BYTES or "unexpected end" not in str(error):  # which is where the beginning ends
+        if len(beginning) < _LOOKED_AT_BYTES or "unexpected end" not in str(error):  # which is where the beginning ends
             return False
     return n_joined > 0 and n_rows > 1
 

@@ -125,7 +125,7 @@ def columns(rows: Sequence[Row]) -> Texts:
 
 
 def first_chunks(file: InputFile, watch: ScanWatch) -> Iterator[bytes]:
-    """What is inside a file that is scanned; refused if it is nothing, or begins as UTF-16 does."""
+    """What is inside a file that is scanned; refused if it is nothing, or begins as UTF-16 or UTF-32 does."""
     chunks = read_chunks(file.path, file.compression, watch)
     first = next(chunks, b"")
     if not first:
@@ -140,9 +140,17 @@ def first_chunks(file: InputFile, watch: ScanWatch) -> Iterator[bytes]:
 
 
 def _other_encoding(beginning: bytes) -> str | None:
-    """UTF-16 by its byte order mark, or by a NUL in every second place of at least four characters."""
+    """UTF-16 and UTF-32 by their byte order mark, or by a NUL in every second place of at least four characters, or in
+    three of four."""
+    if beginning.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
     if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
+    places = [beginning[first::4] for first in range(4)]  # of each character of UTF-32 the upper byte is NUL, and more
+    if len(places[3]) >= 4 and any(
+        all(part) and not any(b"".join(rest)) for part, *rest in (places, list(reversed(places)))
+    ):
+        return "UTF-32"
     even, odd = beginning[0::2], beginning[1::2]
     is_utf16 = len(odd) >= 4 and 0 in beginning and any(not any(a) and all(b) for a, b in ((even, odd), (odd, even)))
     return "UTF-16" if is_utf16 else None

@@ -10,8 +10,9 @@ from typing import Any
 
 import tokenizers
 
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, one_line
 from slm_ray.hub_reference import ANSWER_TIMEOUT_S, PREFIX, parse_hub_reference
+from slm_ray.storage import StoragePath, storage_path
 from slm_ray.tokenization.from_sentencepiece import convert
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -35,17 +36,21 @@ def open_tokenizer(where: str) -> Tokenizer:
     return Tokenizer.from_json(with_end_of_text(text, where), where, must_keep_text=True)
 
 
-def _found(where: str) -> Path:
+def _found(where: str) -> StoragePath:
     """The file that the name stands for."""
+    if not where:
+        raise UserError("a tokenizer is an empty word: name a file, a folder, gpt2 or hub:NAME")
     if where.startswith(PREFIX):
         return _download(where)
     try:
-        path = Path(where).expanduser()
+        path = storage_path(where) if "://" in where else Path(where).expanduser()
         if where == "gpt2" and not path.exists():
             return _download(GPT2)
         return path / _TOKENIZER_FILE if path.is_dir() else path
-    except (OSError, RuntimeError) as error:  # a name that is too long, ~name of nobody
-        raise UserError(f"cannot read the tokenizer {where}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # a name that is too long, ~name of nobody; each object store has errors of its own
+        raise UserError(f"cannot read the tokenizer {where}: {one_line(error)}") from error
 
 
 def with_end_of_text(text: str, name: str = "tokenizer") -> str:
@@ -97,11 +102,12 @@ def _download(word: str) -> Path:
         ) from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: StoragePath) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
+    except Exception as error:  # each object store has errors of its own
+        why = getattr(error, "strerror", None) or one_line(error)
         raise UserError(
-            f"cannot read the tokenizer {path}: {error.strerror}; give a tokenizer.json, a folder that holds one, "
+            f"cannot read the tokenizer {path}: {why}; give a tokenizer.json, a folder that holds one, "
             "a SentencePiece .model, gpt2 or hub:NAME"
         ) from error

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from slm_ray import storage
 from slm_ray.errors import UserError, one_line
+from slm_ray.locks import folder_lock
 from slm_ray.tracking.mlflow_runs import client, sqlite_file
 from slm_ray.tracking.registry import RegistryError
 
@@ -129,10 +129,10 @@ def _alone(uri: str) -> Iterator[None]:
         deadline = time.monotonic() + LOCK_WITHIN_S
         while True:
             try:
-                stack.enter_context(storage.locked(lock, refusal))
+                stack.enter_context(folder_lock.locked(lock, refusal))
                 break
             except UserError as error:
-                if str(error) != refusal or time.monotonic() > deadline:
+                if not str(error).startswith(refusal) or time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
         yield

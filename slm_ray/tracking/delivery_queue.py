@@ -17,7 +17,7 @@ FLUSH_S = 30.0
 
 
 class DeliveryQueue:
-    """A queue of calls, and the thread that makes them. `warn` receives one message when deliveries begin to fail.
+    """A queue of calls, and the thread that makes them. `warn` hears that some fail, and how many.
 
     is_kept: what a call that failed should have sent lies in a record of the owner's, from which a later call sends it.
     """
@@ -46,6 +46,11 @@ class DeliveryQueue:
         with self._changed:
             is_empty = self._changed.wait_for(lambda: not self._calls, timeout_s)
             n_left = len(self._calls)
+            n_lost = self._n_lost
+            self._n_lost = 0
+        if n_lost:
+            fate = ": --resume sends what is kept" if self._is_kept else ""
+            self._say(f"{self._receiver} did not take {n_lost:,} record{'s' if n_lost > 1 else ''}{fate}")
         if not is_empty:
             self._say(f"{self._receiver} did not take the last {n_left:,} records within {timeout_s:g} s")
         return is_empty

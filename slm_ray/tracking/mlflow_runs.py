@@ -108,6 +108,19 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
 
 
+def is_place_there(uri: str) -> bool:
+    """Whether the database file of a store is there; a server is asked otherwise.
+
+    Raises:
+        UserError: nobody can say.
+    """
+    database = sqlite_file(uri)
+    try:
+        return database is None or database.exists()
+    except OSError as error:
+        raise UserError(f"{uri} cannot be looked at: {error.strerror}") from error
+
+
 def client(uri: str) -> Any:
     """An MLflow client of the store `uri` (resolved).
 
@@ -178,8 +191,7 @@ def has_run(uri: str, run_id: str, experiment: str = "") -> bool:
     """
     if not run_id or uri == OFF:
         return False
-    database = sqlite_file(uri)
-    if database is not None and not database.exists():
+    if not is_place_there(uri):
         raise UserError(
             f"{uri} is not there, and run {run_id} was recorded: say where its store is with --tracking-uri "
             f"({OFF} goes on without records)"
@@ -192,7 +204,7 @@ def has_run(uri: str, run_id: str, experiment: str = "") -> bool:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             LOGGER.warning("%s does not know run %s: a new one is begun", without_secrets(uri), run_id)
             return False
-        kind = StoreAwayError if database is None else UserError
+        kind = StoreAwayError if sqlite_file(uri) is None else UserError
         raise kind(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
     if run.info.lifecycle_stage == "deleted":
         LOGGER.warning("run %s was deleted at %s: a new one is begun", run_id, without_secrets(uri))

@@ -19,8 +19,9 @@ from urllib.parse import unquote, urlparse
 from slm_ray import storage
 from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint, verification
+from slm_ray.runs.checked_files import MAX_JSON_BYTES
 from slm_ray.tracking.mlflow_model import CHECKPOINT, checkpoint_in, write_mlflow_model
-from slm_ray.tracking.mlflow_runs import OFF, client, lost_place, resolve_uri, sqlite_file
+from slm_ray.tracking.mlflow_runs import OFF, client, is_place_there, lost_place, resolve_uri
 
 REGISTERED = "models:/"
 KEPT = "checkpoints"
@@ -84,13 +85,17 @@ def _keep(store: Any, run_id: str, folder: Path) -> str:
 
 
 def registered_version(uri: str, name: str, folder: Path, run_id: str) -> str:
-    """The newest version that is this very checkpoint of this run, else empty. Raises: UserError."""
+    """The newest version that is this very checkpoint of this run, else empty.
+
+    Raises:
+        RegistryError: the store does not answer, so that nobody can say.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         found = client(uri).search_model_versions(f"run_id = '{run_id}'")
-    except MlflowException as error:
-        raise UserError(f"cannot say whether {name} is registered at {uri}: {one_line(error)}") from error
+    except (MlflowException, OSError) as error:
+        raise RegistryError(f"cannot look for versions of {name} at {uri}: {one_line(error)}") from error
     ours = lineage(folder)
     same = [int(version.version) for version in found if version.name == name and _holds(version, ours)]
     return str(max(same)) if same else ""
@@ -185,19 +190,29 @@ def locate(reference: str, tracking_uri: str = "") -> str:
 def _folder(reference: str) -> Path:
     """Where a folder really is: `best` and `latest` are links that move."""
     path = Path(reference)
-    if path.is_file() and path.suffix in PICKLE_SUFFIXES:
-        raise UserError(_pickle_refusal(path))
-    if not path.is_dir():
-        raise RegistryError(f"no model {reference!r}: expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
-    return path.resolve()
+    try:
+        if path.is_file() and path.suffix in PICKLE_SUFFIXES:
+            raise UserError(_pickle_refusal(path))
+        if path.is_dir():
+            return path.resolve()
+    except (OSError, ValueError) as error:
+        raise RegistryError(f"{reference!r} cannot be looked at: {one_line(error)}") from error
+    raise RegistryError(f"no model {reference!r}: expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
 
 
 def _folder_identity(path: Path) -> str:
     """The marker holds the digest of every file, so its own digest stands for all of them."""
+    marker = path / verification.MARKER
     try:
-        return f"{path} {hashlib.sha256((path / verification.MARKER).read_bytes()).hexdigest()[:16]}"
-    except OSError as error:
+        with marker.open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+    except FileNotFoundError as error:
         raise RegistryError(f"{path} is no complete checkpoint: it has no {verification.MARKER}") from error
+    except OSError as error:
+        raise RegistryError(f"{marker} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_JSON_BYTES:
+        raise RegistryError(f"{marker} is larger than {MAX_JSON_BYTES} bytes: it is none of this program's")
+    return f"{path} {hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def _version_identity(version: Any) -> str:
@@ -228,7 +243,9 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
                 "there (was the project moved?): put that folder or a link to it there, or register the model again"
             )
         folder, scratch = _fetch(source, uri)
-    except (MlflowException, OSError) as error:
+    except RegistryError:
+        raise
+    except (MlflowException, OSError, UserError) as error:
         raise RegistryError(f"{reference} is not available from {uri}: {one_line(error)}") from error
     try:
         _refuse_pickles(folder)
@@ -239,20 +256,20 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
         raise
-    run_id, identity = version.run_id or "", _version_identity(version)
-    return ResolvedModel(
-        folder, version.name, str(version.version), run_id, state.data_fingerprint, state.step, identity, scratch
-    )
+    lineage_of, identity = (version.run_id or "", state.data_fingerprint, state.step), _version_identity(version)
+    return ResolvedModel(folder, version.name, str(version.version), *lineage_of, identity, scratch)
 
 
 def _store(reference: str, uri: str) -> Any:
     if uri == OFF:
         raise UserError(f"{reference} needs a tracking store, and tracking is off")
-    database = sqlite_file(uri)
-    if database is not None and not database.exists():
-        raise RegistryError(
-            f"no model registry at {uri}: train a model first (`python tune/sweep.py`), or give a checkpoint folder"
-        )
+    try:
+        is_there = is_place_there(uri)
+    except UserError as error:
+        raise RegistryError(str(error)) from error
+    if not is_there:
+        first = "train a model first (`python tune/sweep.py`), or give a checkpoint folder"
+        raise RegistryError(f"no model registry at {uri}: {first}")
     return client(uri)
 
 

@@ -6,55 +6,82 @@ request that fails and may hold up the end of a run for minutes.
 """
 
 import contextlib
+import importlib.util
+import logging
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from slm_ray import periodic
+from slm_ray import internals, periodic
+from slm_ray.errors import one_line
 from slm_ray.tracking.tracker import Tracker
 
+LOGGER = logging.getLogger(__name__)
 INTERVAL_S = 10.0
+INTERVAL = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"
 
 
 @contextlib.contextmanager
-def logged(tracker: Tracker, *, node: str = "", interval_s: float = 0.0) -> Iterator[None]:
+def logged(
+    tracker: Tracker,
+    *,
+    node: str = "",
+    interval_s: float = 0.0,
+    has_gpu: bool = False,
+    warn: Callable[[str], None] = LOGGER.warning,
+) -> Iterator[None]:
     """Log this machine's metrics every `interval_s` while the body runs, and once at its end.
 
     The interval is MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL or 10 s when not given. `node` stands in the names where a
     run has several machines: `system/NODE/cpu_utilization_percentage`. The step of a value is its time in Unix
-    seconds, which grows over restarts too.
+    seconds, which grows over restarts too. `warn` is told once what is not measured; of a GPU only with `has_gpu`.
     """
     if not tracker.run_id:
         yield
         return
-    from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
-
     collectors: list[Any] = []
     prefix = f"system/{node}/" if node else "system/"
 
     def start() -> None:
-        collectors.extend(_collectors())
+        collectors.extend(_collectors(has_gpu, warn))
         _sample(collectors)  # of the CPU, a first reading only marks the time from which the next one counts
 
     def log() -> None:
         values = {prefix + name: value for name, value in _sample(collectors).items()}
         tracker.log_metrics(values, int(time.time()))
 
-    interval_s = interval_s or MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or INTERVAL_S
-    with periodic.every(interval_s, log, at_start=start):
+    with periodic.every(interval_s or _interval_s(), log, at_start=start):
         yield
 
 
-def _collectors() -> list[Any]:
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+def _interval_s() -> float:
+    """What the environment says, in seconds, or `INTERVAL_S` where that is no time."""
+    with contextlib.suppress(ValueError):
+        if (given := float(os.environ.get(INTERVAL) or 0)) > 0:
+            return given
+    return INTERVAL_S
 
-    collectors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with contextlib.suppress(Exception):  # no GPU, no driver, or no nvidia-ml-py: each raises something else
-        collectors.append(GPUMonitor())
+
+def _collectors(has_gpu: bool, warn: Callable[[str], None]) -> list[Any]:
+    """What there is to measure on this machine; `warn` is told why something is not."""
+    collectors: list[Any] = []
+    for kind, wants in (("CPU", True), ("Disk", True), ("Network", True), ("GPU", has_gpu)):
+        try:
+            collectors.append(_collector(kind))
+        except Exception as error:  # no GPU, no driver, no nvidia-ml-py: each raises something else
+            if wants:
+                warn(f"the run has no {kind} metrics: {one_line(error)}")
     return collectors
+
+
+def _collector(kind: str) -> Any:
+    if kind == "GPU" and importlib.util.find_spec("pynvml") is None:
+        raise ImportError("nvidia-ml-py is not installed (the extra `gpu` of this project)")
+    make = internals.find(f"mlflow.system_metrics.metrics.{kind.lower()}_monitor:{kind}Monitor")
+    if make is None:
+        raise ImportError("this version of MLflow measures them otherwise")
+    return make()
 
 
 def _sample(collectors: list[Any]) -> dict[str, float]:

@@ -6,10 +6,13 @@ every rank, which evaluation is the best and for how many none was better.
 
 import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from slm_ray import storage
+from slm_ray.config.places import typed_config
 from slm_ray.config.schema import TrainConfig
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import Checkpoint, Snapshot
@@ -106,7 +109,8 @@ class Checkpointer:
             raise error
         if error is not None:
             self._log.message(
-                f"a checkpoint could not be written ({error.strerror or error}): the one before it is kept"
+                f"step {state.step:,}: its checkpoint could not be written ({error.strerror or error}), "
+                "the one before it is kept"
             )
         return error
 
@@ -126,7 +130,7 @@ class Checkpointer:
             seed=trainer.config.seed,
             world_size=self._context.world_size,
             data_fingerprint=fingerprint,
-            config=dataclasses.asdict(trainer.config),
+            config=_as_others_may_see_it(trainer.config),
             metrics=evaluation,
             best=best,
             n_stale_validations=self.n_stale_validations,
@@ -140,8 +144,15 @@ class Checkpointer:
     def _write(self, content: Snapshot, state: TrainState, is_best: bool) -> None:
         """In the writer's thread: nothing is read here that a step changes."""
         config, folder = self._trainer.config, self._inputs.folder
+        folder.check_lease()
         checkpoint.write(folder.checkpoint_path(state.step), content, self._inputs.tokenizer, state)
         folder.publish(state.step, is_best=is_best, keep=config.keep_checkpoints, keep_best=config.keep_best)
+
+
+def _as_others_may_see_it(config: TrainConfig) -> dict[str, Any]:
+    """The fields of a config; of a run in an object store, places below the working folder as seen from there."""
+    fields = dataclasses.asdict(config)
+    return typed_config(fields) if storage.is_remote(config.output) else fields
 
 
 def is_out_of_patience(config: TrainConfig, n_stale_validations: int) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from slm_ray import internals
 from slm_ray.config.schema import TrainConfig
 
 COMPILE_PAYS_FLOP = 4e13
@@ -44,8 +45,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if has_bf16 else "fp32"
+    return "bf16" if _cpu_has("avx512_bf16") or _cpu_has("amx_tile") else "fp32"
+
+
+def _cpu_has(feature: str) -> bool:
+    """Whether this CPU has a feature that torch knows; no where torch can no longer be asked."""
+    return bool(internals.find(f"torch.cpu:_is_{feature}_supported", bool)())
 
 
 def resolve_compile(config: TrainConfig, device: torch.device, n_parameters: int, max_steps: int) -> bool:
@@ -58,6 +63,6 @@ def resolve_compile(config: TrainConfig, device: torch.device, n_parameters: int
             shutil.which("cc") or shutil.which("gcc")
         )
         return has_compiler and flop > 100 * COMPILE_PAYS_FLOP
-    threshold = COMPILE_PAYS_FLOP * (1 if torch.cpu._is_avx512_supported() else WITHOUT_AVX512)
+    threshold = COMPILE_PAYS_FLOP * (1 if _cpu_has("avx512") else WITHOUT_AVX512)
     has_headers = Path(sysconfig.get_path("include"), "Python.h").is_file()  # its kernels include them
     return shutil.which(os.environ.get("CXX", "g++")) is not None and has_headers and flop > threshold

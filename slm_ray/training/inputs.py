@@ -9,7 +9,7 @@ import dataclasses
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.batches import TokenStream, n_samples
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, load_manifest
-from slm_ray.dataset.shards import read_split
+from slm_ray.dataset.shards import read_split, verify_split
 from slm_ray.errors import UserError
 from slm_ray.runs.history import History
 from slm_ray.runs.remote_run import open_run
@@ -49,20 +49,40 @@ class TrainInputs(RunPlan):
     tracker: Tracker
 
 
-def plan_run(config: TrainConfig, manifest: Manifest) -> RunPlan:
-    """The plan of a resolved config; the run's folder is not looked into.
+def plan_run(config: TrainConfig, manifest: Manifest, lease: str = "") -> RunPlan:
+    """The plan of a resolved config; the run's folder is not looked into. `lease` is as for `open_run`.
+
+    Raises:
+        UserError: the data set has too few stories for one sample, or none to validate on.
+    """
+    return RunPlan(
+        config=config,
+        max_steps=check_length(config, manifest),
+        data_fingerprint=manifest.fingerprint,
+        folder=open_run(config.output, config.name, lease),
+    )
+
+
+def check_length(config: TrainConfig, manifest: Manifest) -> int:
+    """Optimizer steps of a run, once there is enough text for one.
 
     Raises:
         UserError: the data set has too few stories for one sample, or none to validate on.
     """
     if not manifest.splits["validation"].tokens:
         raise UserError(f"{config.data} has no validation stories: prepare it with a larger --validation-fraction")
-    return RunPlan(
-        config=config,
-        max_steps=n_steps(config, manifest),
-        data_fingerprint=manifest.fingerprint,
-        folder=open_run(config.output, config.name),
-    )
+    return n_steps(config, manifest)
+
+
+def check_files(config: TrainConfig, manifest: Manifest) -> None:
+    """Check that every file of the data set that a run reads is the one that its manifest lists.
+
+    Raises:
+        UserError: one is missing or was altered.
+    """
+    load_tokenizer(config, manifest)
+    for split in ("train", "validation"):
+        verify_split(config.data, split, manifest)
 
 
 def n_steps(config: TrainConfig, manifest: Manifest) -> int:
@@ -75,15 +95,17 @@ def n_steps(config: TrainConfig, manifest: Manifest) -> int:
     return config.max_steps or max(1, round(config.epochs * (samples / config.batch_size)))
 
 
-def load_inputs(config: TrainConfig, tracker: Tracker) -> TrainInputs:
+def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> TrainInputs:
     """Read what a resolved config trains on; every digest of the data set is checked on the way.
+
+    `lease` is as for `open_run`.
 
     Raises:
         UserError: the data set is missing, corrupt, or too small for one sample.
     """
     data = storage_path(config.data)
     manifest = load_manifest(data)
-    plan = plan_run(config, manifest)
+    plan = plan_run(config, manifest, lease)
     tokenizer = load_tokenizer(config, manifest)
 
     def stream(split: str) -> TokenStream:

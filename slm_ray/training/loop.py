@@ -147,7 +147,7 @@ def _report(run: Run, evaluation: Evaluation) -> None:
         try:
             sample = trainer.sample()
         except UserError as error:
-            run.log.message(f"no sample of text: sample_prompt: {error}")
+            run.log.message(f"step {evaluation.step:,}: no sample of text: sample_prompt: {error}")
     run.log.evaluation(evaluation, sample)
     trainer.context.report({"step": evaluation.step, **evaluation.metrics})
 

@@ -11,14 +11,15 @@ from collections.abc import Callable
 
 from slm_ray import storage
 from slm_ray.config.files import from_dict
-from slm_ray.config.schema import ModelConfig, TrainConfig
+from slm_ray.config.resuming import FORCED, KEPT, differences
+from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import TOKENIZER, load_manifest
 from slm_ray.errors import UserError
-from slm_ray.runs.checkpoint import MODEL, Checkpoint
+from slm_ray.runs.checkpoint import MODEL, OPTIMIZER, Checkpoint
 from slm_ray.runs.run_folder import refuse_corrupt
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
-from slm_ray.training.inputs import RunPlan
+from slm_ray.training.inputs import RunPlan, check_length
 
 
 def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) -> TrainConfig:
@@ -27,16 +28,18 @@ def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) 
     `default_workers` is asked where the config leaves the number of workers open.
 
     Raises:
-        UserError: no data set, another vocabulary, or a batch that the workers cannot share out.
+        UserError: no data set or too little text, another vocabulary, or a batch that the workers cannot share out.
     """
     data = storage.storage_path(config.data)
-    vocab_size = int(load_manifest(data).tokenizer["vocab_size"])
+    manifest = load_manifest(data)
+    check_length(config, manifest)
+    vocab_size = int(manifest.tokenizer["vocab_size"])
     if config.model.vocab_size not in (0, vocab_size):
         raise UserError(f"model.vocab_size ({config.model.vocab_size}) must be the data set's, {vocab_size}")
-    workers = config.workers or default_workers(config)
-    config.check_batch(workers)
     if config.register and mlflow_runs.resolve_uri(config.tracking_uri) == mlflow_runs.OFF:
         raise UserError(f"register ({config.register}) needs an MLflow store, and tracking_uri is {mlflow_runs.OFF}")
+    workers = config.workers or default_workers(config)  # which may start a Ray
+    config.check_batch(workers)
     return dataclasses.replace(
         config,
         data=str(data),
@@ -50,57 +53,49 @@ def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) 
 def refuse_conflicts(plan: RunPlan, latest: Checkpoint | None) -> None:
     """Refuse to write over a run, and to resume one as something else than it was.
 
-    `latest` is the run's latest valid checkpoint. `force` allows other stories, another batch size and another seed;
-    never another shape or tokenizer.
+    `latest` is the run's latest valid checkpoint; without one the run begins, unless there are others. What a resumed
+    run keeps stands in `config/resuming.py`; `force` allows other stories too, never another tokenizer.
 
     Raises:
         UserError: with what stands in the way.
     """
     config, folder = plan.config, plan.folder
     if latest is None:
-        if config.resume:
-            raise UserError(f"nothing to resume: no complete checkpoint in {folder.path}")
         refuse_corrupt(folder)
         return
     if not config.resume:
         raise UserError(f"{folder.path} holds a run already: add --resume to continue it, or take another --name")
-    _refuse_other_shape(plan, latest)
-    if not config.force:
-        _refuse_other_samples(plan, latest)
+    if plan.max_steps < latest.state.step:
+        raise UserError(
+            f"{folder.path} is at step {latest.state.step:,} already, and was asked to end at {plan.max_steps:,}"
+        )
+    _refuse_other_options(plan, latest)
+    _refuse_other_state(plan, latest)
 
 
-def _refuse_other_shape(plan: RunPlan, latest: Checkpoint) -> None:
+def _refuse_other_options(plan: RunPlan, latest: Checkpoint) -> None:
+    was = from_dict(TrainConfig, latest.state.config, str(latest.path))
+    kept = [name for name in KEPT if not (plan.config.force and name in FORCED)]
+    changed = differences(dataclasses.asdict(was), dataclasses.asdict(plan.config), kept)
+    if not changed:
+        return
+    keeps = f"a resumed run keeps {'it' if len(changed) == 1 else 'them'}"
+    if set(changed) <= set(FORCED):
+        how = "--force changes it all the same, and then it does not see each sample once"
+    else:
+        how = "leave it out, or take another --name"
+    raise UserError(f"{plan.folder.address}: {', '.join(changed.values())}: {keeps}; {how}")
+
+
+def _refuse_other_state(plan: RunPlan, latest: Checkpoint) -> None:
     config, path, state = plan.config, plan.folder.path, latest.state
-    if plan.max_steps < state.step:
-        raise UserError(f"{path} is at step {state.step:,} already, and was asked to end at {plan.max_steps:,}")
-    was = from_dict(TrainConfig, state.config, str(latest.path))
-    if config.model != was.model:
-        raise UserError(f"model was {_difference(was.model, config.model)}: a resumed run keeps its shape")
+    if not (latest.path / OPTIMIZER).is_file():
+        raise UserError(f"{latest.path} has no {OPTIMIZER}: it was made for serving and cannot be resumed")
     tokenizer = Tokenizer.load(latest.path / MODEL / TOKENIZER)
     if tokenizer.sha256 != load_manifest(config.data).tokenizer["sha256"]:
         raise UserError(f"{config.data} has another tokenizer than {path}: its tokens mean something else")
-    if config.optim.name != was.optim.name:
-        raise UserError(f"optim.name was {was.optim.name} and is now {config.optim.name}: a resumed run keeps it")
-
-
-def _refuse_other_samples(plan: RunPlan, latest: Checkpoint) -> None:
-    config, state = plan.config, latest.state
-    if state.data_fingerprint != plan.data_fingerprint:
+    if state.data_fingerprint != plan.data_fingerprint and not config.force:
         raise UserError(
-            f"{plan.folder.path} was trained on data set {state.data_fingerprint[:12]}, and {config.data} is "
+            f"{path} was trained on data set {state.data_fingerprint[:12]}, and {config.data} is "
             f"{plan.data_fingerprint[:12]}: a run is resumed on its own data, or with --force on other stories"
         )
-    was = from_dict(TrainConfig, state.config, str(latest.path))
-    for field in ("batch_size", "seed"):
-        if getattr(config, field) != getattr(was, field):
-            raise UserError(
-                f"{field} was {getattr(was, field)} and is now {getattr(config, field)}: a resumed run keeps it, so "
-                "that it sees each sample once; --force changes it all the same"
-            )
-
-
-def _difference(was: ModelConfig, now: ModelConfig) -> str:
-    """`n_layers 4 and is now 2` for the first field that differs."""
-    before, after = dataclasses.asdict(was), dataclasses.asdict(now)
-    name = next(name for name in before if before[name] != after[name])
-    return f"{name} {before[name]} and is now {after[name]}"

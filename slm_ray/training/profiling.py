@@ -51,7 +51,7 @@ def step_profile(inputs: TrainInputs, context: TrainContext, first_step: int) ->
         (inputs.folder.path / name).unlink(missing_ok=True)
     start, stop = window(first_step, inputs.max_steps, inputs.eval_interval)
     if start >= stop:
-        inputs.history.append({"message": "no profile: there are too few steps left"})
+        inputs.history.message("no profile: there are too few steps left")
         return NoProfile()
     return TorchProfile(inputs, context.device, start, stop)
 
@@ -111,16 +111,14 @@ class TorchProfile:
         (folder / OPERATORS).write_text(table, encoding="utf-8")
         for name in (TRACE, OPERATORS):
             self._inputs.tracker.log_file(folder / name, "profile")
-        self._inputs.history.append(
-            {"message": f"profiled steps {self._start + 1:,} to {self._stop:,}: {folder / TRACE}"}
-        )
+        self._inputs.history.message(f"profiled steps {self._start + 1:,} to {self._stop:,}: {folder / TRACE}")
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:
             act()
         except Exception as error:  # whatever a profiler raises, the training goes on
             self._profiler = None
-            self._inputs.history.append({"message": f"no profile, the run goes on without: {error!r}"})
+            self._inputs.history.message(f"no profile, the run goes on without: {error!r}")
 
 
 def read_operators(folder: Path) -> str:

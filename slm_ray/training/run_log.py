@@ -43,7 +43,7 @@ class MainRunLog(RunLog):
 
     def message(self, text: str) -> None:
         """Add a line to the record."""
-        self._history.append({"message": text})
+        self._history.message(text)
 
     def step(self, step: int, figures: dict[str, float]) -> None:
         """Add a line to the record, and metrics at the tracker."""

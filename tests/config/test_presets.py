@@ -9,6 +9,7 @@ import pytest
 
 from slm_ray.config.files import load_config, presets
 from slm_ray.config.schema import ModelConfig, TrainConfig
+from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import parameter_count
 from slm_ray.tracking.tracker import NullTracker
@@ -103,8 +104,11 @@ def test_its_comment_says_source_size_and_vocabulary(name: str) -> None:
 @pytest.mark.parametrize("name", presets())
 def test_one_worker_or_two_can_share_its_batch(name: str) -> None:
     config = load_config(name)
-    config.check_batch(workers=1)
-    config.check_batch(workers=2)
+    for workers in (1, 2):
+        config.check_batch(workers=workers)
+        assert config.batch_size % (workers * config.accumulation_steps) == 0
+    with pytest.raises(UserError, match="must be divisible"):
+        config.check_batch(workers=config.batch_size + 1)
 
 
 @pytest.mark.parametrize("name", sorted(set(presets()) - {"demo", "story-5m"}))

@@ -1,5 +1,6 @@
 """Which Ray a command runs on."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import cluster
 from slm_ray.distributed.workers import CLEANER_CALLBACK, UNUSED_CALLBACK, LeanTorchTrainer
 from slm_ray.errors import UserError
@@ -21,6 +23,7 @@ LOCAL_RUN = """
 import json, sys, time
 import psutil, ray
 from ray.train import RunConfig, ScalingConfig
+from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import cluster
 from slm_ray.distributed.workers import LeanTorchTrainer
 
@@ -97,3 +100,29 @@ def test_as_many_workers_as_share_the_batch_evenly(
     there: int, batch_size: int, accumulation_steps: int, expected: int
 ) -> None:
     assert cluster.largest_share(there, batch_size, accumulation_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "cpus_per_worker", "expected"),
+    [
+        (1, 16, 1.0, 1), (2, 16, 1.0, 2), (8, 16, 1.0, 8), (7, 16, 1.0, 4), (8, 4, 1.0, 4), (8, 16, 4.0, 4),
+        (0, 2, 2.0, 1), (0, 2, 1.0, 2), (0, 64, 1.0, 2), (0, 4, 0.5, 2), (2, 1, 4.0, 1),
+    ],
+)  # fmt: skip
+def test_without_an_option_no_more_workers_are_taken_than_there_are_gpus_and_cpus_for(
+    gpus: int,
+    cpus: int,
+    cpus_per_worker: float,
+    expected: int,
+    tiny_config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resources = {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
+    monkeypatch.setattr(cluster, "connect", lambda: True)
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True}])
+    config = dataclasses.replace(tiny_config, batch_size=32, workers=0, cpus_per_worker=cpus_per_worker)
+    workers = cluster.default_workers(config)
+    assert workers == expected
+    if cpus >= cpus_per_worker:
+        cluster.check_resources(dataclasses.replace(config, workers=workers))

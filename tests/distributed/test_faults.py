@@ -20,10 +20,11 @@ import pytest
 import ray
 import yaml
 
+from slm_ray.cli.command import command
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
 from slm_ray.distributed.driver import run_training
-from slm_ray.runs.outcome import RunStatus
+from slm_ray.runs.outcome import ERROR, RunStatus
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.training.context import TrainContext
 from slm_ray.training.loop import fit
@@ -201,6 +202,40 @@ def test_a_driver_that_is_terminated_and_one_that_is_killed_are_resumed_as_if_no
 
 
 @pytest.mark.slow
+def test_workers_lost_more_often_than_allowed_end_the_run_with_one_line_and_lose_no_checkpoint(
+    config: TrainConfig, cluster: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(config, max_steps=2_000, log_interval_steps=1, max_failures=1)
+    folder = folder_of(config)
+    codes: list[int] = []
+
+    @command
+    def train() -> int:
+        run_training(config, is_quiet=True)
+        return 0
+
+    thread = threading.Thread(target=lambda: codes.append(train()), daemon=True)
+    thread.start()
+    for attempt in (1, 2):
+        wait_for_message(folder, " worker(s), ", attempt)
+        wait_for_step(folder, 10 * attempt)
+        for worker in worker_processes(os.getpid()):
+            worker.kill()
+    thread.join(240)
+    assert codes == [2]
+    latest = folder.latest_valid()
+    assert latest is not None and latest.state.step >= 4
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: the workers failed too often: ")
+    assert line.endswith(f"(all of it in {folder.path / ERROR}); --resume continues from {latest.path.name}")
+    assert "Traceback" in (folder.path / ERROR).read_text(encoding="utf-8")
+    assert sum(" worker(s), " in message for message in messages(folder)) == 2
+    config = dataclasses.replace(config, max_steps=latest.state.step + 4)  # the rest is run without Ray
+    assert fit(inputs_of(config), TrainContext()).status == RunStatus.FINISHED
+    assert max(losses(folder)) == config.max_steps
+
+
+@pytest.mark.slow
 def test_elastic_workers_go_on_when_a_node_leaves_and_when_it_comes_back(
     config: TrainConfig, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +272,8 @@ def test_elastic_workers_go_on_when_a_node_leaves_and_when_it_comes_back(
     steps = iter(range(1, 10**9))
     fit(alone, TrainContext(is_stop_requested=lambda: next(steps) == last))
     assert sorted(losses(folder)) == list(range(1, last + 1))
-    assert losses(folder) == pytest.approx(losses(alone.folder), abs=1e-3)
+    ours, theirs = losses(folder), losses(alone.folder)
+    assert ours == pytest.approx(theirs, abs=1e-4)  # as the README promises; measured: 5e-7 in 68 steps
     assert_no_orphans(folder)
 
 

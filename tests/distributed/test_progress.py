@@ -1,6 +1,7 @@
 """What a run shows while it goes."""
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -59,6 +60,39 @@ def test_each_line_is_given_once_also_where_a_restart_cuts_the_record_back(tmp_p
     history.append({"step": 3, "train_loss": 1.0 / 3})  # again, and the same
     history.append({"step": 4, "train_loss": 0.25})
     assert [line["step"] for line in tail.new_lines()] == [4]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True], ids=["lines", "bar"])
+def test_a_warning_that_happens_again_is_shown_again_and_says_when(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    terminal = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "POLL_S", 0.01)
+    history = History(tmp_path / "metrics.jsonl")
+    with show_progress(history, max_steps=20):
+        history.message("MLflow does not take the records")
+        history.append(STEP)
+        history.message("MLflow does not take the records")
+        history.rewind(5)  # as workers do that start again
+        history.message("MLflow does not take the records")
+    lines = [line.strip() for line in terminal.getvalue().splitlines() if "MLflow" in line]
+    assert lines[0] == "MLflow does not take the records"
+    assert len(lines) == 3
+    assert re.fullmatch(r"MLflow does not take the records \(2 times, the last at \d\d:\d\d:\d\d\)", lines[1])
+    assert re.fullmatch(r"MLflow does not take the records \(3 times, the last at \d\d:\d\d:\d\d\)", lines[2])
+
+
+def test_equal_lines_are_each_given_once(tmp_path: Path) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    tail = Tail(history.path)
+    for _ in range(2):
+        history.append({"message": "again"})
+    assert tail.new_lines() == [{"message": "again"}] * 2
+    history.rewind(0)  # the file is another one, with the same lines
+    assert tail.new_lines() == []
+    history.append({"message": "again"})
+    assert tail.new_lines() == [{"message": "again"}]
 
 
 def test_what_was_shown_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

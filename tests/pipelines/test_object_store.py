@@ -92,3 +92,23 @@ def test_training_reads_its_data_from_an_object_store(s3, tiny_config, tmp_path)
     assert resolved.data == "s3://stories/data"
     assert task.data_fingerprint == load_manifest("s3://stories/data").fingerprint
     assert task.train.n_targets == load_manifest("s3://stories/data").splits["train"].tokens
+
+
+def test_a_store_that_does_not_answer_once_keeps_its_other_data_set(monkeypatch, capsys):
+    """ "Not there", for an error of one moment, let the next command replace it without `--force`."""
+    assert run("memory://replaced/data") == 0
+    before = contents("memory://replaced/data")
+    system = type(storage_path("memory://replaced/data").fs)
+    info, asked = system.info, []
+
+    def once(self, path, **options):
+        if path.endswith("data/manifest.json"):
+            asked.append(path)
+            if len(asked) == 1:
+                raise TimeoutError("no answer")
+        return info(self, path, **options)
+
+    monkeypatch.setattr(system, "info", once)
+    assert run("memory://replaced/data", "--test-fraction", "0") == 2
+    assert "cannot write to memory://replaced/data: no answer" in capsys.readouterr().err
+    assert contents("memory://replaced/data") == before

@@ -44,12 +44,12 @@ def test_options_are_read_in_both_spellings_and_lists_add_up(words, changes):
 
 
 def test_other_options_are_handed_on_to_beam():
-    words = "--runner X --source a b --direct_num_workers -1 --direct_running_mode=multi_threading --seed 3"
+    words = "--runner X --source a b --direct_num_workers -1 --direct_running_mode=multi_threading --max-stories 3"
     beam_options, config = options.parse(words.split())
     direct = beam_options.view_as(DirectOptions)
     assert (direct.direct_num_workers, direct.direct_running_mode) == (-1, "multi_threading")
     assert beam_options.view_as(StandardOptions).runner == "X"
-    assert config == PrepareConfig(source=("a", "b"), seed=3)
+    assert config == PrepareConfig(source=("a", "b"), max_stories=3)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # in which tyro draws its boxes otherwise
@@ -91,3 +91,18 @@ def test_a_model_to_train_beside_a_tokenizer_is_refused(capsys):
     for model in ("bpe", "unigram"):
         assert prepare.main(["--tokenizer", "x.json", "--tokenizer-model", model]) == 2
         assert "--tokenizer-model says what to train, and --tokenizer names one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--piece-chars 500", "--piece-chars is of --cut-text pieces"),
+        ("--source a.txt --seed 3", "--seed is of the sample corpus"),
+        ("--tokenizer= --vocab-size 300", "--vocab-size is of a tokenizer that is trained"),
+        ("--tokenizer=", "a tokenizer is an empty word"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        options.parse(words.split())
+    options.parse(["--piece-chars", "500", "--cut-text", "pieces", "--seed", "3"])

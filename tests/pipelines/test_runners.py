@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from pipelines import prepare, runners
+from slm_ray import internals
 from slm_ray.errors import UserError
 from slm_ray.preparation.resume import Completed
 from tests.support.paths import ROOT
@@ -70,6 +71,17 @@ def test_two_processes_give_the_same_bytes_and_listen_to_this_machine_alone(in_m
     assert digests(tmp_path / "data") == in_memory
     assert listening
     assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_a_beam_with_other_names_inside_starts_the_workers_itself(in_memory, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(runners, "forked_workers", None)
+    assert prepare.main(["--output", str(tmp_path / "data"), *SOURCE, *TWO, "multi_processing"]) == 0
+    assert digests(tmp_path / "data") == in_memory
+    assert "every interface" not in caplog.text
+    monkeypatch.setattr(internals, "find", lambda name: None)
+    runners.keep_to_loopback()
+    assert "servers of Beam" in caplog.text and "may listen on every interface" in caplog.text
 
 
 def test_two_threads_give_the_same_bytes(in_memory, tmp_path):

@@ -41,3 +41,18 @@ def test_what_ascii_lacks_is_written_out(tmp_path):
 
     assert "d\\udcff" in run(*WORDS, "--source", str(source))
     assert "\\u5c0f\\u732b" in run("--explain", "bücher.jsonl#3")
+
+
+def test_worker_processes_write_into_a_folder_of_any_name(tmp_path, capsys):
+    write(tmp_path, b"a.jsonl")
+    output = tmp_path / os.fsdecode(b"d\xff")
+    words = [*WORDS, "--direct_num_workers", "1", "--direct_running_mode", "multi_processing"]
+    assert prepare.main([*words, "--source", str(tmp_path / "a.jsonl"), "--output", str(output)]) == 0
+    assert "read 12 = kept 12" in capsys.readouterr().out
+
+
+def test_worker_processes_do_not_write_into_a_memory_of_their_own(tmp_path, capsys):
+    write(tmp_path, b"a.jsonl")
+    words = [*WORDS, "--direct_running_mode", "multi_processing"]
+    assert prepare.main([*words, "--source", str(tmp_path / "a.jsonl"), "--output", "memory://private/d"]) == 2
+    assert "memory://private/d is the memory of one process" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.transforms import FindNearDuplicates
 from slm_ray.errors import UserError
+from slm_ray.preparation import near_duplicates
 from slm_ray.preparation.near_duplicates import (
     N_HASHES,
     N_NEIGHBOURS,
@@ -266,3 +267,18 @@ def test_find_near_duplicates_across_ranges():
 
     with Pipeline(runner="FnApiRunner") as pipeline:
         assert_that(pipeline | Create(items) | FindNearDuplicates(THRESHOLD), check)
+
+
+def test_what_is_signed_at_once_is_bounded_by_its_bytes(monkeypatch):
+    """Each character of Chinese is a word, and its arrays take 100 times its bytes."""
+    texts = pa.array([f"{number}" + "小猫在花园里" * 100 for number in range(8)])
+    whole, taken, shingles = near_duplicates.signatures(texts), [], near_duplicates._shingles
+
+    def count(content, borders):
+        taken.append(len(content))
+        return shingles(content, borders)
+
+    monkeypatch.setattr(near_duplicates, "_shingles", count)
+    monkeypatch.setattr(near_duplicates, "_BYTES_AT_ONCE", 4000)
+    assert (near_duplicates.signatures(texts) == whole).all()
+    assert len(taken) == 4 and max(taken) <= 4000

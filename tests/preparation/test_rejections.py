@@ -23,7 +23,10 @@ def test_the_limit_itself_is_allowed():
 
 
 def test_duplicates_are_not_rejected():
-    refuse_too_many({"duplicate": 600, "near_duplicate": 300}, 1000, 0.0)
+    duplicates = {"duplicate": 600, "near_duplicate": 300}
+    assert refuse_too_many(duplicates, 1000, 0.0) is None
+    with pytest.raises(UserError, match=r"^1 of 1,000 .*empty \(1\)"):  # and they do not count beside others
+        refuse_too_many(duplicates | {"empty": 1}, 1000, 0.0)
 
 
 def test_a_handful_is_not_too_many_unless_it_is_more_than_half():
@@ -39,7 +42,8 @@ def test_a_limit_of_nothing_is_meant():
 
 
 def test_nothing_read_is_not_too_many():
-    refuse_too_many({}, 0, 0.05)
+    for limit in (0.0, 0.05, 1.0):
+        assert refuse_too_many({}, 0, limit) is None
 
 
 def test_every_reason_has_its_remedy():

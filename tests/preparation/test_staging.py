@@ -9,6 +9,7 @@ import pytest
 
 from slm_ray import storage
 from slm_ray.dataset import shards
+from slm_ray.dataset.manifest import Manifest, Shard, Split
 from slm_ray.errors import UserError
 from slm_ray.preparation import cleaned_files, staging, summary_files
 from slm_ray.preparation.resume import Completed
@@ -106,3 +107,33 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"cannot read .*closed: Permission denied"):
         plan_source(str(tmp_path))
+
+
+def test_a_staging_folder_that_is_half_removed_is_not_published_again(monkeypatch):
+    """In a store it is removed file by file; the finished data set lost the shards that were gone there already."""
+    output = storage.storage_path("memory://half/data")
+    staged = output / staging.STAGING / "key"
+    names = ["train/00000.parquet", "train/00001.parquet"]
+    for name in (*names, "tokenizer.json"):
+        (staged / name).write_bytes(b"x")
+    train = Split.of(tuple(Shard(file=name, rows=1, tokens=1, bytes=1, sha256="") for name in names))
+    splits = {"train": train, "validation": Split.of(()), "test": Split.of(())}
+    made = Manifest(
+        format_version=1, source={}, parameters={}, tokenizer={}, splits=splits, rejected=Split.of(()), counts={},
+        fingerprint="x",
+    )  # fmt: skip
+
+    remove = storage.remove
+
+    def killed(path: storage.StoragePath) -> None:
+        if path.name != staging.STAGING:
+            return remove(path)
+        (staged / names[0]).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(storage, "remove", killed)
+        staging.publish(output, staged, made)
+    for _ in range(2):
+        staging.finish_publishing(output)
+    assert all(storage.exists(output / name) for name in (*names, "manifest.json"))

@@ -1,5 +1,7 @@
 """The files of `infra/`, checked without a daemon or a cluster: lint, and the promises that their README makes."""
 
+import copy
+import json
 import re
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ from tests.support.paths import ROOT
 INFRA = ROOT / "infra"
 HOOKS = ROOT / ".pre-commit-config.yaml"
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+KUBERAY = ROOT.parent / "shared" / "schemas" / "kuberay-v1.json"
 YAML_FILES = [*sorted(INFRA.glob("*.yaml")), *WORKFLOWS, HOOKS, ROOT / ".yamllint"]
 
 
@@ -174,6 +177,47 @@ def test_keys_are_a_file_in_every_pod_and_a_policy_says_who_reaches_them(ray_ser
         "ray.io/originated-from-cr-name": ray_service["metadata"]["name"]
     }
     assert all(rule["from"] for rule in policy["spec"]["ingress"])
+
+
+def strict(schema: Any) -> Any:
+    """The same schema, for which a field that it does not name is a fault: a cluster would drop it without a word."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: strict(value) for name, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        closed.setdefault("additionalProperties", bool(schema.get("x-kubernetes-preserve-unknown-fields")))
+    return closed
+
+
+def faults(manifest: dict[str, Any]) -> list[str]:
+    """What KubeRay's own schema has against a manifest."""
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = strict(json.loads(KUBERAY.read_text(encoding="utf-8"))[manifest["kind"]])
+    found = jsonschema.Draft4Validator(schema).iter_errors(manifest)
+    return [f"{'/'.join(map(str, one.absolute_path))}: {one.message}" for one in found]
+
+
+@pytest.mark.skipif(not KUBERAY.exists(), reason="no ../shared/schemas/kuberay-v1.json: KubeRay's schema is not here")
+def test_kuberay_accepts_the_manifest_and_knows_each_of_its_fields(ray_service: dict[str, Any]) -> None:
+    assert faults(ray_service) == []
+    wrong = copy.deepcopy(ray_service)
+    head = wrong["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    head["containers"][0]["readynessProbe"] = {}
+    wrong["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["replicas"] = "one"
+    assert len(faults(wrong)) == 2
+
+
+def test_compose_takes_keys_from_a_file_as_a_secret(compose: dict[str, Any]) -> None:
+    keys = yaml.safe_load((INFRA / "compose-keys.yaml").read_text())
+    [(name, service)] = keys["services"].items()
+    [(secret, source)] = keys["secrets"].items()
+    assert name in compose["services"] and "secrets" not in compose["services"][name]
+    assert service == {"environment": {"SLM_API_KEYS": f"/run/secrets/{secret}"}, "secrets": [secret]}
+    assert source["file"].startswith("${SLM_API_KEYS_FILE:?")
+    user = next(line.split()[1] for line in dockerfile_instructions() if line.startswith("USER"))
+    assert f"chown {user} keys" in (INFRA / "compose-keys.yaml").read_text()
 
 
 def test_the_endpoints_health_is_not_asked_in_the_line_of_stories(compose: dict[str, Any]) -> None:

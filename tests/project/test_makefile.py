@@ -75,3 +75,13 @@ def test_an_environment_without_pip_gets_it(checkout: Path) -> None:
     python(checkout / ".venv/bin/python", modules="ensurepip", log=log)
     assert setup(checkout, script(checkout / "python3.8", "exit 1")) == (0, "")
     assert log.read_text().splitlines() == ["python ensurepip ", "python pip install"]
+
+
+def test_tests_that_need_a_browser_are_counted_in_the_last_lines() -> None:
+    pytest.importorskip("playwright.sync_api")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/serve/test_page.py"]
+    only = ["-k", "screen_reader or narrow_phone"]
+    done = subprocess.run(
+        [*command, *only], cwd=ROOT, env={"PATH": "/nowhere"}, capture_output=True, text=True, check=False
+    )
+    assert "2 tests of the page did not run: no browser (apt-get install chromium)" in done.stdout.splitlines()[-3:]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
 from slm_ray.distributed.driver import run_training
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint, verification
+from slm_ray.locks import lease
+from slm_ray.locks.lease import LeaseLostError
+from slm_ray.runs import checkpoint, run_lock, verification
 from slm_ray.runs.outcome import RunStatus
 from slm_ray.runs.remote_run import ObjectStoreMirror, open_run
 from slm_ray.runs.run_folder import RunFolder
@@ -26,7 +29,7 @@ from slm_ray.train import describe, parse_config
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
-from slm_ray.training.preflight import resolve
+from slm_ray.training.preflight import refuse_conflicts, resolve
 from slm_ray.training.trainer import Trainer
 
 pytestmark = pytest.mark.ray
@@ -147,11 +150,106 @@ def test_a_second_command_changes_nothing_before_it_has_the_lock(config: TrainCo
     with refusing("step-00000008"):
         fit(inputs, TrainContext())
     resume = ["--resume", "--output", config.output, "--name", config.name]
-    before = {path: path.stat().st_mtime_ns for path in inputs.folder.path.rglob("*")}
-    with inputs.folder.locked(), pytest.raises(UserError, match="another"):
-        run_training(parse_config(resume))
-    assert {path: path.stat().st_mtime_ns for path in inputs.folder.path.rglob("*")} == before
+
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in inputs.folder.path.rglob("*")}
+
+    with run_lock.locked(inputs.folder):
+        before = written()
+        with pytest.raises(UserError, match="another"):
+            run_training(parse_config(resume))
+        assert written() == before
     assert parse_config(resume).max_steps == 8
+
+
+Opener = Callable[[TrainConfig], RunFolder]
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Opener:
+    """A run as another machine opens it: with a work folder of its own."""
+
+    def opened(config: TrainConfig) -> RunFolder:
+        with monkeypatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+            return open_run(config.output, config.name)
+
+    return opened
+
+
+@pytest.fixture
+def without_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has a lease is taken for dead at once."""
+    monkeypatch.setattr(lease, "STALE_S", -1.0)
+    monkeypatch.setattr(lease, "WATCH_S", 0.0)
+
+
+def kept(config: TrainConfig) -> dict[str, bytes]:
+    return {file.as_posix(): file.read_bytes() for file in files_below(remote(config))}
+
+
+def test_a_driver_on_another_machine_is_refused_and_changes_nothing(config: TrainConfig, elsewhere: Opener) -> None:
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    resume = parse_config(["--resume", "--output", config.output, "--name", config.name, "--max-steps", "12"])
+    with run_lock.locked(elsewhere(config)):
+        before = kept(config)
+        with pytest.raises(UserError, match=r"another train\.py is writing to s3://.*it began as process \d+ on "):
+            run_training(resume)
+        assert kept(config) == before
+    with run_lock.locked(inputs.folder):
+        pass
+
+
+def test_a_killed_driver_is_followed_at_once_by_one_on_its_machine(config: TrainConfig) -> None:
+    with run_lock.locked(inputs_of(config).folder):
+        left = {file: file.read_bytes() for file in files_below(remote(config) / ".lease")}
+    for file, content in left.items():
+        file.write_bytes(content)  # it gave nothing back
+    with run_lock.locked(inputs_of(config).folder):
+        assert {"00000002.json"} == {file.name for file in files_below(remote(config) / ".lease")}
+
+
+@pytest.mark.usefixtures("without_patience")
+def test_a_driver_that_lost_its_lease_writes_nothing_to_the_store(config: TrainConfig, elsewhere: Opener) -> None:
+    """Its machine was asleep; the other one has taken the run over since."""
+    sleeper, other = inputs_of(config), elsewhere(config)
+    with pytest.raises(LeaseLostError, match="has stopped writing there"), run_lock.locked(sleeper.folder):
+        assert sleeper.folder.lease is not None
+        token = sleeper.folder.lease.token
+        fit(load_inputs(sleeper.config, tracker.NullTracker(), token), TrainContext())
+        assert "checkpoints/step-00000008/complete.json" in contents(config)
+        goes_on = load_inputs(dataclasses.replace(sleeper.config, max_steps=12), tracker.NullTracker(), token)
+        with run_lock.locked(other):
+            before = kept(config)
+            with pytest.raises(LeaseLostError):
+                fit(goes_on, TrainContext())
+            folder, newest = goes_on.folder, goes_on.folder.checkpoints()[-1]
+            folder.mirror.request_stop()
+            for write in (
+                lambda: folder.mirror.upload(folder.path, newest, [newest], ["step-00000004"]),
+                lambda: folder.mirror.push_record(folder.path),
+                lambda: folder.mirror.remove("summary.json"),
+                folder.clear_requests,
+            ):
+                with pytest.raises(LeaseLostError):
+                    write()
+            assert kept(config) == before
+            sleeper.folder.check_lease()
+
+
+@pytest.mark.usefixtures("without_patience")
+def test_a_run_that_another_driver_takes_over_ends_with_that_line(config: TrainConfig, elsewhere: Opener) -> None:
+    folder, is_over = inputs_of(config).folder, threading.Event()
+    with (
+        pytest.raises(LeaseLostError, match="was taken over by process"),
+        run_lock.locked(folder),
+        run_lock.locked(elsewhere(config)),
+    ):
+        assert folder.lease is not None
+        folder.lease._beat()
+        workers._fit_interruptibly(is_over.wait, folder, lambda: True)
+    is_over.set()
 
 
 def test_an_upload_of_nothing_is_an_error(config: TrainConfig) -> None:
@@ -251,6 +349,42 @@ def test_a_store_that_cannot_be_read_is_one_clear_line(config: TrainConfig) -> N
         parse_config(["--resume", "--output", config.output])
 
 
+def test_a_store_that_refuses_to_be_looked_into_is_not_one_without_the_run(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resume = ["--resume", "--output", config.output, "--name", config.name]
+    assert parse_config(resume).resume  # there is none yet: it would begin
+    fit(inputs_of(config), TrainContext())
+    assert parse_config(resume).model.d_ff == 64
+    system = type(remote(config).fs)
+    real = system._lsdir
+
+    async def refuse(self: Any, path: str, *args: Any, **options: Any) -> Any:
+        if "step-" in path or options.get("prefix") == "step-":
+            raise PermissionError("Access Denied")
+        return await real(self, path, *args, **options)
+
+    monkeypatch.setattr(system, "_lsdir", refuse)
+    with pytest.raises(UserError, match=r"cannot read s3://.*Access Denied"):
+        parse_config(resume)
+
+
+def test_a_run_in_the_store_whose_checkpoints_are_damaged_does_not_begin_anew(config: TrainConfig) -> None:
+    inputs = inputs_of(config)
+    fit(inputs, TrainContext())
+    resume = ["--resume", "--output", config.output, "--name", config.name]
+    for name in ("step-00000004", "step-00000008"):
+        (remote(config) / "checkpoints" / name / checkpoint.OPTIMIZER).write_bytes(b"")
+    another_machine(inputs)
+    again = inputs_of(parse_config(resume))
+    with pytest.raises(UserError, match="cannot be read: take another --name"):
+        refuse_conflicts(again, again.folder.latest_valid())
+    for name in ("step-00000004", "step-00000008"):
+        (remote(config) / "checkpoints" / name / "state.json").write_bytes(b"")
+    with pytest.raises(UserError, match="no checkpoint of this run can be read"):
+        parse_config(resume)
+
+
 def test_a_folder_of_this_machine_is_no_store(tmp_path: Path) -> None:
     assert open_run(str(tmp_path), "one") == RunFolder(tmp_path / "one")
     assert open_run(f"file://{tmp_path}", "one") == RunFolder(tmp_path / "one")
@@ -262,7 +396,8 @@ def test_ray_train_keeps_a_run_in_the_store(s3: Callable[..., Any], local_ray: A
     assert result.kept_at == remote(config).as_posix()
     assert f"kept     {config.output}/tiny" in describe(result)
     files = {name for name in contents(config) if not name.startswith("checkpoints/")}
-    assert files == {"latest.txt", "best.txt", "metrics.jsonl", "summary.json", "loss.png", "run.id"}
+    right = ".lease/00000001.json"
+    assert files == {"latest.txt", "best.txt", "metrics.jsonl", "summary.json", "loss.png", "run.id", right}
     shutil.rmtree(result.best.parent)
     longer = parse_config(["--resume", "--output", config.output, "--name", "tiny", "--max-steps", "12"])
     assert run_training(longer, is_quiet=True).metrics.step == 12

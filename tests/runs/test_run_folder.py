@@ -15,7 +15,7 @@ from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.ownership import refuse_foreign
 from slm_ray.runs.retention import steps_to_keep
-from slm_ray.runs.run_folder import RunFolder
+from slm_ray.runs.run_folder import RunFolder, newest_run
 from slm_ray.runs.train_state import TrainState
 from slm_ray.runs.verification import UnreadableCheckpointError
 from slm_ray.tracking import mlflow_runs
@@ -133,3 +133,27 @@ def test_a_checkpoint_that_cannot_be_judged_now_is_not_dropped(
     assert [path.name for path in folder.checkpoints()] == ["step-00000004", "step-00000008"]
     folder.publish(8, is_best=True, keep=1, keep_best=1)
     assert [path.name for path in folder.checkpoints()] == ["step-00000008"]
+
+
+def test_a_second_corrupt_checkpoint_of_a_step_does_not_replace_the_first(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for content in ("first", "second", "third"):
+        run.checkpoint_path(8).mkdir(parents=True)
+        (run.checkpoint_path(8) / "weights").write_text(content)
+        run.remove_partial(4)
+    kept = {(path / "weights").read_text() for path in tmp_path.glob("checkpoints/step-00000008*.corrupt")}
+    assert kept == {"first", "second", "third"}
+    assert run.checkpoints() == []
+
+
+def test_a_folder_of_runs_that_cannot_be_listed_is_not_one_without_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(self: Path) -> None:
+        raise OSError(116, "Stale file handle")
+
+    with pytest.raises(UserError, match="nothing to resume"):
+        newest_run(tmp_path / "none")
+    monkeypatch.setattr(Path, "iterdir", stale)
+    with pytest.raises(UserError, match="cannot be listed: Stale file handle"):
+        newest_run(tmp_path)

@@ -108,7 +108,7 @@ def wait_until_healthy(url: str, process: subprocess.Popen[str], within_s: float
 
 def test_a_replica_of_a_ray_whose_port_cannot_be_kept_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("ray.serve._private.replica.add_port_to_grpc_server")
-    with pytest.raises(RuntimeError, match="may listen on every interface"):
+    with pytest.raises(UserError, match="would listen on every interface"):
         bind_replica_port()
 
 

@@ -376,6 +376,16 @@ def test_narrow_phone_has_one_column_and_nothing_to_scroll_sideways(page: Page, 
     assert len({(box or {})["x"] for box in (one.bounding_box() for one in page.locator("article").all())}) == 1
 
 
+def test_everything_stands_in_one_column_on_a_wide_window(page: Page) -> None:
+    page.get_by_label("Colour tokens by probability").check()
+    expect(page.locator("#legend")).to_be_visible()
+    lefts = page.eval_on_selector_all(
+        "main > :not([hidden]):not(.spoken)", "all => all.map(one => Math.round(one.getBoundingClientRect().left))"
+    )
+    assert len(lefts) > 3
+    assert set(lefts) == {(1200 - 44 * 16) / 2}
+
+
 def test_reduced_motion_stills_everything(page: Page, server: PageServer) -> None:
     page.emulate_media(reduced_motion="reduce")
     server.script.allowed = 2

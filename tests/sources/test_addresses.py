@@ -158,3 +158,21 @@ def test_absent_credentials_are_one_clear_line(shelf):
     assert done.stderr.splitlines()[-1] == (
         "slm_ray.errors.UserError: cannot read s3://stories/shelf: Unable to locate credentials"
     )
+
+
+def test_a_remote_folder_that_cannot_be_listed_is_not_passed_over(monkeypatch):
+    """fsspec's `find` leaves it out, and its stories would be lost without a word."""
+    for name in ("shelves/a/1.jsonl", "shelves/closed/1.jsonl"):
+        with fsspec.open(f"memory://{name}", "wb") as file:
+            file.write(JSONL)
+    system = fsspec.filesystem("memory")
+    listed = type(system).ls
+
+    def refuse(self, path, *words, **options):
+        if path.rstrip("/").endswith("closed"):
+            raise TimeoutError("no answer")
+        return listed(self, path, *words, **options)
+
+    monkeypatch.setattr(type(system), "ls", refuse)
+    with pytest.raises(UserError, match="cannot read memory://shelves: no answer"):
+        read("memory://shelves")

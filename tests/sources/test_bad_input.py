@@ -36,6 +36,8 @@ def bad_files(folder: Path) -> dict[str, Path]:
     (folder / "utf16.txt").write_text("Once upon a time.", encoding="utf-16")
     (folder / "utf16be.csv").write_text("text\nOnce upon a time.", encoding="utf-16-be")
     (folder / "utf16le.jsonl").write_text('{"text": "a"}', encoding="utf-16-le")
+    (folder / "utf32.txt").write_text("Once upon a time.", encoding="utf-32")
+    (folder / "utf32be.txt").write_text("Once upon\na time.", encoding="utf-32-be")
     (folder / "column.csv").write_bytes(b"id,body\n1,One.\n")
     (folder / "quote.csv").write_bytes(b'text\n"One.\nTwo.\n')
     (folder / "empty.parquet").touch()
@@ -63,6 +65,8 @@ def bad_files(folder: Path) -> dict[str, Path]:
         ("utf16.txt", "utf16.txt is UTF-16, expected UTF-8: convert it, for example with iconv -f UTF-16 -t UTF-8"),
         ("utf16be.csv", "utf16be.csv is UTF-16, expected UTF-8"),
         ("utf16le.jsonl", "utf16le.jsonl is UTF-16, expected UTF-8"),
+        ("utf32.txt", "utf32.txt is UTF-32, expected UTF-8: convert it, for example with iconv -f UTF-32 -t UTF-8"),
+        ("utf32be.txt", "utf32be.txt is UTF-32, expected UTF-8"),
         ("column.csv", "has no column 'text'; it has 'id', 'body': name the right one with --text-column"),
         ("quote.csv", "quote.csv is not CSV as it should be, near line 3: unexpected end of data"),
         ("empty.parquet", r"empty.parquet is empty \(0 bytes\)"),

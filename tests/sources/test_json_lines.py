@@ -51,6 +51,12 @@ def test_lines_and_an_array_are_the_same_stories(tmp_path):
         (b'[{"text": "a"}]', "has no column 'story'; it has 'text': name the right one with --text-column"),
         (b'[{"story": 1}]', "is int in its first lines, expected strings"),
         (b"[]", "no stories in"),
+        (
+            b'[{"story": "a"}]\n[{"story": "b"}]\n',
+            'goes on behind the end of its array, with \'[{"story": "b"}]\\n\': write',
+        ),
+        (b'[{"story": "a"}]\0', "goes on behind the end of its array, with '\\x00': write one array"),
+        (b'[{"story": "a"}]' + b" " * 2**21 + b"[]", "goes on behind the end of its array, with '[]': write one array"),
     ],
 )
 def test_what_is_no_file_of_stories_is_refused(tmp_path, content, message):
@@ -73,3 +79,9 @@ def test_in_a_folder_with_stories_a_json_file_is_about_them(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert read(tmp_path) == [b"a"]
     assert "skipped 1 that may be about the stories beside them" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["[%s]", "%s\n"])
+def test_a_number_of_any_length_beside_a_story_is_no_fault(tmp_path, form):
+    (tmp_path / "a.json").write_text(form % ('{"story": "a", "n": %s}' % ("9" * 6000)))
+    assert read(tmp_path / "a.json", text_column="story") == [b"a"]

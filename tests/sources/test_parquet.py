@@ -89,3 +89,9 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(UserError, match="has several columns 'text'"):
         plan_source(str(tmp_path / "a.parquet"))
+
+
+def test_a_column_with_a_dot_in_its_name_is_no_field_of_another(tmp_path):
+    pq.write_table(pa.table({"a": [{"b": 1}] * 100, "a.b": TEXTS}), tmp_path / "a.parquet")
+    plan = plan_source(str(tmp_path / "a.parquet"), text_column="a.b")
+    assert [row for part in plan.ranges for row in read_range(part)["text"].to_pylist()] == [t.encode() for t in TEXTS]

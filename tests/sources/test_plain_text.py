@@ -189,6 +189,7 @@ def test_white_space_without_end_is_not_held_in_memory(mode, run):
     assert len(spans) == (2 if mode == "blank-lines" else 1)
 
 
+LINE = "The goat found a boat, and the owl sang till the end.\n"
 QUOTED = '"The goat found a boat.\n\n""Look,"" said the owl."\n"The owl sang.\n\n""Good,"" said the goat."\n'
 
 
@@ -200,11 +201,21 @@ QUOTED = '"The goat found a boat.\n\n""Look,"" said the owl."\n"The owl sang.\n\
         (QUOTED, "name it .csv"),
         ("story\n" + QUOTED, "name it .csv"),
         (QUOTED * 2000, "name it .csv"),
+        ("One story.\rAnother story.\r", r"lines that end in '\\r' and none that ends in '\\n'"),
+        ("One story.\u2029Another story.", r"lines that end in '\\u2029' and none"),
+        (
+            LINE * 30 + "\n" + LINE * 30,
+            "about 61 lines, each a paragraph, and blank lines would make 2 stories of them",
+        ),
+        ("Stories\n\n" + LINE * 30, "blank lines would make 2 stories of them: give --cut-text lines"),
+        ('{"text": "One story."}\n{"text": "Another story."}\n', "name it .jsonl or .json"),
+        ('\ufeff{"text": "One story."}\n\n{"text": "Another story."}\n', "name it .jsonl or .json"),
+        ('[\n {"text": "One story."}\n]', "name it .jsonl or .json"),
     ],
 )
 def test_a_guess_that_the_text_contradicts_is_refused(tmp_path, text, message):
     path = tmp_path / "a.txt"
-    path.write_text(text, newline="")
+    path.write_text(text, encoding="utf-8", newline="")
     with pytest.raises(UserError, match=message) as refused:
         plan_source(str(path))
     assert "\n" not in str(refused.value)
@@ -234,3 +245,24 @@ def test_a_line_is_a_story_and_a_blank_line_none(lines, size, end):
     chunks = [content[at : at + size] for at in range(0, len(content), size)]
     found = list(read_stories(chunks, make_splitter("lines", 0, at_start=True)))
     assert [story.split() for story in found] == [line.encode().split() for line in lines]
+
+
+def test_lines_that_end_otherwise_are_not_one_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"One story.\rAnother story.\r")
+    with pytest.raises(UserError, match=r"write line ends as '\\n' \(tr '\\r' '\\n'\)$"):
+        plan_source(str(tmp_path / "a.txt"), cut_text="lines")
+    (tmp_path / "a.txt").write_bytes(b"One story.\r\nAnother story.\r")
+    assert plan_source(str(tmp_path / "a.txt"), cut_text="lines").n_rows == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LINE * 9 + "\n" + LINE * 9,  # paragraphs of one line each
+        ("The goat found a boat,\nand the owl\n" * 30 + "\n") * 2,  # verses
+        ("The goat found a boat, and the owl sang till the end of the\n" * 30 + "\n") * 2,  # wrapped prose
+    ],
+)
+def test_several_lines_a_story_are_common(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    assert plan_source(str(tmp_path / "a.txt")).n_rows == 2

@@ -25,6 +25,7 @@ from pipelines import prepare
 from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
 from slm_ray.preparation.cleaning import clean_story
+from slm_ray.storage import storage_path
 from slm_ray.tokenization import loading, training
 from slm_ray.tokenization.from_sentencepiece import convert
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, PROBES, Tokenizer
@@ -148,6 +149,9 @@ def test_a_file_a_folder_and_a_model_are_opened(tmp_path: Path) -> None:
     (tmp_path / "stories.model").write_bytes(sentencepiece_model("unigram"))
     assert loading.open_tokenizer(str(tmp_path)).sha256 == trained.sha256
     assert loading.open_tokenizer(str(tmp_path / "tokenizer.json")).sha256 == trained.sha256
+    assert loading.open_tokenizer(f"file://{tmp_path}/tokenizer.json").sha256 == trained.sha256
+    (storage_path("memory://tokenizers") / "tokenizer.json").write_text(trained.to_json())
+    assert loading.open_tokenizer("memory://tokenizers").sha256 == trained.sha256
     converted = loading.open_tokenizer(str(tmp_path / "stories.model"))
     converted.save(tmp_path / "tokenizer.json")
     assert loading.open_tokenizer(str(tmp_path)).sha256 == converted.sha256

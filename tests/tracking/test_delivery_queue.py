@@ -31,6 +31,17 @@ def test_failures_are_said_once_and_their_end_too() -> None:
     ]
 
 
+def test_records_that_were_lost_to_the_end_are_counted() -> None:
+    said: list[str] = []
+    box = DeliveryQueue("the store", said.append)
+    for _ in range(3):
+        box.put(fail)
+    assert box.flush()
+    assert said[1:] == ["the store did not take 3 records"]
+    assert box.flush()
+    assert len(said) == 2
+
+
 def test_a_receiver_that_hangs_holds_nothing_up() -> None:
     said: list[str] = []
     box, is_over = DeliveryQueue("the store", said.append), threading.Event()

@@ -7,6 +7,7 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
@@ -14,12 +15,13 @@ from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import Decoder
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.checkpoint import TrainState
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs, registry, tracker
 from slm_ray.tracking.mlflow_model import write_mlflow_model
+from slm_ray.tracking.registry import RegistryError
 from tests.support.champions import register_champion
 from tests.support.paths import ROOT
 
@@ -194,6 +196,59 @@ def test_a_project_that_was_moved_is_said_with_the_way_out(tmp_path: Path, tiny_
     assert not home.exists()
     home.symlink_to(moved)  # a way out that was named
     assert registry.resolve_model("models:/stories@champion", uri).step == 4
+
+
+def test_the_marker_of_a_folder_is_read_up_to_a_bound(folder: Path) -> None:
+    with (folder / verification.MARKER).open("ab") as file:
+        file.truncate(2**40)  # a hole: it takes no room
+    for ask in (registry.locate, registry.resolve_model):
+        with pytest.raises(RegistryError, match="is larger than"):
+            ask(str(folder))
+
+
+def test_a_place_that_cannot_be_looked_at_may_answer_later(
+    folder: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that waits for a model goes on waiting."""
+    run = start(mlflow_uri)
+    register_champion(mlflow_uri, "unreadable", folder, run.run_id)
+
+    def stale(*_: object, **__: object) -> bool:
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patch, pytest.raises(RegistryError, match="Stale"):
+        patch.setattr(Path, "is_dir", stale)
+        registry.locate(str(folder))
+    with monkeypatch.context() as patch, pytest.raises(RegistryError, match="Stale"):
+        patch.setattr(Path, "exists", stale)
+        registry.locate("models:/unreadable@champion", mlflow_uri)
+    with monkeypatch.context() as patch, pytest.raises(RegistryError, match="cannot be read: Stale"):
+        patch.setattr(Path, "open", stale)
+        registry.locate(str(folder))
+
+    def cannot_say(*_: object) -> None:
+        raise UserError("its files cannot be read: Stale file handle")
+
+    with monkeypatch.context() as patch, pytest.raises(RegistryError, match="Stale"):
+        patch.setattr(registry, "lost_place", cannot_say)
+        registry.resolve_model("models:/unreadable@champion", mlflow_uri)
+
+
+def test_a_store_that_is_away_does_not_say_that_nothing_is_registered(
+    folder: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a finished run that is resumed would be registered a second time."""
+    assert registry.registered_version(mlflow_uri, "nobody", folder, "r1") == ""
+    run = start(mlflow_uri)
+    registry.register(mlflow_uri, "once", folder, run.run_id)
+    assert registry.registered_version(mlflow_uri, "once", folder, run.run_id) == "1"
+
+    def away(*_: object) -> None:
+        raise MlflowException("connection refused")
+
+    monkeypatch.setattr(MlflowClient, "search_model_versions", away)
+    with pytest.raises(RegistryError, match="connection refused"):
+        registry.registered_version(mlflow_uri, "once", folder, run.run_id)
 
 
 def test_a_version_opens_in_mlflow_alone_and_writes_what_the_engine_writes(

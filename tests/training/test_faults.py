@@ -170,7 +170,7 @@ def test_a_damaged_best_checkpoint_is_replaced_by_the_best_of_the_others(config:
 def test_a_full_disk_costs_one_checkpoint_and_the_run_goes_on(
     config: TrainConfig, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first checkpoint finds no room from one of its files on; the second one does."""
+    """The checkpoint of step 4 finds no room from one of its files on; the next one does."""
     real = checkpoint.write
     tries: list[int] = []
 
@@ -185,7 +185,8 @@ def test_a_full_disk_costs_one_checkpoint_and_the_run_goes_on(
     inputs = inputs_of(config)
     summary = fit(inputs, TrainContext())
     assert summary.status == RunStatus.FINISHED
-    assert any("could not be written (No space left on device)" in message for message in messages(inputs.folder))
+    (said,) = [message for message in messages(inputs.folder) if "could not be written" in message]
+    assert said == "step 4: its checkpoint could not be written (No space left on device), the one before it is kept"
     assert [path.name for path in inputs.folder.checkpoints()] == ["step-00000008"]
     assert_same_run(inputs.folder, run_without_faults(config))
     assert_no_orphans(inputs.folder)
@@ -222,7 +223,7 @@ def test_a_disk_that_stays_full_keeps_the_last_good_checkpoint_and_says_so(confi
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert summary.status == RunStatus.UNSAVED
-    assert any("could not be written" in message for message in messages(inputs.folder))
+    assert any(text.startswith("step 12: its checkpoint could not be written") for text in messages(inputs.folder))
     assert checkpoint.load_state(inputs.folder.latest).step == 8
     kept = checkpoint.load_model(inputs.folder.latest)[0].state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in kept.items())
@@ -297,7 +298,7 @@ def test_a_run_is_resumed_on_other_stories_only_by_force(config: TrainConfig) ->
     with pytest.raises(UserError, match="a resumed run keeps it"):
         resume(force=True, optim=optim)
     shape = dataclasses.replace(inputs.config.model, d_ff=128)
-    with pytest.raises(UserError, match="model was d_ff 64 and is now 128"):
+    with pytest.raises(UserError, match=r"model\.d_ff was 64 and is now 128: a resumed run keeps it; leave it out"):
         resume(force=True, model=shape)
 
 

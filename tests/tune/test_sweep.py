@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import errno
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -9,20 +11,21 @@ from typing import Any
 
 import pytest
 
-from slm_ray import storage
-from slm_ray.config.schema import OptimConfig, TrainConfig
+from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.errors import UserError
+from slm_ray.locks import folder_lock
 from slm_ray.tracking import mlflow_runs, registry
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
+from tests.support.pictures import assert_drawn, record_axes
 from tune import sweep as sweep_module
 from tune.config import MODEL_NAME, SweepConfig
-from tune.results import Trial, draw_heat_map, format_table
+from tune.results import Trial, TrialStatus, draw_heat_map, format_table, keep_results, ranked
 from tune.sweep import _registered_name, main, parse_config, run_config, run_sweep
-from tune.trials import finished_trial, trial_name
+from tune.trials import ended_trial, trial_name
 
 pytestmark = pytest.mark.ray
 
@@ -37,9 +40,9 @@ def test_the_default_grid_is_two_by_two() -> None:
 
 
 def test_the_grid_is_set_by_options_and_each_point_stands_once() -> None:
-    sweep = parse_config(["--lr", "1e-3", "1e-3", "--d-ff", "64", "128", "--no-final", "--workers", "2"])
+    sweep = parse_config(["--lr", "1e-3", "1e-3", "--d-ff", "64", "128", "--no-final"])
     assert sweep.points == [(1e-3, 64), (1e-3, 128)]
-    assert (sweep.final, sweep.workers, sweep.register) == (False, 2, "tinystories")
+    assert (sweep.final, sweep.register) == (False, "tinystories")
 
 
 def test_a_point_changes_rate_and_width_and_nothing_else(tiny_config: TrainConfig) -> None:
@@ -62,22 +65,34 @@ def test_names_of_trials_are_distinct() -> None:
     assert trial_name(1.0000001e-3, 512) != trial_name(1e-3, 512)  # equal to six digits
 
 
-@pytest.mark.parametrize("word", ["--optim.lr", "--optim.lr=1e-2", "--model.d-ff", "--model.d_ff"])
-def test_what_is_swept_is_not_set_as_well(word: str) -> None:
-    with pytest.raises(UserError, match=r"is what is swept: give --(lr|d-ff) its values"):
-        parse_config([word, "8"])
-
-
 def test_two_sweeps_do_not_write_to_one_folder(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = resolved(tiny_config, monkeypatch)
-    with storage.locked(Path(sweep.output) / sweep.name, ""), pytest.raises(UserError, match=r"another sweep\.py"):
+    with folder_lock.locked(Path(sweep.output) / sweep.name, ""), pytest.raises(UserError, match=r"another sweep\.py"):
+        run_sweep(sweep)
+
+
+def test_a_disk_without_locks_is_no_folder_of_somebody_else(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    sweep = resolved(tiny_config, monkeypatch)
+    monkeypatch.setattr(sweep_module, "_run_trials", lambda *_: (_ for _ in ()).throw(UserError("came as far as this")))
+    with pytest.raises(UserError, match="came as far as this"):
+        run_sweep(sweep)
+    folder = Path(sweep.output) / sweep.name
+    with folder_lock.locked(folder, ""), pytest.raises(UserError, match=r"another sweep\.py .*it began as process"):
         run_sweep(sweep)
 
 
 def resolved(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> SweepConfig:
     """A sweep that needs no Ray to be planned, without a store."""
     monkeypatch.setattr(sweep_module.cluster, "connect", lambda **_: None)
-    return sweep_of(config, name="s", workers=1, tracking_uri=mlflow_runs.OFF, register="", **changes)
+    monkeypatch.setattr(sweep_module.cluster, "check_resources", lambda _: None)
+    fields = {"name": "s", "workers": 1, "tracking_uri": mlflow_runs.OFF, "register": ""}
+    return sweep_of(config, **(fields | changes))
 
 
 def test_a_folder_that_is_no_sweep_is_refused_and_left(
@@ -111,13 +126,53 @@ def test_a_signal_says_how_to_resume(
     assert "stopped: `--resume --name s` goes on" in capsys.readouterr().err
 
 
-def test_a_trial_of_other_options_does_not_count(tiny_config: TrainConfig) -> None:
+@pytest.mark.parametrize("stop_at", [0, 4])
+def test_a_trial_of_other_options_does_not_count(tiny_config: TrainConfig, stop_at: int) -> None:
     config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
-    fit(load_inputs(resolve(config, lambda _: 1), NullTracker()), TrainContext())
-    assert finished_trial(config) is not None
+    steps = iter(range(1, 100))
+    fit(
+        load_inputs(resolve(config, lambda _: 1), NullTracker()),
+        TrainContext(is_stop_requested=lambda: next(steps) == stop_at),
+    )
+    assert (ended_trial(config) is None) == bool(stop_at)
     other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, weight_decay=0.5))
     with pytest.raises(UserError, match="was trained with another optim"):
-        finished_trial(other)
+        ended_trial(other)
+
+
+def test_a_trial_that_diverged_has_ended_with_its_reason_and_step(tiny_config: TrainConfig) -> None:
+    optim = dataclasses.replace(tiny_config.optim, lr=1e6)
+    config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="", optim=optim)
+    fit(load_inputs(resolve(config, lambda _: 1), NullTracker()), TrainContext())
+    trial = ended_trial(config)
+    assert trial is not None
+    assert trial.status == TrialStatus.DIVERGED
+    assert (trial.lr, trial.d_ff, trial.metrics) == (1e6, 64, {})
+    assert trial.step > 0
+    assert "the loss" in trial.reason or "the gradient" in trial.reason
+    assert ended_trial(dataclasses.replace(config, max_steps=99)) is None
+
+
+def test_a_row_stands_for_each_trial_whatever_became_of_it(tmp_path: Path) -> None:
+    finished = Trial(1e-3, 64, {"val_loss": 2.0, "val_bits_per_byte": 1.0, "step": 4}, "r")
+    better = dataclasses.replace(finished, d_ff=32, metrics={**finished.metrics, "val_bits_per_byte": 0.5})
+    diverged = Trial(1e3, 64, {}, "", TrialStatus.DIVERGED, "the loss, as it were, rose", 3)
+    failed = Trial(1e-3, 96, {}, "", TrialStatus.FAILED, "its process was killed")
+    trials = ranked([failed, diverged, finished, better])
+    assert trials == [better, finished, diverged, failed]
+    keep_results(trials, tmp_path, NullTracker())
+    with (tmp_path / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["status"], row["step"], row["val_bits_per_byte"]) for row in rows] == [
+        ("finished", "4", "0.500000"), ("finished", "4", "1.000000"), ("diverged", "3", ""), ("failed", "0", ""),
+    ]  # fmt: skip
+    assert rows[2]["reason"] == diverged.reason
+    assert "diverged at step 3: the loss, as it were, rose" in format_table(trials)
+    (tmp_path / "none").mkdir()
+    keep_results([diverged, failed], tmp_path / "none", NullTracker())
+    assert [path.name for path in (tmp_path / "none").iterdir()] == ["results.csv"]
+    assert "1 failed and 1 diverged" in sweep_module._no_result([diverged, failed], "s")
+    assert "all 1 trials diverged (the loss, as it were, rose)" in sweep_module._no_result([diverged], "s")
 
 
 def test_data_is_named_as_everywhere_else(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +181,24 @@ def test_data_is_named_as_everywhere_else(tiny_config: TrainConfig, monkeypatch:
     monkeypatch.setenv("HOME", str(Path(tiny_config.data).parent))
     sweep = dataclasses.replace(sweep, data=f"~/{Path(tiny_config.data).name}")
     assert sweep_module._resolve(sweep).data == tiny_config.data
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ModelConfig(seq_len=10**7)}, "the training split has .* tokens, and one sample needs"),
+        ({"model": ModelConfig(vocab_size=99)}, r"vocab_size \(99\) must be the data set's"),
+        ({"trial_workers": 3}, "must be divisible by workers"),
+    ],
+)
+def test_what_no_trial_could_begin_with_is_refused_before_a_ray_starts(
+    tiny_config: TrainConfig, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = resolved(tiny_config, monkeypatch, trial_steps=3, **changes)
+    monkeypatch.setattr(sweep_module.cluster, "connect", lambda **_: pytest.fail("a Ray was started"))
+    with pytest.raises(UserError, match=message):
+        run_sweep(sweep)
+    assert not Path(sweep.output).exists()
 
 
 @pytest.mark.parametrize(
@@ -141,11 +214,25 @@ def test_a_users_mistake_is_one_line_and_2(
     assert message in errors[0]
 
 
-def test_the_heat_map_and_table_show_every_trial(tmp_path: Path) -> None:
-    trials = [Trial(lr, 64, {"val_loss": 2.0, "val_bits_per_byte": lr, "step": 1}, "r") for lr in (1e-3, 1e-2)]
+def test_the_heat_map_and_table_show_every_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {(1e-3, 64): 1.5, (1e-2, 64): 1.25, (1e-2, 128): 1.0}  # one point of the grid is missing
+    trials = [
+        Trial(lr, d_ff, {"val_loss": 2.0, "val_bits_per_byte": bits, "step": 1}, "r")
+        for (lr, d_ff), bits in found.items()
+    ]
+    drawn = record_axes(monkeypatch)
     draw_heat_map(trials, tmp_path / "map.png")
-    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
-    assert len(format_table(trials).splitlines()) == 3
+    assert_drawn(tmp_path / "map.png", (720, 480))
+    ((axes, _),) = drawn  # the other are those of the colour bar
+    (image,) = axes.images
+    assert image.get_array().filled(-1).tolist() == [[1.5, 1.25], [-1, 1.0]]  # rows from the bottom up
+    assert image.origin == "lower"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.001", "0.01"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["64", "128"]
+    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {
+        ((0, 0), "1.5000"), ((1, 0), "1.2500"), ((1, 1), "1.0000"),
+    }  # fmt: skip
+    assert len(format_table(trials).splitlines()) == 4
 
 
 @pytest.mark.slow
@@ -159,7 +246,7 @@ def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(tiny_config:
 
     with pytest.raises(UserError, match="holds a sweep already"):
         run_sweep(first)
-    with pytest.raises(UserError, match="was made with another seed"):
+    with pytest.raises(UserError, match="seed was 0 and is now 5: a sweep keeps what"):
         run_sweep(dataclasses.replace(first, resume=True, seed=5))
 
     trials, final = run_sweep(

@@ -14,6 +14,7 @@ from pipelines.report import figures, measures, report
 from slm_ray.dataset.manifest import Manifest, Shard, Split
 from slm_ray.preparation.summary import DataSummary, Sample
 from slm_ray.tokenization.tokenizer import Tokenizer
+from tests.support.pictures import assert_drawn, record_axes
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e"
 SPLIT = Split.of((Shard(file="train/00000.parquet", rows=300, tokens=50_000, bytes=200_000, sha256="ab" * 32),))
@@ -124,10 +125,40 @@ def test_the_page_needs_nothing_else_and_holds_the_figures(written):
     assert set(files) == {f"{name}.png" for name in (
         "characters", "words", "tokens", "sequence", "zipf", "vocabulary", "rejections",
     )}  # fmt: skip
+    for picture in embedded:
+        assert_drawn(picture, (936, 585))
     assert not re.search(r"url\(|@import|https?:", content)
     assert not set(page.tags) & {"script", "link", "iframe", "object"}
     assert "prefers-color-scheme: dark" in content
     assert 'name="viewport"' in content
+
+
+def test_the_figures_show_the_numbers(tiny_tokenizer, monkeypatch):
+    found = make_summary(tiny_tokenizer)
+    drawn = record_axes(monkeypatch)
+    names = list(figures.draw_all(found))
+    axes = dict(zip(names, (one for (one,) in drawn), strict=True))
+    for name, histogram in (("characters", found.chars), ("words", found.words), ("tokens", found.tokens)):
+        bars = axes[name].patches
+        assert sum(bar.get_height() for bar in bars) == sum(histogram.values())
+        for bar in bars:
+            held = [
+                count for length, count in histogram.items() if bar.get_x() <= length < bar.get_x() + bar.get_width()
+            ]
+            assert bar.get_height() == sum(held)
+    steps = axes["sequence"].lines[1]
+    lengths = sorted(found.tokens)
+    assert steps.get_xdata().tolist() == lengths
+    assert steps.get_ydata() == pytest.approx([100 * measures.share_within(found.tokens, one) for one in lengths])
+    for name, counts in (("zipf", list(found.word_counts.values())), ("vocabulary", found.token_counts.tolist())):
+        ranks, shown = (data.astype(int).tolist() for data in axes[name].lines[0].get_data())
+        ordered = sorted((count for count in counts if count), reverse=True)
+        assert [1, len(ordered)] == [ranks[0], ranks[-1]]
+        assert shown == [ordered[rank - 1] for rank in ranks]
+    bars = axes["rejections"].patches
+    labels = [label.get_text() for label in axes["rejections"].get_yticklabels()]
+    shown = dict(zip(labels, (bar.get_width() for bar in bars), strict=True))
+    assert shown == {name.replace("_", " "): count for name, count in found.reasons.items()}
 
 
 def test_each_token_has_its_border_and_its_id(written, tiny_tokenizer):

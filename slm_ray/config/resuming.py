@@ -1,0 +1,80 @@
+"""What a run or sweep that goes on keeps of its config, and what may change.
+
+In: the config that it had, and what is given now. Out: the config to go on with, in which what is not given is as it
+was; or each option that it keeps and that was given another value, with both values. Whatever `KEPT` does not name may
+change: the length, the workers, intervals, rates, what is kept, tracked and registered.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+from slm_ray.config.files import flatten, from_dict, load_config, load_values
+from slm_ray.config.schema import TrainConfig
+from slm_ray.errors import UserError
+
+KEPT = ("model", "optim.name", "batch_size", "seed")
+"""Of a run: its shape, its optimizer, and what decides which samples a step sees. Its data set too, which is compared
+by its fingerprint, not by its place."""
+FORCED = ("batch_size", "seed")
+"""Those that `--force` changes all the same."""
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+def asks_to_resume(words: Sequence[str], default: bool) -> bool:
+    """Whether command-line words ask to go on with a run; the last of `--resume` and `--no-resume` counts."""
+    asked = [word == "--resume" for word in words if word in ("--resume", "--no-resume")]
+    return asked[-1] if asked else default
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    """Whether command-line words ask what can be given."""
+    return not {"-h", "--help"}.isdisjoint(words)
+
+
+def refuse_lone_force(config: TrainConfig) -> None:
+    """Raises: UserError when `--force` is given, which changes nothing of a run that is not resumed."""
+    if config.force and not config.resume:
+        raise UserError("force goes with --resume: it replaces no run")
+
+
+def overlaid(was: Config, origin: str, kept: Collection[str]) -> Config:
+    """The config of a run, under what a preset or file gives now; of what is kept, under all that it resolves to.
+
+    Raises:
+        UserError: no such preset or file, or both together are refused.
+    """
+    given = flatten(load_values(origin))
+    resolved = flatten(dataclasses.asdict(load_config(origin)))
+    compared = {name: value for name, value in resolved.items() if is_one_of(name, kept)}
+    return from_dict(type(was), _nested(flatten(dataclasses.asdict(was)) | given | compared), origin)
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], kept: Collection[str]) -> dict[str, str]:
+    """By its dotted name, `seed was 0 and is now 5` for each kept option whose value is another one.
+
+    A vocabulary of size 0 is that of the data set, whatever it is.
+    """
+    before, after = flatten(was), flatten(now)
+    changed = {name for name in after if is_one_of(name, kept) and name in before and before[name] != after[name]}
+    if not (before.get("model.vocab_size") and after.get("model.vocab_size")):
+        changed.discard("model.vocab_size")
+    return {name: f"{name} was {before[name]} and is now {after[name]}" for name in after if name in changed}
+
+
+def is_one_of(name: str, names: Collection[str]) -> bool:
+    """Whether a dotted name is one of those, or lies below one: `model.d_ff` below `model`."""
+    return any(f"{name}.".startswith(f"{one}.") for one in names)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What `flatten` was given."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *folders, last = name.split(".")
+        place = nested
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = value
+    return nested

@@ -1,0 +1,128 @@
+"""The files of a lease: numbered, each created by one owner, and written to by nobody else.
+
+    .lease/00000003.json   owner, host, process, since when, last sign of life, whether it was given back
+
+In: a folder, here or in an object store. Out: what the one with the highest number says; a new one, created only where
+there is none of its number. That is the one conditional write that fsspec has for every store (`mode="create"`:
+`If-None-Match` in S3 and Azure, `ifGenerationMatch=0` in Google's), and a disk has with `O_EXCL`; so a lease is never
+replaced, it is outnumbered.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from slm_ray import storage
+from slm_ray.storage import StoragePath
+
+MAX_BYTES = 64 * 1024
+_NAME = re.compile(r"([0-9]{8,})\.json")
+_UNKNOWN_MODE = (NotImplementedError, TypeError, ValueError)  # of a file system that has no conditional write
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who has a lease, as its file says."""
+
+    owner: str = ""
+    """A random word; empty where the file cannot be understood."""
+    host: str = "an unknown machine"
+    pid: int = 0
+    since_s: float = 0.0
+    """When it was taken: seconds since 1970 by the owner's clock."""
+    alive_s: float = 0.0
+    """The last sign of life, by the same clock."""
+    is_released: bool = False
+    """Whether its owner gave it back."""
+
+    def to_json(self) -> bytes:
+        """The content of its file."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> "Holder":
+        """Read it; what is no such file, or was not written to its end, is held by somebody unknown."""
+        try:
+            fields: dict[str, Any] = json.loads(content)
+            return cls(
+                owner=str(fields["owner"]),
+                host=str(fields["host"])[:255],
+                pid=int(fields["pid"]),
+                since_s=float(fields["since_s"]),
+                alive_s=float(fields["alive_s"]),
+                is_released=fields["is_released"] is True,
+            )
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            return cls()
+
+
+class LeaseFiles:
+    """The numbered files in a folder. Any method raises what the file system raises where it cannot look or write."""
+
+    def __init__(self, folder: StoragePath) -> None:
+        self.folder = folder
+
+    def newest(self) -> tuple[int, Holder | None]:
+        """The highest number with its holder; 0 and None where there is none."""
+        number = max(self._numbers(), default=0)
+        return number, self.read(number) if number else None
+
+    def read(self, number: int) -> Holder | None:
+        """Who has it, or None where there is no file of that number."""
+        try:
+            with self._path(number).open("rb") as file:
+                return Holder.from_json(file.read(MAX_BYTES))
+        except FileNotFoundError:
+            return None
+
+    def create(self, number: int, holder: Holder) -> None:
+        """Create the file of a number. Raises: FileExistsError where somebody was faster and the store can say so."""
+        path = self._path(number)
+        if isinstance(path, Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(holder.to_json())
+            return
+        try:
+            path.fs.pipe_file(path.path, holder.to_json(), mode="create")
+        except _UNKNOWN_MODE:
+            path.write_bytes(holder.to_json())
+
+    def is_conditional(self, number: int, holder: Holder) -> bool:
+        """Whether the store refuses to create what is there; one that does not has `holder` now as before."""
+        if isinstance(self.folder, Path):
+            return True
+        try:
+            self.create(number, holder)
+        except FileExistsError:
+            return True
+        return False
+
+    def write(self, number: int, holder: Holder) -> None:
+        """Write one's own file anew."""
+        storage.replace_file(self._path(number), holder.to_json())
+
+    def remove_outnumbered(self, number: int) -> None:
+        """Remove the files below a number, which say nothing any more; one that cannot be removed stays."""
+        with contextlib.suppress(Exception):
+            for older in self._numbers():
+                if older < number:
+                    storage.remove(self._path(older))
+
+    def _numbers(self) -> list[int]:
+        try:
+            if isinstance(self.folder, Path):
+                names = [path.name for path in self.folder.iterdir()]
+            else:
+                names = [str(path).rpartition("/")[2] for path in self.folder.fs.ls(self.folder.path, detail=False)]
+        except FileNotFoundError:
+            return []
+        return [int(found[1]) for name in names if (found := _NAME.fullmatch(name))]
+
+    def _path(self, number: int) -> StoragePath:
+        return self.folder / f"{number:08d}.json"

@@ -1,0 +1,41 @@
+"""One driver at a time works on a run: on one machine by a lock, on several by a lease.
+
+In: a run's folder. Out: a block within which no other driver has the run. A run in an object store has its lease there,
+and the lock of its work folder here; one on a disk without locks has its lease in its folder.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from slm_ray import storage
+from slm_ray.locks import folder_lock
+from slm_ray.locks.lease import Lease
+from slm_ray.runs.run_folder import RunFolder
+
+LEASE_OWNER = ".lease-owner"
+"""In a work folder: the last driver of this machine that had the lease of the run in the store."""
+
+
+@contextlib.contextmanager
+def locked(run: RunFolder) -> Iterator[None]:
+    """Make the folder, and keep other drivers out of the run for the length of a block, also those of other machines.
+
+    Raises:
+        UserError: there is one already, or that cannot be known, or the folder cannot be made.
+        LeaseLostError: at the end, where another driver has taken the run over within the block.
+    """
+    refusal = f"another train.py is writing to {run.address}: wait for its end, or take another --name"
+    lease = run.lease or Lease(run.path)
+    if not run.mirror.address:
+        with folder_lock.locked(run.path, refusal, lease):
+            yield
+        return
+    with folder_lock.locked(run.path, refusal) as is_certain:
+        mine, dead_owner = run.path / LEASE_OWNER, ""
+        with contextlib.suppress(OSError):  # without it the next driver has to wait
+            if is_certain:  # whoever wrote it had the lock, and has it no more
+                dead_owner = storage.read_if_there(mine).decode(errors="replace")
+        with lease.held(refusal, dead_owner):
+            with contextlib.suppress(OSError):
+                storage.replace_file(mine, lease.owner.encode())
+            yield

@@ -1,0 +1,105 @@
+"""What a sweep was begun with, `sweep.json` in its folder, and how it goes on.
+
+In: a `SweepConfig`. Out: the record, read back; the config to go on with, in which what is not given is as it was.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slm_ray import storage
+from slm_ray.config.files import from_dict
+from slm_ray.config.places import moved_data, saved_config
+from slm_ray.config.resuming import differences, overlaid
+from slm_ray.dataset.manifest import load_manifest
+from slm_ray.errors import UserError
+from tune.config import SweepConfig
+
+RECORD = "sweep.json"
+KEPT = ("seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision", "model", "optim")
+"""What makes two trials comparable; the data set does too, by its fingerprint. The rest may change on `--resume`: the
+grid, the workers, what is registered."""
+SWEPT = {"optim": "lr", "model": "d_ff"}
+"""Fields of it that every trial has its own of."""
+
+
+def shared_options(sweep: SweepConfig) -> dict[str, Any]:
+    """What every trial of a sweep has in common, its data set included."""
+    shared: dict[str, Any] = {name: getattr(sweep, name) for name in KEPT}
+    for name, swept in SWEPT.items():
+        fields = dataclasses.asdict(shared[name])
+        shared[name] = {field: value for field, value in fields.items() if field != swept}
+    return shared | {"data_fingerprint": load_manifest(sweep.data).fingerprint}
+
+
+def write_record(folder: Path, sweep: SweepConfig, run_id: str) -> None:
+    """Leave the record in a sweep's folder. Raises: UserError when it cannot be written."""
+    grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
+    config = saved_config(dataclasses.asdict(sweep))
+    content = {"run_id": run_id, "shared": shared_options(sweep), "grid": grid, "config": config}
+    try:
+        storage.replace_file(folder / RECORD, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What `write_record` left, or None where there is no sweep.
+
+    Raises:
+        UserError: there is a record and it cannot be read, now or ever.
+    """
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record["shared"], dict) or not isinstance(record["run_id"], str):
+            raise TypeError("it has other fields")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is corrupt ({error}): bring it back, or take another --name") from error
+    return dict(record)
+
+
+def refuse_other_options(folder: Path, record: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+    """Raises: UserError, with each option that makes the trials another sweep's."""
+    if changed := differences(record["shared"], shared, tuple(shared)):
+        said = ", ".join(changed.values())
+        raise UserError(f"{folder}: {said}: a sweep keeps what its trials share; leave it out, or take another --name")
+
+
+def config_to_resume(base: SweepConfig, origin: str, output: str, name: str) -> SweepConfig:
+    """That of the sweep of this name, or of the newest, with what `--config` gives over it; without one, `base`.
+
+    Raises:
+        UserError: it cannot be known whether there is one, or what it was.
+    """
+    where = storage.storage_path(output)
+    base = dataclasses.replace(base, resume=True)
+    if not storage.is_local(where):
+        return base  # which is refused
+    folder = where / name if name else newest_sweep(where)
+    record = read_record(folder) if folder else None
+    if not folder or not record or "config" not in record:  # earlier versions did not keep it
+        return dataclasses.replace(base, name=folder.name) if folder else base
+    saved = from_dict(SweepConfig, record["config"], str(folder / RECORD))
+    was = dataclasses.replace(saved, force=False, data=moved_data(saved.data, saved.output, folder.parent))
+    if origin:
+        was = overlaid(was, origin, KEPT)
+    register = was.register or base.register  # a file's empty name means the default, as at the first start
+    return dataclasses.replace(was, resume=True, output=output, name=folder.name, register=register)
+
+
+def newest_sweep(output: Path) -> Path | None:
+    """The sweep under `output` that was begun last, if there is one. Raises: UserError when that cannot be known."""
+    try:
+        begun = {path: path.stat().st_mtime for path in (one / RECORD for one in output.iterdir()) if path.exists()}
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{output} cannot be listed: {error.strerror}") from error
+    return max(begun, key=begun.__getitem__).parent if begun else None
