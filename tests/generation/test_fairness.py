@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from slm_ray.generation import engine as engine_module
 from slm_ray.generation import request as request_module
-from slm_ray.generation.engine import PROMPT_TOKENS_PER_STEP, Engine
+from slm_ray.generation.detokenizer import TextStream
+from slm_ray.generation.engine import PROMPT_TOKENS_PER_STEP, Engine, PromptError
 from slm_ray.generation.engine_thread import EngineBusyError, EngineError, EngineThread, Order
 from slm_ray.generation.logprobs import token_logprobs
 from slm_ray.generation.sampling import SamplingParams
@@ -123,6 +124,42 @@ def thread(model: Decoder, tokenizer: Tokenizer) -> Iterator[EngineThread]:
     thread = EngineThread(Engine(TorchBackend(model, max_slots=1), tokenizer), max_waiting=3)
     yield thread
     thread.close()
+
+
+def test_a_prompt_that_no_context_holds_is_not_read_to_count_it(
+    tokenizer: Tokenizer, model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(TorchBackend(model), tokenizer)
+    read: list[int] = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: read.append(len(text)) or encode(self, text))
+    for text in ("a" * 64_000, " " * 64_000, "猫" * 21_000):
+        with pytest.raises(PromptError, match=f"more tokens than the {LONG - 1}"):
+            engine.request(text, SamplingParams())
+    assert read == []
+    with pytest.raises(PromptError, match="shorten it"):
+        engine.request("a" * LONG, SamplingParams())
+
+
+class Decoding:
+    """A tokenizer, and how many tokens it was asked to decode at most."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.most = 0
+        self._tokenizer = tokenizer
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self.most = max(self.most, len(ids))
+        return self._tokenizer.decode(ids)
+
+
+@given(st.lists(st.integers(1, 256) | st.sampled_from([250, 251, 252]), max_size=150))
+def test_broken_characters_do_not_pile_up(tokenizer: Tokenizer, ids: list[int]) -> None:
+    """What is held back is decoded at each token: of 2,048 bytes that form no character, 1.2 s that everyone waits."""
+    decoding = Decoding(tokenizer)
+    stream = TextStream(decoding, ())  # type: ignore[arg-type]
+    assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
+    assert decoding.most <= 40
 
 
 def test_cancelled_stories_leave_the_line(thread: EngineThread) -> None:
