@@ -21,6 +21,8 @@ HEAD_S = 10.0
 """Longest time for the head of a request to arrive, from the connection or from the first byte on."""
 STALL_S = 60.0
 """Longest time for a client to read nothing of an answer that waits for it."""
+FOR_RAY = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve_multiplexed_model_id"})
+"""Headers by which a stranger would tell Ray's proxy to wait without end, or to write on for a client that left."""
 _HARD_MOST = 2048
 _STATUS = {
     408: b"408 Request Timeout",
@@ -128,7 +130,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._count(len(name) + len(value))
         if len(self.headers) >= MAX_HEADERS:
             self._count(MAX_HEAD_BYTES)
-        super().on_header(name, value)
+        if name.lower() not in FOR_RAY:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""

@@ -24,7 +24,9 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     while more:
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-size", str(size).encode())]})
+    names = b" ".join(name for name, _ in scope["headers"])
+    headers = [(b"x-size", str(size).encode()), (b"x-names", names)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     if scope["path"] == "/much":
         for _ in range(1000):
             await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
@@ -125,6 +127,12 @@ def test_what_stands_around_a_body_is_bounded(address: Address, parts: list[byte
     with socket.create_connection(address) as connection:
         answer(connection, *chunked(*parts))
         assert closed(connection)
+
+
+def test_no_stranger_tells_ray_what_to_do(address: Address) -> None:
+    asked = b"X-Request-Timeout-Seconds: 0\r\nx-request-disconnect-disabled: ?1\r\nX-Other: 1\r\n\r\n"
+    with socket.create_connection(address) as connection:
+        assert b"x-names: host x-other\r\n" in answer(connection, GET + asked)
 
 
 def test_a_websocket_is_not_opened(address: Address) -> None:

@@ -57,7 +57,7 @@ def ending(script: str) -> tuple[int, str]:
     "reason, code, said",
     [
         ("raise UserError('it is no model')", 2, "error: it is no model\n"),
-        ("raise RuntimeError('two\\nlines')", 1, "error: two lines\n"),
+        ("raise RuntimeError('no more memory')", 1, "error: no more memory\n"),
         ("raise SystemExit(0)", 0, ""),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
     ],

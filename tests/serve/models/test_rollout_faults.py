@@ -12,6 +12,7 @@ from serve.api.streaming import submit_stories
 from serve.models.description import for_strangers
 from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import AliasWatch, Rollout, start_rollout
+from slm_ray.generation import cache_size
 from slm_ray.generation.engine_thread import EngineError
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.runs import run_folder
@@ -67,6 +68,21 @@ def test_nobody_reads_what_a_library_says_of_a_version_that_fails(
         assert rollout.status.detail == "models:/tiny/2 is not served: it cannot be loaded; tiny step-12 goes on"
         assert "cannot fetch" in caplog.text
         assert "mouse" not in caplog.text and "token" not in caplog.text
+    finally:
+        asyncio.run(rollout.close())
+
+
+def test_a_version_that_memory_does_not_hold_leaves_the_old_one_serving(
+    versions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = AliasWatch(locate=lambda: "models:/tiny/2", load=lambda: load(versions[1]), interval_s=0.02)
+    first = load(versions[0])
+    monkeypatch.setattr(cache_size, "available_bytes", lambda: 2**20)
+    rollout = Rollout(first, watch)
+    try:
+        wait_for(lambda: rollout.status.state == "failed")
+        assert "its weights are 3 MB" in rollout.status.detail and "1 MB are free" in rollout.status.detail
+        assert rollout.submit("Once", STORY)[1].result(WITHIN_S).tokens
     finally:
         asyncio.run(rollout.close())
 
