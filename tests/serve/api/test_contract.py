@@ -18,6 +18,7 @@ from serve.api.token_offsets import TokenOffsets
 from slm_ray.generation.detokenizer import TextStream
 from slm_ray.generation.logprobs import TokenLogprob
 from slm_ray.runs.checkpoint import load_model
+from slm_ray.tokenization.tokenizer import END_OF_TEXT
 from tests.support.http_server import running
 from tests.support.tiny_model import write_endless_model, write_tiny_model
 
@@ -82,6 +83,7 @@ def test_the_end_of_text_token_has_its_entry_in_a_stream_too(url: str) -> None:
     parts = [json.loads(line[6:])["choices"][0]["logprobs"] for line in lines if line and "[DONE]" not in line]
     tokens = [token for part in parts if part for token in part["tokens"]]
     assert tokens == whole["choices"][0]["logprobs"]["tokens"]
+    assert tokens[-1] == END_OF_TEXT
 
 
 def test_the_prompt_is_measured_once_for_all_its_stories(url: str) -> None:
@@ -91,6 +93,8 @@ def test_the_prompt_is_measured_once_for_all_its_stories(url: str) -> None:
     assert [choice["index"] for choice in only["choices"]] == [0, 1, 2]
     assert len({str(choice["logprobs"]) for choice in only["choices"]}) == 1
     assert only["usage"]["prompt_tokens"] == len(only["choices"][0]["logprobs"]["tokens"])
+    body = CompletionRequest(model="tiny", prompt="a", n=3, echo=True, logprobs=1, max_tokens=4)
+    assert [body.sampling(number).prompt_logprobs for number in range(3)] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,11 @@ def test_the_prompt_is_measured_once_for_all_its_stories(url: str) -> None:
 )  # fmt: skip
 def test_what_clients_send_is_taken(url: str, options: dict[str, Any]) -> None:
     assert complete(url, **options)["choices"]
+
+
+def test_either_name_of_the_most_tokens_is_kept() -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        assert CompletionRequest.model_validate({"model": "tiny", name: 3}).sampling(0).max_tokens == 3
 
 
 def test_a_top_p_of_0_takes_the_likeliest(url: str) -> None:
