@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import ray
 from ray import serve
 
+from serve.proxy_limits import CALLBACK, PROXY_CALLBACK
 from serve.replica_port import PROXY_USES_GRPC
 from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray import internals
@@ -22,6 +23,7 @@ LOCAL_SETTINGS = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
     PROXY_USES_GRPC: "1",
+    PROXY_CALLBACK: CALLBACK,
     # uvicorn believes X-Forwarded-For of every client on this machine, and the rate limit with it.
     "FORWARDED_ALLOW_IPS": "",
 }

@@ -206,14 +206,19 @@ class RequestMetricsMiddleware:
             return await self._app(scope, receive, send)
         route = scope["path"] if scope["path"] in self._routes else "other"
 
+        is_counted = False
+
         async def count(message: Message) -> None:
+            nonlocal is_counted
             if message["type"] == "http.response.start":
                 self._metrics.count_answer(route, message["status"])
+                is_counted = True
             await send(message)
 
         try:
             await self._app(scope, receive, count)
         except Exception:  # it is answered outside of all middlewares
-            self._metrics.count_answer(route, 500)
+            if not is_counted:
+                self._metrics.count_answer(route, 500)
             raise
         return None

@@ -4,7 +4,6 @@ In: requests for one or several prompts, each with n stories. Out: choices in Op
 """
 
 import asyncio
-import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -28,14 +27,12 @@ from serve.api.openai_schemas import (
 )
 from serve.api.settings import ApiSettings
 from serve.api.streaming import EventStream, StreamingRequest, event, submit_stories, unless_disconnected
+from serve.api.token_offsets import Placed, TokenOffsets
 from serve.models.rollout import Rollout
-from slm_ray.generation.detokenizer import TextStream
 from slm_ray.generation.logprobs import TokenLogprob
 from slm_ray.generation.request import Completion
-from slm_ray.tokenization.tokenizer import Tokenizer
 
 PATH = "/v1/completions"
-_Placed = tuple[TokenLogprob, int]
 
 
 class _Job:
@@ -51,6 +48,7 @@ class _Job:
         model = self.requests[0].model
         self.tokenizer = model.tokenizer
         self._prompts = [_text(prompt, model.tokenizer) for prompt in prompts]
+        self._measured: dict[int, tuple[list[Placed], TokenOffsets]] = {}  # by prompt
         self._frame: dict[str, Any] = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -79,22 +77,28 @@ class _Job:
     async def choice(self, index: int) -> Choice:
         """A whole story, when it is written."""
         completion = await self.request(index).completion()
+        await asyncio.sleep(0)  # one of many with a long prompt each: others have their turn between two
         text = self.prompt(index) + completion.text
         logprobs = None
         if self.body.logprobs is not None:
-            echoed = await self._echoed(index)
-            placed = self.kept(_Offsets(self.tokenizer).of([*echoed, *completion.logprobs]), len(text))
+            echoed, offsets = await self._echoed(index)
+            placed = self.kept([*echoed, *offsets.of(completion.logprobs)], len(text))
             logprobs = _logprobs([*placed, *_end(completion, len(text))])
         return Choice(text=text, index=index, logprobs=logprobs, finish_reason=completion.finish_reason)
 
-    async def _echoed(self, index: int) -> tuple[TokenLogprob, ...]:
-        """Those of the prompt, which the first of its stories measures for all."""
+    async def _echoed(self, index: int) -> tuple[list[Placed], TokenOffsets]:
+        """Those of the prompt, which the first of its stories measures for all, and what goes on behind them."""
         if not self.body.echo:
-            return ()
-        first = await self.request(index - index % self.body.count).completion()
-        return first.prompt_logprobs
+            return [], TokenOffsets(self.tokenizer)
+        number = index // self.body.count
+        first = await self.request(number * self.body.count).completion()
+        if number not in self._measured:
+            offsets = TokenOffsets(self.tokenizer)
+            self._measured[number] = offsets.of(first.prompt_logprobs), offsets
+        placed, offsets = self._measured[number]
+        return placed, offsets.copy()
 
-    def kept(self, placed: "list[_Placed]", stop: int) -> "list[_Placed]":
+    def kept(self, placed: list[Placed], stop: int) -> list[Placed]:
         """Without those that a stop text cut off, which begin at the end of the text or beyond it."""
         return [one for one in placed if one[1] < stop] if self.body.stops() else placed
 
@@ -187,27 +191,7 @@ def _text(prompt: str | list[int], tokenizer: Any) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
-class _Offsets:
-    """Where tokens begin in the text they make: the first parts of a character that several share add nothing."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._text = TextStream(tokenizer, ())
-        self._at = 0
-
-    def of(self, tokens: Sequence[TokenLogprob]) -> "list[_Placed]":
-        """The next tokens, each with its offset in characters."""
-        placed = []
-        for token in tokens:
-            before = self._text.pending
-            text = self._text.push(token.token)
-            # Bytes before it that form no character are characters now, each U+FFFD, and it begins behind them.
-            alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, text))
-            placed.append((token, self._at + sum(1 for _ in alike)))
-            self._at += len(text)
-        return placed
-
-
-def _logprobs(placed: "Sequence[_Placed]") -> Logprobs:
+def _logprobs(placed: Sequence[Placed]) -> Logprobs:
     return Logprobs(
         tokens=[token.text for token, _ in placed],
         token_logprobs=[token.logprob for token, _ in placed],
@@ -222,7 +206,7 @@ def _top(token: TokenLogprob) -> dict[str, float]:
     return {token.text: token.logprob} | likeliest
 
 
-def _end(completion: Completion, at: int) -> "list[_Placed]":
+def _end(completion: Completion, at: int) -> list[Placed]:
     """The entry of the end-of-text token, which has no text: without it the last entry would be the story's own."""
     return [] if completion.end_logprob is None else [(completion.end_logprob, at)]
 
@@ -254,7 +238,7 @@ async def _choices(job: _Job, index: int) -> AsyncIterator[Choice]:
     if prompt and not wants_logprobs:  # with them, the prompt's have to come first
         yield Choice(text=prompt, index=index)
     is_begun = not (prompt and wants_logprobs)
-    offsets, held = _Offsets(job.tokenizer), []
+    offsets, held = TokenOffsets(job.tokenizer), []
     async for chunk in request.chunks():
         if is_begun:
             at += len(chunk.text)

@@ -56,9 +56,10 @@ class StreamingRequest:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, chunk)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
-        """All chunks, until the request is finished."""
+        """All chunks, until the request is finished. Whoever reads on after the last finds none."""
         while (chunk := await self._queue.get()) is not None:
             yield chunk
+        self._queue.put_nowait(None)  # where nothing is written, several choices wait for one request
 
     async def completion(self) -> Completion:
         """The finished request. Raises: what the engine failed with."""

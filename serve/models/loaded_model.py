@@ -15,6 +15,7 @@ import numpy as np
 
 from serve.models.description import ModelDescription, ModelVersion
 from slm_ray.generation.backend_choice import BackendName, make_backend
+from slm_ray.generation.cache_size import check_weights
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.engine_thread import EngineClosedError, EngineThread, Load, Order
 from slm_ray.generation.golden import BrokenModelError, fitting_prompts
@@ -52,6 +53,9 @@ class LoadedModel:
         backend: BackendName = "auto",
         threads: int = 1,
     ) -> None:
+        weights = source.path / checkpoint.MODEL / "model.safetensors"
+        if weights.is_file():  # a process that runs out of memory is killed, with the version that serves
+            check_weights(weights.stat().st_size)
         model, tokenizer = checkpoint.load_model(source.path)
         self.tokenizer = tokenizer
         self.identity = source.identity

@@ -1,7 +1,8 @@
-"""How large a cache of keys and values may become, asked before it is made.
+"""How large a cache of keys and values, and the weights, may become, asked before they are made.
 
-In: the shape of a model and a number of stories. Out: nothing, or one line. The context stands in config.json alone, so
-that a small file could ask for any amount of memory. `backend_choice.py` and `generate.py` ask here.
+In: the shape of a model and a number of stories, or a size. Out: nothing, or one line. The context stands in
+config.json alone, so that a small file could ask for any amount of memory. `backend_choice.py`, `generate.py` and the
+server ask here.
 """
 
 from pathlib import Path
@@ -33,6 +34,17 @@ def check_cache(config: ModelConfig, max_slots: int, advice: str = "lower --rows
             f"the cache of {max_slots} stories ({shape}) would take {_mb(story * max_slots)}, and {_mb(free)} "
             f"of memory are free, of which it may take half: {advice}"
         )
+
+
+def check_weights(n_bytes: int) -> None:
+    """Refuse weights that do not fit into memory: while they are loaded they are there twice.
+
+    Raises:
+        UserError: they do not.
+    """
+    free = available_bytes()
+    if free is not None and 2 * n_bytes > free:
+        raise UserError(f"its weights are {_mb(n_bytes)}, loading takes twice that, and {_mb(free)} are free")
 
 
 def available_bytes() -> int | None:

@@ -9,6 +9,8 @@ from slm_ray.tokenization.tokenizer import Tokenizer
 
 _PARTIAL = "\ufffd"  # how part of a character decodes
 _TEXT_CONTEXT_TOKENS = 4
+_MAX_HELD = 16
+"""Tokens that are held back before it is looked for what of them is certain: a character has four bytes at most."""
 
 
 class TextStream:
@@ -29,9 +31,27 @@ class TextStream:
         self._held.append(token)
         text = self._held_text()
         if not text or text.endswith(_PARTIAL):
-            return ""
+            return self._certain(text) if len(self._held) > _MAX_HELD else ""
         self._returned, self._held = self._held, []
         return text
+
+    def copy(self) -> "TextStream":
+        """Another that goes on from here by itself."""
+        other = TextStream(self._tokenizer, ())
+        other._returned, other._held = list(self._returned), list(self._held)
+        return other
+
+    def _certain(self, text: str) -> str:
+        """Text of held tokens that the last ones cannot change: bytes that form no character must not pile up."""
+        tokens = self._held
+        for count in range(len(tokens) - 3, len(tokens) - 7, -1):
+            self._held = tokens[:count]
+            first = self._held_text()
+            if first and text.startswith(first):
+                self._returned, self._held = self._held, tokens[count:]
+                return first
+        self._held = tokens
+        return ""
 
     @property
     def pending(self) -> str:

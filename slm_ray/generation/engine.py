@@ -79,8 +79,10 @@ class Engine:
         Raises:
             PromptError: the prompt is longer than the context, no Unicode text, or holds no tokens of the vocabulary.
         """
-        ids = _encode(prompt, self.tokenizer) if isinstance(prompt, str) else _check_ids(prompt, self.tokenizer)
         limit = self.backend.config.seq_len - 1
+        if isinstance(prompt, str) and len(prompt) > limit * self.tokenizer.longest_entry:  # not read to count it
+            raise PromptError(f"the prompt has more tokens than the {limit} of this model's context: shorten it")
+        ids = _encode(prompt, self.tokenizer) if isinstance(prompt, str) else _check_ids(prompt, self.tokenizer)
         if len(ids) > limit:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens and the context of this model holds {limit}: shorten it"

@@ -57,6 +57,7 @@ class Request:
         """What it failed with, by itself."""
         self._tokenizer = tokenizer
         self._tokens = [tokenizer.eos_id, *prompt_ids]
+        self._seen = set(prompt_ids)
         self._random = params.random()
         self._text = TextStream(tokenizer, prompt_ids)
         self._stops = StopTexts(params.stop)
@@ -81,10 +82,10 @@ class Request:
         return self._tokens[1 + self.prompt_tokens :]
 
     @property
-    def seen(self) -> list[int]:
+    def seen(self) -> set[int]:
         """What a repetition penalty weighs down: the prompt and what is written; not the end-of-text token before
         them."""
-        return self._tokens[1:] if self.params.repetition_penalty != 1 else []
+        return self._seen
 
     def last_tokens(self, count: int) -> list[int]:
         """The newest `count` tokens that the model has to see, or all there are."""
@@ -119,6 +120,7 @@ class Request:
             self._end("stop")
             return
         self._tokens.append(token)
+        self._seen.add(token)
         if self.params.logprobs is not None:
             self._logprobs += token_logprobs(logits[None], [token], self.params.logprobs, self._tokenizer)
         if (

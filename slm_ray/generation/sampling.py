@@ -135,7 +135,7 @@ def _penalised(values: Array, params: Sequence[SamplingParams], seen: Sequence[C
     values = values.copy()
     for row, own, tokens in zip(values, params, seen, strict=True):
         if own.repetition_penalty != 1 and tokens:
-            ids = np.fromiter(set(tokens), dtype=np.int64)
+            ids = np.fromiter(tokens, dtype=np.int64)
             row[ids] = np.where(row[ids] > 0, row[ids] / own.repetition_penalty, row[ids] * own.repetition_penalty)
     return values
 

@@ -132,6 +132,11 @@ class Tokenizer:
         with _panics_as_errors():
             return [self._inner.decode([*before, token], skip_special_tokens=False)[skipped:] for token in ids]
 
+    @functools.cached_property
+    def longest_entry(self) -> int:
+        """Characters of the longest entry, which no token's text exceeds: a byte counts as one at least."""
+        return max(map(len, self._inner.get_vocab()))
+
     @property
     def numpy_type(self) -> type[np.unsignedinteger[Any]]:
         """The smallest type of token ids in shards that holds every id."""

@@ -1,6 +1,7 @@
 """What one request asks for, or does wrong, is not paid for by the others."""
 
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from slm_ray.generation import engine as engine_module
 from slm_ray.generation import request as request_module
-from slm_ray.generation.engine import PROMPT_TOKENS_PER_STEP, Engine
+from slm_ray.generation.detokenizer import TextStream
+from slm_ray.generation.engine import PROMPT_TOKENS_PER_STEP, Engine, PromptError
 from slm_ray.generation.engine_thread import EngineBusyError, EngineError, EngineThread, Order
 from slm_ray.generation.logprobs import token_logprobs
 from slm_ray.generation.sampling import SamplingParams
@@ -93,7 +95,7 @@ def test_so_many_prompt_tokens_are_read_between_two_tokens_and_no_more(
         engine.add(engine.request([5] * (LONG - 1), SamplingParams(max_tokens=LONG)))
     while not engine.is_idle:
         engine.step()
-    assert max(pauses) <= PROMPT_TOKENS_PER_STEP  # 7 x 255 in one pause before; 8 x 128 where all are full
+    assert max(pauses) <= PROMPT_TOKENS_PER_STEP <= 128  # 7 x 255 in one pause before; 8 x 128 where all are full
     assert sum(pauses) >= 7 * (LONG - 1)
 
 
@@ -125,6 +127,42 @@ def thread(model: Decoder, tokenizer: Tokenizer) -> Iterator[EngineThread]:
     thread.close()
 
 
+def test_a_prompt_that_no_context_holds_is_not_read_to_count_it(
+    tokenizer: Tokenizer, model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(TorchBackend(model), tokenizer)
+    read: list[int] = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: read.append(len(text)) or encode(self, text))
+    for text in ("a" * 64_000, " " * 64_000, "猫" * 21_000):
+        with pytest.raises(PromptError, match=f"more tokens than the {LONG - 1}"):
+            engine.request(text, SamplingParams())
+    assert read == []
+    with pytest.raises(PromptError, match="shorten it"):
+        engine.request("a" * LONG, SamplingParams())
+
+
+class Decoding:
+    """A tokenizer, and how many tokens it was asked to decode at most."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.most = 0
+        self._tokenizer = tokenizer
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self.most = max(self.most, len(ids))
+        return self._tokenizer.decode(ids)
+
+
+@given(st.lists(st.integers(1, 256) | st.sampled_from([250, 251, 252]), max_size=150))
+def test_broken_characters_do_not_pile_up(tokenizer: Tokenizer, ids: list[int]) -> None:
+    """What is held back is decoded at each token: of 2,048 bytes that form no character, 1.2 s that everyone waits."""
+    decoding = Decoding(tokenizer)
+    stream = TextStream(decoding, ())  # type: ignore[arg-type]
+    assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
+    assert decoding.most <= 40
+
+
 def test_cancelled_stories_leave_the_line(thread: EngineThread) -> None:
     endless = SamplingParams(max_tokens=10**6)
     running = thread.submit("Tom", endless)
@@ -134,7 +172,24 @@ def test_cancelled_stories_leave_the_line(thread: EngineThread) -> None:
         except EngineBusyError:
             continue
         assert len(thread._engine._waiting) + len(thread._arrived) <= 4
+    deadline = time.monotonic() + 60
+    while thread.load.waiting:  # none of them holds a place for long
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(thread.submit_all([Order("Tom", endless)] * 3)) == 3
     assert not running.done()
+
+
+def test_cancelled_requests_leave_the_line_of_the_engine_at_its_next_step(model: Decoder, tokenizer: Tokenizer) -> None:
+    engine = Engine(TorchBackend(model, max_slots=1), tokenizer)
+    requests = [engine.request("Tom", SamplingParams(max_tokens=10**6)) for _ in range(50)]
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    for request in requests[1:]:
+        request.is_cancelled = True
+    engine.step()
+    assert len(engine._waiting) == 0 and engine.running == 1
 
 
 def test_several_are_taken_together_or_none(thread: EngineThread) -> None:

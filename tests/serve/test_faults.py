@@ -85,7 +85,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def started(folder: Path, options: str) -> Iterator[Server]:
+def started(folder: Path, options: str, **environment: str) -> Iterator[Server]:
     """The command with a registered model, until the block is left."""
     uri, port = f"sqlite:///{folder / 'mlflow.db'}", free_port()
     run_id = mlflow_runs.start_run(uri, "tests", "faults", {}).run_id
@@ -95,7 +95,7 @@ def started(folder: Path, options: str) -> Iterator[Server]:
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "serve" / "app.py"), *options.split()],
         cwd=folder,
-        env=os.environ | {"RAY_ADDRESS": "local"},
+        env=os.environ | {"RAY_ADDRESS": "local"} | environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -245,6 +245,22 @@ def test_health_does_not_stand_behind_bodies_that_do_not_arrive(server: Server) 
             for path in ("/health", "/ready"):
                 assert httpx.get(f"{server.url}{path}", timeout=5).status_code == 200
     wait_for(lambda: server.post(SHORT).status_code == 200)
+
+
+def test_the_proxy_bounds_heads_and_silence(server: Server) -> None:
+    """Ray's own proxy reads 64 MiB of header, for 5.5 s and 334 MB, and keeps a socket that says nothing."""
+    address = ("127.0.0.1", httpx.URL(server.url).port or 0)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(address)) for _ in range(50)]
+        large = stack.enter_context(socket.create_connection(address))
+        with contextlib.suppress(ConnectionError):
+            large.sendall(b"GET /health HTTP/1.1\r\nX: ")
+            for _ in range(64):
+                large.sendall(b"x" * 2**20)
+            pytest.fail("it read 64 MiB of header")
+        for one in silent:
+            one.settimeout(WITHIN_S)
+            assert one.recv(1) == b""
 
 
 def test_a_killed_replica_harms_only_its_own_clients_and_comes_back(server: Server) -> None:

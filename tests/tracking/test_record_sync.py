@@ -83,7 +83,7 @@ def test_a_server_that_was_away_has_all_of_it_when_it_is_back_and_is_spoken_of_o
     assert_in_line(mlflow_uri, run_id, 22)
     assert said == [
         "MLflow does not take the records, they are kept with the run: no route to host",
-        "MLflow takes records again; what it missed is sent",
+        "MLflow did not take 16 records: --resume sends what is kept",
     ]
 
 

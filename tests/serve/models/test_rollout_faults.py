@@ -12,6 +12,7 @@ from serve.api.streaming import submit_stories
 from serve.models.description import for_strangers
 from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import AliasWatch, Rollout, start_rollout
+from slm_ray.generation import cache_size
 from slm_ray.generation.engine_thread import EngineError
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.runs import run_folder
@@ -71,6 +72,21 @@ def test_nobody_reads_what_a_library_says_of_a_version_that_fails(
         asyncio.run(rollout.close())
 
 
+def test_a_version_that_memory_does_not_hold_leaves_the_old_one_serving(
+    versions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = AliasWatch(locate=lambda: "models:/tiny/2", load=lambda: load(versions[1]), interval_s=0.02)
+    first = load(versions[0])
+    monkeypatch.setattr(cache_size, "available_bytes", lambda: 2**20)
+    rollout = Rollout(first, watch)
+    try:
+        wait_for(lambda: rollout.status.state == "failed")
+        assert "its weights are 3 MB" in rollout.status.detail and "1 MB are free" in rollout.status.detail
+        assert rollout.submit("Once", STORY)[1].result(WITHIN_S).tokens
+    finally:
+        asyncio.run(rollout.close())
+
+
 def test_strangers_read_no_addresses_and_no_folders() -> None:
     text = f"/home/mouse/runs/x/model/config.json at {SECRET}: d_ff is 3/4"
     assert for_strangers(text) == "config.json at (an address) d_ff is 3/4"
@@ -106,6 +122,7 @@ def test_all_stories_of_a_request_come_from_one_version(versions: list[Path], mo
         return check(*args)
 
     monkeypatch.setattr(engine, "request", switch_meanwhile)
+    monkeypatch.setattr(second, "submit_all", lambda _: pytest.fail("the other version is asked"))
 
     async def ask() -> list[tuple[LoadedModel, str]]:
         stories = submit_stories(rollout, [("Once", SamplingParams(max_tokens=9, temperature=0))] * 3, Metrics())

@@ -1,0 +1,200 @@
+"""What a connection may cost: uvicorn as Ray Serve's proxy starts it, on a real socket, with the bounds."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+import uvicorn.config
+
+from serve import proxy_limits
+from serve.ray_connection import LOCAL_SETTINGS
+
+Address = tuple[str, int]
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Reads the body where it is asked to, and answers with its size, or with much more than a client reads."""
+    size, more = 0, scope["path"] == "/read"
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    names = b" ".join(name for name, _ in scope["headers"])
+    headers = [(b"x-size", str(size).encode()), (b"x-names", names)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if scope["path"] == "/much":
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "")
+    assert proxy_limits.bound_proxy() == []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(application, log_level="critical", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[:2]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def answer(connection: socket.socket, *parts: bytes) -> bytes:
+    """All that comes, until the server closes or has answered; nothing where it only closed."""
+    connection.settimeout(20)
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        for part in parts:
+            connection.sendall(part)
+    with contextlib.suppress(ConnectionError):
+        while not received.endswith(b"0\r\n\r\n") and (piece := connection.recv(65536)):
+            received += piece
+    return received
+
+
+def status(address: Address, *parts: bytes) -> int:
+    with socket.create_connection(address) as connection:
+        received = answer(connection, *parts)
+    return int(received.split()[1]) if received else 0
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        GET + b"X: " + b"x" * 63_000 + b"\r\n\r\n",
+        GET + b"X: y\r\n" * 90 + b"\r\n",
+        b"GET /" + b"p" * 60_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_a_large_head_is_read(address: Address, head: bytes) -> None:
+    assert status(address, head) == 200
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [GET, *[b"X: " + b"x" * 60_000 + b"\r\n"] * 2],
+        [GET + b"X: ", *[b"x" * 100_000] * 20],
+        [GET + b"X: y\r\n" * 101 + b"\r\n"],
+        [b"GET /" + b"p" * 70_000],
+        [b"\r\n" * 40_000],
+        [b"POST /read HTTP/1.1\r\nContent-Length: 1\r\n\r\nx" + GET + b"X: ", *[b"x" * 300_000] * 3],
+    ],
+    ids=["many", "one without end", "a hundred and one", "address", "empty lines", "the second of a connection"],
+)
+def test_a_larger_one_is_refused_before_it_is_there(address: Address, parts: list[bytes]) -> None:
+    with socket.create_connection(address) as connection:
+        assert b"431" in answer(connection, *parts) or closed(connection)
+
+
+def closed(connection: socket.socket) -> bool:
+    connection.settimeout(20)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def chunked(*parts: bytes) -> list[bytes]:
+    return [b"POST /read HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", *parts]
+
+
+def test_a_body_in_chunks_of_one_byte_is_read_whole(address: Address) -> None:
+    with socket.create_connection(address) as connection:
+        assert b"x-size: 65536" in answer(connection, *chunked(b"1\r\nx\r\n" * 65536, b"0\r\n\r\n"))
+
+
+def test_a_large_body_is_no_large_head(address: Address) -> None:
+    with socket.create_connection(address) as connection:
+        size = 5_000_000
+        head = b"POST /read HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size
+        assert b"x-size: %d" % size in answer(connection, head, b"x" * size)
+
+
+@pytest.mark.parametrize(
+    "parts", [[b"0\r\nX: ", b"x" * 3_000_000], [b"1;" + b"x" * 3_000_000]], ids=["trailer", "extension"]
+)
+def test_what_stands_around_a_body_is_bounded(address: Address, parts: list[bytes]) -> None:
+    with socket.create_connection(address) as connection:
+        answer(connection, *chunked(*parts))
+        assert closed(connection)
+
+
+def test_no_stranger_tells_ray_what_to_do(address: Address) -> None:
+    asked = b"X-Request-Timeout-Seconds: 0\r\nx-request-disconnect-disabled: ?1\r\nX-Other: 1\r\n\r\n"
+    with socket.create_connection(address) as connection:
+        assert b"x-names: host x-other\r\n" in answer(connection, GET + asked)
+
+
+def test_a_websocket_is_not_opened(address: Address) -> None:
+    asked = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAA\r\n\r\n"
+    assert status(address, GET + asked) == 200
+
+
+@pytest.mark.parametrize("sent", [b"", GET, b"\r\n"])
+def test_who_does_not_ask_is_not_waited_for(address: Address, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_limits, "HEAD_S", 0.2)
+    with socket.create_connection(address) as connection:
+        assert answer(connection, *[sent] if sent else []).startswith(b"HTTP/1.1 408" if sent else b"")
+        assert closed(connection)
+
+
+def test_a_second_request_is_not_waited_for_longer(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_limits, "HEAD_S", 0.2)
+    with socket.create_connection(address) as connection:
+        assert b"200" in answer(connection, GET + b"\r\n")
+        time.sleep(0.5)  # as long as it says nothing, it is kept
+        assert b"200" in answer(connection, GET + b"\r\n")
+        assert b"408" in answer(connection, GET)
+        assert closed(connection)
+
+
+def test_who_does_not_read_is_not_waited_for(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_limits, "STALL_S", 0.3)
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"GET /much HTTP/1.1\r\n\r\n")
+        time.sleep(1.5)
+        connection.settimeout(20)
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(1 << 20):
+                received += len(piece)
+        assert received < 100_000_000
+
+
+def test_a_silent_connection_gives_way_and_one_that_is_answered_does_not(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_limits, "most_connections", lambda: 8)  # of one address, 4
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(address)) for _ in range(4)]
+        assert status(address, GET + b"\r\n") == 200
+        assert closed(silent[0])
+        busy = [stack.enter_context(socket.create_connection(address)) for _ in range(4)]
+        for one in busy:
+            one.sendall(b"POST /read HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
+            time.sleep(0.05)
+        assert all(closed(one) for one in silent)
+        assert status(address, GET + b"\r\n") == 503
+        assert b"x-size: 9" in answer(busy[0], b"123456789")
+        assert status(address, GET + b"\r\n") == 200
+
+
+def test_a_ray_of_our_own_starts_its_proxy_with_them() -> None:
+    module, _, name = LOCAL_SETTINGS[proxy_limits.PROXY_CALLBACK].partition(":")
+    assert (module, name) == (proxy_limits.__name__, proxy_limits.bound_proxy.__name__)
+
+
+def test_a_uvicorn_that_would_not_take_them_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(uvicorn.config.HTTP_PROTOCOLS, "auto")
+    with pytest.raises(RuntimeError, match="would have no bounds"):
+        proxy_limits.bound_proxy()
