@@ -28,7 +28,7 @@ from slm_ray.runs.outcome import RunStatus, RunSummary, has_summary, read_summar
 from slm_ray.runs.ownership import refuse_foreign
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.train_state import Evaluation
-from slm_ray.tracking import mlflow_runs, registry
+from slm_ray.tracking import mlflow_runs, registration
 from slm_ray.tracking.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.tracker import Tracker
 from slm_ray.training.checkpointing import is_out_of_patience
@@ -162,8 +162,8 @@ def _conclude(plan: RunPlan, tracker: Tracker) -> TrainResult:
     tracker.set_tags({"status": str(summary.status), "best_step": str(summary.best.step)})
     version, store = "", mlflow_runs.resolve_uri(config.tracking_uri)
     if config.register and store != mlflow_runs.OFF:
-        version = registry.registered_version(store, config.register, folder.best, tracker.run_id)
-        version = version or registry.register(store, config.register, folder.best, tracker.run_id)
+        version = registration.registered_version(store, config.register, folder.best, tracker.run_id)
+        version = version or registration.register(store, config.register, folder.best, tracker.run_id)
     return TrainResult(
         name=config.name,
         best=folder.best,

@@ -15,7 +15,7 @@ from slm_ray.config.files import flatten
 from slm_ray.config.places import typed_config
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.runs.checkpoint import Checkpoint
-from slm_ray.tracking import mlflow_runs, registry, run_inputs
+from slm_ray.tracking import mlflow_runs, registration, run_inputs
 from slm_ray.tracking.attempts import end_lost_attempts
 from slm_ray.tracking.mlflow_runs import KIND, StoreAwayError
 from slm_ray.tracking.tracker import Tracker
@@ -31,7 +31,7 @@ def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str
     config, fingerprint, run_id = plan.config, plan.data_fingerprint, latest.state.run_id if latest else ""
     store, typed = mlflow_runs.resolve_uri(config.tracking_uri), typed_config(dataclasses.asdict(config))
     lineage = latest.state.lineage_with(fingerprint) if latest else [(fingerprint, 0)]
-    tags = {"data_fingerprint": fingerprint, "data_lineage": registry.lineage_text(lineage)}
+    tags = {"data_fingerprint": fingerprint, "data_lineage": registration.lineage_text(lineage)}
     text = yaml.safe_dump(typed, sort_keys=False)  # for --config
     if _is_known(store, run_id, config.experiment):
         tracker = mlflow_runs.continue_run(store, run_id, record=plan.history)

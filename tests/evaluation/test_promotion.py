@@ -15,7 +15,7 @@ from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import TrainState
 from slm_ray.tokenization.tokenizer import Tokenizer
-from slm_ray.tracking import aliases, mlflow_runs, registry
+from slm_ray.tracking import aliases, mlflow_runs, registration
 from slm_ray.tracking.registry import RegistryError, ResolvedModel
 
 BETTER, WORSE, UNSURE = (-0.02, -0.01), (0.01, 0.02), (-0.02, 0.001)
@@ -42,7 +42,7 @@ def add(mlflow_uri: str, tmp_path: Path, tiny_tokenizer: Tokenizer) -> Any:
         )
         folder = tmp_path / f"{name}-{seed}"
         checkpoint.save(folder, Decoder(config), tiny_tokenizer, state, {})
-        return registry.register(mlflow_uri, name, folder, run_id)
+        return registration.register(mlflow_uri, name, folder, run_id)
 
     return register
 

@@ -19,7 +19,7 @@ from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.checkpoint import TrainState
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.tokenization.tokenizer import Tokenizer
-from slm_ray.tracking import mlflow_runs, registry, tracker
+from slm_ray.tracking import mlflow_runs, registration, registry, tracker
 from slm_ray.tracking.mlflow_model import write_mlflow_model
 from slm_ray.tracking.registry import RegistryError
 from tests.support.champions import register_champion
@@ -153,17 +153,17 @@ def test_a_version_names_every_data_set_of_its_run(mlflow_uri: str, tmp_path: Pa
     version = register_champion(mlflow_uri, "two-sets", folder, run_id)
     tags = mlflow_runs.client(mlflow_uri).get_model_version("two-sets", version).tags
     assert tags["data_lineage"] == '[["first", 0], ["second", 4]]'
-    assert registry.registered_version(mlflow_uri, "two-sets", folder, run_id) == version
+    assert registration.registered_version(mlflow_uri, "two-sets", folder, run_id) == version
 
 
 def test_a_version_of_before_that_has_fewer_tags_is_known(mlflow_uri: str, folder: Path) -> None:
     store, run_id = mlflow_runs.client(mlflow_uri), start(mlflow_uri).run_id
-    tags = {name: registry.lineage(folder)[name] for name in ("data_fingerprint", "step", "tokenizer_sha256")}
+    tags = {name: registration.lineage(folder)[name] for name in ("data_fingerprint", "step", "tokenizer_sha256")}
     store.create_registered_model("before")
     version = store.create_model_version("before", source=folder.as_uri(), run_id=run_id, tags=tags)
     store.set_registered_model_alias("before", "champion", version.version)
-    assert registry.registered_version(mlflow_uri, "before", folder, run_id) == "1"
-    assert registry.registered_version(mlflow_uri, "before", folder, "another") == ""
+    assert registration.registered_version(mlflow_uri, "before", folder, run_id) == "1"
+    assert registration.registered_version(mlflow_uri, "before", folder, "another") == ""
 
 
 def test_a_store_that_is_away_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,17 +238,17 @@ def test_a_store_that_is_away_does_not_say_that_nothing_is_registered(
     folder: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a finished run that is resumed would be registered a second time."""
-    assert registry.registered_version(mlflow_uri, "nobody", folder, "r1") == ""
+    assert registration.registered_version(mlflow_uri, "nobody", folder, "r1") == ""
     run = start(mlflow_uri)
-    registry.register(mlflow_uri, "once", folder, run.run_id)
-    assert registry.registered_version(mlflow_uri, "once", folder, run.run_id) == "1"
+    registration.register(mlflow_uri, "once", folder, run.run_id)
+    assert registration.registered_version(mlflow_uri, "once", folder, run.run_id) == "1"
 
     def away(*_: object) -> None:
         raise MlflowException("connection refused")
 
     monkeypatch.setattr(MlflowClient, "search_model_versions", away)
     with pytest.raises(RegistryError, match="connection refused"):
-        registry.registered_version(mlflow_uri, "once", folder, run.run_id)
+        registration.registered_version(mlflow_uri, "once", folder, run.run_id)
 
 
 def test_a_version_opens_in_mlflow_alone_and_writes_what_the_engine_writes(
