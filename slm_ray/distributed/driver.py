@@ -24,6 +24,7 @@ from slm_ray.distributed.progress import show_progress
 from slm_ray.distributed.workers import run_workers
 from slm_ray.errors import UserError
 from slm_ray.runs.checkpoint import Checkpoint
+from slm_ray.runs.code_version import code_version
 from slm_ray.runs.history import plot_loss
 from slm_ray.runs.outcome import RunStatus, RunSummary, has_summary, read_summary
 from slm_ray.runs.ownership import refuse_foreign
@@ -121,6 +122,7 @@ def _tracker(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str) -> Tr
     store, typed = mlflow_runs.resolve_uri(config.tracking_uri), typed_config(dataclasses.asdict(config))
     lineage = latest.state.lineage_with(fingerprint) if latest else [(fingerprint, 0)]
     tags = {"data_fingerprint": fingerprint, "data_lineage": registry.lineage_text(lineage)}
+    tags |= code.tags if (code := code_version()) else {}
     text = yaml.safe_dump(typed, sort_keys=False)  # for --config
     if mlflow_runs.has_run(store, run_id, config.experiment):
         tracker = mlflow_runs.continue_run(store, run_id)

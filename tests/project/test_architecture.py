@@ -24,6 +24,7 @@ FLOORS = [  # bottom up: a room imports only what lies on the floors below it, o
     {"sources", "generation", "runs"},
     {"preparation", "tracking"},
     {"training"},
+    {"evaluation"},
     {"distributed"},
     {"train", "generate", "evaluate", "export"},
 ]
