@@ -4,25 +4,22 @@ In: a data-set folder and an id such as `train.parquet#17`. Out: text for the te
 shards those of the id's own range; each is checked against its digest, so an altered one is named instead of decoded.
 """
 
-import difflib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.report.markup import visible
 from slm_ray.dataset import shards
 from slm_ray.dataset.manifest import REJECTED, SPLITS, TOKENIZER, Manifest, Shard, load_manifest
-from slm_ray.errors import UserError
+from slm_ray.dataset.provenance import range_number, source_row
+from slm_ray.errors import UserError, visible
 from slm_ray.preparation.steps import EVIDENCE_BYTES
 from slm_ray.storage import StoragePath
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 BORDER = "|"
-_ROW = re.compile("0|[1-9][0-9]{0,17}")
 FIRST_TOKENS = 16  # of a story, decoded to see whether it may be the one that a duplicate equals
 
 
@@ -43,61 +40,22 @@ def explain(folder: StoragePath, story_id: str) -> str:
         UserError: there is no data set, no such story, or a shard was altered; names which.
     """
     manifest = load_manifest(folder)
-    file, row = _source(manifest, story_id)
-    place = _find(folder, manifest, story_id, range_number(manifest, file, row))
+    source = source_row(manifest, story_id)
+    place = _find(folder, manifest, story_id, range_number(manifest, source))
     lines = {
         "story": visible(story_id),
-        "source": f"{visible(file['name'])}, row {row:,} of {file['rows']:,}, counted from 0",
-        "digest": f"sha256 {file['sha256']} of the whole source file",
+        "source": f"{visible(source.file)}, row {source.row:,} of {source.rows:,}, counted from 0",
+        "digest": f"sha256 {source.sha256} of the whole source file",
     }
     lines |= _rejected(folder, manifest, place) if place.split == REJECTED else _kept(folder, manifest, place)
     return "\n".join(f"{name:<9} {line}" for name, line in lines.items())
 
 
-def _source(manifest: Manifest, story_id: str) -> tuple[Mapping[str, Any], int]:
-    """The input that an id names, as the manifest lists it, and the row."""
-    files = {file["name"]: file for file in manifest.source.get("files", ())}
-    name, _, digits = story_id.rpartition("#")
-    if name in files and _ROW.fullmatch(digits):
-        if int(digits) < files[name]["rows"]:
-            return files[name], int(digits)
-        rows = files[name]["rows"]
-        if not rows:
-            raise UserError(f"no story {visible(story_id)}: {visible(name)} has no rows")
-        raise UserError(
-            f"no story {visible(story_id)}: {visible(name)} has {rows:,} rows, up to {visible(name)}#{rows - 1}"
-        )
-    near = difflib.get_close_matches(name or story_id, files, n=1, cutoff=0.0)
-    example = f"{near[0]}#0" if near else "train.parquet#0"
-    raise UserError(
-        f"no story {visible(story_id)}: an id is the name of a source file, # and a row counted from 0, "
-        f"as {visible(example)}" + (f"; the files are {_names(files)}" if near else "")
-    )
-
-
-def _names(files: Mapping[str, Any]) -> str:
-    more = f" and {len(files) - 4:,} more" if len(files) > 4 else ""
-    return visible(", ".join(list(files)[:4])) + more
-
-
-def range_number(manifest: Manifest, wanted: Mapping[str, Any], row: int) -> int:
-    """Files are cut into ranges of equal length, numbered in order: the number names the shards."""
-    step: int = manifest.parameters["rows_per_range"]
-    before = 0
-    for file in manifest.source["files"]:
-        if file["name"] == wanted["name"]:
-            break
-        before += -(-file["rows"] // step)
-    return before + row // step
-
-
-def _find(folder: StoragePath, manifest: Manifest, story_id: str, number: int) -> Found:
-    """Look in the shards of the story's range, and, should ranges be cut otherwise, in all."""
-    expected = {shards.shard_path(split, number) for split in (*SPLITS, REJECTED)}
-    listed = list(_all_shards(manifest))
-    likely = [(split, shard) for split, shard in listed if shard.file in expected]
-    others = [(split, shard) for split, shard in listed if shard.file not in expected]
-    place = _search(folder, likely, story_id) or _search(folder, others, story_id)
+def _find(folder: StoragePath, manifest: Manifest, story_id: str, number: int | None) -> Found:
+    """Look in the shards of the story's range first, then in all others: ranges may have been cut otherwise."""
+    expected = set() if number is None else {shards.shard_path(split, number) for split in (*SPLITS, REJECTED)}
+    listed = sorted(_all_shards(manifest), key=lambda one: one[1].file not in expected)  # stable
+    place = _search(folder, listed, story_id)
     if place is None:
         raise UserError(f"story {visible(story_id)} is in no shard of {folder}: prepare the data again")
     return place

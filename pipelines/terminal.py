@@ -11,10 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipelines.report.markup import visible
 from slm_ray import periodic, storage
 from slm_ray.config.schema import ModelConfig
 from slm_ray.dataset.manifest import SPLITS, Manifest
+from slm_ray.errors import visible
 from slm_ray.preparation.cleaned_files import CLEANED
 from slm_ray.preparation.resume import Completed
 from slm_ray.preparation.summary_files import SUMMARIES

@@ -1,6 +1,7 @@
 """A user's mistake: raised anywhere as `UserError`, shown by every command as one line with exit code 2.
 
-What such a line, or the first line of any other error, says of an address holds no user, password or query.
+What such a line, or the first line of any other error, says of an address holds no user, password or query; what a
+command prints out of somebody's data acts on no terminal.
 """
 
 import re
@@ -16,6 +17,14 @@ _QUERY = re.compile(
              | ([A-Za-z][A-Za-z0-9+.-]*://[^\s?'"]*)\?[\w.%~-]+=[^\s'"<>)\]]* )   # not s3://bucket/part-?.txt""",
     re.VERBOSE,
 )
+
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+"""Characters that act on a terminal or turn the reading direction around, and show nothing."""
+
+
+def visible(text: str) -> str:
+    r"""Text whose hidden characters are written out, as `\x1b` or `\u202e`, and so do nothing."""
+    return _HIDDEN.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
 
 def without_secrets(text: str) -> str:

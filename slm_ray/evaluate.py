@@ -25,6 +25,7 @@ from slm_ray.dataset.batches import TokenStream
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
+from slm_ray.evaluation.explain import explanation
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.checkpoint import load_model
@@ -47,6 +48,8 @@ class EvaluateConfig:
     """What computes: torch in fp32, or a backend of the server, to see what its numbers lose."""
     tracking_uri: str = ""
     """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
+    explain: str = ""
+    """Measure nothing: say where this model comes from; `--explain MODEL --help` lists the options, --step for one."""
 
 
 def evaluate_model(config: EvaluateConfig) -> dict[str, float | str]:
@@ -88,6 +91,9 @@ def _measure(model: Decoder, stream: TokenStream, backend: BackendName) -> dict[
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, measure, print."""
     set_default_environment()
+    if (explained := explanation(argv)) is not None:
+        print(explained)
+        return 0
     about = (EvaluateConfig.__doc__ or "").splitlines()[0]
     config = parse(EvaluateConfig, argv, prog="evaluate.py", about=about, default=EvaluateConfig())
     print(json.dumps(evaluate_model(config)))

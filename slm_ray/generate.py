@@ -1,6 +1,7 @@
 """Command line: let a model write stories.
 
-In: a model reference and the beginnings of stories. Out: the stories on the terminal, several of them written at once.
+In: a model reference and the beginnings of stories: given, in a file, or typed one after another. Out: the stories on
+the terminal as they are written, several of them at once, in the order of their beginnings; or a JSON object for each.
 
     python slm_ray/generate.py --model models:/tinystories@champion --prompt "Once upon a time" --max-tokens 200
 """
@@ -14,23 +15,31 @@ if __name__ == "__main__":
 
     run("slm_ray.generate")
 
+import collections
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import importlib
+import json
+import random
+import sys
+from collections.abc import Iterator, Sequence
 
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
+from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.generation.cache_size import check_cache
-from slm_ray.generation.engine import Engine
-from slm_ray.generation.sampling import SamplingParams
-from slm_ray.generation.torch_backend import TorchBackend
+from slm_ray.generation.engine import Engine, PromptError
+from slm_ray.generation.prompt_files import Prompt, read_prompts
+from slm_ray.generation.request import Request
+from slm_ray.generation.sampling import MAX_SEED, SamplingParams
 from slm_ray.runs.checkpoint import load_model
 from slm_ray.sources.addresses import as_text
 from slm_ray.tracking.registry import resolved_model
 
-AT_ONCE = 8
-"""Stories that are written at the same time; more take turns."""
+FIRST_PROMPT = "Once upon a time"
+MOST_STORIES, MOST_ROWS = 1000, 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +48,15 @@ class GenerateConfig:
 
     model: str = "models:/tinystories@champion"
     """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
-    prompt: tuple[str, ...] = ("Once upon a time",)
-    """Beginning of the story; several give several stories. An empty one lets the model begin."""
+    prompt: tuple[str, ...] = ()
+    """Beginning of the story, 'Once upon a time' when not given; several give several stories. An empty one lets the
+    model begin."""
+    prompts: str = ""
+    """File of prompts: one a line, or JSON lines with {"prompt": ...}."""
+    interactive: bool = False
+    """Read prompts from the terminal, one after another, until Ctrl-D."""
+    n: int = 1
+    """Stories for every prompt; number i of them, from 0, takes seed + i."""
     max_tokens: int = 200
     """Most tokens to write after the prompt, at least 1; a story may end before by itself."""
     temperature: float = 0.7
@@ -54,18 +70,34 @@ class GenerateConfig:
     stop: tuple[str, ...] = ()
     """Texts that end a story before them."""
     seed: int | None = None
-    """The same seed writes the same story; a fresh one each time when not given."""
+    """The same seed writes the same story, here and in the server; a fresh one each time when not given."""
+    backend: BackendName = "auto"
+    """What executes the model: auto is the fast one where there is one, as in the server."""
+    rows: int = 8
+    """Stories that are written at once, of several."""
+    json: bool = False
+    """One JSON object a line for each story: prompt, text, finish_reason, prompt_tokens, completion_tokens, seed,
+    model."""
     tracking_uri: str = ""
     """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
 
-    def sampling(self) -> SamplingParams:
-        """How each story is written.
+    def __post_init__(self) -> None:
+        ways = {"prompt": self.prompt, "prompts": self.prompts, "interactive": self.interactive}
+        given = [f"--{name}" for name, value in ways.items() if value]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} say twice where prompts come from: leave one out")
+        for name, most in (("n", MOST_STORIES), ("rows", MOST_ROWS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be from 1 to {most}")
+
+    def sampling(self, number: int = 0) -> SamplingParams:
+        """How story `number` of a prompt is written; without a seed, by a fresh one.
 
         Raises:
             UserError: an option is out of its range.
         """
         try:
-            return SamplingParams(
+            given = SamplingParams(
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
                 top_k=self.top_k,
@@ -76,22 +108,122 @@ class GenerateConfig:
             )
         except ValueError as error:
             raise UserError(str(error)) from error
+        seed = random.SystemRandom().randint(0, MAX_SEED) if self.seed is None else self.seed + number
+        return dataclasses.replace(given, seed=seed % (MAX_SEED + 1))
 
 
-def write_stories(config: GenerateConfig) -> list[str]:
-    """The stories, each with its prompt, in the order of the prompts.
+class Writer:
+    """A model that writes what it is asked for, and the terminal that its stories go to."""
+
+    def __init__(self, config: GenerateConfig, engine: Engine, title: str) -> None:
+        self._config, self._engine, self._title = config, engine, title
+
+    def write(self, prompts: Sequence[Prompt]) -> None:
+        """Write the stories of all prompts and print them in order, the first that is not finished as it comes.
+
+        Raises:
+            PromptError: a prompt cannot be continued, before anything is written.
+        """
+        asked = [(prompt, request) for prompt in prompts for request in self._requests(prompt)]
+        for _, request in asked:
+            self._engine.add(request)
+        for number, (prompt, request) in enumerate(asked):
+            if self._config.json:
+                collections.deque(self._chunks(request), maxlen=0)
+                print(self._record(prompt.text, request), flush=True)
+            else:
+                self._print(prompt.text, request, is_first=number == 0)
+        if not self._config.json:
+            print(flush=True)
+
+    def _requests(self, prompt: Prompt) -> list[Request]:
+        config = self._config
+        try:
+            return [self._engine.request(prompt.text, config.sampling(number)) for number in range(config.n)]
+        except PromptError as error:
+            where = f"{config.prompts}, line {prompt.line}: " if prompt.line else ""
+            raise PromptError(f"{where}{error}") from error
+
+    def _chunks(self, request: Request) -> Iterator[str]:
+        """Step until a request is finished. Yields its text as it becomes certain."""
+        while True:
+            chunk = request.take_chunk()
+            if chunk is not None:
+                yield chunk.text
+            if request.is_finished:
+                break
+            self._engine.step()
+        request.completion()
+
+    def _print(self, prompt: str, request: Request, *, is_first: bool) -> None:
+        print(prompt if is_first else f"\n\n{prompt}", end="", flush=True)
+        try:
+            for text in self._chunks(request):
+                print(text, end="", flush=True)
+        except KeyboardInterrupt:
+            print(flush=True)  # what is said of it begins on a line of its own
+            raise
+
+    def _record(self, prompt: str, request: Request) -> str:
+        completion = request.completion()
+        record = {
+            "prompt": prompt,
+            "text": completion.text,
+            "finish_reason": completion.finish_reason,
+            "prompt_tokens": completion.prompt_tokens,
+            "completion_tokens": len(completion.tokens),
+            "seed": request.params.seed,
+            "model": self._title,
+        }
+        return json.dumps(record)  # in ASCII, which every terminal can show
+
+
+def make_writer(config: GenerateConfig, most_stories: int) -> Writer:
+    """Load the model, with a row of its cache for each of so many stories, up to those of the config.
 
     Raises:
-        UserError: no such model, a corrupt one, one whose cache is too large for this machine, a prompt longer than its
-            context, or an option out of range.
+        UserError: no such model, a corrupt one, one whose cache is too large for this machine, or a backend that cannot
+            run it.
     """
-    params = config.sampling()
     with resolved_model(config.model, config.tracking_uri) as found:
         model, tokenizer = load_model(found.path)
-    slots = max(1, min(len(config.prompt), AT_ONCE))
-    check_cache(model.config, slots, "it is no model for this machine" if slots == 1 else "give fewer prompts at once")
-    completions = Engine(TorchBackend(model, slots), tokenizer).generate(config.prompt, [params] * len(config.prompt))
-    return [prompt + completion.text for prompt, completion in zip(config.prompt, completions, strict=True)]
+    rows = min(config.rows, most_stories)
+    check_cache(model.config, rows, "it is no model for this machine" if rows == 1 else "give fewer --rows")
+    backend = make_backend(model, rows, config.backend)
+    return Writer(config, Engine(backend, tokenizer), f"{found.name} {found.version}")
+
+
+def typed_prompts() -> Iterator[Prompt]:
+    """What is typed or sent to standard input, line by line, up to its end.
+
+    Raises:
+        UserError: there is no standard input, or it is not text.
+    """
+    if sys.stdin is None:
+        raise UserError("--interactive needs a standard input, and it is closed")
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if is_terminal:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")  # `input` edits lines with it
+    while True:
+        try:
+            yield Prompt(input("> " if is_terminal else ""))
+        except EOFError:
+            if is_terminal:
+                print()
+            return
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input is no {error.encoding} text: {error.reason}") from error
+
+
+def converse(config: GenerateConfig) -> None:
+    """Continue each prompt that is typed; one that cannot be continued is said and costs nothing else."""
+    writer = make_writer(config, config.n)
+    for prompt in typed_prompts():
+        try:
+            writer.write([prompt])
+        except PromptError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
 
 
 @command
@@ -102,5 +234,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(GenerateConfig, argv, prog="generate.py", about=about, default=GenerateConfig())
     prompt, stop = (tuple(map(as_text, texts)) for texts in (config.prompt, config.stop))  # where the locale is ASCII
     config = dataclasses.replace(config, prompt=prompt, stop=stop)
-    print("\n\n".join(write_stories(config)))
+    config.sampling()  # a mistake is said before the model is read
+    if config.interactive:
+        converse(config)
+        return 0
+    if config.prompts:
+        prompts = read_prompts(config.prompts)
+    else:
+        prompts = [Prompt(text) for text in config.prompt or (FIRST_PROMPT,)]
+    make_writer(config, len(prompts) * config.n).write(prompts)
     return 0

@@ -1,12 +1,28 @@
 """The command that prints stories."""
 
+import asyncio
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
+from serve.api.routes import create_api
+from serve.models.loaded_model import LoadedModel
+from serve.models.rollout import Rollout
 from slm_ray import generate
 from slm_ray.generation import cache_size
-from tests.support.tiny_model import write_tiny_model
+from slm_ray.tracking.registry import resolve_model
+from tests.support.paths import ROOT
+from tests.support.tiny_model import write_endless_model, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +66,14 @@ def test_a_stop_text_and_a_penalty_have_their_effect(model: str, capsys: pytest.
         (["--repetition-penalty", "0"], "repetition_penalty (0.0) must be between 0.1 and 10"),
         (["--stop", ""], "stop must hold texts of 1 to 256 characters"),
         (["--max-tokens", "0"], "max_tokens (0) must be at least 1"),
+        (["--n", "0"], "n (0) must be from 1 to 1000"),
+        (["--rows", "0"], "rows (0) must be from 1 to 256"),
+        (["--backend", "magic"], "--backend"),
+        (["--prompts", "absent.txt"], "cannot read the prompts in absent.txt: No such file or directory"),
+        (["--prompts", "."], "cannot read the prompts in .: Is a directory"),
+        (["--prompts", "a\0b"], "cannot read the prompts in"),
+        (["--prompts", "a", "--prompt", "b"], "--prompt and --prompts say twice where prompts come from"),
+        (["--interactive", "--prompt", "b"], "--prompt and --interactive say twice where prompts come from"),
         (["--prompt", "x" * 64], "the prompt has 64 tokens and the context of this model holds 63"),
     ],
 )
@@ -88,4 +112,186 @@ def test_a_cache_that_is_too_large_for_the_machine_is_refused_before_it_is_made(
     monkeypatch.setattr(cache_size, "available_bytes", lambda: 100_000)
     assert generate.main(["--model", model, "--prompt", "a", "b", "c", "d"]) == 2
     error = capsys.readouterr().err
-    assert "the cache of 4 stories" in error and "give fewer prompts at once" in error and error.count("\n") == 1
+    assert "the cache of 4 stories" in error and "give fewer --rows" in error and error.count("\n") == 1
+
+
+def lines(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str, Any]]:
+    assert generate.main(["--json", *map(str, words)]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+FILES = [
+    ("prompts.txt", b"The cat\n\nTom\nA fox", ["The cat", "Tom", "A fox"]),
+    ("prompts.txt", "\ufeffThe cat\r\n  Tom \r\n".encode(), ["The cat", "  Tom "]),
+    ("prompts.txt", 'a\u2028b\n{"prompt": 3\n'.encode(), ["a\u2028b", '{"prompt": 3']),
+    ("prompts.jsonl", b'{"prompt": "The cat"}\n\n{"prompt": ""}\n', ["The cat", ""]),
+    ("prompts", b'{"prompt": "The cat"}\n{"prompt": "two\\nlines"}\n', ["The cat", "two\nlines"]),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), FILES)
+def test_a_file_of_prompts_is_written_as_the_prompts_themselves(
+    model: str, name: str, content: bytes, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    options = ["--model", model, "--max-tokens", "12", "--seed", "3"]
+    assert generate.main([*options, "--prompts", str(tmp_path / name), "--rows", "1"]) == 0
+    out = capsys.readouterr().out
+    assert generate.main([*options, "--prompt", *expected]) == 0
+    assert capsys.readouterr().out == out
+    assert [one["prompt"] for one in lines(capsys, *options, "--prompts", tmp_path / name)] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", b"", "p.txt is empty"),
+        ("p.txt", b" \n\r\n", "p.txt is empty"),
+        ("p.txt", b"One\nTwo \xff\n", "p.txt, line 2: it is not UTF-8 text"),
+        (
+            "p.txt",
+            b"One\n" + b"x" * 64,
+            "p.txt, line 2: the prompt has 64 tokens and the context of this model holds 63",
+        ),
+        ("p.jsonl", b'{"prompt": "a"}\nplain\n', "p.jsonl, line 2: it is not JSON"),
+        ("p.jsonl", b'{"text": "a"}', 'p.jsonl, line 1: expected an object with a text, {"prompt": '),
+        ("p.jsonl", b'{"prompt": 3}', "p.jsonl, line 1: expected an object with a text"),
+        ("p.jsonl", b'["prompt"]', "p.jsonl, line 1: expected an object with a text"),
+        ("p.jsonl", b'{"prompt": "a", "seed": 3}', "p.jsonl, line 1: unknown field 'seed'"),
+        ("p.jsonl", b'{"prompt": "\\ud800"}', "p.jsonl, line 1: the prompt is no Unicode text"),
+    ],
+)
+def test_a_mistake_in_a_file_of_prompts_is_one_line_and_nothing_is_written(
+    model: str, name: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert generate.main(["--model", model, "--prompts", str(tmp_path / name)]) == 2
+    out, error = capsys.readouterr()
+    assert message in error and error.count("\n") == 1
+    assert out == ""
+
+
+def test_a_line_of_json_has_all_that_writes_the_story_again(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", model, "--max-tokens", "12", "--temperature", "1", "--prompt", "The cat", "Tom", "--n", "2"]
+    found = lines(capsys, *words)
+    assert [one["prompt"] for one in found] == ["The cat", "The cat", "Tom", "Tom"]
+    for one in found:
+        (again,) = lines(capsys, *words[:6], "--prompt", one["prompt"], "--seed", one["seed"])
+        assert again == one
+    assert set(found[0]) == {
+        "prompt", "text", "finish_reason", "prompt_tokens", "completion_tokens", "seed", "model",
+    }  # fmt: skip
+    assert found[0]["model"] == "tiny step-12"
+
+
+def test_one_seed_and_several_stories_count_up_to_the_greatest_seed(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = lines(capsys, "--model", model, "--max-tokens", 3, "--n", 3, "--seed", 2**63 - 2)
+    assert [one["seed"] for one in found] == [2**63 - 2, 2**63 - 1, 0]
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+def test_interactive_goes_on_after_a_prompt_that_is_too_long(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed(monkeypatch, b"The cat\n" + b"x" * 64 + b"\nTom\n")
+    options = ["--model", model, "--max-tokens", "12", "--seed", "3"]
+    assert generate.main([*options, "--interactive"]) == 0
+    out, error = capsys.readouterr()
+    assert error == "error: the prompt has 64 tokens and the context of this model holds 63: shorten it\n"
+    assert generate.main([*options, "--prompt", "The cat"]) == generate.main([*options, "--prompt", "Tom"]) == 0
+    assert capsys.readouterr().out == out
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"\xff\n", "standard input is no utf-8 text"), (None, "closed")])
+def test_interactive_without_text_to_read_is_one_line(
+    model: str, content: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    if content is None:
+        monkeypatch.setattr(sys, "stdin", None)
+    else:
+        typed(monkeypatch, content)
+    assert generate.main(["--model", model, "--interactive"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def api(model: str) -> Iterator[FastAPI]:
+    rollout = Rollout(LoadedModel(resolve_model(model), max_slots=4))
+    yield create_api(rollout)
+    asyncio.run(rollout.close())
+
+
+def ask(api: FastAPI, path: str, **body: Any) -> dict[str, Any]:
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(api)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+            return await client.post(path, json=body)
+
+    answer: dict[str, Any] = asyncio.run(run()).json()
+    return answer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0},
+        {"temperature": 1.3, "top_k": 0},
+        {"temperature": 1, "top_k": 7, "top_p": 0.8},
+        {"top_k": 0, "top_p": 0.6, "repetition_penalty": 1.5},
+        {"stop": ["a", "e"], "temperature": 1},
+    ],
+)
+def test_a_story_is_the_servers_for_the_same_seed(
+    model: str, api: FastAPI, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for name, value in options.items() for word in (f"--{name}", *(value if name == "stop" else [value]))]
+    (ours,) = lines(capsys, "--model", model, "--prompt", "The cat", "--max-tokens", 40, "--seed", 11, *words)
+    theirs = ask(api, "/generate", prompt="The cat", max_tokens=40, seed=11, **options)
+    assert "The cat" + ours["text"] == theirs["story"]
+    assert ours["finish_reason"] == theirs["finish_reason"]
+    assert ours["prompt_tokens"] == theirs["usage"]["prompt_tokens"]
+    assert ours["completion_tokens"] == theirs["usage"]["completion_tokens"]
+    assert ours["model"] == "{name} {version}".format(**theirs["model"])
+
+
+def test_stories_of_several_prompts_are_the_servers_too(
+    model: str, api: FastAPI, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["The cat", "Tom", ""]
+    ours = lines(
+        capsys, "--model", model, "--n", 2, "--max-tokens", 20, "--seed", 5, "--top-k", 0, "--temperature", 1,
+        "--prompt", *prompts,
+    )  # fmt: skip
+    theirs = ask(api, "/v1/completions", model="tiny", prompt=prompts, n=2, max_tokens=20, seed=5)
+    assert [one["text"] for one in ours] == [choice["text"] for choice in theirs["choices"]]
+
+
+def test_ctrl_c_ends_with_what_was_written(tmp_path: Path) -> None:
+    folder = write_endless_model(tmp_path / "endless")
+    command = [
+        sys.executable, str(ROOT / "slm_ray" / "generate.py"), "--model", str(folder), "--max-tokens", "1000000",
+        "--prompt", "The cat", "Tom", "--rows", "2",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        shown = b""
+        while len(shown) < 40:  # text comes while the story is being written
+            part = os.read(process.stdout.fileno(), 4096)
+            assert part, "it ended before it wrote"
+            shown += part
+        process.send_signal(signal.SIGINT)
+        rest, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert error.endswith(b"interrupted\n") and error.count(b"\n") == 1
+    assert (shown + rest).startswith(b"The cat") and (shown + rest).endswith(b"\n")

@@ -1,8 +1,7 @@
 """The report page out of its template: no value acts as markup or on a terminal.
 
-In: the values of `page.html`, with text of any kind in them. Out: HTML. Used by `report`; `visible` by all that prints
-text of a source. The page loads nothing from outside, fits a phone, follows the reader's light or dark mode, and
-prints; `style.css` is its look.
+In: the values of `page.html`, with text of any kind in them. Out: HTML. Used by `report`. The page loads nothing from
+outside, fits a phone, follows the reader's light or dark mode, and prints; `style.css` is its look.
 """
 
 import re
@@ -13,8 +12,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-"""Characters that act on a terminal or turn the reading direction around, and show nothing."""
+from slm_ray.errors import visible
+
 _NUMBER = re.compile(r"[0-9][0-9,.]*%?|-")
 
 
@@ -33,11 +32,6 @@ class Table:
     def is_number(self) -> list[bool]:
         """By column, whether all its cells are numbers."""
         return [bool(self.rows) and all(_is_number(row[at]) for row in self.rows) for at in range(len(self.head))]
-
-
-def visible(text: str) -> str:
-    r"""Text whose hidden characters are written out, as `\x1b` or `\u202e`, and so do nothing."""
-    return _HIDDEN.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
 
 def render(values: Mapping[str, object]) -> str:

@@ -15,6 +15,7 @@ from slm_ray.config.files import flatten
 from slm_ray.config.places import typed_config
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.runs.checkpoint import Checkpoint
+from slm_ray.runs.code_version import code_version
 from slm_ray.tracking import mlflow_runs, registration, run_inputs
 from slm_ray.tracking.attempts import end_lost_attempts
 from slm_ray.tracking.mlflow_runs import KIND, StoreAwayError
@@ -32,6 +33,7 @@ def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str
     store, typed = mlflow_runs.resolve_uri(config.tracking_uri), typed_config(dataclasses.asdict(config))
     lineage = latest.state.lineage_with(fingerprint) if latest else [(fingerprint, 0)]
     tags = {"data_fingerprint": fingerprint, "data_lineage": registration.lineage_text(lineage)}
+    tags |= code.tags if (code := code_version()) else {}
     text = yaml.safe_dump(typed, sort_keys=False)  # for --config
     if _is_known(store, run_id, config.experiment):
         tracker = mlflow_runs.continue_run(store, run_id, record=plan.history)

@@ -149,7 +149,9 @@ class Engine:
             try:
                 if not request.is_finished:
                     request.accept(token, own)
-            except BaseException as error:  # as above
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # as below
                 request.fail(error)
 
     def _free_slots(self) -> None:
@@ -204,6 +206,8 @@ class _Reading:
             self.done += len(tokens)
             if self.done == len(self.tokens):
                 request.end_prompt()
+        except KeyboardInterrupt:  # the fault of no request: who calls is to end
+            raise
         except BaseException as error:  # Rust's panics are no Exceptions
             request.fail(error)
         return max(len(tokens), 1)

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from slm_ray.config.places import saved_config
+from slm_ray.runs.code_version import CodeVersion
 
 RENAMED_FIELDS = {"n_unimproved": "n_stale_validations"}
 """Fields of `state.json` under the names that earlier versions wrote."""
@@ -60,6 +61,25 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One stretch of a run: from its start, or from a checkpoint that it went on from. What its steps saw follows from
+    it."""
+
+    step: int
+    """Optimizer steps done before it."""
+    data_fingerprint: str
+    """Which data set."""
+    seed: int
+    """Of the order of its samples."""
+    batch_size: int
+    """Samples a step."""
+    world_size: int
+    """Workers; 0 where that is not known."""
+    code_version: CodeVersion | None = None
+    """Which code, where that is known."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
     """Where a run stands; together with weights and optimizer all that resuming needs."""
 
@@ -92,6 +112,22 @@ class TrainState:
     lineage: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     """Every data set that the run was trained on, by its fingerprint, and the step from which on; of files of earlier
     versions, empty."""
+    attempts: list[Attempt] = dataclasses.field(default_factory=list)
+    """Those that led here, the first at step 0; of files of earlier versions, empty. One that left no checkpoint led
+    nowhere."""
+
+    @property
+    def known_attempts(self) -> list[Attempt]:
+        """`attempts`, or what is known of them: the data sets. Raises: ValueError when the config has no batch size."""
+        if self.attempts:
+            return self.attempts
+        batch_size = self.config.get("batch_size")
+        if not isinstance(batch_size, int):
+            raise ValueError("config.batch_size is missing")
+        return [
+            Attempt(step=step, data_fingerprint=data, seed=self.seed, batch_size=batch_size, world_size=0)
+            for data, step in self.data_lineage
+        ]
 
     @property
     def data_lineage(self) -> list[tuple[str, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from slm_ray.errors import UserError, one_line
 from slm_ray.locks import folder_lock
-from slm_ray.tracking.mlflow_runs import client, sqlite_file
+from slm_ray.tracking.mlflow_runs import client, resolve_uri, sqlite_file
 from slm_ray.tracking.registry import RegistryError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -32,6 +32,12 @@ def versions_by_alias(uri: str, name: str) -> dict[str, str]:
     """
     with _store_errors(uri, name):
         return _aliases(client(uri), name)
+
+
+def aliases_of(name: str, version: str, tracking_uri: str = "") -> tuple[str, ...]:
+    """The aliases of a version, sorted. Raises: RegistryError when the store does not say."""
+    known = versions_by_alias(resolve_uri(tracking_uri), name)
+    return tuple(sorted(alias for alias, number in known.items() if number == version))
 
 
 def _aliases(store: Any, name: str) -> dict[str, str]:

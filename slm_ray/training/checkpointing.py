@@ -16,9 +16,10 @@ from slm_ray.config.places import typed_config
 from slm_ray.config.schema import TrainConfig
 from slm_ray.runs import checkpoint
 from slm_ray.runs.checkpoint import Checkpoint, Snapshot
+from slm_ray.runs.code_version import code_version
 from slm_ray.runs.ownership import mark
 from slm_ray.runs.run_folder import repair_links
-from slm_ray.runs.train_state import Evaluation, TrainState
+from slm_ray.runs.train_state import Attempt, Evaluation, TrainState
 from slm_ray.training.run_log import RunLog
 from slm_ray.training.trainer import Trainer
 
@@ -39,6 +40,7 @@ class Checkpointer:
         self.best: Evaluation | None = None
         self.n_stale_validations = 0  # since the best one
         self.restored: Checkpoint | None = None
+        self._code_version = code_version() if self._context.is_main else None  # of now: files may change meanwhile
 
     def restore(self, latest: Checkpoint | None) -> None:
         """Let the trainer continue from a verified checkpoint; without one it is at its start."""
@@ -139,6 +141,19 @@ class Checkpointer:
             pending_losses=pending,
             pending_steps=trainer.loss_steps,
             lineage=self.restored.state.lineage_with(fingerprint) if self.restored else [(fingerprint, 0)],
+            attempts=[*(self.restored.state.known_attempts if self.restored else []), self._attempt()],
+        )
+
+    def _attempt(self) -> Attempt:
+        """What this process adds to the run."""
+        config = self._trainer.config
+        return Attempt(
+            step=self.restored.state.step if self.restored else 0,
+            data_fingerprint=self._inputs.data_fingerprint,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            world_size=self._context.world_size,
+            code_version=self._code_version,
         )
 
     def _write(self, content: Snapshot, state: TrainState, is_best: bool) -> None:

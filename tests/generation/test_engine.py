@@ -10,7 +10,7 @@ import torch
 from slm_ray.generation.detokenizer import TextStream
 from slm_ray.generation.engine import Engine, PromptError
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineThread
-from slm_ray.generation.request import Completion
+from slm_ray.generation.request import Completion, Request
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
@@ -34,6 +34,20 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Decoder:
     return without_end(talkative_model(tokenizer), tokenizer)
+
+
+@pytest.mark.parametrize("method", ["accept", "end_prompt"])
+def test_ctrl_c_is_no_fault_of_a_request(
+    model: Decoder, tokenizer: Tokenizer, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    engine = Engine(TorchBackend(model), tokenizer)
+    engine.add(engine.request("Once", GREEDY))
+    monkeypatch.setattr(Request, method, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
 
 
 def naive_greedy(model: Decoder, tokenizer: Tokenizer, prompt: str, count: int) -> list[int]:

@@ -3,14 +3,15 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines import explain, prepare
+from slm_ray.dataset import provenance
 from slm_ray.dataset.manifest import MANIFEST, load_manifest
 from slm_ray.errors import UserError
+from slm_ray.sources import input_files
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 ROWS = 40  # rows of each file
@@ -133,15 +134,31 @@ def test_an_altered_shard_is_named_and_only_where_it_matters(data, tmp_path):
 
 def test_a_story_is_found_where_ranges_are_cut_otherwise(data, monkeypatch):
     expected = explain.explain(data, "b.jsonl#6")
-    monkeypatch.setattr(explain, "range_number", lambda manifest, file, row: 99)
+    monkeypatch.setattr(explain, "range_number", lambda manifest, source: 99)
     assert explain.explain(data, "b.jsonl#6") == expected
 
 
-def test_a_row_names_its_range():
-    files = [{"name": name, "rows": rows} for name, rows in (("a", 4001), ("b", 0), ("c", 4000), ("d", 9000))]
-    manifest = SimpleNamespace(source={"files": files}, parameters={"rows_per_range": 4000})
-    rows = [(0, 0), (0, 3999), (0, 4000), (2, 0), (2, 3999), (3, 0), (3, 8000)]
-    assert [explain.range_number(manifest, files[file], row) for file, row in rows] == [0, 0, 1, 2, 2, 3, 5]
+def test_a_story_behind_a_wrong_guess_is_found_though_the_guessed_shard_was_altered(data, tmp_path, monkeypatch):
+    copy = shutil.copytree(data, tmp_path / "data")
+    (copy / "train/00000.parquet").write_bytes(b"altered")
+    monkeypatch.setattr(explain, "range_number", lambda manifest, source: 0)
+    assert fields(copy, "b.jsonl#6") == fields(data, "b.jsonl#6")
+
+
+def test_ranges_that_end_with_their_bytes_are_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_files, "RANGE_BYTES", 900)
+    source = tmp_path / "long.jsonl"
+    texts = [long_story(number) if number % 3 else "x" for number in range(ROWS)]  # every third is too short
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    words = ["--source", str(source), "--output", str(tmp_path / "data"), "--vocab-size", "300"]
+    assert prepare.main([*words, "--validation-fraction", "0.2", "--max-rejected", "1"]) == 0
+    manifest = load_manifest(tmp_path / "data")
+    assert len(manifest.splits["train"].shards) > 5
+    for split in (*manifest.splits.values(), manifest.rejected):
+        for shard in split.shards:
+            for row in pq.read_table(tmp_path / "data" / shard.file).to_pylist():
+                number = provenance.range_number(manifest, provenance.source_row(manifest, row["story_id"]))
+                assert shard.file.endswith(f"/{number:05d}.parquet")
 
 
 def test_a_file_without_rows_is_said_to_have_none(data, tmp_path):

@@ -9,6 +9,9 @@ from slm_ray.dataset import shards
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, Manifest, Split, fingerprint
 from slm_ray.tokenization.tokenizer import Tokenizer
 
+SAMPLE_ROWS = 1_000_000
+"""More than any test takes."""
+
 
 def write_data(folder: Path, tokenizer: Tokenizer, ranges: dict[str, list[tuple[int, int]]]) -> None:
     """Write sample stories, given by split and shard as (start, stop), as a data set."""
@@ -23,7 +26,7 @@ def write_data(folder: Path, tokenizer: Tokenizer, ranges: dict[str, list[tuple[
     mark = fingerprint(source_digest="test", parameters={}, tokenizer_sha256=tokenizer.sha256, splits=splits)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        source={},
+        source={"digest": "test", "files": [{"name": "sample", "rows": SAMPLE_ROWS, "sha256": "test", "split": None}]},
         parameters={},
         tokenizer={"vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
         splits=splits,
