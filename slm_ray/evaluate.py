@@ -1,6 +1,7 @@
 """Measure a model on a split: `python slm_ray/evaluate.py`.
 
-In: a model reference and a prepared data set. Out: nats per token, bits per byte and perplexity, as one JSON line.
+In: a model reference and a prepared data set. Out: nats a token, bits per byte and perplexity, as a table for a person
+on standard error and as one JSON object for a program on standard output; with `--against` how it differs from another.
 """
 
 if __name__ == "__main__":
@@ -14,23 +15,29 @@ if __name__ == "__main__":
 
 import dataclasses
 import json
-import math
+import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
-from slm_ray.dataset.batches import TokenStream
-from slm_ray.dataset.manifest import load_manifest
-from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
-from slm_ray.generation.backend_choice import BackendName, make_backend
-from slm_ray.model.decoder import Decoder
-from slm_ray.runs.checkpoint import load_model
-from slm_ray.tracking.registry import resolved_model
-from slm_ray.training.context import TrainContext
-from slm_ray.training.evaluation import bits_per_byte, evaluate
+from slm_ray.evaluation.measurement import (
+    Data,
+    Measure,
+    Measurement,
+    Split,
+    check_tokenizer,
+    difference,
+    finite,
+    measure,
+    subject,
+    torch_threads,
+)
+from slm_ray.evaluation.pictures import write_picture
+from slm_ray.evaluation.summary_text import measurement_text
+from slm_ray.generation.backend_choice import BackendName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,47 +48,56 @@ class EvaluateConfig:
     """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
     data: str = "data/tinystories"
     """Folder of the data set; it must have been prepared with the model's tokenizer."""
-    split: Literal["train", "validation", "test"] = "validation"
+    split: Split = "validation"
     """Which split."""
+    measure: Measure = "stories"
+    """stories: each with its own beginning as context, longer ones in windows that overlap by half; windows: of the
+    stream of tokens, cut anywhere, as training validates."""
+    against: str = ""
+    """Another model, compared on the same stories, also where its tokenizer is another."""
     backend: BackendName = "torch"
     """What computes: torch in fp32, or a backend of the server, to see what its numbers lose."""
+    threads: int = 0
+    """Threads that compute; 0 takes one a core. The last digits of a sum may depend on it."""
+    json: bool = False
+    """Print one JSON object with all tables, and nothing for a person."""
+    picture: str = ""
+    """PNG file to write: loss by position and by length of story."""
     tracking_uri: str = ""
     """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
 
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise UserError(f"threads ({self.threads}) must be 0 or more")
+        for name in ("against", "picture"):
+            if getattr(self, name) and self.measure != "stories":
+                raise UserError(f"--{name} needs --measure stories: the windows of the stream know no stories")
 
-def evaluate_model(config: EvaluateConfig) -> dict[str, float | str]:
-    """Loss of the model over the whole split, with the model's and the data's names beside it.
+
+def evaluate_model(config: EvaluateConfig) -> tuple[Measurement, Measurement | None]:
+    """The measurement of the model, and of the one that it is compared with.
 
     Raises:
-        UserError: no such model or data set, another tokenizer, or an empty split.
+        UserError: no such model or data set, another tokenizer, an empty split, or a model that diverged.
     """
-    manifest = load_manifest(config.data)
-    with resolved_model(config.model, config.tracking_uri) as resolved:
-        model, tokenizer = load_model(resolved.path)
-    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
-        raise UserError(f"{config.data} was prepared with another tokenizer than {config.model}'s: pass its own data")
-    tokens, n_bytes = read_split(config.data, config.split, manifest=manifest)
-    if not len(tokens):
-        raise UserError(f"{config.data} has no stories in its {config.split} split")
-    stream = TokenStream.of_split(tokens, n_bytes, tokenizer.eos_id)
-    metrics = _measure(model, stream, config.backend)
-    return {
-        "model": f"{resolved.name} {resolved.version}",
-        "split": config.split,
-        "backend": config.backend,
-        "tokens": stream.n_targets,
-        "data_fingerprint": manifest.fingerprint,
-        **metrics,
-    }
+    data = Data.open(config.data, config.split)
+    with torch_threads(config.threads):
+        with subject(config.model, config.tracking_uri) as found:
+            check_tokenizer(found, data)
+            first = measure(found, data, by=config.measure, backend=config.backend)
+        if not config.against:
+            return first, None
+        with subject(config.against, config.tracking_uri) as other:
+            return first, measure(other, data, backend=config.backend)
 
 
-def _measure(model: Decoder, stream: TokenStream, backend: BackendName) -> dict[str, float]:
-    if backend == "torch":
-        found = evaluate(model, stream, seq_len=model.config.seq_len, context=TrainContext())
-        return {name.removeprefix("val_"): value for name, value in found.metrics.items()}
-    bits = bits_per_byte(make_backend(model, 1, backend), stream)
-    loss = bits * math.log(2) * stream.n_bytes / stream.n_targets
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits}
+def result(first: Measurement, second: Measurement | None, *, with_tables: bool = True) -> dict[str, Any]:
+    """All of it as one object for JSON."""
+    values = first.summary() | (first.tables() if with_tables else {})
+    if second is not None:
+        paired = {name: finite(value) for name, value in dataclasses.asdict(difference(first, second)).items()}
+        values["against"] = {"bits_per_byte_difference": paired, **second.summary()}
+    return values
 
 
 @command
@@ -90,5 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_default_environment()
     about = (EvaluateConfig.__doc__ or "").splitlines()[0]
     config = parse(EvaluateConfig, argv, prog="evaluate.py", about=about, default=EvaluateConfig())
-    print(json.dumps(evaluate_model(config)))
+    first, second = evaluate_model(config)
+    if config.picture:
+        write_picture(config.picture, first, second)
+    if not config.json:
+        print(measurement_text(result(first, second)), file=sys.stderr)
+    print(json.dumps(result(first, second, with_tables=config.json), allow_nan=False))
     return 0
