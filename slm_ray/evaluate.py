@@ -37,6 +37,7 @@ from slm_ray.evaluation.measurement import (
 )
 from slm_ray.evaluation.pictures import write_picture
 from slm_ray.evaluation.summary_text import measurement_text
+from slm_ray.evaluation.written import Written, write_and_score
 from slm_ray.generation.backend_choice import BackendName
 
 
@@ -59,6 +60,10 @@ class EvaluateConfig:
     """What computes: torch in fp32, or a backend of the server, to see what its numbers lose."""
     threads: int = 0
     """Threads that compute; 0 takes one a core. The last digits of a sum may depend on it."""
+    writing: bool = False
+    """Let the model write stories, and score these too."""
+    beginnings: int = 40
+    """Held-out stories of which the model is given the beginning to go on, at least 1; a fixed list comes on top."""
     json: bool = False
     """Print one JSON object with all tables, and nothing for a person."""
     picture: str = ""
@@ -69,13 +74,38 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise UserError(f"threads ({self.threads}) must be 0 or more")
+        if self.beginnings < 1:
+            raise UserError(f"beginnings ({self.beginnings}) must be at least 1")
         for name in ("against", "picture"):
             if getattr(self, name) and self.measure != "stories":
                 raise UserError(f"--{name} needs --measure stories: the windows of the stream know no stories")
 
 
-def evaluate_model(config: EvaluateConfig) -> tuple[Measurement, Measurement | None]:
-    """The measurement of the model, and of the one that it is compared with.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the options asked for."""
+
+    own: Measurement
+    other: Measurement | None = None
+    """Of the model that it is compared with."""
+    written: Written | None = None
+
+    def to_record(self, *, with_tables: bool = True) -> dict[str, Any]:
+        """All of it as one object for JSON."""
+        values = self.own.summary() | (self.own.tables() if with_tables else {})
+        if self.other is not None:
+            paired = dataclasses.asdict(difference(self.own, self.other))
+            values["against"] = {
+                "bits_per_byte_difference": {name: finite(value) for name, value in paired.items()},
+                **self.other.summary(),
+            }
+        if self.written is not None:
+            values["writing"] = self.written.to_record()
+        return values
+
+
+def evaluate_model(config: EvaluateConfig) -> Found:
+    """Measure the model, and the one that it is compared with.
 
     Raises:
         UserError: no such model or data set, another tokenizer, an empty split, or a model that diverged.
@@ -84,20 +114,13 @@ def evaluate_model(config: EvaluateConfig) -> tuple[Measurement, Measurement | N
     with torch_threads(config.threads):
         with subject(config.model, config.tracking_uri) as found:
             check_tokenizer(found, data)
-            first = measure(found, data, by=config.measure, backend=config.backend)
+            own = measure(found, data, by=config.measure, backend=config.backend)
+            written = write_and_score(found, data, config.beginnings) if config.writing else None
         if not config.against:
-            return first, None
-        with subject(config.against, config.tracking_uri) as other:
-            return first, measure(other, data, backend=config.backend)
-
-
-def result(first: Measurement, second: Measurement | None, *, with_tables: bool = True) -> dict[str, Any]:
-    """All of it as one object for JSON."""
-    values = first.summary() | (first.tables() if with_tables else {})
-    if second is not None:
-        paired = {name: finite(value) for name, value in dataclasses.asdict(difference(first, second)).items()}
-        values["against"] = {"bits_per_byte_difference": paired, **second.summary()}
-    return values
+            return Found(own=own, written=written)
+        with subject(config.against, config.tracking_uri) as model:
+            other = measure(model, data, backend=config.backend)
+            return Found(own=own, other=other, written=written)
 
 
 @command
@@ -106,10 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_default_environment()
     about = (EvaluateConfig.__doc__ or "").splitlines()[0]
     config = parse(EvaluateConfig, argv, prog="evaluate.py", about=about, default=EvaluateConfig())
-    first, second = evaluate_model(config)
+    found = evaluate_model(config)
     if config.picture:
-        write_picture(config.picture, first, second)
+        write_picture(config.picture, found.own, found.other)
     if not config.json:
-        print(measurement_text(result(first, second)), file=sys.stderr)
-    print(json.dumps(result(first, second, with_tables=config.json), allow_nan=False))
+        print(measurement_text(found.to_record()), file=sys.stderr)
+    print(json.dumps(found.to_record(with_tables=config.json), allow_nan=False))
     return 0

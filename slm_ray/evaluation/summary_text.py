@@ -25,6 +25,8 @@ def measurement_text(result: Mapping[str, Any]) -> str:
     if result.get("by_position"):
         lines += ["", *_table("place in story", result["by_position"], ("tokens", "loss"))]
         lines += ["", *_table("tokens of story", result["by_length"], ("stories", "tokens", "loss", "bits_per_byte"))]
+    if "writing" in result:
+        lines += ["", *_writing(result["writing"])]
     if "against" in result:
         lines += ["", *_comparison(result["model"], result["against"])]
     return "\n".join(lines)
@@ -63,3 +65,19 @@ def _comparison(model: str, against: Mapping[str, Any]) -> list[str]:
         f"  {model} less it  {paired['mean']:+.5f} ± {paired['standard_error']:.5f} bits per byte, 95 % interval "
         f"{paired['low']:+.5f} to {paired['high']:+.5f}: {verdict}",
     ]
+
+
+def _writing(writing: Mapping[str, Any]) -> list[str]:
+    """The scores of what the model wrote, and of the held-out stories as they really go on."""
+    lines = [f"  {'written stories':>26}{'the model':>15}{'own endings':>15}"]
+    for name, value in writing["scores"].items():
+        if isinstance(value, int | float):
+            own = writing["own_endings"][name]
+            lines.append(f"  {name.replace('_', ' '):>26}{_number(value):>15}{_number(own):>15}")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -92,6 +92,18 @@ def test_the_stream_is_measured_as_training_does(
     assert by_story["loss"] != pytest.approx(stream["loss"], rel=1e-6)
 
 
+def test_written_stories_are_scored_beside_the_own_endings(
+    model: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "--model", model, "--data", tiny_data, "--writing", "--beginnings", "3")
+    assert code == 0
+    assert "written stories" in err and "copied 8 grams" in err
+    writing = json.loads(out)["writing"]
+    assert writing["sampling"] == {"temperature": 0.7, "top_k": 50, "max_tokens": 256}
+    assert (writing["scores"]["stories"], writing["own_endings"]["stories"]) == (23, 3)
+    assert writing["own_endings"]["unknown_words"] < writing["scores"]["unknown_words"]
+
+
 def test_another_tokenizer_is_compared_in_bits_per_byte_of_the_same_texts(
     model: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +154,7 @@ def test_bins_follow_each_other() -> None:
         (["--measure", "windows", "--against", "x"], "--against needs --measure stories"),
         (["--measure", "windows", "--picture", "x"], "--picture needs --measure stories"),
         (["--measure", "words"], "measure"),
+        (["--beginnings", "0"], "beginnings (0) must be at least 1"),
         (["--picture", "no/such/folder/loss.png"], "cannot write no/such/folder/loss.png"),
     ],
 )
