@@ -23,12 +23,16 @@ from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
+from slm_ray.evaluation.card.content import card_subject, make_card
+from slm_ray.evaluation.card.files import altered_pages, check_output, write_card
+from slm_ray.evaluation.card.verification import Verdict, read_card, split_of, verify
 from slm_ray.evaluation.measurement import (
     Data,
     Measure,
     Measurement,
     Split,
     check_tokenizer,
+    default_threads,
     difference,
     finite,
     measure,
@@ -64,6 +68,11 @@ class EvaluateConfig:
     """Let the model write stories, and score these too."""
     beginnings: int = 40
     """Held-out stories of which the model is given the beginning to go on, at least 1; a fixed list comes on top."""
+    card: str = ""
+    """Folder to write: the model's card as JSON, Markdown and HTML, its writing scored too."""
+    verify: str = ""
+    """A card (its folder or card.json), to be computed again from the model and the data: equal, or which number is not
+    (exit code 1)."""
     json: bool = False
     """Print one JSON object with all tables, and nothing for a person."""
     picture: str = ""
@@ -76,9 +85,22 @@ class EvaluateConfig:
             raise UserError(f"threads ({self.threads}) must be 0 or more")
         if self.beginnings < 1:
             raise UserError(f"beginnings ({self.beginnings}) must be at least 1")
+        self._refuse_what_would_be_ignored()
         for name in ("against", "picture"):
             if getattr(self, name) and self.measure != "stories":
                 raise UserError(f"--{name} needs --measure stories: the windows of the stream know no stories")
+
+    def _refuse_what_would_be_ignored(self) -> None:
+        if self.card and self.verify:
+            raise UserError("--card writes a card and --verify checks one: give one of them")
+        for way, known in (("card", _OF_A_CARD), ("verify", _OF_A_CHECK)):
+            for field in dataclasses.fields(self) if getattr(self, way) else ():
+                if field.name not in known and getattr(self, field.name) != field.default:
+                    raise UserError(f"--{field.name.replace('_', '-')} does nothing beside --{way}: leave it out")
+
+
+_OF_A_CHECK = frozenset(("model", "data", "tracking_uri", "json", "verify"))
+_OF_A_CARD = frozenset(("model", "data", "split", "threads", "beginnings", "tracking_uri", "json", "card"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,12 +145,49 @@ def evaluate_model(config: EvaluateConfig) -> Found:
             return Found(own=own, other=other, written=written)
 
 
+def write_model_card(config: EvaluateConfig) -> dict[str, Any]:
+    """Make the model's card, write its folder, and give what is in it.
+
+    Raises:
+        UserError: as `evaluate_model`; the data has no training stories, or the folder cannot be written.
+    """
+    folder = check_output(config.card)
+    data = Data.open(config.data, config.split)
+    with torch_threads(config.threads), card_subject(config.model, config.tracking_uri) as model:
+        card = make_card(model, data, config.beginnings, config.threads or default_threads())
+    write_card(folder, card)
+    return card
+
+
+def check_card(config: EvaluateConfig) -> Verdict:
+    """Compute a card again and compare every value, then the pages beside it.
+
+    Raises:
+        UserError: it is no card, or one of another model or data set than these.
+    """
+    card = read_card(config.verify)
+    data = Data.open(config.data, split_of(card))
+    with card_subject(config.model, config.tracking_uri) as model:
+        verdict = verify(card, model, data)
+    if verdict.differences:
+        return verdict
+    return dataclasses.replace(verdict, differences=tuple(altered_pages(config.verify, card)))
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, measure, print."""
     set_default_environment()
     about = (EvaluateConfig.__doc__ or "").splitlines()[0]
     config = parse(EvaluateConfig, argv, prog="evaluate.py", about=about, default=EvaluateConfig())
+    if config.verify:
+        verdict = check_card(config)
+        print(json.dumps(verdict.to_record()) if config.json else verdict)
+        return 1 if verdict.differences else 0
+    if config.card:
+        card = write_model_card(config)
+        print(json.dumps(card) if config.json else f"{config.card}: {card['loss']['bits_per_byte']} bits per byte")
+        return 0
     found = evaluate_model(config)
     if config.picture:
         write_picture(config.picture, found.own, found.other)

@@ -151,6 +151,11 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def default_threads() -> int:
+    """Threads that compute where nobody says how many."""
+    return torch.get_num_threads()
+
+
 def check_tokenizer(found: Subject, data: Data) -> None:
     """Raises: UserError when the data was prepared with another tokenizer than the model's."""
     if found.tokenizer.sha256 != data.manifest.tokenizer["sha256"]:
