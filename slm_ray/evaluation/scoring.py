@@ -55,6 +55,20 @@ def windows_of(text: int, n_tokens: int, *, seq_len: int, stride: int) -> Iterat
             return
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """What a model makes of some targets."""
+
+    nats: Nats
+    is_likeliest: npt.NDArray[np.bool_]
+    """Whether no other token is likelier, at each."""
+
+    @classmethod
+    def nothing(cls, count: int) -> "Scored":
+        """To be filled."""
+        return cls(np.zeros(count), np.zeros(count, np.bool_))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scorer:
     """A model that is measured: what it computes with, and how much it sees."""
@@ -64,8 +78,8 @@ class Scorer:
     stride: int
     """Tokens by which the next window of a longer text begins later."""
     vocab_size: int
-    nats_of: Callable[[Tokens, Tokens], Nats]
-    """Nats of those targets (B, T) that are not IGNORED_TARGET, row after row, after inputs (B, T)."""
+    score: Callable[[Tokens, Tokens], "Scored"]
+    """Of those targets (B, T) that are not IGNORED_TARGET, row after row, after inputs (B, T)."""
 
     @classmethod
     def of_model(cls, model: Decoder) -> "Scorer":
@@ -75,7 +89,7 @@ class Scorer:
             seq_len=config.seq_len,
             stride=max(config.seq_len // 2, 1),
             vocab_size=config.vocab_size,
-            nats_of=lambda inputs, targets: _torch_nats(model, inputs, targets),
+            score=lambda inputs, targets: _torch_score(model, inputs, targets),
         )
 
     @classmethod
@@ -86,22 +100,21 @@ class Scorer:
             seq_len=config.seq_len,
             stride=max(config.seq_len // 2, 1),
             vocab_size=config.vocab_size,
-            nats_of=lambda inputs, targets: _backend_nats(backend, inputs, targets),
+            score=lambda inputs, targets: _backend_score(backend, inputs, targets),
         )
 
-    def nats(self, texts: Sequence[Tokens], *, counted_from: Sequence[int] | None = None) -> list[Nats]:
-        """The loss of each token of each text but its first, in order.
+    def nats(self, texts: Sequence[Tokens]) -> list[Nats]:
+        """The loss of each token of each text but its first, which is context alone. texts: ids, at least one each."""
+        return [found.nats for found in self.scored(texts, [1] * len(texts))]
 
-        texts: ids, at least one each; the first is context alone. counted_from: for each text, the place of the first
-        target that is wanted, 1 where not given; those before it are context, and their loss is 0.
-        """
-        wanted = [1] * len(texts) if counted_from is None else counted_from
-        found = [np.zeros(len(text) - 1) for text in texts]
+    def scored(self, texts: Sequence[Tokens], counted_from: Sequence[int]) -> list["Scored"]:
+        """As `nats`, from the target at a place of each text on; those before it are context, and left at 0."""
+        found = [Scored.nothing(len(text) - 1) for text in texts]
         windows = [
             window
             for number, text in enumerate(texts)
             for window in windows_of(number, len(text), seq_len=self.seq_len, stride=self.stride)
-            if window.stop >= wanted[number]
+            if window.stop >= counted_from[number]
         ]
         for batch in self._batches(windows):
             length = self._padded(batch[0])
@@ -109,15 +122,16 @@ class Scorer:
             targets = np.full((len(batch), length), IGNORED_TARGET, np.int64)
             places = []
             for row, window in enumerate(batch):
-                text, first = texts[window.text], max(window.first, wanted[window.text])
+                text, first = texts[window.text], max(window.first, counted_from[window.text])
                 inputs[row, : window.stop - window.start] = text[window.start : window.stop]
                 targets[row, first - window.start - 1 : window.stop - window.start] = text[first : window.stop + 1]
                 places.append((window.text, first, window.stop))
-            nats, done = self.nats_of(inputs, targets), 0
+            scored, done = self.score(inputs, targets), 0
             for number, first, stop in places:
-                count = stop - first + 1
-                found[number][first - 1 : stop] = nats[done : done + count]
-                done += count
+                part = slice(done, done + stop - first + 1)
+                found[number].nats[first - 1 : stop] = scored.nats[part]
+                found[number].is_likeliest[first - 1 : stop] = scored.is_likeliest[part]
+                done = part.stop
         return found
 
     def _padded(self, window: Window) -> int:
@@ -136,7 +150,7 @@ class Scorer:
                 yield alike[first : first + rows]
 
 
-def _torch_nats(model: Decoder, inputs: Tokens, targets: Tokens) -> Nats:
+def _torch_score(model: Decoder, inputs: Tokens, targets: Tokens) -> Scored:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -148,14 +162,15 @@ def _torch_nats(model: Decoder, inputs: Tokens, targets: Tokens) -> Nats:
             chosen = logits.gather(-1, wanted[is_wanted][:, None])[:, 0]
             largest = logits.amax(-1, keepdim=True)  # (N, 1)
             sums = logits.sub_(largest).exp_().sum(-1, dtype=torch.float64)
-            nats: Nats = (sums.log() + (largest[:, 0].double() - chosen)).cpu().numpy()
+            short_of = largest[:, 0].double() - chosen
+            found = Scored((sums.log() + short_of).cpu().numpy(), (short_of == 0).cpu().numpy())
     finally:
         model.train(was_training)
-    return nats
+    return found
 
 
-def _backend_nats(backend: Backend, inputs: Tokens, targets: Tokens) -> Nats:
-    rows: list[Nats] = []
+def _backend_score(backend: Backend, inputs: Tokens, targets: Tokens) -> Scored:
+    rows: list[Scored] = []
     for tokens, own in zip(inputs.tolist(), targets):
         found = backend.prefill(0, tokens)  # (T, vocab_size)
         assert found is not None
@@ -163,6 +178,7 @@ def _backend_nats(backend: Backend, inputs: Tokens, targets: Tokens) -> Nats:
         logits = found[places]
         largest = logits.max(-1)
         sums = np.exp(logits - largest[:, None]).sum(-1, dtype=np.float64)
-        rows.append(np.log(sums) + (largest.astype(np.float64) - logits[np.arange(len(places)), own[places]]))
+        short_of = largest.astype(np.float64) - logits[np.arange(len(places)), own[places]]
+        rows.append(Scored(np.log(sums) + short_of, short_of == 0))
     backend.prefill(0, [])
-    return np.concatenate(rows)
+    return Scored(np.concatenate([row.nats for row in rows]), np.concatenate([row.is_likeliest for row in rows]))

@@ -76,10 +76,24 @@ def test_what_is_context_alone_has_no_loss(tiny_tokenizer: Tokenizer) -> None:
     scorer = Scorer.of_model(talkative_model(tiny_tokenizer, seq_len=16))
     texts = texts_of(tiny_tokenizer.vocab_size, [50, 20, 4])
     whole = scorer.nats(texts)
-    part = scorer.nats(texts, counted_from=[30, 20, 1])
+    part = [found.nats for found in scorer.scored(texts, [30, 20, 1])]
     assert (part[0][:29] == 0).all() and (part[0][29:] == whole[0][29:]).all()
     assert (part[1] == 0).all()
     assert (part[2] == whole[2]).all()
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_the_likeliest_tokens_are_those_that_greedy_decoding_takes(tiny_tokenizer: Tokenizer, backend: str) -> None:
+    model = talkative_model(tiny_tokenizer, seq_len=32)
+    scorer = Scorer.of_model(model) if backend == "torch" else Scorer.of_backend(make_backend(model, 1, "onnx"))
+    text = [5]
+    for _ in range(12):
+        with torch.no_grad():
+            text.append(int(model(torch.tensor([text]))[0, -1].argmax()))
+    other = [*text[:6], (text[6] + 1) % tiny_tokenizer.vocab_size, *text[7:]]
+    greedy, not_greedy = scorer.scored([np.array(text), np.array(other)], [1, 1])
+    assert greedy.is_likeliest.all()
+    assert not_greedy.is_likeliest[:5].all() and not not_greedy.is_likeliest[5]
 
 
 def test_a_model_in_training_is_left_as_it_was(tiny_tokenizer: Tokenizer) -> None:
