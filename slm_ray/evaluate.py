@@ -25,6 +25,7 @@ from slm_ray.config.options import parse
 from slm_ray.errors import UserError
 from slm_ray.evaluation.card.content import card_subject, make_card
 from slm_ray.evaluation.card.files import altered_pages, check_output, write_card
+from slm_ray.evaluation.card.signature import altered_since_signed, check_private_key, sign
 from slm_ray.evaluation.card.verification import Verdict, read_card, split_of, verify
 from slm_ray.evaluation.measurement import (
     Data,
@@ -73,6 +74,10 @@ class EvaluateConfig:
     verify: str = ""
     """A card (its folder or card.json), to be computed again from the model and the data: equal, or which number is not
     (exit code 1)."""
+    sign: str = ""
+    """Private key (elliptic curve, PEM) that signs the folder of --card."""
+    signed_by: str = ""
+    """Public key: --verify then asks first whether its owner signed the card's folder."""
     json: bool = False
     """Print one JSON object with all tables, and nothing for a person."""
     picture: str = ""
@@ -93,14 +98,18 @@ class EvaluateConfig:
     def _refuse_what_would_be_ignored(self) -> None:
         if self.card and self.verify:
             raise UserError("--card writes a card and --verify checks one: give one of them")
+        if self.sign and not self.card:
+            raise UserError("--sign signs a card: give its folder with --card")
+        if self.signed_by and not self.verify:
+            raise UserError("--signed-by checks a card's signature: give the card with --verify")
         for way, known in (("card", _OF_A_CARD), ("verify", _OF_A_CHECK)):
             for field in dataclasses.fields(self) if getattr(self, way) else ():
                 if field.name not in known and getattr(self, field.name) != field.default:
                     raise UserError(f"--{field.name.replace('_', '-')} does nothing beside --{way}: leave it out")
 
 
-_OF_A_CHECK = frozenset(("model", "data", "tracking_uri", "json", "verify"))
-_OF_A_CARD = frozenset(("model", "data", "split", "threads", "beginnings", "tracking_uri", "json", "card"))
+_OF_A_CHECK = frozenset(("model", "data", "tracking_uri", "json", "verify", "signed_by"))
+_OF_A_CARD = frozenset(("model", "data", "split", "threads", "beginnings", "tracking_uri", "json", "card", "sign"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,10 +161,14 @@ def write_model_card(config: EvaluateConfig) -> dict[str, Any]:
         UserError: as `evaluate_model`; the data has no training stories, or the folder cannot be written.
     """
     folder = check_output(config.card)
+    if config.sign:
+        check_private_key(config.sign)
     data = Data.open(config.data, config.split)
     with torch_threads(config.threads), card_subject(config.model, config.tracking_uri) as model:
         card = make_card(model, data, config.beginnings, config.threads or default_threads())
     write_card(folder, card)
+    if config.sign:
+        sign(folder, config.sign)
     return card
 
 
@@ -163,9 +176,13 @@ def check_card(config: EvaluateConfig) -> Verdict:
     """Compute a card again and compare every value, then the pages beside it.
 
     Raises:
-        UserError: it is no card, or one of another model or data set than these.
+        UserError: it is no card, or one of another model or data set than these; it has no signature.
     """
     card = read_card(config.verify)
+    if config.signed_by:
+        found = tuple(altered_since_signed(config.verify, config.signed_by))
+        if found:
+            return Verdict(is_same_kind=False, n_values=0, differences=found)
     data = Data.open(config.data, split_of(card))
     with card_subject(config.model, config.tracking_uri) as model:
         verdict = verify(card, model, data)

@@ -40,6 +40,7 @@ ENGINES = {  # package -> the only folders and files that may import it
     "datasets": {"slm_ray/sources/hub.py"},
     "fastapi": {"serve"},
     "lm_eval": {"slm_ray/evaluation/harness.py"},
+    "model_signing": {"slm_ray/evaluation/card/signature.py"},
     "onnx": {"slm_ray/generation/onnx_graph.py"},
     "onnxruntime": {"slm_ray/generation/onnx_backend.py"},
     "pydantic": {"slm_ray/config", "slm_ray/runs/train_state.py", "serve"},

@@ -11,9 +11,11 @@ from pathlib import Path
 from slm_ray.errors import UserError
 from slm_ray.evaluation.card import page
 from slm_ray.evaluation.card.content import Card
+from slm_ray.evaluation.card.signature import SIGNATURE
 from slm_ray.evaluation.card.verification import CARD, Difference
 
 MARKDOWN, HTML, PICTURE = "card.md", "card.html", "loss.png"
+_OURS = frozenset((CARD, MARKDOWN, HTML, PICTURE, SIGNATURE))
 _DRAWN = re.compile(r'src="data:image/png;base64,[A-Za-z0-9+/=]*"')
 
 
@@ -25,7 +27,7 @@ def check_output(folder: str) -> Path:
     """
     place = Path(folder)
     try:
-        others = {path.name for path in place.iterdir()} - {CARD, MARKDOWN, HTML, PICTURE} if place.exists() else set()
+        others = {path.name for path in place.iterdir()} - _OURS if place.exists() else set()
     except OSError as error:
         raise UserError(f"cannot write a card to {folder}: {error.strerror or error}") from error
     if others:
@@ -34,7 +36,11 @@ def check_output(folder: str) -> Path:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write all files of a card; card.json comes last. Raises: UserError when they cannot be written."""
+    """Write all files of a card; card.json comes last, and the signature of an older card goes.
+
+    Raises:
+        UserError: they cannot be written.
+    """
     contents = {
         MARKDOWN: page.markdown(card).encode("utf-8"),
         HTML: page.html(card).encode("utf-8"),
@@ -43,6 +49,7 @@ def write_card(folder: Path, card: Card) -> None:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / SIGNATURE).unlink(missing_ok=True)
         for name, content in contents.items():
             (folder / name).write_bytes(content)
     except OSError as error:
