@@ -51,7 +51,7 @@ class EvaluateConfig:
     """Measure a model on a split of a data set, each token once."""
 
     model: str = "models:/tinystories@champion"
-    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
+    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION), or folder of a checkpoint or of `export.py`."""
     data: str = "data/tinystories"
     """Folder of the data set; it must have been prepared with the model's tokenizer."""
     split: Split = "validation"

@@ -24,8 +24,10 @@ from slm_ray.evaluation.scoring import Scorer
 from slm_ray.evaluation.stories import StoryBlock, encoded_anew, read_stories
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.model.decoder import Decoder
+from slm_ray.runs.checked_files import read_model
 from slm_ray.runs.checkpoint import load_model
 from slm_ray.runs.train_state import Evaluation
+from slm_ray.runs.verification import MARKER
 from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.registry import resolved_model
@@ -130,14 +132,25 @@ def finite(value: float) -> float | None:
 
 @contextlib.contextmanager
 def subject(reference: str, tracking_uri: str = "") -> Iterator[Subject]:
-    """Open a model by its reference, for the length of a block.
+    """Open a model by its reference, or an exported folder in Hugging Face's layout, for the length of a block.
 
     Raises:
-        UserError: there is no such model, or it is corrupt.
+        UserError: there is no such model, or it is corrupt, or its `config.json` is not one that this project wrote.
     """
+    folder = Path(reference)
+    if is_exported(reference):
+        name = f"{folder.resolve().name} (exported)"
+        yield Subject(name=name, model=read_model(folder), tokenizer=Tokenizer.load(folder / TOKENIZER))
+        return
     with resolved_model(reference, tracking_uri) as found:
         model, tokenizer = load_model(Path(found.path))
         yield Subject(name=f"{found.name} {found.version}", model=model, tokenizer=tokenizer)
+
+
+def is_exported(reference: str) -> bool:
+    """Whether it is what `export.py` gives away for transformers: a model's files without their digests."""
+    folder = Path(reference)
+    return (folder / "config.json").is_file() and not (folder / MARKER).exists()
 
 
 @contextlib.contextmanager

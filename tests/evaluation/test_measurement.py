@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from slm_ray import evaluate
+from slm_ray import evaluate, export
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.evaluation.losses import bins
 from slm_ray.evaluation.measurement import Data, Subject, difference, measure, subject, torch_threads
@@ -164,6 +165,32 @@ def test_bad_input_is_one_line_and_2(
     code, out, err = run(capsys, "--model", model, "--data", tiny_data, *arguments)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1 and said in err
+
+
+def test_an_exported_folder_measures_as_its_checkpoint_and_has_no_card(
+    model: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "given-away"
+    assert export.main(["--model", str(model), "--output", str(folder)]) == 0
+    capsys.readouterr()
+    code, out, _ = run(capsys, "--model", folder, "--data", tiny_data, "--against", model)
+    got = json.loads(out)
+    assert code == 0 and got["model"] == "given-away (exported)"
+    assert got["against"]["bits_per_byte_difference"]["mean"] == 0
+    code, _, err = run(capsys, "--model", folder, "--data", tiny_data, "--card", tmp_path / "card")
+    assert code == 2 and "a card is of a checkpoint" in err
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    code, _, err = run(capsys, "--model", folder, "--data", tiny_data)
+    assert code == 2 and len(err.splitlines()) == 1 and "config.json" in err
+
+
+def test_a_checkpoint_without_its_digests_is_corrupt_still(
+    model: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "broken")
+    (folder / "complete.json").unlink()
+    code, _, err = run(capsys, "--model", folder, "--data", tiny_data)
+    assert code == 2 and "complete.json" in err
 
 
 def test_data_of_another_vocabulary_is_refused(
