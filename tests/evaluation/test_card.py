@@ -181,6 +181,36 @@ def test_elsewhere_most_stories_are_written_again(
     assert code == 1 and any("0 of them the same" in line for line in out)
 
 
+@pytest.mark.parametrize(
+    "story",
+    [
+        {"prompt": "Once"},
+        {"prompt": "Once", "text": 3, "tokens": [1], "is_ended": True},
+        {"prompt": "Once", "text": "a", "tokens": [2**70], "is_ended": True},
+        {"prompt": "Once", "text": "a", "tokens": ["b"], "is_ended": True},
+        {"prompt": "Once", "text": "a", "tokens": [-1], "is_ended": True},
+        {"prompt": "Once", "text": "a", "tokens": list(range(-9, 3)), "is_ended": True},
+        "a story",
+    ],
+)
+def test_elsewhere_what_stands_for_a_story_is_refused_or_named(
+    card: Card,
+    story: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    model: Path,
+    tiny_data: Path,
+) -> None:
+    truth = copy.deepcopy(card)
+    monkeypatch.setattr(verification, "make_card", lambda *_: copy.deepcopy(truth))
+    card["made_with"]["machine"]["instructions"] = "OTHER"
+    card["writing"]["stories"][1] = story
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    code, out, err = check(capsys, tmp_path, model, tiny_data)
+    assert (code == 2 and len(err.splitlines()) == 1) or (code == 1 and out[0].startswith("not equal: "))
+
+
 @pytest.mark.parametrize("name", ["card.md", "card.html"])
 def test_an_altered_page_is_named(
     check_altered: Callable[[Card], tuple[int, list[str]]],
@@ -242,6 +272,7 @@ def test_other_data_and_another_model_are_refused(
         ("{", "it is no JSON"),
         ("[]", "is no card"),
         ("[" * 100_000, "it is no JSON"),
+        ('{"a":' * 900 + "1" + "}" * 900, "is no card"),
         ({"format_version": 99}, "format version 99, expected 1"),
         ({"data": {"split": "all"}}, "data.split is all: expected one of train"),
         ({"data": 3}, "data.split is null"),

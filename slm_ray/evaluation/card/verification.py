@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, one_line
 from slm_ray.evaluation.card.content import (
     DIGEST,
     FORMAT_VERSION,
@@ -89,8 +89,9 @@ def read_card(path: str) -> Card:
         raise UserError(f"cannot read the card {place}: {error.strerror or error}") from error
     try:
         card = json.loads(text) if len(text) <= MAX_CARD_BYTES else None
+        dict(_values(card))  # nested too deeply, it could not be compared
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is no card: it is no JSON") from error
+        raise UserError(f"{place} is no card: it is no JSON that can be read") from error
     if not isinstance(card, dict) or not isinstance(card.get("model"), dict) or DIGEST not in card:
         raise UserError(f"{place} is no card that `evaluate.py --card` wrote")
     if card.get("format_version") != FORMAT_VERSION:
@@ -128,8 +129,8 @@ def verify(card: Card, subject: CardSubject, data: Data) -> Verdict:
         found += _written_elsewhere(card, again)
         try:
             again["writing"] = scored_again(subject, data, card)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"the stories in the card are none: {error}") from error
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise UserError(f"the stories in the card are none: {one_line(error)}") from error
         again["made_with"]["machine"] = card["made_with"].get("machine")
     own, other = dict(_values(card)), dict(_values(again))
     names = [name for name in {**own, **other} if name not in _NOT_COMPARED]
