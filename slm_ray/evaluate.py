@@ -1,6 +1,7 @@
 """Measure a model on a split: `python slm_ray/evaluate.py`.
 
-In: a model reference and a prepared data set. Out: nats per token, bits per byte and perplexity, as one JSON line.
+In: a model reference and a prepared data set. Out: nats a token, bits per byte and perplexity, as a table for a person
+on standard error and as one JSON object for a program on standard output; with `--against` how it differs from another.
 """
 
 if __name__ == "__main__":
@@ -14,24 +15,36 @@ if __name__ == "__main__":
 
 import dataclasses
 import json
-import math
+import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
-from slm_ray.dataset.batches import TokenStream
-from slm_ray.dataset.manifest import load_manifest
-from slm_ray.dataset.shards import read_split
 from slm_ray.errors import UserError
-from slm_ray.evaluation.explain import explanation
-from slm_ray.generation.backend_choice import BackendName, make_backend
-from slm_ray.model.decoder import Decoder
-from slm_ray.runs.checkpoint import load_model
-from slm_ray.tracking.registry import resolved_model
-from slm_ray.training.context import TrainContext
-from slm_ray.training.evaluation import bits_per_byte, evaluate
+from slm_ray.evaluation.card.content import card_subject, make_card
+from slm_ray.evaluation.card.files import altered_pages, check_output, write_card
+from slm_ray.evaluation.card.signature import altered_since_signed, check_private_key, sign
+from slm_ray.evaluation.card.verification import Verdict, read_card, split_of, verify
+from slm_ray.evaluation.measurement import (
+    Data,
+    Measure,
+    Measurement,
+    Split,
+    check_tokenizer,
+    default_threads,
+    difference,
+    finite,
+    measure,
+    subject,
+    torch_threads,
+)
+from slm_ray.evaluation.pictures import write_picture
+from slm_ray.evaluation.summary_text import measurement_text
+from slm_ray.evaluation.written import Written, write_and_score
+from slm_ray.generation.backend_choice import BackendName
+from slm_ray.lineage.explain import explanation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,52 +52,146 @@ class EvaluateConfig:
     """Measure a model on a split of a data set, each token once."""
 
     model: str = "models:/tinystories@champion"
-    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
+    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION), or folder of a checkpoint or of `export.py`."""
     data: str = "data/tinystories"
     """Folder of the data set; it must have been prepared with the model's tokenizer."""
-    split: Literal["train", "validation", "test"] = "validation"
+    split: Split = "validation"
     """Which split."""
+    measure: Measure = "stories"
+    """stories: each with its own beginning as context, longer ones in windows that overlap by half; windows: of the
+    stream of tokens, cut anywhere, as training validates."""
+    against: str = ""
+    """Another model, compared on the same stories, also where its tokenizer is another."""
     backend: BackendName = "torch"
     """What computes: torch in fp32, or a backend of the server, to see what its numbers lose."""
+    threads: int = 0
+    """Threads that compute; 0 takes one a core. The last digits of a sum may depend on it."""
+    writing: bool = False
+    """Let the model write stories, and score these too."""
+    beginnings: int = 40
+    """Held-out stories of which the model is given the beginning to go on, at least 1; a fixed list comes on top."""
+    card: str = ""
+    """Folder to write: the model's card as JSON, Markdown and HTML, its writing scored too."""
+    verify: str = ""
+    """A card (its folder or card.json), to be computed again from the model and the data: equal, or which number is not
+    (exit code 1)."""
+    sign: str = ""
+    """Private key (elliptic curve, PEM) that signs the folder of --card."""
+    signed_by: str = ""
+    """Public key: --verify then asks first whether its owner signed the card's folder."""
+    json: bool = False
+    """Print one JSON object with all tables, and nothing for a person."""
+    picture: str = ""
+    """PNG file to write: loss by position and by length of story."""
     tracking_uri: str = ""
     """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
     explain: str = ""
     """Measure nothing: say where this model comes from; `--explain MODEL --help` lists the options, --step for one."""
 
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise UserError(f"threads ({self.threads}) must be 0 or more")
+        if self.beginnings < 1:
+            raise UserError(f"beginnings ({self.beginnings}) must be at least 1")
+        self._refuse_what_would_be_ignored()
+        for name in ("against", "picture"):
+            if getattr(self, name) and self.measure != "stories":
+                raise UserError(f"--{name} needs --measure stories: the windows of the stream know no stories")
 
-def evaluate_model(config: EvaluateConfig) -> dict[str, float | str]:
-    """Loss of the model over the whole split, with the model's and the data's names beside it.
+    def _refuse_what_would_be_ignored(self) -> None:
+        if self.card and self.verify:
+            raise UserError("--card writes a card and --verify checks one: give one of them")
+        if self.sign and not self.card:
+            raise UserError("--sign signs a card: give its folder with --card")
+        if self.signed_by and not self.verify:
+            raise UserError("--signed-by checks a card's signature: give the card with --verify")
+        for way, known in (("card", _OF_A_CARD), ("verify", _OF_A_CHECK)):
+            for field in dataclasses.fields(self) if getattr(self, way) else ():
+                if field.name not in known and getattr(self, field.name) != field.default:
+                    raise UserError(f"--{field.name.replace('_', '-')} does nothing beside --{way}: leave it out")
+
+
+_OF_A_CHECK = frozenset(("model", "data", "tracking_uri", "json", "verify", "signed_by"))
+_OF_A_CARD = frozenset(("model", "data", "split", "threads", "beginnings", "tracking_uri", "json", "card", "sign"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the options asked for."""
+
+    own: Measurement
+    other: Measurement | None = None
+    """Of the model that it is compared with."""
+    written: Written | None = None
+
+    def to_record(self, *, with_tables: bool = True) -> dict[str, Any]:
+        """All of it as one object for JSON."""
+        values = self.own.summary() | (self.own.tables() if with_tables else {})
+        if self.other is not None:
+            paired = dataclasses.asdict(difference(self.own, self.other))
+            values["against"] = {
+                "bits_per_byte_difference": {name: finite(value) for name, value in paired.items()},
+                **self.other.summary(),
+            }
+        if self.written is not None:
+            values["writing"] = self.written.to_record()
+        return values
+
+
+def evaluate_model(config: EvaluateConfig) -> Found:
+    """Measure the model, and the one that it is compared with.
 
     Raises:
-        UserError: no such model or data set, another tokenizer, or an empty split.
+        UserError: no such model or data set, another tokenizer, an empty split, or a model that diverged.
     """
-    manifest = load_manifest(config.data)
-    with resolved_model(config.model, config.tracking_uri) as resolved:
-        model, tokenizer = load_model(resolved.path)
-    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
-        raise UserError(f"{config.data} was prepared with another tokenizer than {config.model}'s: pass its own data")
-    tokens, n_bytes = read_split(config.data, config.split, manifest=manifest)
-    if not len(tokens):
-        raise UserError(f"{config.data} has no stories in its {config.split} split")
-    stream = TokenStream.of_split(tokens, n_bytes, tokenizer.eos_id)
-    metrics = _measure(model, stream, config.backend)
-    return {
-        "model": f"{resolved.name} {resolved.version}",
-        "split": config.split,
-        "backend": config.backend,
-        "tokens": stream.n_targets,
-        "data_fingerprint": manifest.fingerprint,
-        **metrics,
-    }
+    data = Data.open(config.data, config.split)
+    with torch_threads(config.threads):
+        with subject(config.model, config.tracking_uri) as found:
+            check_tokenizer(found, data)
+            own = measure(found, data, by=config.measure, backend=config.backend)
+            written = write_and_score(found, data, config.beginnings) if config.writing else None
+        if not config.against:
+            return Found(own=own, written=written)
+        with subject(config.against, config.tracking_uri) as model:
+            other = measure(model, data, backend=config.backend)
+            return Found(own=own, other=other, written=written)
 
 
-def _measure(model: Decoder, stream: TokenStream, backend: BackendName) -> dict[str, float]:
-    if backend == "torch":
-        found = evaluate(model, stream, seq_len=model.config.seq_len, context=TrainContext())
-        return {name.removeprefix("val_"): value for name, value in found.metrics.items()}
-    bits = bits_per_byte(make_backend(model, 1, backend), stream)
-    loss = bits * math.log(2) * stream.n_bytes / stream.n_targets
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits}
+def write_model_card(config: EvaluateConfig) -> dict[str, Any]:
+    """Make the model's card, write its folder, and give what is in it.
+
+    Raises:
+        UserError: as `evaluate_model`; the data has no training stories, or the folder cannot be written.
+    """
+    folder = check_output(config.card)
+    if config.sign:
+        check_private_key(config.sign)
+    data = Data.open(config.data, config.split)
+    with torch_threads(config.threads), card_subject(config.model, config.tracking_uri) as model:
+        card = make_card(model, data, config.beginnings, config.threads or default_threads())
+    write_card(folder, card)
+    if config.sign:
+        sign(folder, config.sign)
+    return card
+
+
+def check_card(config: EvaluateConfig) -> Verdict:
+    """Compute a card again and compare every value, then the pages beside it.
+
+    Raises:
+        UserError: it is no card, or one of another model or data set than these; it has no signature.
+    """
+    card = read_card(config.verify)
+    if config.signed_by:
+        found = tuple(altered_since_signed(config.verify, config.signed_by))
+        if found:
+            return Verdict(is_same_kind=False, n_values=0, differences=found)
+    data = Data.open(config.data, split_of(card))
+    with card_subject(config.model, config.tracking_uri) as model:
+        verdict = verify(card, model, data)
+    if verdict.differences:
+        return verdict
+    return dataclasses.replace(verdict, differences=tuple(altered_pages(config.verify, card)))
 
 
 @command
@@ -96,5 +203,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     about = (EvaluateConfig.__doc__ or "").splitlines()[0]
     config = parse(EvaluateConfig, argv, prog="evaluate.py", about=about, default=EvaluateConfig())
-    print(json.dumps(evaluate_model(config)))
+    if config.verify:
+        verdict = check_card(config)
+        print(json.dumps(verdict.to_record()) if config.json else verdict)
+        return 1 if verdict.differences else 0
+    if config.card:
+        card = write_model_card(config)
+        print(json.dumps(card) if config.json else f"{config.card}: {card['loss']['bits_per_byte']} bits per byte")
+        return 0
+    found = evaluate_model(config)
+    if config.picture:
+        write_picture(config.picture, found.own, found.other)
+    if not config.json:
+        print(measurement_text(found.to_record()), file=sys.stderr)
+    print(json.dumps(found.to_record(with_tables=config.json), allow_nan=False))
     return 0

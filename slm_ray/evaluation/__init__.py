@@ -1,5 +1,5 @@
-"""How good a model is, and whether it may take the champion's place.
+"""How good a model is, in numbers that anyone can compute again.
 
-In: a model, a prepared data set. Out: losses a story, differences between two models, a promotion. May know: training,
-tracking, generation and what lies below them.
+In: a model, its tokenizer, the stories of a split. Out: losses story by story, comparisons of two models, scores of
+stories that the model writes, a card of all of it. May know: torch, matplotlib, jinja2, training, tracking and below.
 """

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 from slm_ray.errors import UserError
-from slm_ray.evaluation.paired import PairedDifference
+from slm_ray.evaluation.comparison import PairedDifference
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.golden import BrokenModelError, compare_with_torch
 from slm_ray.runs.checkpoint import load_model

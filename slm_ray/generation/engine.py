@@ -84,9 +84,8 @@ class Engine:
             raise PromptError(f"the prompt has more tokens than the {limit} of this model's context: shorten it")
         ids = _encode(prompt, self.tokenizer) if isinstance(prompt, str) else _check_ids(prompt, self.tokenizer)
         if len(ids) > limit:
-            raise PromptError(
-                f"the prompt has {len(ids)} tokens and the context of this model holds {limit}: shorten it"
-            )
+            sizes = f"the prompt has {len(ids)} tokens and the context of this model holds {limit}"
+            raise PromptError(f"{sizes}: shorten it")
         return Request(self.tokenizer, ids, params)
 
     def add(self, request: Request) -> None:

@@ -9,7 +9,7 @@ import torch
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.evaluation import promotion
-from slm_ray.evaluation.paired import PairedDifference
+from slm_ray.evaluation.comparison import PairedDifference
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint

@@ -24,7 +24,7 @@ FLOORS = [  # bottom up: a room imports only what lies on the floors below it, o
     {"sources", "generation", "runs"},
     {"preparation", "tracking"},
     {"training"},
-    {"evaluation"},
+    {"evaluation", "lineage"},
     {"distributed"},
     {"train", "generate", "evaluate", "export"},
 ]
@@ -39,11 +39,13 @@ ENGINES = {  # package -> the only folders and files that may import it
     "torch.utils.tensorboard": {"slm_ray/tracking"},
     "datasets": {"slm_ray/sources/hub.py"},
     "fastapi": {"serve"},
+    "lm_eval": {"slm_ray/evaluation/harness.py"},
+    "model_signing": {"slm_ray/evaluation/card/signature.py"},
     "onnx": {"slm_ray/generation/onnx_graph.py"},
     "onnxruntime": {"slm_ray/generation/onnx_backend.py"},
     "pydantic": {"slm_ray/config", "slm_ray/runs/train_state.py", "serve"},
     "tyro": {"slm_ray/config", "pipelines/config.py", "pipelines/options.py"},
-    "torch": {f"slm_ray/{room}" for room in ("model", "generation", "runs", "training", "distributed")},
+    "torch": {f"slm_ray/{room}" for room in ("model", "generation", "runs", "training", "evaluation", "distributed")},
 }
 TORCH_ON_TOP = {"slm_ray/evaluate.py", "slm_ray/generate.py", "slm_ray/tracking/tensorboard_tracker.py", "serve"}
 ENGINES["torch"] |= TORCH_ON_TOP

@@ -99,12 +99,12 @@ def test_from_stories_to_an_answer_over_http(home: Path) -> None:
     told = run(home, "slm_ray/generate.py --prompt Once --max-tokens 20 --seed 1")
     assert told.returncode == 0, told.stderr
     assert told.stdout.startswith("Once")
-    measured = run(home, "slm_ray/evaluate.py")
+    measured = run(home, "slm_ray/evaluate.py --measure windows --json")
     assert measured.returncode == 0, measured.stderr
     got = json.loads(measured.stdout)
     assert got["data_fingerprint"] == manifest.fingerprint
     assert got["loss"] == pytest.approx(checkpoint.load_state(best).metrics.val_loss, rel=0.02)
-    rounded = run(home, "slm_ray/evaluate.py --backend onnx-int8")
+    rounded = run(home, "slm_ray/evaluate.py --measure windows --backend onnx-int8")
     assert rounded.returncode == 0, rounded.stderr
     assert json.loads(rounded.stdout)["bits_per_byte"] == pytest.approx(got["bits_per_byte"], rel=0.02)
     exported = run(home, "slm_ray/export.py --output away")

@@ -13,7 +13,7 @@ from slm_ray import evaluate
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.batches import TrainBatches
 from slm_ray.dataset.manifest import MANIFEST, load_manifest
-from slm_ray.evaluation import lineage
+from slm_ray.lineage.chain import trace
 from slm_ray.runs import checkpoint
 from slm_ray.runs.code_version import CodeVersion, code_version
 from slm_ray.runs.train_state import TrainState
@@ -245,6 +245,6 @@ def test_a_story_cannot_act_on_the_terminal(run: TrainInputs, monkeypatch: pytes
 
 
 def test_the_preset_of_a_run_is_found(run: TrainInputs) -> None:
-    chain = lineage.trace(str(run.folder.latest))
+    chain = trace(str(run.folder.latest))
     assert chain.differences["model.d_ff"][1] == 64
     assert chain.differences["optim.warmup_steps"][1] == 2

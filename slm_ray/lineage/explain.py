@@ -11,7 +11,7 @@ from typing import Any
 
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError, visible
-from slm_ray.evaluation.lineage import SHORT, Lineage, Piece, StepStories, stories_of_step, trace
+from slm_ray.lineage.chain import SHORT, Lineage, Piece, StepStories, stories_of_step, trace
 from slm_ray.runs.train_state import Attempt
 
 OPTION = "--explain"

@@ -1,0 +1,47 @@
+"""On which kind of machine a card was made: within one kind every sum is the same to the last digit.
+
+In: this process. Out: plain values. No name of a host, a user or a folder is among them.
+"""
+
+import hashlib
+import importlib.metadata
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def machine_kind(threads: int) -> dict[str, Any]:
+    """What decides how a sum is rounded: the processor's instructions, the libraries, the number of threads."""
+    return {
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "processor": _cpu_field("model name") or platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "flags_sha256": hashlib.sha256(" ".join(sorted(_cpu_field("flags").split())).encode()).hexdigest()[:16],
+        "torch": str(torch.__version__),
+        "numpy": importlib.metadata.version("numpy"),
+        "onnxruntime": _version("onnxruntime"),
+        "threads": threads,
+    }
+
+
+def _cpu_field(name: str) -> str:
+    """A line of /proc/cpuinfo; empty where there is none, as on other systems than Linux."""
+    try:
+        text = _CPU_INFO.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(rf"^{name}\s*:\s*(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

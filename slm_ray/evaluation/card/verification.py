@@ -1,0 +1,196 @@
+"""Is a card true? It is computed again from the model and the data, and every number is compared.
+
+In: a card, the model, the data set. Out: which values differ. On the machine kind that the card was made on every value
+must be the same to the last digit. Elsewhere sums are rounded otherwise: there a loss may differ by `LOSS_BOUND`, and
+since a draw of a token may then fall on its other side, `SAME_STORIES` of the stories must be written again word for
+word. The scores are then computed from the stories in the card, and must be equal to the last digit anywhere.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm_ray.errors import UserError, one_line
+from slm_ray.evaluation.card.content import (
+    DIGEST,
+    FORMAT_VERSION,
+    Card,
+    CardSubject,
+    digest,
+    make_card,
+    scored_again,
+)
+from slm_ray.evaluation.card.machine import machine_kind
+from slm_ray.evaluation.measurement import Data, torch_threads
+
+CARD = "card.json"
+MAX_CARD_BYTES = 64 * 2**20
+LOSS_BOUND = 1e-5
+"""By how much of its value, or by how many nats or bits, a loss may differ on another machine kind: fp32 logits differ
+by about 1e-6 there."""
+SAME_STORIES = 0.5
+"""Share of the stories that must be the same on another machine kind."""
+_NOT_COMPARED = ("model.name", f"{DIGEST}")
+"""The same weights go by several names."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A value of a card that is not what was computed."""
+
+    name: str
+    """As `loss.bits_per_byte`."""
+    stated: Any
+    computed: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} is {_short(self.stated)} in the card, and {_short(self.computed)} was computed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What came of computing a card again."""
+
+    is_same_kind: bool
+    """Whether this machine is of the kind that the card was made on."""
+    n_values: int
+    """Values that were compared."""
+    differences: tuple[Difference, ...]
+
+    def __str__(self) -> str:
+        """One line for a true card, one for each value that is not."""
+        if self.differences:
+            return "\n".join(f"not equal: {difference}" for difference in self.differences)
+        if self.is_same_kind:
+            return f"equal: {self.n_values:,} values, to the last digit"
+        return f"equal: {self.n_values:,} values, losses within {LOSS_BOUND:g} (made on another kind of machine)"
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"equal": not self.differences} | dataclasses.asdict(self)
+
+
+def read_card(path: str) -> Card:
+    """A card out of its file or the folder that it lies in.
+
+    Raises:
+        UserError: there is none, or it is not one that this version reads.
+    """
+    place = Path(path)
+    place = place / CARD if place.is_dir() else place
+    try:
+        with place.open("rb") as file:
+            text = file.read(MAX_CARD_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"cannot read the card {place}: {error.strerror or error}") from error
+    try:
+        card = json.loads(text) if len(text) <= MAX_CARD_BYTES else None
+        dict(_values(card))  # nested too deeply, it could not be compared
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is no card: it is no JSON that can be read") from error
+    if not isinstance(card, dict) or not isinstance(card.get("model"), dict) or DIGEST not in card:
+        raise UserError(f"{place} is no card that `evaluate.py --card` wrote")
+    if card.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{place} has format version {card.get('format_version')}, expected {FORMAT_VERSION}")
+    return card
+
+
+def split_of(card: Mapping[str, Any]) -> Any:
+    """The split that a card was made on. Raises: UserError when it names none."""
+    return _value(card, "data", "split", ("train", "validation", "test"))
+
+
+def verify(card: Card, subject: CardSubject, data: Data) -> Verdict:
+    """Compute a card again and compare.
+
+    Raises:
+        UserError: the card is of another model or data set than these, or its parts are not those of a card.
+    """
+    for name in ("weights_sha256", "tokenizer_sha256"):
+        stated, own = card["model"].get(name), subject.identity[name]
+        if stated != own:
+            raise UserError(f"the card is of another model: its {name} is {_short(stated)}, not {_short(own)}")
+    stated = card.get("data", {}).get("fingerprint") if isinstance(card.get("data"), dict) else None
+    if stated != data.manifest.fingerprint:
+        raise UserError(
+            f"the card is of another data set: its fingerprint is {_short(stated)}, and that of {data.folder} is "
+            f"{_short(data.manifest.fingerprint)}"
+        )
+    threads, beginnings = _made_with(card)
+    with torch_threads(threads):
+        again = make_card(subject, data, beginnings, threads)
+    is_same_kind = card["made_with"].get("machine") == machine_kind(threads)
+    found: list[Difference] = []
+    if not is_same_kind:
+        found += _written_elsewhere(card, again)
+        try:
+            again["writing"] = scored_again(subject, data, card)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise UserError(f"the stories in the card are none: {one_line(error)}") from error
+        again["made_with"]["machine"] = card["made_with"].get("machine")
+    own, other = dict(_values(card)), dict(_values(again))
+    names = [name for name in {**own, **other} if name not in _NOT_COMPARED]
+    for name in names:
+        bound = LOSS_BOUND if name.startswith("loss.") and not is_same_kind else 0.0
+        if not _is_equal(own.get(name), other.get(name), bound):
+            found.append(Difference(name, own.get(name), other.get(name)))
+    if not found and digest(card) != card[DIGEST]:
+        found.append(Difference(DIGEST, card[DIGEST], digest(card)))
+    return Verdict(is_same_kind=is_same_kind, n_values=len(names), differences=tuple(found))
+
+
+def _value(card: Mapping[str, Any], part: str, name: str, known: tuple[str, ...]) -> Any:
+    content = card.get(part)
+    value = content.get(name) if isinstance(content, dict) else None
+    if value not in known:
+        raise UserError(f"the card's {part}.{name} is {_short(value)}: expected one of {', '.join(known)}")
+    return value
+
+
+def _made_with(card: Mapping[str, Any]) -> tuple[int, int]:
+    """Threads and beginnings that a card was made with."""
+    try:
+        threads, beginnings = card["made_with"]["machine"]["threads"], card["made_with"]["beginnings"]
+    except (KeyError, TypeError) as error:
+        raise UserError("the card does not say how it was made: made_with is missing a part") from error
+    if type(threads) is not int or type(beginnings) is not int or not (0 < threads <= 1024 and 0 < beginnings <= 10**6):
+        raise UserError("the card does not say how it was made: threads and beginnings must be numbers of at least 1")
+    return threads, beginnings
+
+
+def _written_elsewhere(card: Card, again: Card) -> Iterator[Difference]:
+    """Whether enough of the stories were written again as they stand in the card."""
+    stated = card.get("writing", {}).get("stories") if isinstance(card.get("writing"), dict) else None
+    computed = again["writing"]["stories"]
+    stories = stated if isinstance(stated, list) else []
+    same = sum(own == other for own, other in zip(stories, computed))
+    if len(stories) != len(computed) or same < SAME_STORIES * len(computed):
+        yield Difference("writing.stories", f"{len(stories)} stories", f"{len(computed)}, {same} of them the same")
+
+
+def _values(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nest of objects and lists by its dotted name: `loss.by_length[0].loss`."""
+    if isinstance(content, dict) and content:
+        for key, value in content.items():
+            yield from _values(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(content, list) and content:
+        for number, value in enumerate(content):
+            yield from _values(value, f"{name}[{number}]")
+    else:
+        yield name, content
+
+
+def _is_equal(stated: Any, computed: Any, bound: float) -> bool:
+    if bound and type(stated) is float and type(computed) is float:
+        return math.isclose(stated, computed, rel_tol=bound, abs_tol=bound)
+    return type(stated) is type(computed) and bool(stated == computed)
+
+
+def _short(value: Any) -> str:
+    """A value on one line; text of a story has its control characters written out."""
+    text = value if isinstance(value, str) and value.isascii() and value.isalnum() else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,257 @@
+"""One measurement of a model on a split, with everything that one has to know to do it again.
+
+In: a reference to a model, a data-set folder, how to measure. Out: a `Measurement`, which says itself by which measure,
+context and stride it was made, so that a changed evaluation never reads as learning. `evaluate.py` prints it; promotion
+compares the losses in it.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from slm_ray.dataset.batches import TokenStream
+from slm_ray.dataset.manifest import TOKENIZER, Manifest, load_manifest
+from slm_ray.dataset.shards import read_split
+from slm_ray.errors import UserError
+from slm_ray.evaluation.comparison import PairedDifference, bits_per_byte_error, compare, loss_error
+from slm_ray.evaluation.losses import Measured, Row, measure_stories
+from slm_ray.evaluation.scoring import Scorer
+from slm_ray.evaluation.stories import StoryBlock, encoded_anew, read_stories
+from slm_ray.generation.backend_choice import BackendName, make_backend
+from slm_ray.model.decoder import Decoder
+from slm_ray.runs.checked_files import read_model
+from slm_ray.runs.checkpoint import load_model
+from slm_ray.runs.train_state import Evaluation
+from slm_ray.runs.verification import MARKER
+from slm_ray.storage import storage_path
+from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tracking.registry import resolved_model
+from slm_ray.training.context import TrainContext
+from slm_ray.training.evaluation import bits_per_byte, evaluate
+
+Measure = Literal["stories", "windows"]
+Split = Literal["train", "validation", "test"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """A model that is measured, and its name."""
+
+    name: str
+    """Name and version, as `tinystories 3`."""
+    model: Decoder
+    tokenizer: Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The split that a model is measured on."""
+
+    folder: str
+    manifest: Manifest
+    split: Split
+
+    @classmethod
+    def open(cls, folder: str, split: Split) -> "Data":
+        """Raises: UserError when there is no data set, or the split has no stories."""
+        manifest = load_manifest(folder)
+        if not manifest.splits[split].rows:
+            raise UserError(f"{folder} has no stories in its {split} split")
+        return cls(folder=folder, manifest=manifest, split=split)
+
+    def tokenizer(self) -> Tokenizer:
+        """Raises: UserError when it is missing, or not the one that the manifest lists."""
+        path = storage_path(self.folder) / TOKENIZER
+        tokenizer = Tokenizer.load(path)
+        if tokenizer.sha256 != self.manifest.tokenizer["sha256"]:
+            raise UserError(f"{path} was altered since the data was prepared: prepare it again")
+        return tokenizer
+
+    def stories(self) -> Iterator[StoryBlock]:
+        """Raises: as `read_stories`."""
+        return read_stories(self.folder, self.split, self.manifest)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Measurement:
+    """Loss of a model on a split, and how it was measured."""
+
+    model: str
+    split: Split
+    backend: BackendName
+    measure: Measure
+    seq_len: int
+    """Context in tokens."""
+    stride: int
+    """Tokens by which the next window of a longer story begins later; of the stream's windows, their length."""
+    n_stories: int
+    n_tokens: int
+    n_bytes: int
+    total: Evaluation
+    data_fingerprint: str
+    stories: Measured | None
+    """Story by story; none by the windows of the stream."""
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, without tables, as plain values."""
+        values: dict[str, Any] = {
+            "model": self.model,
+            "split": self.split,
+            "backend": self.backend,
+            "measure": self.measure,
+            "seq_len": self.seq_len,
+            "stride": self.stride,
+            "stories": self.n_stories,
+            "tokens": self.n_tokens,
+            "bytes": self.n_bytes,
+            "data_fingerprint": self.data_fingerprint,
+            **{name.removeprefix("val_"): value for name, value in self.total.metrics.items()},
+        }
+        if self.stories is not None:
+            losses = self.stories.losses
+            values["loss_standard_error"] = finite(loss_error(losses))
+            values["bits_per_byte_standard_error"] = finite(bits_per_byte_error(losses))
+        return values
+
+    def tables(self) -> dict[str, list[Row]]:
+        """Loss by position and by length of story, where stories were measured."""
+        if self.stories is None:
+            return {}
+        return {"by_position": self.stories.by_position, "by_length": self.stories.by_length}
+
+
+def finite(value: float) -> float | None:
+    """A number for JSON, which knows no infinity: none in its place."""
+    return value if math.isfinite(value) else None
+
+
+@contextlib.contextmanager
+def subject(reference: str, tracking_uri: str = "") -> Iterator[Subject]:
+    """Open a model by its reference, or an exported folder in Hugging Face's layout, for the length of a block.
+
+    Raises:
+        UserError: there is no such model, or it is corrupt, or its `config.json` is not one that this project wrote.
+    """
+    folder = Path(reference)
+    if is_exported(reference):
+        name = f"{folder.resolve().name} (exported)"
+        yield Subject(name=name, model=read_model(folder), tokenizer=Tokenizer.load(folder / TOKENIZER))
+        return
+    with resolved_model(reference, tracking_uri) as found:
+        model, tokenizer = load_model(Path(found.path))
+        yield Subject(name=f"{found.name} {found.version}", model=model, tokenizer=tokenizer)
+
+
+def is_exported(reference: str) -> bool:
+    """Whether it is what `export.py` gives away for transformers: a model's files without their digests."""
+    folder = Path(reference)
+    return (folder / "config.json").is_file() and not (folder / MARKER).exists()
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Compute with so many threads within the block; 0 leaves them as they are. Sums may depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def default_threads() -> int:
+    """Threads that compute where nobody says how many."""
+    return torch.get_num_threads()
+
+
+def check_tokenizer(found: Subject, data: Data) -> None:
+    """Raises: UserError when the data was prepared with another tokenizer than the model's."""
+    if found.tokenizer.sha256 != data.manifest.tokenizer["sha256"]:
+        raise UserError(
+            f"{data.folder} was prepared with another tokenizer than {found.name}'s: pass its own data with --data"
+        )
+
+
+def measure(found: Subject, data: Data, *, by: Measure = "stories", backend: BackendName = "torch") -> Measurement:
+    """Measure a model on a split in the tokens of its own tokenizer, into which other data is encoded anew.
+
+    Raises:
+        UserError: the backend cannot run the model, a shard is damaged, or the loss is not finite.
+    """
+    if by == "windows":
+        return _by_windows(found, data, backend)
+    scorer = _scorer(found.model, backend)
+    measured = measure_stories(scorer, _in_tokens_of(found.tokenizer, data), found.tokenizer.eos_id)
+    losses = measured.losses
+    n_tokens, n_bytes = int(losses.n_tokens.sum()), int(losses.n_bytes.sum())
+    return Measurement(
+        model=found.name,
+        split=data.split,
+        backend=backend,
+        measure="stories",
+        seq_len=scorer.seq_len,
+        stride=scorer.stride,
+        n_stories=len(losses.story_ids),
+        n_tokens=n_tokens,
+        n_bytes=n_bytes,
+        total=Evaluation.of_nats(losses.total_nats, n_tokens, n_bytes),
+        data_fingerprint=data.manifest.fingerprint,
+        stories=measured,
+    )
+
+
+def _scorer(model: Decoder, backend: BackendName) -> Scorer:
+    return Scorer.of_model(model) if backend == "torch" else Scorer.of_backend(make_backend(model, 1, backend))
+
+
+def _in_tokens_of(tokenizer: Tokenizer, data: Data) -> Iterator[StoryBlock]:
+    if tokenizer.sha256 == data.manifest.tokenizer["sha256"]:
+        yield from data.stories()
+        return
+    own = data.tokenizer()
+    for block in data.stories():
+        yield encoded_anew(block, own, tokenizer)
+
+
+def _by_windows(found: Subject, data: Data, backend: BackendName) -> Measurement:
+    check_tokenizer(found, data)
+    tokens, n_bytes = read_split(data.folder, data.split, manifest=data.manifest)
+    stream = TokenStream.of_split(tokens, n_bytes, found.tokenizer.eos_id)
+    seq_len = found.model.config.seq_len
+    if backend == "torch":
+        total = evaluate(found.model, stream, seq_len=seq_len, context=TrainContext())
+    else:
+        bits = bits_per_byte(make_backend(found.model, 1, backend), stream)
+        total = Evaluation.of_nats(bits * math.log(2) * stream.n_bytes, stream.n_targets, stream.n_bytes)
+    if not math.isfinite(total.val_loss):
+        raise UserError(f"the loss of {found.name} is not finite: the model diverged in training")
+    return Measurement(
+        model=found.name,
+        split=data.split,
+        backend=backend,
+        measure="windows",
+        seq_len=seq_len,
+        stride=seq_len,
+        n_stories=data.manifest.splits[data.split].rows,
+        n_tokens=stream.n_targets,
+        n_bytes=n_bytes,
+        total=total,
+        data_fingerprint=data.manifest.fingerprint,
+        stories=None,
+    )
+
+
+def difference(first: Measurement, second: Measurement) -> PairedDifference:
+    """Bits per byte of the first less that of the second, paired by story.
+
+    Raises:
+        UserError: they were not measured by story, or not on the same stories.
+    """
+    if first.stories is None or second.stories is None:
+        raise UserError("two models are compared story by story: measure them with --measure stories")
+    return compare(first.stories.losses, second.stories.losses)

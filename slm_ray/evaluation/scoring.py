@@ -1,0 +1,184 @@
+"""What a model says of tokens that are given: the loss of each, by torch or by a backend of the server.
+
+In: windows of tokens, all of one padded length. Out: nats of each target, summed in float64 out of fp32 logits. How
+long a window is padded depends on that window alone, never on what else is in its batch, and a row of a matrix product
+does not depend on the other rows: so the loss of a story is the same in any company, to the last digit.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from slm_ray.config.schema import IGNORED_TARGET
+from slm_ray.generation.backend import Backend
+from slm_ray.model.decoder import Decoder
+
+MAX_LOGITS = 2**22
+"""Logits computed at a time: 16 MB in fp32."""
+PADDING = 16
+"""Windows are padded to a multiple of this, and not beyond the context."""
+
+Nats = npt.NDArray[np.float64]
+Tokens = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window:
+    """A part of a text that the model sees at once, and which of its targets count."""
+
+    text: int
+    """Number of the text among those that are scored together."""
+    start: int
+    """Place of the first token that the model sees."""
+    stop: int
+    """Place of the last target; the model sees the tokens from `start` up to the one before it."""
+    first: int
+    """Place of the first target that counts: those before it were counted by an earlier window."""
+
+
+def windows_of(text: int, n_tokens: int, *, seq_len: int, stride: int) -> Iterator[Window]:
+    """Windows over a text of n_tokens tokens, of which all but the first are targets, each counted once.
+
+    The first window begins with the text; each following one begins `stride` tokens later, as far as it takes.
+    seq_len 4, stride 2, 8 tokens -> targets 1 to 4 after token 0, 5 and 6 after token 2, 7 after token 4.
+    """
+    first = 1
+    for start in range(0, n_tokens, stride):
+        stop = min(start + seq_len, n_tokens - 1)
+        if first <= stop:
+            yield Window(text=text, start=start, stop=stop, first=first)
+        first = stop + 1
+        if first >= n_tokens:
+            return
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """What a model makes of some targets."""
+
+    nats: Nats
+    is_likeliest: npt.NDArray[np.bool_]
+    """Whether no other token is likelier, at each."""
+
+    @classmethod
+    def nothing(cls, count: int) -> "Scored":
+        """To be filled."""
+        return cls(np.zeros(count), np.zeros(count, np.bool_))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """A model that is measured: what it computes with, and how much it sees."""
+
+    seq_len: int
+    """Context in tokens."""
+    stride: int
+    """Tokens by which the next window of a longer text begins later."""
+    vocab_size: int
+    score: Callable[[Tokens, Tokens], "Scored"]
+    """Of those targets (B, T) that are not IGNORED_TARGET, row after row, after inputs (B, T)."""
+
+    @classmethod
+    def of_model(cls, model: Decoder) -> "Scorer":
+        """By torch, in the precision of the model's weights, on its device. Longer texts go on by half a context."""
+        config = model.config
+        return cls(
+            seq_len=config.seq_len,
+            stride=max(config.seq_len // 2, 1),
+            vocab_size=config.vocab_size,
+            score=lambda inputs, targets: _torch_score(model, inputs, targets),
+        )
+
+    @classmethod
+    def of_backend(cls, backend: Backend) -> "Scorer":
+        """By what a backend of the server computes, a window at a time in its first slot."""
+        config = backend.config
+        return cls(
+            seq_len=config.seq_len,
+            stride=max(config.seq_len // 2, 1),
+            vocab_size=config.vocab_size,
+            score=lambda inputs, targets: _backend_score(backend, inputs, targets),
+        )
+
+    def nats(self, texts: Sequence[Tokens]) -> list[Nats]:
+        """The loss of each token of each text but its first, which is context alone. texts: ids, at least one each."""
+        return [found.nats for found in self.scored(texts, [1] * len(texts))]
+
+    def scored(self, texts: Sequence[Tokens], counted_from: Sequence[int]) -> list["Scored"]:
+        """As `nats`, from the target at a place of each text on; those before it are context, and left at 0."""
+        found = [Scored.nothing(len(text) - 1) for text in texts]
+        windows = [
+            window
+            for number, text in enumerate(texts)
+            for window in windows_of(number, len(text), seq_len=self.seq_len, stride=self.stride)
+            if window.stop >= counted_from[number]
+        ]
+        for batch in self._batches(windows):
+            length = self._padded(batch[0])
+            inputs = np.zeros((len(batch), length), np.int64)
+            targets = np.full((len(batch), length), IGNORED_TARGET, np.int64)
+            places = []
+            for row, window in enumerate(batch):
+                text, first = texts[window.text], max(window.first, counted_from[window.text])
+                inputs[row, : window.stop - window.start] = text[window.start : window.stop]
+                targets[row, first - window.start - 1 : window.stop - window.start] = text[first : window.stop + 1]
+                places.append((window.text, first, window.stop))
+            scored, done = self.score(inputs, targets), 0
+            for number, first, stop in places:
+                part = slice(done, done + stop - first + 1)
+                found[number].nats[first - 1 : stop] = scored.nats[part]
+                found[number].is_likeliest[first - 1 : stop] = scored.is_likeliest[part]
+                done = part.stop
+        return found
+
+    def _padded(self, window: Window) -> int:
+        length = window.stop - window.start
+        return min(-(-length // PADDING) * PADDING, self.seq_len)
+
+    def _batches(self, windows: Sequence[Window]) -> Iterator[list[Window]]:
+        """Windows of one padded length together, as many as `MAX_LOGITS` allows."""
+        by_length: dict[int, list[Window]] = {}
+        for window in windows:
+            by_length.setdefault(self._padded(window), []).append(window)
+        for length in sorted(by_length, reverse=True):
+            rows = max(1, MAX_LOGITS // (length * self.vocab_size))
+            alike = by_length[length]
+            for first in range(0, len(alike), rows):
+                yield alike[first : first + rows]
+
+
+def _torch_score(model: Decoder, inputs: Tokens, targets: Tokens) -> Scored:
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            wanted = torch.from_numpy(targets).to(device)  # (B, T)
+            is_wanted = wanted != IGNORED_TARGET
+            logits = model(torch.from_numpy(inputs).to(device))[is_wanted].float()  # (N, vocab_size)
+            chosen = logits.gather(-1, wanted[is_wanted][:, None])[:, 0]
+            largest = logits.amax(-1, keepdim=True)  # (N, 1)
+            sums = logits.sub_(largest).exp_().sum(-1, dtype=torch.float64)
+            short_of = largest[:, 0].double() - chosen
+            found = Scored((sums.log() + short_of).cpu().numpy(), (short_of == 0).cpu().numpy())
+    finally:
+        model.train(was_training)
+    return found
+
+
+def _backend_score(backend: Backend, inputs: Tokens, targets: Tokens) -> Scored:
+    rows: list[Scored] = []
+    for tokens, own in zip(inputs.tolist(), targets):
+        found = backend.prefill(0, tokens)  # (T, vocab_size)
+        assert found is not None
+        places = np.flatnonzero(own != IGNORED_TARGET)
+        logits = found[places]
+        largest = logits.max(-1)
+        sums = np.exp(logits - largest[:, None]).sum(-1, dtype=np.float64)
+        short_of = largest.astype(np.float64) - logits[np.arange(len(places)), own[places]]
+        rows.append(Scored(np.log(sums) + short_of, short_of == 0))
+    backend.prefill(0, [])
+    return Scored(np.concatenate([row.nats for row in rows]), np.concatenate([row.is_likeliest for row in rows]))
