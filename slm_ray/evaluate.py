@@ -41,10 +41,13 @@ from slm_ray.evaluation.measurement import (
     torch_threads,
 )
 from slm_ray.evaluation.pictures import write_picture
+from slm_ray.evaluation.promotion import promote_on
 from slm_ray.evaluation.summary_text import measurement_text
 from slm_ray.evaluation.written import Written, write_and_score
 from slm_ray.generation.backend_choice import BackendName
 from slm_ray.lineage.explain import explanation
+from slm_ray.tracking.aliases import registered_name, roll_back
+from slm_ray.tracking.mlflow_runs import resolve_uri
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,11 @@ class EvaluateConfig:
     """PNG file to write: loss by position and by length of story."""
     tracking_uri: str = ""
     """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
+    promote: bool = False
+    """Make the model, a registered version, the champion if it is better beyond doubt on the split (`--split test`
+    where no choice hung on it), and the server would compute what was trained; else it becomes the challenger (1)."""
+    rollback: bool = False
+    """Give the champion's place back to the version that had it before; measures nothing."""
     explain: str = ""
     """Measure nothing: say where this model comes from; `--explain MODEL --help` lists the options, --step for one."""
 
@@ -105,13 +113,16 @@ class EvaluateConfig:
             raise UserError("--sign signs a card: give its folder with --card")
         if self.signed_by and not self.verify:
             raise UserError("--signed-by checks a card's signature: give the card with --verify")
-        for way, known in (("card", _OF_A_CARD), ("verify", _OF_A_CHECK)):
+        ways = {"card": _OF_A_CARD, "verify": _OF_A_CHECK, "promote": _OF_A_PROMOTION, "rollback": _OF_A_ROLLBACK}
+        for way, known in ways.items():
             for field in dataclasses.fields(self) if getattr(self, way) else ():
                 if field.name not in known and getattr(self, field.name) != field.default:
                     raise UserError(f"--{field.name.replace('_', '-')} does nothing beside --{way}: leave it out")
 
 
 _OF_A_CHECK = frozenset(("model", "data", "tracking_uri", "json", "verify", "signed_by"))
+_OF_A_PROMOTION = frozenset(("model", "data", "split", "tracking_uri", "json", "promote"))
+_OF_A_ROLLBACK = frozenset(("model", "tracking_uri", "json", "rollback"))
 _OF_A_CARD = frozenset(("model", "data", "split", "threads", "beginnings", "tracking_uri", "json", "card", "sign"))
 
 
@@ -194,6 +205,20 @@ def check_card(config: EvaluateConfig) -> Verdict:
     return dataclasses.replace(verdict, differences=tuple(altered_pages(config.verify, card)))
 
 
+def _move_champion(config: EvaluateConfig) -> int:
+    """Promote or roll back, and print what came of it. Returns the exit code: 1 where another stays champion."""
+    if config.rollback:
+        name = registered_name(config.model)
+        left, back = roll_back(resolve_uri(config.tracking_uri), name)
+        record: dict[str, Any] = {"name": name, "version": back, "is_champion": True, "instead_of": left}
+        text = f"{name} version {back} is the champion again, in place of version {left}"
+    else:
+        found = promote_on(config.model, config.data, config.split, config.tracking_uri)
+        record, text = found.to_record(), str(found)
+    print(json.dumps(record) if config.json else text)
+    return 0 if record["is_champion"] else 1
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, measure, print."""
@@ -203,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     about = (EvaluateConfig.__doc__ or "").splitlines()[0]
     config = parse(EvaluateConfig, argv, prog="evaluate.py", about=about, default=EvaluateConfig())
+    if config.promote or config.rollback:
+        return _move_champion(config)
     if config.verify:
         verdict = check_card(config)
         print(json.dumps(verdict.to_record()) if config.json else verdict)

@@ -26,7 +26,7 @@ class SweepConfig(TrainConfig):
     final: bool = True
     """Train the best point at the full budget and register it."""
     register: str = MODEL_NAME
-    """Name under which the final model is registered; it becomes the champion."""
+    """Name under which the final model is registered; it becomes the champion if it is better than the one before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

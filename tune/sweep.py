@@ -40,6 +40,7 @@ from slm_ray.distributed import cluster
 from slm_ray.distributed.cluster import default_workers
 from slm_ray.distributed.driver import TrainResult, run_training
 from slm_ray.errors import UserError
+from slm_ray.evaluation.promotion import held_out_split, promote_on
 from slm_ray.locks import folder_lock
 from slm_ray.locks.lease import LEASE
 from slm_ray.tracking import mlflow_runs, tracker
@@ -279,8 +280,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: parse, sweep, say what came out."""
     set_default_environment()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's traceback goes to its log
+    config = parse_config(argv)
     with ending_on_sigterm():
-        _, final = run_sweep(parse_config(argv))
+        _, final = run_sweep(config)
     if final is not None:
-        print(describe(final))
+        print(describe(final), flush=True)
+        if final.version:
+            reference = f"models:/{config.register}/{final.version}"
+            print(f"model    {promote_on(reference, config.data, held_out_split(config.data), final.tracking_uri)}")
     return 0

@@ -8,20 +8,25 @@ backend has to give the logits of the trained model.
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.evaluation.comparison import PairedDifference
+from slm_ray.evaluation.measurement import Data, Measurement, Split, Subject, difference, finite, measure
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.golden import BrokenModelError, compare_with_torch
 from slm_ray.runs.checkpoint import load_model
 from slm_ray.tracking import aliases
+from slm_ray.tracking.evaluation_runs import record_evaluation
 from slm_ray.tracking.mlflow_runs import resolve_uri
 from slm_ray.tracking.registry import REGISTERED, RegistryError, ResolvedModel, resolved_model
 
 MAX_ROUNDS = 5
 """How often the champion may change while a candidate is measured."""
 Compare = Callable[[ResolvedModel, ResolvedModel], PairedDifference]
-"""Bits per byte of the first model minus those of the second, on the same held-out stories."""
+"""Bits per byte of the first model less those of the second, on the same held-out stories."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,16 +43,70 @@ class Promotion:
     """One line, also a tag of the version."""
     difference: PairedDifference | None = None
 
+    def to_record(self) -> dict[str, Any]:
+        """Plain values for JSON, which knows no infinity."""
+        paired = dataclasses.asdict(self.difference) if self.difference else {}
+        return dataclasses.asdict(self) | {
+            "difference": {name: finite(value) for name, value in paired.items()} or None
+        }
+
     def __str__(self) -> str:
         """One line for a terminal."""
         alias = aliases.CHAMPION if self.is_champion else aliases.CHALLENGER
         return f"{self.name} version {self.version} is the {alias} now: {self.reason}"
 
 
-def promote(reference: str, compare: Compare, tracking_uri: str = "") -> Promotion:
+class StoryJudge:
+    """Measures models on the stories of one split, each model once."""
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._measured: dict[str, Measurement] = {}
+
+    def measured(self, model: ResolvedModel) -> Measurement:
+        """Raises: UserError when the model cannot be read, or its loss is not finite."""
+        if model.identity not in self._measured:
+            decoder, tokenizer = load_model(model.path)
+            subject = Subject(name=f"{model.name} {model.version}", model=decoder, tokenizer=tokenizer)
+            self._measured[model.identity] = measure(subject, self._data)
+        return self._measured[model.identity]
+
+    def compare(self, candidate: ResolvedModel, champion: ResolvedModel) -> PairedDifference:
+        """See `Compare`; two tokenizers are compared by the same texts. Raises: as `measured`."""
+        return difference(self.measured(candidate), self.measured(champion))
+
+
+def held_out_split(folder: str) -> Split:
+    """The split that no training has seen and no choice hung on: test, or validation where it has no stories."""
+    return "test" if load_manifest(folder).splits["test"].rows else "validation"
+
+
+def promote_on(reference: str, folder: str, split: Split, tracking_uri: str = "") -> Promotion:
+    """As `promote`, on the stories of a data set; the evaluation is kept as a run of MLflow and as the version's tags.
+
+    Raises:
+        UserError: as `promote`; there is no such data set, or the split has no stories.
+    """
+    data = Data.open(folder, split)
+    judge = StoryJudge(data)
+
+    def keep(candidate: ResolvedModel, found: Promotion) -> None:
+        figures = judge.measured(candidate).summary() | {"promotion": found.reason}
+        record_evaluation(resolve_uri(tracking_uri), candidate, figures, data.manifest, Path(folder).name)
+
+    return promote(reference, judge.compare, tracking_uri, keep)
+
+
+def promote(
+    reference: str,
+    compare: Compare,
+    tracking_uri: str = "",
+    keep: Callable[[ResolvedModel, Promotion], None] | None = None,
+) -> Promotion:
     """Compare a registered version with the champion, and move an alias to it.
 
-    The first version has nobody to be compared with. A champion that changes meanwhile is compared with too.
+    The first version has nobody to be compared with. A champion that changes meanwhile is compared with too. What came
+    of it is given to `keep` while the candidate's files are there.
 
     Raises:
         RegistryError: the store does not answer; no alias was moved.
@@ -63,14 +122,15 @@ def promote(reference: str, compare: Compare, tracking_uri: str = "") -> Promoti
         for _ in range(MAX_ROUNDS):
             promotion = _try(candidate, fault, compare, uri)
             if promotion is not None:
+                if keep is not None:
+                    keep(candidate, promotion)
                 return promotion
     raise RegistryError(f"the champion of {candidate.name} changed {MAX_ROUNDS} times meanwhile: try again later")
 
 
 def promote_first(reference: str, tracking_uri: str = "") -> Promotion | None:
     """Promote a registered version whose name has no champion yet; nothing where there is one. Raises: `promote`."""
-    name = reference.removeprefix(REGISTERED).partition("/")[0]
-    if aliases.CHAMPION in aliases.versions_by_alias(resolve_uri(tracking_uri), name):
+    if aliases.CHAMPION in aliases.versions_by_alias(resolve_uri(tracking_uri), aliases.registered_name(reference)):
         return None
     return promote(reference, _unknown, tracking_uri)
 

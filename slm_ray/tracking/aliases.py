@@ -6,6 +6,7 @@ Comparing models is the caller's: here an alias moves only from where the caller
 
 import contextlib
 import datetime
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from slm_ray.errors import UserError, one_line
 from slm_ray.locks import folder_lock
 from slm_ray.tracking.mlflow_runs import client, resolve_uri, sqlite_file
-from slm_ray.tracking.registry import RegistryError
+from slm_ray.tracking.registry import REGISTERED, RegistryError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 BEFORE, SINCE = "champion_before", "champion_since"
@@ -22,6 +23,14 @@ ROLLED_BACK = "rolled_back_at"
 SETTLE_S = 2.0
 """A server knows no lock: for so long another promotion that saw the same champion may still move the alias."""
 LOCK_WITHIN_S = 60.0
+
+
+def registered_name(reference: str) -> str:
+    """`tinystories` of `models:/tinystories@champion`. Raises: UserError when it names no registered model."""
+    name = re.split("[@/]", reference.removeprefix(REGISTERED))[0]
+    if not reference.startswith(REGISTERED) or not name:
+        raise UserError(f"{reference} names no registered model: write models:/NAME@champion")
+    return name
 
 
 def versions_by_alias(uri: str, name: str) -> dict[str, str]:

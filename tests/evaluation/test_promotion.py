@@ -1,15 +1,19 @@
 """A version takes the champion's place only if it is better beyond doubt and serves what was trained."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from slm_ray.config.schema import ModelConfig
+from slm_ray import evaluate
+from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.evaluation import promotion
 from slm_ray.evaluation.comparison import PairedDifference
+from slm_ray.evaluation.measurement import Data, measure, subject
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint
@@ -17,6 +21,11 @@ from slm_ray.runs.checkpoint import TrainState
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import aliases, mlflow_runs, registration
 from slm_ray.tracking.registry import RegistryError, ResolvedModel
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import load_inputs
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import resolve
 
 BETTER, WORSE, UNSURE = (-0.02, -0.01), (0.01, 0.02), (-0.02, 0.001)
 
@@ -157,3 +166,62 @@ def test_a_registry_that_goes_away_after_the_comparison_moves_nothing(
 def test_a_folder_is_no_version_to_promote(tmp_path: Path, mlflow_uri: str) -> None:
     with pytest.raises(UserError, match="is no registered version: register it"):
         promotion.promote(str(tmp_path), nobody, mlflow_uri)
+
+
+def run_evaluate(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    code = evaluate.main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def test_a_trained_model_takes_the_place_of_an_untrained_one_and_gives_it_back(
+    add: Any, mlflow_uri: str, tiny_config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way by the command: first, better, worse, rolled back."""
+    inputs = load_inputs(resolve(dataclasses.replace(tiny_config, sample_prompt=""), lambda: 1), NullTracker())
+    assert fit(inputs, TrainContext()).status == "finished"
+    add("whole", 1)
+    run_id = mlflow_runs.start_run(mlflow_uri, "tests", "whole", {}).run_id
+    assert registration.register(mlflow_uri, "whole", inputs.folder.best.resolve(), run_id) == "2"
+    add("whole", 3)
+    common = ("--data", tiny_config.data, "--tracking-uri", mlflow_uri)
+    code, text = run_evaluate(capsys, "--model", "models:/whole/1", "--promote", *common)
+    assert (code, text) == (0, "whole version 1 is the champion now: the first champion of this name\n")
+    code, text = run_evaluate(capsys, "--model", "models:/whole/2", "--promote", "--json", *common)
+    found = json.loads(text)
+    assert code == 0 and found["is_champion"] and found["instead_of"] == "1" and found["difference"]["high"] < 0
+    code, text = run_evaluate(capsys, "--model", "models:/whole/3", "--promote", *common)
+    assert code == 1 and "whole version 3 is the challenger now: worse: +" in text
+    tags = mlflow_runs.client(mlflow_uri).get_model_version("whole", "2").tags
+    expected = measure_of(inputs.folder.best.resolve(), tiny_config.data)
+    assert float(tags["evaluation.bits_per_byte"]) == expected
+    evaluation = mlflow_runs.client(mlflow_uri).get_run(tags["evaluation.run"])
+    assert evaluation.data.metrics["bits_per_byte"] == expected
+    assert evaluation.data.tags["mlflow.parentRunId"] == run_id
+    rollback = ("--model", "models:/whole@champion", "--rollback", "--tracking-uri", mlflow_uri)
+    assert run_evaluate(capsys, *rollback) == (0, "whole version 1 is the champion again, in place of version 2\n")
+    code, text = run_evaluate(capsys, *rollback)
+    assert code == 2 and "nothing says which was before it" in text and text.count("\n") == 1
+
+
+def measure_of(folder: Path, data: str) -> float:
+    with subject(str(folder)) as found:
+        return measure(found, Data.open(data, "validation")).total.val_bits_per_byte
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--promote", "--against", "x"), "--against does nothing beside --promote"),
+        (("--rollback", "--split", "test"), "--split does nothing beside --rollback"),
+        (("--promote", "--rollback"), "does nothing beside"),
+        (("--rollback", "--model", "some/folder"), "some/folder names no registered model"),
+        (("--promote", "--split", "test"), "has no stories in its test split"),
+    ],
+)
+def test_what_cannot_be_promoted_is_said_in_one_line(
+    words: tuple[str, ...], said: str, tiny_data: Path, mlflow_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = () if "--rollback" in words else ("--data", tiny_data)
+    code, text = run_evaluate(capsys, *words, *data, "--tracking-uri", mlflow_uri)
+    assert code == 2 and said in text and text.count("\n") == 1
