@@ -3,9 +3,11 @@
 In: options (`options.py`). Out: an application of Ray Serve; a running server. `app.py` is the command line.
 """
 
+import asyncio
 import contextlib
 import logging
 import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from serve.api.error_responses import RETRY_AFTER_S
 from serve.api.routes import create_api
 from serve.api.settings import ApiSettings
+from serve.models.deployment_record import DeploymentRecord
 from serve.models.description import without_secrets
 from serve.models.rollout import Rollout, start_rollout
 from serve.options import AppConfig, ServeConfig, app_config
@@ -29,6 +32,7 @@ from serve.replica_port import bind_replica_port, check_replica_port
 from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray import periodic
 from slm_ray.errors import UserError
+from slm_ray.tracking.deployments import DeploymentLog
 from slm_ray.tracking.mlflow_runs import resolve_uri
 
 APP_NAME, DEPLOYMENT = "slm-ray", "stories"
@@ -55,9 +59,11 @@ class Stories:
     async def drain(self, drain_s: float) -> None:
         """Take no more stories and wait until those that run are finished, but not for longer than `drain_s`."""
         await self._rollout.close(drain_s)
+        await asyncio.to_thread(self.app.state.record.end)
 
     async def check_health(self) -> None:
         """Ray Serve asks every few seconds, and starts another replica in place of one that raises."""
+        self.app.state.record.look()
         await self._rollout.check()
 
     async def report(self) -> tuple[str, str]:
@@ -97,6 +103,8 @@ def build_app(config: AppConfig, settings: ApiSettings | None = None) -> Applica
         )
         api = create_api(rollout, settings)
         api.state.rollout = rollout
+        replica = serve.get_replica_context().replica_id.unique_id
+        api.state.record = DeploymentRecord(rollout, DeploymentLog(uri, f"{socket.gethostname()} replica {replica}"))
         return api
 
     deployment = serve.deployment(

@@ -23,7 +23,7 @@ from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
 from slm_ray.runs import checkpoint
-from slm_ray.tracking.registry import ResolvedModel, discard
+from slm_ray.tracking.registry import REGISTERED, ResolvedModel, discard
 
 ANSWER_TOKENS = 24
 
@@ -59,6 +59,7 @@ class LoadedModel:
         model, tokenizer = checkpoint.load_model(source.path)
         self.tokenizer = tokenizer
         self.identity = source.identity
+        self.is_registered = source.identity.startswith(REGISTERED) and bool(source.run_id)
         self.version = ModelVersion(
             name=source.name,
             version=source.version,

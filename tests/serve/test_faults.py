@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,6 +177,15 @@ def test_no_request_fails_while_the_alias_moves_and_every_replica_follows(server
     assert stories.keys() == {"1", "2"} and all(len(alike) == 1 for alike in stories.values())
     newest = {a.json()["model"]["version"] for a in load.answers[start + 12 :] if isinstance(a, httpx.Response)}
     assert newest == {"2"}
+    wait_for(lambda: deployments(server) == {("models:/tiny/1", "FINISHED"): 2, ("models:/tiny/2", "RUNNING"): 2})
+
+
+def deployments(server: Server) -> dict[tuple[str, str], int]:
+    """What MLflow shows: how many replicas serve, or served, each version."""
+    store = mlflow_runs.client(server.uri)
+    home = store.get_run(server.run_id).info.experiment_id
+    found = store.search_runs([home], "tags.`slm_ray.kind` = 'deployment'")
+    return Counter((run.data.tags["model_version"], run.info.status) for run in found)
 
 
 def assert_slots_are_free_after(leave: Callable[[], None], server: Server) -> None:
