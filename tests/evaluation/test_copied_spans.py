@@ -91,3 +91,15 @@ def test_short_texts_and_none_at_all() -> None:
         spans = CopiedSpans(texts)
         spans.add(block_of([[1, 2, 3] * 10]))
         assert spans.results() == [Copied(n_grams=0, n_found=0, longest=0, start=0) for _ in texts]
+
+
+def test_no_span_goes_from_one_text_into_the_next() -> None:
+    spans = CopiedSpans([[1, 2, 3, 4, 5, 6, 7, 8], [2, 3, 4, 5, 6, 7, 8, 9]])
+    spans.add(block_of([[1, 2, 3, 4, 5, 6, 7, 8, 9]]))
+    assert [found.longest for found in spans.results()] == [8, 8]
+
+
+def test_a_span_is_not_taken_up_again_after_a_break() -> None:
+    spans = CopiedSpans([[2, *[1] * 7, 3], [1] * 8])
+    spans.add(block_of([[2, *[1] * 8, 3]]))
+    assert [found.longest for found in spans.results()] == [8, 8]
