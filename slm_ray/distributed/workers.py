@@ -72,7 +72,7 @@ def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -
     folder = plan.folder
     folder.clear_requests()
     clear_outcome(folder)
-    trainer = _trainer(plan.config, folder, run_id, callbacks)
+    trainer = _trainer(plan, run_id, callbacks)
     try:
         with _health_timeout(plan.config.hang_timeout_s):
             _fit_interruptibly(trainer.fit, folder, _has_begun(plan))
@@ -86,14 +86,16 @@ def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -
         raise UserError(refusal)
 
 
-def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
+def _trainer(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
+    config = plan.config
     uses_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    storage_path, storage_filesystem = folder.ray_storage()
+    storage_path, storage_filesystem = plan.folder.ray_storage()
     return LeanTorchTrainer(
         _worker,
         train_loop_config={
             "config": dataclasses.asdict(config),
             "run_id": run_id,
+            "pause_at": plan.pause_at,
             "tracking_uri": mlflow_runs.resolve_uri(config.tracking_uri),  # as seen from the driver
         },
         scaling_config=ScalingConfig(
@@ -198,7 +200,7 @@ def _worker(given: dict[str, Any]) -> None:
     if has_refusal(run := open_run(config.output, config.name)):
         return
     try:
-        _train(config, given["run_id"], given["tracking_uri"])
+        _train(config, given["run_id"], given["tracking_uri"], given["pause_at"])
     except UnreadableCheckpointError:  # the disk may give it at the next try
         raise
     except UserError as error:
@@ -206,11 +208,11 @@ def _worker(given: dict[str, Any]) -> None:
         raise
 
 
-def _train(config: TrainConfig, run_id: str, tracking_uri: str) -> None:
+def _train(config: TrainConfig, run_id: str, tracking_uri: str, pause_at: int) -> None:
     ranks, device = ray.train.get_context(), ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // ranks.get_local_world_size()))
-    inputs = load_inputs(config, NullTracker())
+    inputs = dataclasses.replace(load_inputs(config, NullTracker()), pause_at=pause_at)
     watchdog = Watchdog(config.hang_timeout_s)
 
     def report(metrics: Mapping[str, Any]) -> None:
