@@ -5,42 +5,78 @@ In: a `SweepConfig`. Out: the record, read back; the config to go on with, in wh
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from slm_ray import storage
-from slm_ray.config.files import from_dict
+from slm_ray.config.files import flatten, from_dict
 from slm_ray.config.places import moved_data, saved_config
 from slm_ray.config.resuming import differences, overlaid
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
-from tune.config import SweepConfig
+from tune.config import SweepConfig, space_of
+from tune.space import Point, Space, make_space
 
 RECORD = "sweep.json"
 KEPT = ("seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision", "model", "optim")
 """What makes two trials comparable; the data set does too, by its fingerprint. The rest may change on `--resume`: the
 grid, the workers, what is registered."""
-SWEPT = {"optim": "lr", "model": "d_ff"}
-"""Fields of it that every trial has its own of."""
+KEPT_BY_ASHA = ("reduction_factor", "eval_interval_steps")
+"""Of a sweep with early stopping too: where the rungs are."""
 
 
-def shared_options(sweep: SweepConfig) -> dict[str, Any]:
-    """What every trial of a sweep has in common, its data set included."""
-    shared: dict[str, Any] = {name: getattr(sweep, name) for name in KEPT}
-    for name, swept in SWEPT.items():
-        fields = dataclasses.asdict(shared[name])
-        shared[name] = {field: value for field, value in fields.items() if field != swept}
-    return shared | {"data_fingerprint": load_manifest(sweep.data).fingerprint}
+def shared_options(sweep: SweepConfig, space: Space) -> dict[str, Any]:
+    """What every trial of a sweep has in common, its data set included; and how it searches.
+
+    Of a random or Optuna search the whole space, since its points follow from it. A grid may grow.
+    """
+    fields = flatten({name: dataclasses.asdict(sweep)[name] for name in KEPT})
+    shared = {name: value for name, value in fields.items() if name not in space}
+    shared |= {"data_fingerprint": load_manifest(sweep.data).fingerprint, "varied": sorted(space)}
+    shared |= {"search": sweep.search, "scheduler": sweep.scheduler}
+    if sweep.scheduler == "asha":
+        shared |= {name: getattr(sweep, name) for name in KEPT_BY_ASHA}
+    if sweep.search != "grid":
+        shared["space"] = json.dumps(plain_space(space))  # in order, which decides what is drawn
+    return shared
 
 
-def write_record(folder: Path, sweep: SweepConfig, run_id: str) -> None:
-    """Leave the record in a sweep's folder. Raises: UserError when it cannot be written."""
-    grid = {"lr": list(sweep.lr), "d_ff": list(sweep.d_ff)}
+def plain_space(space: Space) -> dict[str, Any]:
+    """As a space file says it."""
+    return {field: domain.plain for field, domain in space.items()}
+
+
+def space_to_sweep(sweep: SweepConfig, record: Mapping[str, Any] | None) -> Space:
+    """The space of a sweep's options; where its file is gone, that of the record.
+
+    Raises:
+        UserError: there is none, or it is refused.
+    """
+    is_gone = bool(sweep.space) and not Path(sweep.space).exists()
+    if is_gone and record and "space" in record and record["config"].get("space") == sweep.space:
+        return make_space(record["space"], RECORD)
+    return space_of(sweep)
+
+
+def write_record(
+    folder: Path, sweep: SweepConfig, run_id: str, space: Space, batches: Sequence[Sequence[Point]] = ()
+) -> None:
+    """Leave the record in a sweep's folder: `batches` are the points that were suggested so far.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     config = saved_config(dataclasses.asdict(sweep))
-    content = {"run_id": run_id, "shared": shared_options(sweep), "grid": grid, "config": config}
+    content: dict[str, Any] = {
+        "run_id": run_id,
+        "shared": shared_options(sweep, space),
+        "space": plain_space(space),
+        "config": config,
+    }
+    content["batches"] = [[dict(point) for point in batch] for batch in batches]
     try:
-        storage.replace_file(folder / RECORD, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+        storage.replace_file(folder / RECORD, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 

@@ -54,22 +54,33 @@ class TrainResult:
     operators: str = ""  # the profile's table, where one was asked for
 
 
+class PausedError(UserError):
+    """The run left off where it was to; it is not at its end."""
+
+
 def run_training(
-    config: TrainConfig, *, parent_run_id: str = "", is_quiet: bool = False, callbacks: Sequence[UserCallback] = ()
+    config: TrainConfig,
+    *,
+    parent_run_id: str = "",
+    is_quiet: bool = False,
+    callbacks: Sequence[UserCallback] = (),
+    pause_at: int = 0,
 ) -> TrainResult:
     """Train as the config says, through Ray Train. Returns where the result lies.
 
+    With `pause_at`, it leaves off after the validation of that step; the next call goes on as if nothing had happened.
     `callbacks` are Ray Train's own, called with what each validation reports.
     Starts a local Ray, or joins the cluster that RAY_ADDRESS names, unless Ray is already running in this process.
 
     Raises:
         UserError: the config, the data set or the run's folder does not allow it, or the loss diverged.
+        PausedError: the run is at `pause_at`.
         StoppedError: a signal asked for it; the run can be resumed without the loss of a step.
     """
     if config.tensorboard:
         require_tensorboard()
     config = resolve(config, cluster.default_workers)
-    plan = _plan(config)
+    plan = dataclasses.replace(_plan(config), pause_at=pause_at)
     refuse_foreign(plan.folder.path)
     with run_lock.locked(plan.folder):
         plan.folder.fetch()
@@ -105,6 +116,9 @@ def _run_locked(
         result = _conclude(plan, tracker)
         status = "FINISHED"
         return result
+    except PausedError:
+        status = "FINISHED"
+        raise
     except KeyboardInterrupt:
         status = "KILLED"
         raise
@@ -152,6 +166,9 @@ def _conclude(plan: RunPlan, tracker: Tracker) -> TrainResult:
     """Plot, tags, and the registry, once the workers are done. Raises: UserError when the run has no result."""
     config, folder = plan.config, plan.folder
     summary = read_summary(folder)
+    if plan.pause_at and summary.status == RunStatus.STOPPED and summary.step == plan.pause_at:
+        tracker.set_tags({"status": "paused"})
+        raise PausedError(f"paused at step {summary.step:,}")
     if summary.status != RunStatus.FINISHED or summary.best is None:
         raise UserError(_unfinished(summary, folder))
     _keep_plot(plan, tracker)

@@ -5,6 +5,7 @@ In: the config, the MLflow run and the driver's lease, as plain values. Out: wha
 """
 
 import contextlib
+import dataclasses
 import faulthandler
 import os
 import sys
@@ -56,7 +57,7 @@ def _train(config: TrainConfig, given: Mapping[str, Any]) -> None:
     ranks, device = ray.train.get_context(), ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // ranks.get_local_world_size()))
-    inputs = load_inputs(config, NullTracker(), given["lease"])
+    inputs = dataclasses.replace(load_inputs(config, NullTracker(), given["lease"]), pause_at=given["pause_at"])
     watchdog = Watchdog(config.hang_timeout_s)
 
     def report(metrics: Mapping[str, Any]) -> None:

@@ -71,7 +71,7 @@ def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -
         clear_outcome(folder)
     except OSError as error:
         raise UserError(f"cannot write to {folder.address}: {error.strerror or one_line(error)}") from error
-    trainer = _trainer(plan.config, folder, run_id, callbacks)
+    trainer = _trainer(plan, run_id, callbacks)
     with _tidied(folder):
         try:
             with _health_timeout(plan.config.hang_timeout_s):
@@ -112,7 +112,8 @@ def _tidied(folder: RunFolder) -> Iterator[None]:
         raise UserError(f"the workers are done, and {error}: --resume goes on from what they left there") from error
 
 
-def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
+def _trainer(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
+    config, folder = plan.config, plan.folder
     uses_gpu = ray.cluster_resources().get("GPU", 0) > 0
     storage_path, storage_filesystem = folder.ray_storage()
     return LeanTorchTrainer(
@@ -120,6 +121,7 @@ def _trainer(config: TrainConfig, folder: RunFolder, run_id: str, callbacks: Seq
         train_loop_config={
             "config": dataclasses.asdict(config),
             "run_id": run_id,
+            "pause_at": plan.pause_at,
             "tracking_uri": mlflow_runs.resolve_uri(config.tracking_uri),  # as seen from the driver
             "lease": folder.lease.token if folder.lease else "",
         },

@@ -27,6 +27,13 @@ class RunPlan:
     max_steps: int
     data_fingerprint: str
     folder: RunFolder
+    pause_at: int = 0
+    """Step at whose validation the run leaves off for now, to go on later; 0 for none."""
+
+    @property
+    def last_step(self) -> int:
+        """Step at which it ends this time."""
+        return min(self.max_steps, self.pause_at or self.max_steps)
 
     @property
     def history(self) -> History:

@@ -91,6 +91,8 @@ def _run(run: Run) -> RunSummary:
             trainer.refuse_divergence(evaluation.val_loss)
             checkpointer.save(evaluation)
             _report(run, evaluation)
+        if trainer.step < trainer.inputs.max_steps and trainer.step == trainer.inputs.pause_at:
+            status = RunStatus.STOPPED
     except DivergedError as error:
         status, reason = RunStatus.DIVERGED, str(error)
     if checkpointer.wait_together() is not None and status != RunStatus.DIVERGED:
@@ -107,8 +109,8 @@ def _intervals(run: Run) -> Iterator[int]:
     restored = checkpointer.restored
     is_validated = restored is None or restored.state.metrics is not None
     validated = run.trainer.step if is_validated else run.trainer.step - 1
-    while validated < inputs.max_steps and not is_out_of_patience(inputs.config, checkpointer.n_stale_validations):
-        validated = min((validated // inputs.eval_interval + 1) * inputs.eval_interval, inputs.max_steps)
+    while validated < inputs.last_step and not is_out_of_patience(inputs.config, checkpointer.n_stale_validations):
+        validated = min((validated // inputs.eval_interval + 1) * inputs.eval_interval, inputs.last_step)
         yield validated
 
 

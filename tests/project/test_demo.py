@@ -22,6 +22,8 @@ from pipelines import options
 from tests.support.demo_checkout import SETTINGS, DemoCheckout
 from tests.support.paths import ROOT
 from tune import sweep
+from tune.config import space_of
+from tune.space import n_points
 
 pytestmark = pytest.mark.ray
 
@@ -58,7 +60,7 @@ def test_its_commands_are_ones_that_the_scripts_accept(demo: ModuleType) -> None
     _, settings = options.parse(shlex.split(demo.PREPARE)[1:])
     assert settings.source == ("sample",)
     config = sweep.parse_config(shlex.split(demo.SWEEP)[1:])
-    assert len(config.points) == 4
+    assert n_points(space_of(config)) == 4
     assert config.workers == 2
     config.check_batch(2)
 

@@ -12,7 +12,7 @@ from slm_ray.config.files import flatten
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.train import parse_config as parse_training
-from tune.config import SweepConfig
+from tune.config import SweepConfig, space_of
 from tune.record import RECORD, newest_sweep, read_record, refuse_other_options, shared_options, write_record
 from tune.sweep import parse_config
 
@@ -30,19 +30,19 @@ def words(tiny_config: TrainConfig, tmp_path: Path) -> list[str]:
 def begin(sweep: SweepConfig) -> Path:
     folder = Path(sweep.output) / sweep.name
     folder.mkdir(parents=True)
-    write_record(folder, sweep, "run")
+    write_record(folder, sweep, "run", space_of(sweep))
     return folder
 
 
 def refused(sweep: SweepConfig, folder: Path) -> None:
     record = read_record(folder)
     assert record is not None
-    refuse_other_options(folder, record, shared_options(sweep))
+    refuse_other_options(folder, record, shared_options(sweep, space_of(sweep)))
 
 
 def test_the_same_words_begin_a_sweep_and_go_on_with_it(words: list[str]) -> None:
     first = parse_config(words)
-    assert (first.resume, first.seed, first.points) == (True, 5, [(1e-2, 32), (1e-3, 32)])
+    assert (first.resume, first.seed, first.lr, first.d_ff) == (True, 5, (1e-2, 1e-3), (32,))
     folder = begin(first)
     assert parse_config(words) == first
     refused(first, folder)
@@ -109,7 +109,7 @@ OTHER_VALUES: dict[str, Any] = {
     "model.positions": "learned", "model.n_heads": 4, "model.n_kv_heads": 4, "model.vocab_size": 4096,
     "model.d_head": 16, "optim.name": "adamw", "optim.schedule": "cosine", "optim.min_lr": 1e-4, "lr": (0.5,),
     "d_ff": (8,), "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.momentum": 0.5, "optim.decay_share": 0.5,
-    "model.dropout": 0.5,
+    "model.dropout": 0.5, "search": "random", "scheduler": "asha", "heat_map": ("optim.lr", "model.d_ff"),
 }  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def option(name: str, value: Any) -> list[str]:
 def test_every_option_changes_what_is_run_or_is_refused(command: Any, tmp_path: Path) -> None:
     """Accepted and ignored is what no option may be; all at once, for parsing takes its time."""
     plain = flatten(dataclasses.asdict(command([])))
-    refused = {"optim.lr", "model.d_ff"} if command is parse_config else set()
+    refused = {"optim.lr", "model.d_ff", "space"} if command is parse_config else set()
     wanted = {name: other_value(name, default) for name, default in plain.items() if name not in refused}
     wanted |= {"output": str(tmp_path), "final": True}  # what is of the final training is refused without it
     words = [word for name, value in wanted.items() if name in plain for word in option(name, value)]
@@ -160,4 +160,4 @@ def test_what_only_the_final_training_has_is_refused_without_one(words: list[str
 @pytest.mark.parametrize("word", ["--optim.lr", "--optim.lr=1e-2", "--model.d-ff", "--model.d_ff", "--model.d-ff=8"])
 def test_what_is_swept_is_not_set_as_well(word: str) -> None:
     with pytest.raises(UserError, match=r"is what is swept: give --(lr|d-ff) its values"):
-        parse_config([word, "8"])
+        parse_config([word] if "=" in word else [word, "8"])
