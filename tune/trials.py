@@ -24,6 +24,7 @@ from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed.driver import PausedError, run_training
 from slm_ray.errors import UserError, one_line, without_secrets
+from slm_ray.locks import folder_lock
 from slm_ray.runs.outcome import RunStatus, has_summary, read_summary
 from slm_ray.runs.run_folder import RunFolder
 from tune.view import View
@@ -150,7 +151,7 @@ def _wait_for_orphans(folder: Path) -> None:
             with folder_lock.locked(folder, "orphan"):
                 return
         except UserError as error:
-            if str(error) != "orphan":
+            if not str(error).startswith("orphan"):
                 return  # which the run says itself
         time.sleep(0.5)
 
