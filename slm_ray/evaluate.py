@@ -68,7 +68,7 @@ class EvaluateConfig:
     backend: BackendName = "torch"
     """What computes: torch in fp32, or a backend of the server, to see what its numbers lose."""
     threads: int = 0
-    """Threads that compute; 0 takes one a core. The last digits of a sum may depend on it."""
+    """Threads that compute; 0 takes one a core. Losses by torch do not depend on it, to the last digit."""
     writing: bool = False
     """Let the model write stories, and score these too."""
     beginnings: int = 40

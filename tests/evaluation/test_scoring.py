@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slm_ray.evaluation.measurement import torch_threads
 from slm_ray.evaluation.scoring import Scorer, windows_of
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.model.decoder import Decoder
@@ -62,6 +63,17 @@ def test_a_loss_is_the_same_in_any_company_to_the_last_digit(
     monkeypatch.setattr("slm_ray.evaluation.scoring.MAX_LOGITS", 1)
     apart = [scorer.nats([text])[0] for text in reversed(texts)][::-1]
     assert all((ours == alone).all() for ours, alone in zip(together, apart))
+
+
+def test_the_number_of_threads_does_not_show(tiny_tokenizer: Tokenizer) -> None:
+    model = talkative_model(tiny_tokenizer, seq_len=64)
+    texts = texts_of(tiny_tokenizer.vocab_size, [200] * 40)
+    found = []
+    for threads in (1, 2, 3):
+        with torch_threads(threads):
+            found.append(np.concatenate(Scorer.of_model(model).nats(texts)))
+            assert torch.get_num_threads() == threads
+    assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
 
 
 def test_backends_agree(tiny_tokenizer: Tokenizer) -> None:

