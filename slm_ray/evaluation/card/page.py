@@ -12,11 +12,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from slm_ray.errors import visible
 from slm_ray.evaluation.card.content import DIGEST
 from slm_ray.evaluation.pictures import loss_picture
 
 SHOWN_STORIES = 5
-_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 _NUMBER = re.compile(r"[0-9][0-9,.]*( ± [0-9.]+)?%?|-")
 
@@ -205,6 +205,5 @@ def _plain(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    r"""Hidden characters are written out, as `\x1b`; a line break is a space."""
-    spaced = text.replace("\r\n", " ").replace("\n", " ")
-    return _HIDDEN.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), spaced)
+    """Hidden characters are written out; a line break is a space."""
+    return visible(text.replace("\r\n", " ").replace("\n", " "))
