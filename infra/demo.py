@@ -200,9 +200,9 @@ def _show(answer: dict[str, object], port: int) -> None:
 def _check_port(port: int) -> None:
     try:
         check_port(HOST, port)
-    except (OSError, OverflowError) as error:
-        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        reason = "is in use" if is_taken else f"cannot be listened on ({getattr(error, 'strerror', None) or error})"
+    except OSError as error:
+        is_taken = error.errno == errno.EADDRINUSE
+        reason = "is in use" if is_taken else f"cannot be listened on ({error.strerror or error})"
         raise DemoError(f"port {port} on {HOST} {reason}: `make demo PORT=8001`") from error
 
 

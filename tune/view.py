@@ -90,6 +90,7 @@ class LiveTable:
 
     def __init__(self, n_trials: int, console: Console) -> None:
         self.n_trials = n_trials
+        self.console = console
         self.rows: dict[str, _Row] = {}
         self.live = Live(console=console, get_renderable=self.table, refresh_per_second=REFRESHES_PER_S)
 
@@ -111,7 +112,7 @@ class LiveTable:
 
     def said(self, line: str) -> None:
         """The line, above the table."""
-        self.live.console.print(line, markup=False, highlight=False)
+        self.console.print(line, markup=False, highlight=False)
 
     def table(self) -> Table:
         """As it stands now."""
@@ -121,6 +122,6 @@ class LiveTable:
         for heading in ("trial", "state", "step", "bits/byte"):
             table.add_column(heading, justify="left" if heading in ("trial", "state") else "right")
         best_first = sorted(rows, key=lambda item: (item[1].value is None, item[1].value or 0.0))
-        for name, row in best_first[: max(3, self.live.console.height - 6)]:
+        for name, row in best_first[: max(3, self.console.height - 6)]:
             table.add_row(name, row.state, row.step, "" if row.value is None else f"{row.value:.4f}")
         return table
