@@ -225,7 +225,7 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
         (["--test-fraction", "1.5"], "must be 0 or more, and leave a share for train"),
         (["--min-chars", "9", "--max-chars", "3"], "min_chars (9) must be from 0 to max_chars (3)"),
         (["--vocab-size", "100"], "vocab_size (100) must be at least 257"),
-        (["--tokenizer", ""], "cannot read the tokenizer"),
+        (["--tokenizer", ""], "a tokenizer is an empty word"),
         (["--source", ""], "a source is an empty word: name auto, sample, hub:NAME, or files"),
         (["--output", ""], "a path is an empty word"),
         (["--source", "~nosuchuser/a.jsonl"], "cannot read ~nosuchuser/a.jsonl"),

@@ -266,8 +266,7 @@ def test_a_version_opens_in_mlflow_alone_and_writes_what_the_engine_writes(
 
     for name in ("pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads"):
         monkeypatch.setattr(name, refuse)
-    mlflow.set_registry_uri(mlflow_uri)
-    mlflow.set_tracking_uri(mlflow_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
     opened = mlflow.pyfunc.load_model("models:/opened@champion")
     told = opened.predict(prompts, params={"max_tokens": 5, "seed": 3})
     assert told == [prompt + one.text for prompt, one in zip(prompts, expected, strict=True)]
