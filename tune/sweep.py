@@ -30,7 +30,8 @@ from slm_ray.config.options import parse, take_option
 from slm_ray.config.resuming import asks_for_help, asks_to_resume, refuse_lone_force
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed.driver import TrainResult, run_training
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, one_line
+from slm_ray.storage import StoragePath
 from slm_ray.tracking import mlflow_runs, tracker
 from slm_ray.train import describe as describe_run
 from tune.config import MODEL_NAME, SweepConfig, run_config
@@ -63,8 +64,8 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
         StoppedError: a signal asked for it; the sweep can be resumed.
     """
     plan = plan_sweep(sweep)
-    folder = plan.folder
-    with storage.locked(folder, f"another sweep.py is writing to {folder}: wait for its end, or take another --name"):
+    refusal = f"another sweep.py is writing to {plan.folder}: wait for its end, or take another --name"
+    with storage.locked(plan.run_folder.path, refusal):  # an object store knows no locks: then on this machine
         return _run_locked(plan)
 
 
@@ -112,12 +113,22 @@ def _refuse_conflicts(plan: Plan) -> None:
     folder = plan.folder
     known = read_record(folder)
     if known is None:
-        if any(folder.iterdir()):
+        if _is_in_use(folder):
             raise UserError(f"{folder} is not empty and no folder of a sweep: take another --name or --output")
         return
     if not plan.sweep.resume:
         raise UserError(f"{folder} holds a sweep already: add --resume to continue it, or take another --name")
     refuse_other_options(folder, known, shared_options(plan.sweep, plan.space))
+
+
+def _is_in_use(folder: StoragePath) -> bool:
+    """Whether anything lies there. Raises: UserError when that cannot be known."""
+    if storage.is_local(folder):
+        return any(folder.iterdir())
+    try:
+        return any(storage.files_below(folder))
+    except Exception as error:  # each store has errors of its own
+        raise UserError(f"{folder} cannot be listed: {one_line(error)}") from error
 
 
 def _open(plan: Plan) -> tracker.Tracker:
@@ -153,7 +164,7 @@ def _run_trials(plan: Plan, parent_run_id: str) -> list[Trial]:
     threads = plan.threads(at_once)
     with shown(plan.n_trials) as view:
         runner = TrialRunner(
-            folder=folder,
+            folder=plan.run_folder,
             at_once=at_once,
             parent_run_id=parent_run_id,
             tracking_uri=mlflow_runs.resolve_uri(sweep.tracking_uri),
@@ -202,7 +213,7 @@ def parse_config(argv: Sequence[str] | None) -> SweepConfig:
         from_dict(TrainConfig, place, "options")  # the others are checked over the sweep's own config
         base = config_to_resume(base, origin, **place)
         where = storage.storage_path(base.output)
-        record = read_record(where / base.name) if base.name and storage.is_local(where) else None
+        record = read_record(where / base.name) if base.name else None
     sweep = parse(SweepConfig, rest, prog="sweep.py", about=about, default=base)
     refuse_lone_force(sweep)
     if set_twice := fields_set_twice(names, space_to_sweep(sweep, record), is_short=not sweep.space):
