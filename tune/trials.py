@@ -28,7 +28,7 @@ from slm_ray.runs.outcome import RunStatus, has_summary, read_summary
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import StoragePath
-from tune.view import View
+from tune.view import Lines, View
 
 DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CPU would leave none for the workers
 ORPHAN_TIMEOUT_S = 60.0
@@ -95,7 +95,7 @@ class TrialRunner:
                 storage_path=state,
                 storage_filesystem=file_system,
                 verbose=0,
-                callbacks=[_Events(self.view)],
+                callbacks=[TrialEvents(self.view)],
             ),
         )
         try:
@@ -171,11 +171,15 @@ def _timed(config: TrainConfig) -> Iterator[None]:
             storage.replace_file(path, ((path.read_text() if storage.exists(path) else "") + took).encode())
 
 
-class _Events(tune.Callback):  # type: ignore[misc]  # Ray is not typed
+class TrialEvents(tune.Callback):  # type: ignore[misc]  # Ray is not typed
     """Shows each validation and end of a trial."""
 
     def __init__(self, view: View) -> None:
         self.view = view
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune keeps its callbacks for a restart of its own, which there is not; a terminal cannot be kept."""
+        return TrialEvents, (Lines(0),)
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:
         """A trial that has its place."""
