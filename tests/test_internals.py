@@ -81,7 +81,7 @@ def test_no_private_name_is_used_that_the_list_lacks() -> None:
     found = {
         f"{path.relative_to(ROOT)}: {name}"
         for path in CODE
-        for name in private_names(path) - own_names(path)
+        for name in set(private_names(path)) - own_names(path)
         if isinstance(name, str) and name[:1] == "_" and name[1:2] not in ("_", "") and name not in listed
     }
     assert found == set()

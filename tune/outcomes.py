@@ -4,17 +4,18 @@ In: a trial's config and point. Out: a `Trial`, or None where it has not come so
 a kill too, decides as one that was never interrupted.
 """
 
+import contextlib
 import dataclasses
+import json
 import math
 
+from slm_ray import storage
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
-from slm_ray.errors import UserError
-from slm_ray.runs.history import History
-from slm_ray.runs.outcome import RunStatus, has_summary, read_summary
-from slm_ray.runs.run_folder import RunFolder
-from slm_ray.runs.train_state import Evaluation
+from slm_ray.errors import UserError, one_line
+from slm_ray.runs.outcome import SUMMARY, RunStatus, RunSummary
+from slm_ray.runs.train_state import Evaluation, TrainState
 from tune.results import METRIC, Trial, TrialStatus
 from tune.space import Point
 from tune.trials import run_folder, wall_seconds
@@ -30,15 +31,14 @@ def refuse_other_trial(config: TrainConfig) -> None:
     Raises:
         UserError: it was run with other options: its result would stand in a table of trials that are not like it.
     """
-    folder = run_folder(config)
-    state = folder.latest_state()
+    where, state = run_folder(config).address, latest_state(config)
     if state is None:
         return
-    was = from_dict(TrainConfig, state.config, str(folder.path))
+    was = from_dict(TrainConfig, state.config, where)
     changed = [name for name in COMPARED if getattr(was, name) != getattr(_with_vocabulary(config, was), name)]
     if changed or state.data_fingerprint != load_manifest(config.data).fingerprint:
         what = ", ".join(changed) or "data"
-        raise UserError(f"{folder.path} was trained with another {what}: take another --name, or remove it")
+        raise UserError(f"{where} was trained with another {what}: take another --name, or remove it")
 
 
 def _with_vocabulary(config: TrainConfig, was: TrainConfig) -> TrainConfig:
@@ -53,7 +53,7 @@ def trial_at(config: TrainConfig, point: Point, step: int) -> Trial | None:
     ended = ended_trial(config, point)
     if step >= config.max_steps:
         return ended
-    evaluations = validations(run_folder(config))
+    evaluations = validations(config)
     if any(one.step == step for one in evaluations):
         best = min((one for one in evaluations if one.step <= step), key=lambda one: one.val_loss)
         return _trial(config, point, _run_id(config), best, status=TrialStatus.STOPPED, step=step)
@@ -62,20 +62,20 @@ def trial_at(config: TrainConfig, point: Point, step: int) -> Trial | None:
 
 def ended_trial(config: TrainConfig, point: Point) -> Trial | None:
     """The trial, once it has run to its last step, or diverged on the way, which is a result too."""
-    folder = run_folder(config)
-    if not has_summary(folder) or (summary := read_summary(folder)).max_steps != config.max_steps:
+    summary = _summary(config)
+    if summary is None or summary.max_steps != config.max_steps:
         return None
     if summary.status == RunStatus.DIVERGED:
         how = {"status": TrialStatus.DIVERGED, "reason": summary.reason, "step": summary.step}
         return _trial(config, point, summary.run_id, None, **how)
-    if summary.status != RunStatus.FINISHED or summary.best is None or folder.latest_valid() is None:
+    if summary.status != RunStatus.FINISHED or summary.best is None or not _has_checkpoint(config):
         return None
     return _trial(config, point, summary.run_id, summary.best, step=summary.step)
 
 
 def failed_trial(config: TrainConfig, point: Point, reason: str) -> Trial:
     """The row of a trial that came to no end."""
-    state = run_folder(config).latest_state()
+    state = latest_state(config)
     step = state.step if state else 0
     return _trial(config, point, _run_id(config), None, status=TrialStatus.FAILED, reason=reason, step=step)
 
@@ -87,12 +87,47 @@ def _trial(config: TrainConfig, point: Point, run_id: str, best: Evaluation | No
 
 
 def _run_id(config: TrainConfig) -> str:
-    state = run_folder(config).latest_state()
+    state = latest_state(config)
     return state.run_id if state else ""
 
 
-def validations(folder: RunFolder) -> list[Evaluation]:
-    """Those that the run's own record holds, in their order."""
-    lines = History(folder.path / HISTORY).lines()
+def latest_state(config: TrainConfig) -> TrainState | None:
+    """State of a trial's newest checkpoint, wherever it is kept. Raises: UserError when that cannot be read now."""
+    run = run_folder(config)
+    return run.mirror.newest_state(run.path) if run.mirror.address else run.latest_state()
+
+
+def _has_checkpoint(config: TrainConfig) -> bool:
+    run = run_folder(config)
+    return latest_state(config) is not None if run.mirror.address else run.latest_valid() is not None
+
+
+def _summary(config: TrainConfig) -> RunSummary | None:
+    """How the last start of a trial ended, if it came to an end."""
+    text = _text(config, SUMMARY)
+    try:
+        return RunSummary.from_json(text) if text else None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        where = f"{run_folder(config).address}/{SUMMARY}"
+        raise UserError(f"{where} is no summary that this version reads: remove it and --resume") from error
+
+
+def _text(config: TrainConfig, name: str) -> str:
+    """A file of a trial where it is kept, not a copy of it; empty where there is none."""
+    path = storage.storage_path(config.output) / config.name / name
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except Exception as error:  # each store has errors of its own
+        raise UserError(f"{run_folder(config).address}/{name} cannot be read: {one_line(error)}") from error
+
+
+def validations(config: TrainConfig) -> list[Evaluation]:
+    """Those that a trial's own record holds, in their order."""
+    lines = []
+    for text in _text(config, HISTORY).splitlines():
+        with contextlib.suppress(ValueError):  # the last one may be a part
+            lines.append(json.loads(text))
     found = [Evaluation.from_record(line) for line in lines if METRIC in line and "val_loss" in line]
     return [one for one in found if one is not None and math.isfinite(one.val_loss)]

@@ -19,6 +19,9 @@ from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed import cluster
 from slm_ray.distributed.cluster import default_workers
 from slm_ray.errors import UserError
+from slm_ray.runs.remote_run import open_run
+from slm_ray.runs.run_folder import RunFolder
+from slm_ray.storage import StoragePath
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.tensorboard_tracker import require_tensorboard
 from slm_ray.training import hardware
@@ -46,9 +49,14 @@ class Plan:
     eval_interval: int
 
     @property
-    def folder(self) -> Path:
-        """The sweep's."""
-        return Path(self.sweep.output) / self.sweep.name
+    def folder(self) -> StoragePath:
+        """Where the sweep is kept."""
+        return storage.storage_path(self.sweep.output) / self.sweep.name
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """The same, with a work folder of this machine where it is kept in an object store."""
+        return open_run(self.sweep.output, self.sweep.name)
 
     @property
     def searcher(self) -> Searcher:
@@ -123,8 +131,6 @@ def plan_sweep(sweep: SweepConfig) -> Plan:
     manifest = load_manifest(sweep.data)  # what a trial could not begin with is refused before anything starts
     check_length(sweep, manifest)
     check_files(sweep, manifest)
-    if storage.is_remote(sweep.output):
-        raise UserError(f"output ({sweep.output}) must be a folder: a sweep does not go to an object store yet")
     if sweep.tensorboard:
         require_tensorboard()
     name = sweep.name or f"sweep-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
@@ -136,7 +142,7 @@ def plan_sweep(sweep: SweepConfig) -> Plan:
         space=str(Path(sweep.space).absolute()) if sweep.space else "",
         register=registered_name(sweep.register, mlflow_runs.resolve_uri(sweep.tracking_uri)),
     )
-    record = read_record(Path(sweep.output) / name) if sweep.resume else None
+    record = read_record(storage.storage_path(sweep.output) / name) if sweep.resume else None
     plan = _with_rungs(sweep, space_to_sweep(sweep, record))
     if unknown := set(sweep.heat_map) - plan.space.keys():
         raise UserError(f"heat_map: {min(unknown)} is not varied: {', '.join(plan.space)} are")

@@ -14,7 +14,8 @@ from slm_ray.config.files import flatten, from_dict
 from slm_ray.config.places import moved_data, saved_config
 from slm_ray.config.resuming import differences, overlaid
 from slm_ray.dataset.manifest import load_manifest
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, one_line
+from slm_ray.storage import StoragePath
 from tune.config import SweepConfig, space_of
 from tune.space import Point, Space, make_space
 
@@ -60,7 +61,7 @@ def space_to_sweep(sweep: SweepConfig, record: Mapping[str, Any] | None) -> Spac
 
 
 def write_record(
-    folder: Path, sweep: SweepConfig, run_id: str, space: Space, batches: Sequence[Sequence[Point]] = ()
+    folder: StoragePath, sweep: SweepConfig, run_id: str, space: Space, batches: Sequence[Sequence[Point]] = ()
 ) -> None:
     """Leave the record in a sweep's folder: `batches` are the points that were suggested so far.
 
@@ -77,11 +78,12 @@ def write_record(
     content["batches"] = [[dict(point) for point in batch] for batch in batches]
     try:
         storage.replace_file(folder / RECORD, (json.dumps(content, indent=2) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    except Exception as error:  # each store has errors of its own
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"cannot write to {folder}: {reason}") from error
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: StoragePath) -> dict[str, Any] | None:
     """What `write_record` left, or None where there is no sweep.
 
     Raises:
@@ -94,14 +96,15 @@ def read_record(folder: Path) -> dict[str, Any] | None:
             raise TypeError("it has other fields")
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is corrupt ({error}): bring it back, or take another --name") from error
+    except Exception as error:  # each store has errors of its own
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{path} cannot be read: {reason}") from error
     return dict(record)
 
 
-def refuse_other_options(folder: Path, record: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+def refuse_other_options(folder: StoragePath, record: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
     """Raises: UserError, with each option that makes the trials another sweep's."""
     if changed := differences(record["shared"], shared, tuple(shared)):
         said = ", ".join(changed.values())
@@ -116,21 +119,27 @@ def config_to_resume(base: SweepConfig, origin: str, output: str, name: str) -> 
     """
     where = storage.storage_path(output)
     base = dataclasses.replace(base, resume=True)
-    if not storage.is_local(where):
-        return base  # which is refused
+    if not name and not storage.is_local(where):
+        raise UserError(f"--resume needs the --name of a sweep in {output}")
     folder = where / name if name else newest_sweep(where)
     record = read_record(folder) if folder else None
     if not folder or not record or "config" not in record:  # earlier versions did not keep it
         return dataclasses.replace(base, name=folder.name) if folder else base
     saved = from_dict(SweepConfig, record["config"], str(folder / RECORD))
-    was = dataclasses.replace(saved, force=False, data=moved_data(saved.data, saved.output, folder.parent))
+    was = dataclasses.replace(saved, force=False, data=_moved_data(saved, folder))
     if origin:
         was = overlaid(was, origin, KEPT)
     register = was.register or base.register  # a file's empty name means the default, as at the first start
     return dataclasses.replace(was, resume=True, output=output, name=folder.name, register=register)
 
 
-def newest_sweep(output: Path) -> Path | None:
+def _moved_data(saved: SweepConfig, folder: StoragePath) -> str:
+    if not storage.is_local(folder):
+        return saved.data
+    return moved_data(saved.data, saved.output, folder.parent)
+
+
+def newest_sweep(output: StoragePath) -> StoragePath | None:
     """The sweep under `output` that was begun last, if there is one. Raises: UserError when that cannot be known."""
     try:
         begun = {path: path.stat().st_mtime for path in (one / RECORD for one in output.iterdir()) if path.exists()}

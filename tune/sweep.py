@@ -32,10 +32,11 @@ from slm_ray.config.resuming import asks_for_help, asks_to_resume, refuse_lone_f
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed.driver import TrainResult, run_training
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, one_line
 from slm_ray.evaluation.promotion import held_out_split, promote_on
-from slm_ray.locks import folder_lock
 from slm_ray.locks.lease import LEASE
+from slm_ray.runs import run_lock
+from slm_ray.storage import StoragePath
 from slm_ray.tracking import mlflow_runs, run_inputs, tracker
 from slm_ray.tracking.mlflow_runs import KIND
 from slm_ray.train import describe as describe_run
@@ -69,9 +70,7 @@ def run_sweep(sweep: SweepConfig) -> tuple[list[Trial], TrainResult | None]:
         StoppedError: a signal asked for it; the sweep can be resumed.
     """
     plan = plan_sweep(sweep)
-    folder = plan.folder
-    refusal = f"another sweep.py is writing to {folder}: wait for its end, or take another --name"
-    with folder_lock.locked(folder, refusal):
+    with run_lock.locked(plan.run_folder, "sweep.py"):
         return _run_locked(plan)
 
 
@@ -119,12 +118,22 @@ def _refuse_conflicts(plan: Plan) -> None:
     folder = plan.folder
     known = read_record(folder)
     if known is None:
-        if any(path.name != LEASE for path in folder.iterdir()):
+        if _is_in_use(folder):
             raise UserError(f"{folder} is not empty and no folder of a sweep: take another --name or --output")
         return
     if not plan.sweep.resume:
         raise UserError(f"{folder} holds a sweep already: add --resume to continue it, or take another --name")
     refuse_other_options(folder, known, shared_options(plan.sweep, plan.space))
+
+
+def _is_in_use(folder: StoragePath) -> bool:
+    """Whether anything lies there. Raises: UserError when that cannot be known."""
+    if storage.is_local(folder):
+        return any(path.name != LEASE for path in folder.iterdir())
+    try:
+        return any(LEASE not in path.parts for path in storage.files_below(folder))
+    except Exception as error:  # each store has errors of its own
+        raise UserError(f"{folder} cannot be listed: {one_line(error)}") from error
 
 
 def _open(plan: Plan) -> tracker.Tracker:
@@ -162,7 +171,7 @@ def _run_trials(plan: Plan, parent_run_id: str) -> list[Trial]:
     threads = plan.threads(at_once)
     with shown(plan.n_trials) as view:
         runner = TrialRunner(
-            folder=folder,
+            folder=plan.run_folder,
             at_once=at_once,
             parent_run_id=parent_run_id,
             tracking_uri=mlflow_runs.resolve_uri(sweep.tracking_uri),
@@ -211,7 +220,7 @@ def parse_config(argv: Sequence[str] | None) -> SweepConfig:
         from_dict(TrainConfig, place, "options")  # the others are checked over the sweep's own config
         base = config_to_resume(base, origin, **place)
         where = storage.storage_path(base.output)
-        record = read_record(where / base.name) if base.name and storage.is_local(where) else None
+        record = read_record(where / base.name) if base.name else None
     sweep = parse(SweepConfig, rest, prog="sweep.py", about=about, default=base)
     refuse_lone_force(sweep)
     if set_twice := fields_set_twice(names, space_to_sweep(sweep, record), is_short=not sweep.space):

@@ -8,7 +8,6 @@ how long each start of one took in `SWEEP/trials/NAME.times`.
 import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 import time
 import uuid
@@ -20,14 +19,17 @@ from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from slm_ray import storage
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed.driver import PausedError, run_training
 from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.locks import folder_lock
 from slm_ray.runs.outcome import RunStatus, has_summary, read_summary
+from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
-from tune.view import View
+from slm_ray.storage import StoragePath
+from tune.view import Lines, View
 
 DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CPU would leave none for the workers
 ORPHAN_TIMEOUT_S = 60.0
@@ -36,27 +38,25 @@ ORPHAN_TIMEOUT_S = 60.0
 
 def run_folder(config: TrainConfig) -> RunFolder:
     """Where a trial is kept."""
-    return RunFolder(Path(config.output) / config.name)
+    return open_run(config.output, config.name)
 
 
-def log_path(config: TrainConfig) -> Path:
+def log_path(config: TrainConfig) -> StoragePath:
     """Where the whole of what a trial failed with is kept: beside its folder."""
-    return Path(config.output) / f"{config.name}.log"
+    return storage.storage_path(config.output) / f"{config.name}.log"
 
 
-def times_path(config: TrainConfig) -> Path:
+def times_path(config: TrainConfig) -> StoragePath:
     """Where each start of a trial leaves how long it took, a number a line."""
-    return Path(config.output) / f"{config.name}.times"
+    return storage.storage_path(config.output) / f"{config.name}.times"
 
 
 def wall_seconds(config: TrainConfig) -> float:
     """Time spent on a trial, in all its starts but those that were killed."""
-    try:
-        lines = times_path(config).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0.0
-    total = 0.0
-    for line in lines:
+    total, text = 0.0, ""
+    with contextlib.suppress(Exception):  # each store has errors of its own
+        text = times_path(config).read_text(encoding="utf-8")
+    for line in text.splitlines():
         with contextlib.suppress(ValueError):
             total += float(line)
     return total
@@ -66,7 +66,7 @@ def wall_seconds(config: TrainConfig) -> float:
 class TrialRunner:
     """Runs trials of one sweep."""
 
-    folder: Path  # the sweep's
+    folder: RunFolder  # the sweep's
     at_once: int
     parent_run_id: str
     tracking_uri: str  # resolved
@@ -85,20 +85,25 @@ class TrialRunner:
             train_trial(plain[point["trial"]], parent_run_id, tracking_uri, until)
 
         for config in configs.values():
-            log_path(config).unlink(missing_ok=True)
-        state = self.folder / ".tune"  # a new name each time: Tune must not restore by itself
+            storage.remove(log_path(config))
+        state, file_system = self.folder.ray_storage()
         tuner = tune.Tuner(
             tune.with_resources(train_point, {"CPU": DRIVER_CPUS}),  # its workers ask for their own
             param_space={"trial": tune.grid_search(list(configs))},
             tune_config=tune.TuneConfig(max_concurrent_trials=self.at_once),
             run_config=tune.RunConfig(
-                name=uuid.uuid4().hex, storage_path=str(state), verbose=0, callbacks=[_Events(self.view)]
+                name=uuid.uuid4().hex,  # a new name each time: Tune must not restore by itself
+                storage_path=state,
+                storage_filesystem=file_system,
+                verbose=0,
+                callbacks=[TrialEvents(self.view)],
             ),
         )
         try:
             results = tuner.fit()
         finally:
-            shutil.rmtree(state, ignore_errors=True)
+            with contextlib.suppress(Exception):  # Ray may still be writing to it
+                self.folder.clear_requests()
         errors = {str(result.config["trial"]): result.error for result in results if result.config and result.error}
         return {name: _keep_failure(configs[name], error) for name, error in errors.items()}
 
@@ -107,8 +112,8 @@ def _keep_failure(config: TrainConfig, error: Exception) -> str:
     """Why a trial failed, in one line that names its log, which is written here."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     reason = f"its process was killed ({type(error).__name__})" if isinstance(error, RayActorError) else one_line(cause)
-    with contextlib.suppress(OSError):  # a full disk may be the reason
-        log_path(config).parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(Exception):  # a full disk may be the reason, or a store that is away
+        storage.make_folder(log_path(config).parent)
         log_path(config).write_text(without_secrets(str(error)) + "\n", encoding="utf-8")
         reason += f" (all of it in {log_path(config)})"
     return reason
@@ -162,15 +167,20 @@ def _timed(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError), times_path(config).open("a", encoding="utf-8") as file:
-            file.write(f"{time.monotonic() - began:.1f}\n")
+        with contextlib.suppress(Exception):  # a full disk, or a store that is away
+            path, took = times_path(config), f"{time.monotonic() - began:.1f}\n"
+            storage.replace_file(path, ((path.read_text() if storage.exists(path) else "") + took).encode())
 
 
-class _Events(tune.Callback):  # type: ignore[misc]  # Ray is not typed
+class TrialEvents(tune.Callback):  # type: ignore[misc]  # Ray is not typed
     """Shows each validation and end of a trial."""
 
     def __init__(self, view: View) -> None:
         self.view = view
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune keeps its callbacks for a restart of its own, which there is not; a terminal cannot be kept."""
+        return TrialEvents, (Lines(0),)
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:
         """A trial that has its place."""

@@ -17,14 +17,16 @@ LEASE_OWNER = ".lease-owner"
 
 
 @contextlib.contextmanager
-def locked(run: RunFolder) -> Iterator[None]:
+def locked(run: RunFolder, command: str = "train.py") -> Iterator[None]:
     """Make the folder, and keep other drivers out of the run for the length of a block, also those of other machines.
+
+    command: what writes there, in words for who is refused.
 
     Raises:
         UserError: there is one already, or that cannot be known, or the folder cannot be made.
         LeaseLostError: at the end, where another driver has taken the run over within the block.
     """
-    refusal = f"another train.py is writing to {run.address}: wait for its end, or take another --name"
+    refusal = f"another {command} is writing to {run.address}: wait for its end, or take another --name"
     lease = run.lease or Lease(run.path)
     if not run.mirror.address:
         with folder_lock.locked(run.path, refusal, lease):

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def expected_rows(config: TrainConfig) -> set[tuple[str, ...]]:
         optim = dataclasses.replace(config.optim, lr=lr)
         alone = dataclasses.replace(config, optim=optim, name=f"alone-{lr:g}")
         fit(load_inputs(resolve(alone, lambda _: 1), NullTracker()), TrainContext())
-        found[lr] = validations(RunFolder(Path(alone.output) / alone.name))
+        found[lr] = validations(alone)
     better, worse = sorted(RATES, key=lambda lr: found[lr][0].val_loss)
     best = min(found[better], key=lambda one: one.val_loss)
     return {
@@ -74,16 +75,21 @@ def test_a_sweep_whose_driver_is_killed_ends_with_the_same_table_by_the_same_com
 
     with start() as process:
         deadline = time.monotonic() + 240
-        while not folder.checkpoints():
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.02)
+
+        def wait_for(is_there: Callable[[], object]) -> None:
+            while not is_there():
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.02)
+
+        wait_for(sweep.exists)
         with start() as second:
             errors = second.communicate(timeout=120)[1]
         assert second.returncode == 2
         assert errors.splitlines() == [
             f"error: another sweep.py is writing to {sweep}: wait for its end, or take another --name"
         ]
+        wait_for(folder.checkpoints)
         time.sleep(chance.uniform(0, 3))
         process.kill()
         process.communicate()

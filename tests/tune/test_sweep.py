@@ -14,6 +14,7 @@ import pytest
 from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.locks import folder_lock
+from slm_ray.runs.run_folder import RAY_STATE
 from slm_ray.tracking import mlflow_runs, registry
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.train import parse_config as parse_training
@@ -275,4 +276,4 @@ def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(tiny_config:
     assert parent.info.status == "FINISHED"
     best = registry.resolve_model("models:/tiny@champion", first.tracking_uri)
     assert best.run_id == final.run_id
-    assert not (folder / ".tune").exists()
+    assert not (folder / RAY_STATE).exists()

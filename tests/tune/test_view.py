@@ -1,12 +1,15 @@
 """What a sweep shows: a table on a terminal, lines elsewhere."""
 
 import io
+import pickle
 import sys
 
 import pytest
+from ray import cloudpickle
 from rich.console import Console
 
 from tune.results import Trial, TrialStatus
+from tune.trials import TrialEvents
 from tune.view import Lines, LiveTable, View, shown
 
 RESULT = {"step": 3, "val_bits_per_byte": 1.25}
@@ -50,3 +53,5 @@ def test_a_terminal_shows_a_table_with_the_best_first(monkeypatch: pytest.Monkey
         ["lr0.2", "running", "3", "0.5000"], ["lr0.1", "stopped", "3", "1.2500"],
     ]  # fmt: skip
     assert "lr0.2" in terminal.getvalue()
+    again = pickle.loads(cloudpickle.dumps(TrialEvents(view)))  # as Tune does before it starts
+    assert isinstance(again, TrialEvents)
