@@ -57,6 +57,10 @@ class RemoteCheckpoints:
         storage.remove(self._place / name / verification.MARKER)
         storage.remove(self._place / name)
 
+    def is_here(self, name: str, folder: Path) -> bool:
+        """Whether a run's folder holds one of this name and content."""
+        return _has_marker(folder / "checkpoints" / name, (self._place / name / verification.MARKER).read_bytes())
+
     def download(self, name: str, folder: Path) -> bool:
         """Have one in a run's folder; returns whether it is valid, for what lies in the store may be corrupt too.
 

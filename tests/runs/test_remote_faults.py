@@ -13,6 +13,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
 from slm_ray.errors import UserError
 from slm_ray.runs import run_folder
+from slm_ray.runs.outcome import read_summary
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.verification import UnreadableCheckpointError
@@ -129,3 +130,24 @@ def test_a_checkpoint_that_cannot_be_put_in_its_place_is_not_passed_over(
     again = open_run(config.output, config.name)
     again.fetch()
     assert again.latest.resolve().name == "step-00000008"
+
+
+def test_a_machine_that_comes_back_takes_the_record_of_the_one_that_went_on(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed behind its last checkpoint, with a longer record; the other went on with another rate."""
+    here = load_inputs(resolve(config, lambda _: 1), tracker.NullTracker())
+    fit(dataclasses.replace(here, pause_at=4), TrainContext())
+    for step in range(5, 100):
+        here.history.append({"step": step, "train_loss": 99.0, "lr": 1.0})
+    (here.folder.path / "summary.json").write_text((here.folder.path / "summary.json").read_text() + " " * 500)
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+        there = load_inputs(resolve(config, lambda _: 1), tracker.NullTracker())
+        fit(there, TrainContext())
+    expected = there.history.path.read_bytes()
+    here.folder.fetch()
+    assert here.history.path.read_bytes() == expected
+    assert read_summary(here.folder) == read_summary(there.folder)
+    here.folder.push_record()
+    assert (storage_path(config.output) / config.name / "metrics.jsonl").read_bytes() == expected
