@@ -86,7 +86,7 @@ def locate(reference: str, tracking_uri: str = "") -> str:
     """
     if not reference.startswith(REGISTERED):
         return _folder_identity(_folder(reference))
-    return _version_identity(_version(_store(reference, resolve_uri(tracking_uri)), reference))
+    return _version_identity(_version(open_store(reference, resolve_uri(tracking_uri)), reference))
 
 
 def _folder(reference: str) -> Path:
@@ -135,7 +135,7 @@ def _pickle_refusal(path: Path) -> str:
 def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
     from mlflow.exceptions import MlflowException
 
-    store = _store(reference, uri)
+    store = open_store(reference, uri)
     version = _version(store, reference)
     try:
         source = store.get_model_version_download_uri(version.name, version.version)
@@ -162,7 +162,13 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
     return ResolvedModel(folder, version.name, str(version.version), *lineage_of, identity, scratch)
 
 
-def _store(reference: str, uri: str) -> Any:
+def open_store(reference: str, uri: str) -> Any:
+    """A client of the store that a reference or a model's name is to be found in; none is made.
+
+    Raises:
+        RegistryError: there is no store, or it does not answer.
+        UserError: tracking is off.
+    """
     if uri == OFF:
         raise UserError(f"{reference} needs a tracking store, and tracking is off")
     try:
