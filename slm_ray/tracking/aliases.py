@@ -13,7 +13,7 @@ from typing import Any
 
 from slm_ray.errors import UserError, one_line
 from slm_ray.locks import folder_lock
-from slm_ray.tracking.mlflow_runs import resolve_uri, sqlite_file
+from slm_ray.tracking.mlflow_runs import resolve_uri, sqlite_file, store_errors
 from slm_ray.tracking.registry import REGISTERED, RegistryError, open_store
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -155,10 +155,7 @@ def _alone(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _store_errors(uri: str, name: str) -> Iterator[None]:
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         yield
-    except (MlflowException, OSError, SQLAlchemyError) as error:
+    except store_errors() as error:
         raise RegistryError(f"{name} is not available from {uri}: {one_line(error)}") from error

@@ -120,6 +120,7 @@ def test_a_store_that_does_not_answer_is_not_taken_for_one_without_a_champion(
 def test_a_store_that_is_not_there_is_said_and_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`evaluate.py --rollback` in a wrong folder: "there is no champion" would be untrue of the right one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it
     uri = mlflow_runs.resolve_uri("")
     for ask in (
         lambda: aliases.roll_back(uri, "stories"),
