@@ -1,6 +1,7 @@
 """A store that does not answer, or only in part: nothing is taken for absent, and one clear line is said."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import uuid
@@ -12,12 +13,14 @@ import pytest
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
 from slm_ray.errors import UserError
+from slm_ray.locks.lease import LeaseLostError
 from slm_ray.runs import run_folder
 from slm_ray.runs.outcome import read_summary
+from slm_ray.runs.remote_checkpoints import RemoteCheckpoints
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.verification import UnreadableCheckpointError
-from slm_ray.storage import storage_path
+from slm_ray.storage import files_below, storage_path
 from slm_ray.tracking import mlflow_runs, tracker
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import load_inputs
@@ -151,3 +154,24 @@ def test_a_machine_that_comes_back_takes_the_record_of_the_one_that_went_on(
     assert read_summary(here.folder) == read_summary(there.folder)
     here.folder.push_record()
     assert (storage_path(config.output) / config.name / "metrics.jsonl").read_bytes() == expected
+
+
+def test_a_driver_that_slept_within_an_upload_touches_no_file_of_the_one_that_went_on(
+    run: RunFolder, config: TrainConfig
+) -> None:
+    place = storage_path(config.output) / config.name / "checkpoints"
+    calls = itertools.count(1)
+
+    def check() -> None:
+        if next(calls) > 1:  # it was stopped before the second file, and the other one has written that checkpoint
+            for file in run.checkpoint_path(8).rglob("*.*"):
+                (place / "step-00000008" / file.relative_to(run.checkpoint_path(8)).as_posix()).write_bytes(b"theirs")
+            raise LeaseLostError("taken over")
+
+    sleeper = RemoteCheckpoints(place, check)
+    with pytest.raises(LeaseLostError):
+        sleeper.upload(run.checkpoint_path(8))
+    assert {file.read_bytes() for file in files_below(place / "step-00000008")} == {b"theirs"}
+    with pytest.raises(LeaseLostError):
+        sleeper.discard("step-00000004")
+    assert "step-00000004" in sleeper.names()
