@@ -4,17 +4,21 @@ import dataclasses
 import itertools
 import json
 import shutil
+import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.train import WorkerGroupError
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
 from slm_ray.errors import UserError
 from slm_ray.locks.lease import LeaseLostError
-from slm_ray.runs import run_folder
+from slm_ray.locks.lease_files import Holder, LeaseFiles
+from slm_ray.runs import run_folder, run_lock
 from slm_ray.runs.outcome import read_summary
 from slm_ray.runs.remote_checkpoints import RemoteCheckpoints
 from slm_ray.runs.remote_run import open_run
@@ -175,3 +179,26 @@ def test_a_driver_that_slept_within_an_upload_touches_no_file_of_the_one_that_we
     with pytest.raises(LeaseLostError):
         sleeper.discard("step-00000004")
     assert "step-00000004" in sleeper.names()
+
+
+def test_workers_that_see_first_that_the_run_was_taken_over_end_it_so(
+    run: RunFolder, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As failed, it would be marked at the tracker while the other driver goes on with it."""
+
+    def fail(*_: object) -> None:
+        assert run.lease is not None
+        place = storage_path(config.output) / config.name / ".lease"
+        other = Holder(owner="another", since_s=1.0, alive_s=time.time())
+        LeaseFiles(place).create(int(run.lease.token.split()[0]) + 1, other)
+        raise WorkerGroupError("lost", {0: UserError("the workers' words")})
+
+    monkeypatch.setattr(workers, "_trainer", lambda *_: SimpleNamespace(fit=None))
+    monkeypatch.setattr(workers, "_fit_interruptibly", fail)
+    with pytest.raises(LeaseLostError, match="was taken over"), run_lock.locked(run):
+        try:
+            workers.run_workers(load_inputs_plan(config, run), "", [])
+        except LeaseLostError:
+            raise
+        except UserError as error:
+            pytest.fail(f"as a failure of its own: {error}")
