@@ -31,6 +31,8 @@ KINDS = {"range": (False, False), "log_range": (True, False), "int_range": (Fals
 """Words of a space file: whether each is spaced by its logarithm, and whether it is of whole numbers."""
 MAX_POINTS = 10_000
 """Of a grid."""
+MAX_WHOLE = 2**53
+"""In an int_range: the largest number to which every whole one is exact for all that draws and counts them."""
 
 Point = Mapping[str, Any]
 """One value for each field that is varied, by its dotted name."""
@@ -127,6 +129,10 @@ def _domain(given: Any, hint: Any, where: str) -> Choices | Range:
     low, high = (typed_value(int if is_integer else float, end, where) for end in ends)
     for end in (low, high):
         typed_value(hint, end, where)
+    if hint is int and not is_integer:  # most of what lies between is none of the field's
+        raise UserError(f"{where}: this field takes whole numbers: give an int_range, or a list")
+    if is_integer and max(abs(low), abs(high)) > MAX_WHOLE:
+        raise UserError(f"{where}: {kind} goes to {MAX_WHOLE:,} at most")
     made = Range(low, high, is_log, is_integer, _step(given, kind, where))
     _check_range(made, where)
     return made

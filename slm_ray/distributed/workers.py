@@ -77,6 +77,8 @@ def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -
             with _health_timeout(plan.config.hang_timeout_s):
                 _fit_interruptibly(trainer.fit, folder, _has_begun(plan))
         except TrainingFailedError as error:
+            with contextlib.suppress(OSError):
+                folder.check_lease()  # a worker may have seen before this process that the run is another driver's
             raise UserError(read_refusal(folder) or _failure(error, folder)) from error
     if refusal := read_refusal(folder):
         raise UserError(refusal)

@@ -62,12 +62,16 @@ class Measured:
     """Loss of the stories of so many tokens: from, to, stories, tokens, bytes, loss, bits_per_byte."""
 
 
+class InfiniteLossError(UserError):
+    """A model was read and its loss is no finite number."""
+
+
 def measure_stories(scorer: Scorer, blocks: Iterable[StoryBlock], eos_id: int) -> Measured:
     """Score every story, each with the end-of-text token before it.
 
     Raises:
-        UserError: as the blocks are read; the model gives a loss that is no finite number, or a token is not of its
-            vocabulary.
+        InfiniteLossError: the model gives a loss that is no finite number.
+        UserError: as the blocks are read; a token is not of the model's vocabulary.
     """
     ids: list[str] = []
     parts: list[tuple[Nats, npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
@@ -80,7 +84,7 @@ def measure_stories(scorer: Scorer, blocks: Iterable[StoryBlock], eos_id: int) -
             found = scorer.nats(texts)
             for number, nats in zip(numbers, found):
                 if not np.isfinite(nats).all():
-                    raise UserError(
+                    raise InfiniteLossError(
                         f"the loss of {block.story_ids[number]} is not finite: the model diverged in training"
                     )
                 positions.add(nats)

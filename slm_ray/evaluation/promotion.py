@@ -8,16 +8,17 @@ backend has to give the logits of the trained model.
 import dataclasses
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.evaluation.comparison import PairedDifference
+from slm_ray.evaluation.losses import InfiniteLossError
 from slm_ray.evaluation.measurement import Data, Measurement, Split, Subject, difference, finite, measure
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.golden import BrokenModelError, compare_with_torch
 from slm_ray.runs.checkpoint import load_model
+from slm_ray.storage import storage_path
 from slm_ray.tracking import aliases
 from slm_ray.tracking.evaluation_runs import record_evaluation
 from slm_ray.tracking.mlflow_runs import resolve_uri
@@ -72,8 +73,16 @@ class StoryJudge:
         return self._measured[model.identity]
 
     def compare(self, candidate: ResolvedModel, champion: ResolvedModel) -> PairedDifference:
-        """See `Compare`; two tokenizers are compared by the same texts. Raises: as `measured`."""
-        return difference(self.measured(candidate), self.measured(champion))
+        """See `Compare`; two tokenizers are compared by the same texts. Raises: as `measured` of the candidate.
+
+        A champion whose loss is not finite, as of one that was the first of its name, is infinitely worse.
+        """
+        own = self.measured(candidate)
+        try:
+            return difference(own, self.measured(champion))
+        except InfiniteLossError:
+            worst = -math.inf
+            return PairedDifference(mean=worst, standard_error=0.0, low=worst, high=worst, n_stories=own.n_stories)
 
 
 def held_out_split(folder: str) -> Split:
@@ -92,7 +101,7 @@ def promote_on(reference: str, folder: str, split: Split, tracking_uri: str = ""
 
     def keep(candidate: ResolvedModel, found: Promotion) -> None:
         figures = judge.measured(candidate).summary() | {"promotion": found.reason}
-        record_evaluation(resolve_uri(tracking_uri), candidate, figures, data.manifest, Path(folder).name)
+        record_evaluation(resolve_uri(tracking_uri), candidate, figures, data.manifest, storage_path(folder).name)
 
     return promote(reference, judge.compare, tracking_uri, keep)
 

@@ -93,9 +93,20 @@ def story_text(block: StoryBlock, number: int, tokenizer: Tokenizer) -> str:
 
 
 def encoded_anew(block: StoryBlock, own: Tokenizer, other: Tokenizer) -> StoryBlock:
-    """The same stories in the tokens of another tokenizer. Raises: as `story_text`."""
+    """The same stories in the tokens of another tokenizer.
+
+    Raises:
+        UserError: as `story_text`; or the other one loses text, of which a model would have less to foresee.
+    """
     texts = [story_text(block, number, own) for number in range(len(block))]
-    stories = [np.append(ids.values.to_numpy(), other.eos_id) for ids in other.encode_batch(texts)]
+    encoded = [ids.values.to_numpy() for ids in other.encode_batch(texts)]
+    for story_id, text, ids in zip(block.story_ids, texts, encoded):
+        if other.decode(ids.tolist()) != text:
+            raise UserError(
+                f"the text of {story_id} does not come back from the model's own tokenizer: it loses text, so bits per "
+                "byte would mean something else"
+            )
+    stories = [np.append(ids, other.eos_id) for ids in encoded]
     return dataclasses.replace(
         block,
         tokens=np.concatenate(stories).astype(other.numpy_type),

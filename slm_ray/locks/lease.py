@@ -73,8 +73,11 @@ class Lease:
         try:
             with every(HEARTBEAT_S, self._beat, at_end=False):
                 yield
-            self.raise_if_lost()
+            with contextlib.suppress(OSError):
+                self.check()  # since this machine woke up, no sign of life may have been tried
         except Exception as error:
+            with contextlib.suppress(OSError, LeaseLostError):
+                self.check()
             if self.lost and not isinstance(error, LeaseLostError):  # whatever it was, it came of this
                 raise LeaseLostError(self.lost) from error
             raise

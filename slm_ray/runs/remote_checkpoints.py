@@ -39,7 +39,10 @@ class RemoteCheckpoints:
         return sorted(path.name for path in found if path.parent == self._place and path.name.startswith("step-"))
 
     def upload(self, path: Path) -> None:
-        """Copy one there. Raises: OSError also where it is gone from this machine: nothing would be copied."""
+        """Copy one there, each file while the run is this driver's: another one may write a checkpoint of that step.
+
+        Raises: OSError also where it is gone from this machine: nothing would be copied.
+        """
         target = self._place / path.name
         files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
         if verification.MARKER not in files:
@@ -48,14 +51,20 @@ class RemoteCheckpoints:
         storage.remove(target / verification.MARKER)
         files.remove(verification.MARKER)
         for name in files:
+            self._check()
             (target / name).write_bytes((path / name).read_bytes())
         self._check()
         (target / verification.MARKER).write_bytes((path / verification.MARKER).read_bytes())
 
     def discard(self, name: str) -> None:
-        """Remove one."""
+        """Remove one, while the run is this driver's."""
+        self._check()
         storage.remove(self._place / name / verification.MARKER)
         storage.remove(self._place / name)
+
+    def is_here(self, name: str, folder: Path) -> bool:
+        """Whether a run's folder holds one of this name and content."""
+        return _has_marker(folder / "checkpoints" / name, (self._place / name / verification.MARKER).read_bytes())
 
     def download(self, name: str, folder: Path) -> bool:
         """Have one in a run's folder; returns whether it is valid, for what lies in the store may be corrupt too.

@@ -135,12 +135,14 @@ class ObjectStoreMirror:
             if not self._identity.is_of(folder):
                 self._identity.put_others_aside(folder)
             names = self._checkpoints.names()
+            here = set(filter(lambda name: self._checkpoints.is_here(name, folder), names))
             newest = next((name for name in reversed(names) if self._checkpoints.download(name, folder)), "")
             for name in ("latest", "best"):
                 target = storage.read_if_there(self.remote / f"{name}.txt").decode(errors="replace")
                 if target in names and self._checkpoints.download(target, folder):
                     link(folder / name, folder / "checkpoints" / target)
-            self._fetch_record(folder)
+            went_on = newest not in here and all(path.name <= newest for path in RunFolder(folder).checkpoints())
+            self._fetch_record(folder, is_theirs=went_on)
         self._send_newer(folder, newest)
 
     def _send_newer(self, folder: Path, newest: str) -> None:
@@ -161,10 +163,11 @@ class ObjectStoreMirror:
             if name.exists():
                 (self.remote / f"{name.name}.txt").write_text(name.resolve().name)
 
-    def _fetch_record(self, folder: Path) -> None:
+    def _fetch_record(self, folder: Path, *, is_theirs: bool) -> None:
+        """Have the store's record: where another machine went on with the run, also in place of a longer one."""
         for name in RECORD:
             own, content = folder / name, storage.read_if_there(self.remote / name)
-            if len(content) > (own.stat().st_size if own.exists() else 0):  # a record grows
+            if content and (is_theirs or len(content) > (own.stat().st_size if own.exists() else 0)):  # a record grows
                 folder.mkdir(parents=True, exist_ok=True)
                 storage.replace_file(own, content)
 

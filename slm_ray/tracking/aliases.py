@@ -13,8 +13,8 @@ from typing import Any
 
 from slm_ray.errors import UserError, one_line
 from slm_ray.locks import folder_lock
-from slm_ray.tracking.mlflow_runs import client, resolve_uri, sqlite_file
-from slm_ray.tracking.registry import REGISTERED, RegistryError
+from slm_ray.tracking.mlflow_runs import resolve_uri, sqlite_file, store_errors
+from slm_ray.tracking.registry import REGISTERED, RegistryError, open_store
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 BEFORE, SINCE = "champion_before", "champion_since"
@@ -40,7 +40,7 @@ def versions_by_alias(uri: str, name: str) -> dict[str, str]:
         RegistryError: the store does not answer.
     """
     with _store_errors(uri, name):
-        return _aliases(client(uri), name)
+        return _aliases(open_store(name, uri), name)
 
 
 def aliases_of(name: str, version: str, tracking_uri: str = "") -> tuple[str, ...]:
@@ -70,8 +70,8 @@ def make_champion(uri: str, name: str, version: str, *, instead_of: str, tags: M
     Raises:
         RegistryError: the store does not answer; the alias is where it was, or moved with its tags.
     """
+    store = open_store(name, uri)
     with _alone(uri), _store_errors(uri, name):
-        store = client(uri)
         now = _aliases(store, name).get(CHAMPION, "")
         if now != instead_of:
             return now
@@ -89,7 +89,7 @@ def make_champion(uri: str, name: str, version: str, *, instead_of: str, tags: M
 def make_challenger(uri: str, name: str, version: str, tags: Mapping[str, str]) -> None:
     """Give a version the alias `challenger`, with tags that say why it is not champion. Raises: RegistryError."""
     with _store_errors(uri, name):
-        store = client(uri)
+        store = open_store(name, uri)
         for tag, value in tags.items():
             store.set_model_version_tag(name, version, tag, value)
         store.set_registered_model_alias(name, CHALLENGER, version)
@@ -102,8 +102,8 @@ def roll_back(uri: str, name: str) -> tuple[str, str]:
         RegistryError: the store does not answer.
         UserError: nobody is champion, nobody was before, or that version was deleted.
     """
+    store = open_store(name, uri)
     with _alone(uri), _store_errors(uri, name):
-        store = client(uri)
         version = _aliases(store, name).get(CHAMPION, "")
         if not version:
             raise UserError(f"{name} has no champion at {uri}: there is nothing to roll back")
@@ -155,10 +155,7 @@ def _alone(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _store_errors(uri: str, name: str) -> Iterator[None]:
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         yield
-    except (MlflowException, OSError, SQLAlchemyError) as error:
+    except store_errors() as error:
         raise RegistryError(f"{name} is not available from {uri}: {one_line(error)}") from error

@@ -135,7 +135,7 @@ def client(uri: str) -> Any:
 
     try:
         return MlflowClient(uri, registry_uri=uri)
-    except _store_errors() as error:
+    except store_errors() as error:
         raise UserError(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
 
 
@@ -162,7 +162,7 @@ def start_run(
     try:
         run = store.create_run(_experiment_id(store, uri, experiment), run_name=name, tags=all_tags)
         store.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-    except _store_errors() as error:
+    except store_errors() as error:
         raise UserError(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
     return MlflowTracker(uri, run.info.run_id, record=record)
 
@@ -200,7 +200,7 @@ def has_run(uri: str, run_id: str, experiment: str = "") -> bool:
     try:
         run = store.get_run(run_id)
         home = store.get_experiment(run.info.experiment_id)
-    except _store_errors() as error:
+    except store_errors() as error:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             LOGGER.warning("%s does not know run %s: a new one is begun", without_secrets(uri), run_id)
             return False
@@ -247,7 +247,7 @@ def ui_command(uri: str) -> str:
     return f"mlflow ui --backend-store-uri {'sqlite:///mlflow.db' if uri == here else uri}"
 
 
-def _store_errors() -> tuple[type[Exception], ...]:
+def store_errors() -> tuple[type[Exception], ...]:
     """What MLflow's client raises where its store is gone, or is none."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -256,6 +256,8 @@ def _store_errors() -> tuple[type[Exception], ...]:
 
 
 def _experiment_id(store: Any, uri: str, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
     known = store.get_experiment_by_name(name)
     if known is not None and known.lifecycle_stage == "deleted":
         restore = f"`mlflow experiments restore --experiment-id {known.experiment_id}`"
@@ -269,4 +271,9 @@ def _experiment_id(store: Any, uri: str, name: str) -> str:
     database = sqlite_file(uri)
     if database is not None:  # MLflow's own default is ./mlruns of the first process
         location = (database.parent / "mlruns").as_uri()
-    return str(store.create_experiment(name, artifact_location=location))
+    try:
+        return str(store.create_experiment(name, artifact_location=location))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or (made := store.get_experiment_by_name(name)) is None:
+            raise
+        return str(made.experiment_id)  # another run was faster

@@ -14,7 +14,7 @@ from slm_ray import storage
 from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint, verification
 from slm_ray.tracking.mlflow_model import CHECKPOINT, write_mlflow_model
-from slm_ray.tracking.mlflow_runs import client
+from slm_ray.tracking.mlflow_runs import client, store_errors
 from slm_ray.tracking.registry import RegistryError
 
 KEPT = "checkpoints"
@@ -31,8 +31,6 @@ def register(uri: str, name: str, folder: Path, run_id: str) -> str:
     Raises:
         UserError: the checkpoint is corrupt, or the store cannot be used.
     """
-    from mlflow.exceptions import MlflowException
-
     verification.verify(folder)
     store = client(uri)
     try:
@@ -43,7 +41,7 @@ def register(uri: str, name: str, folder: Path, run_id: str) -> str:
             source = f"{store.get_run(run_id).info.artifact_uri}/{_keep(store, run_id, model)}"
         _create_model(store, name)
         version = store.create_model_version(name, source=source, run_id=run_id, tags=lineage(folder))
-    except (MlflowException, OSError) as error:
+    except Exception as error:  # where files are kept, each client has errors of its own
         raise UserError(f"cannot register {name} at {uri}: {one_line(error)}") from error
     return str(version.version)
 
@@ -53,10 +51,14 @@ def _create_model(store: Any, name: str) -> None:
 
     try:
         store.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+    except MlflowException as missing:
+        if missing.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        store.create_registered_model(name)
+        try:
+            store.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run was faster
+                raise
 
 
 def _keep(store: Any, run_id: str, folder: Path) -> str:
@@ -77,11 +79,9 @@ def registered_version(uri: str, name: str, folder: Path, run_id: str) -> str:
     Raises:
         RegistryError: the store does not answer, so that nobody can say.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
         found = client(uri).search_model_versions(f"run_id = '{run_id}'")
-    except (MlflowException, OSError) as error:
+    except store_errors() as error:
         raise RegistryError(f"cannot look for versions of {name} at {uri}: {one_line(error)}") from error
     ours = lineage(folder)
     same = [int(version.version) for version in found if version.name == name and _holds(version, ours)]

@@ -19,7 +19,7 @@ from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.checked_files import MAX_JSON_BYTES
 from slm_ray.tracking.mlflow_model import checkpoint_in
-from slm_ray.tracking.mlflow_runs import OFF, client, is_place_there, lost_place, resolve_uri
+from slm_ray.tracking.mlflow_runs import OFF, client, is_place_there, lost_place, resolve_uri, store_errors
 
 REGISTERED = "models:/"
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
@@ -86,7 +86,7 @@ def locate(reference: str, tracking_uri: str = "") -> str:
     """
     if not reference.startswith(REGISTERED):
         return _folder_identity(_folder(reference))
-    return _version_identity(_version(_store(reference, resolve_uri(tracking_uri)), reference))
+    return _version_identity(_version(open_store(reference, resolve_uri(tracking_uri)), reference))
 
 
 def _folder(reference: str) -> Path:
@@ -133,9 +133,7 @@ def _pickle_refusal(path: Path) -> str:
 
 
 def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
-    from mlflow.exceptions import MlflowException
-
-    store = _store(reference, uri)
+    store = open_store(reference, uri)
     version = _version(store, reference)
     try:
         source = store.get_model_version_download_uri(version.name, version.version)
@@ -147,7 +145,7 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
         folder, scratch = _fetch(source, uri)
     except RegistryError:
         raise
-    except (MlflowException, OSError, UserError) as error:
+    except Exception as error:  # where files are kept, each client has errors of its own
         raise RegistryError(f"{reference} is not available from {uri}: {one_line(error)}") from error
     try:
         _refuse_pickles(folder)
@@ -162,7 +160,13 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
     return ResolvedModel(folder, version.name, str(version.version), *lineage_of, identity, scratch)
 
 
-def _store(reference: str, uri: str) -> Any:
+def open_store(reference: str, uri: str) -> Any:
+    """A client of the store that a reference or a model's name is to be found in; none is made.
+
+    Raises:
+        RegistryError: there is no store, or it does not answer.
+        UserError: tracking is off.
+    """
     if uri == OFF:
         raise UserError(f"{reference} needs a tracking store, and tracking is off")
     try:
@@ -177,8 +181,6 @@ def _store(reference: str, uri: str) -> Any:
 
 def _version(store: Any, reference: str) -> Any:
     """The registered version, as the store describes it. Raises: RegistryError."""
-    from mlflow.exceptions import MlflowException
-
     spec = reference.removeprefix(REGISTERED)
     name, _, number = spec.partition("/")
     if "@" not in spec and not number:
@@ -187,7 +189,7 @@ def _version(store: Any, reference: str) -> Any:
         if "@" in spec:
             return store.get_model_version_by_alias(*spec.split("@", 1))
         return store.get_model_version(name, number)
-    except (MlflowException, OSError) as error:
+    except store_errors() as error:
         uri = store.tracking_uri
         raise RegistryError(f"{reference} is not available from {uri}: {one_line(error)}") from error
 

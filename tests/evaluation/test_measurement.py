@@ -12,6 +12,7 @@ import torch
 
 from slm_ray import evaluate, export
 from slm_ray.dataset.manifest import load_manifest
+from slm_ray.errors import UserError
 from slm_ray.evaluation.losses import bins
 from slm_ray.evaluation.measurement import Data, Subject, difference, measure, subject, torch_threads
 from slm_ray.evaluation.stories import encoded_anew, read_stories, story_text
@@ -121,6 +122,17 @@ def test_another_tokenizer_is_compared_in_bits_per_byte_of_the_same_texts(
     assert got["against"]["bits_per_byte_difference"]["mean"] == pytest.approx(
         got["bits_per_byte"] - alone["bits_per_byte"]
     )
+
+
+def test_a_tokenizer_that_loses_text_gives_its_model_no_better_number(
+    tiny_data: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    """Without capitals there is less to foresee, and the bytes are counted of the whole text."""
+    values = json.loads(tiny_tokenizer.to_json())
+    lower = Tokenizer.from_json(json.dumps(values | {"normalizer": {"type": "Lowercase"}}))
+    block = next(read_stories(str(tiny_data), "validation", load_manifest(tiny_data)))
+    with pytest.raises(UserError, match="it loses text"):
+        encoded_anew(block, tiny_tokenizer, lower)
 
 
 def test_a_story_comes_back_from_its_tokens(tiny_data: Path, tiny_tokenizer: Tokenizer) -> None:

@@ -168,6 +168,34 @@ def test_a_folder_is_no_version_to_promote(tmp_path: Path, mlflow_uri: str) -> N
         promotion.promote(str(tmp_path), nobody, mlflow_uri)
 
 
+def test_a_champion_that_diverged_on_a_story_stands_in_nobody_s_way(
+    add: Any, mlflow_uri: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of a name is measured on the golden prompts alone."""
+    for seed in (1, 2):
+        add("diverged", seed)
+    promotion.promote("models:/diverged/1", nobody, mlflow_uri)
+    measured = promotion.measure
+
+    def measure_one(found: Any, data: Data) -> Any:
+        if found.name.endswith(" 1"):
+            torch.nn.init.constant_(next(found.model.parameters()), float("nan"))
+        return measured(found, data)
+
+    monkeypatch.setattr(promotion, "measure", measure_one)
+    monkeypatch.chdir(tiny_data)
+    found = promotion.promote_on("models:/diverged/2", ".", "validation", mlflow_uri)
+    assert found.is_champion and found.reason.startswith("better: -inf bits per byte against version 1")
+    assert found.to_record()["difference"]["high"] is None
+    assert aliases.versions_by_alias(mlflow_uri, "diverged") == {"champion": "2"}
+    store = mlflow_runs.client(mlflow_uri)
+    evaluation = store.get_run(store.get_model_version("diverged", "2").tags["evaluation.run"])
+    assert [one.dataset.name for one in evaluation.inputs.dataset_inputs] == [tiny_data.name]
+    with pytest.raises(UserError, match="is not finite"):
+        promotion.promote_on("models:/diverged/1", str(tiny_data), "validation", mlflow_uri)
+    assert aliases.versions_by_alias(mlflow_uri, "diverged") == {"champion": "2"}
+
+
 def run_evaluate(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
     code = evaluate.main([str(word) for word in words])
     captured = capsys.readouterr()

@@ -102,6 +102,19 @@ def test_one_whose_heart_has_stopped_is_taken_over_and_says_so(place: StoragePat
             raise RuntimeError("what came of it")
 
 
+@pytest.mark.parametrize("fault", [None, RuntimeError("of this")])
+def test_one_that_sleeps_and_ends_before_its_next_sign_of_life_is_told(
+    place: StoragePath, fault: Exception | None
+) -> None:
+    first = lease(place)
+    with pytest.raises(LeaseLostError, match="was taken over by process"), first.held(TAKEN):
+        silence(place)
+        with lease(place, pause=lambda _: None).held(TAKEN):
+            pass
+        if fault:
+            raise fault
+
+
 def test_a_sign_of_life_that_is_recent_is_not_waited_for(place: StoragePath) -> None:
     with lease(place).held(""):
         silence(place, STALE_S / 2)
@@ -121,7 +134,7 @@ def test_a_clock_that_is_wrong_costs_a_living_owner_nothing(place: StoragePath) 
 
 def test_a_takeover_is_won_by_one(place: StoragePath) -> None:
     winner = lease(place, pause=lambda _: None)
-    with lease(place).held(""):
+    with pytest.raises(LeaseLostError, match="was taken over"), lease(place).held(""):
         silence(place)
         late = lease(place, pause=lambda _: winner._take(TAKEN, ""))
         with pytest.raises(UserError, match=TAKEN), late.held(TAKEN):

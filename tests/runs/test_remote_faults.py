@@ -1,22 +1,30 @@
 """A store that does not answer, or only in part: nothing is taken for absent, and one clear line is said."""
 
 import dataclasses
+import itertools
 import json
 import shutil
+import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.train import WorkerGroupError
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
 from slm_ray.errors import UserError
-from slm_ray.runs import run_folder
+from slm_ray.locks.lease import LeaseLostError
+from slm_ray.locks.lease_files import Holder, LeaseFiles
+from slm_ray.runs import run_folder, run_lock
+from slm_ray.runs.outcome import read_summary
+from slm_ray.runs.remote_checkpoints import RemoteCheckpoints
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.verification import UnreadableCheckpointError
-from slm_ray.storage import storage_path
+from slm_ray.storage import files_below, storage_path
 from slm_ray.tracking import mlflow_runs, tracker
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import load_inputs
@@ -129,3 +137,68 @@ def test_a_checkpoint_that_cannot_be_put_in_its_place_is_not_passed_over(
     again = open_run(config.output, config.name)
     again.fetch()
     assert again.latest.resolve().name == "step-00000008"
+
+
+def test_a_machine_that_comes_back_takes_the_record_of_the_one_that_went_on(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed behind its last checkpoint, with a longer record; the other went on with another rate."""
+    here = load_inputs(resolve(config, lambda _: 1), tracker.NullTracker())
+    fit(dataclasses.replace(here, pause_at=4), TrainContext())
+    for step in range(5, 100):
+        here.history.append({"step": step, "train_loss": 99.0, "lr": 1.0})
+    (here.folder.path / "summary.json").write_text((here.folder.path / "summary.json").read_text() + " " * 500)
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+        there = load_inputs(resolve(config, lambda _: 1), tracker.NullTracker())
+        fit(there, TrainContext())
+    expected = there.history.path.read_bytes()
+    here.folder.fetch()
+    assert here.history.path.read_bytes() == expected
+    assert read_summary(here.folder) == read_summary(there.folder)
+    here.folder.push_record()
+    assert (storage_path(config.output) / config.name / "metrics.jsonl").read_bytes() == expected
+
+
+def test_a_driver_that_slept_within_an_upload_touches_no_file_of_the_one_that_went_on(
+    run: RunFolder, config: TrainConfig
+) -> None:
+    place = storage_path(config.output) / config.name / "checkpoints"
+    calls = itertools.count(1)
+
+    def check() -> None:
+        if next(calls) > 1:  # it was stopped before the second file, and the other one has written that checkpoint
+            for file in run.checkpoint_path(8).rglob("*.*"):
+                (place / "step-00000008" / file.relative_to(run.checkpoint_path(8)).as_posix()).write_bytes(b"theirs")
+            raise LeaseLostError("taken over")
+
+    sleeper = RemoteCheckpoints(place, check)
+    with pytest.raises(LeaseLostError):
+        sleeper.upload(run.checkpoint_path(8))
+    assert {file.read_bytes() for file in files_below(place / "step-00000008")} == {b"theirs"}
+    with pytest.raises(LeaseLostError):
+        sleeper.discard("step-00000004")
+    assert "step-00000004" in sleeper.names()
+
+
+def test_workers_that_see_first_that_the_run_was_taken_over_end_it_so(
+    run: RunFolder, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As failed, it would be marked at the tracker while the other driver goes on with it."""
+
+    def fail(*_: object) -> None:
+        assert run.lease is not None
+        place = storage_path(config.output) / config.name / ".lease"
+        other = Holder(owner="another", since_s=1.0, alive_s=time.time())
+        LeaseFiles(place).create(int(run.lease.token.split()[0]) + 1, other)
+        raise WorkerGroupError("lost", {0: UserError("the workers' words")})
+
+    monkeypatch.setattr(workers, "_trainer", lambda *_: SimpleNamespace(fit=None))
+    monkeypatch.setattr(workers, "_fit_interruptibly", fail)
+    with pytest.raises(LeaseLostError, match="was taken over"), run_lock.locked(run):
+        try:
+            workers.run_workers(load_inputs_plan(config, run), "", [])
+        except LeaseLostError:
+            raise
+        except UserError as error:
+            pytest.fail(f"as a failure of its own: {error}")

@@ -20,6 +20,7 @@ def add_versions(uri: str, name: str, count: int, folder: Path) -> MlflowClient:
 
 
 def test_a_model_that_nobody_registered_has_no_aliases(mlflow_uri: str) -> None:
+    mlflow_runs.client(mlflow_uri)
     assert aliases.versions_by_alias(mlflow_uri, "nobody") == {}
 
 
@@ -114,3 +115,21 @@ def test_a_store_that_does_not_answer_is_not_taken_for_one_without_a_champion(
             with pytest.raises(registry.RegistryError, match=r"not available from .*: the database is locked"):
                 call()
     assert aliases.versions_by_alias(mlflow_uri, "away") == {"champion": "1"}
+
+
+def test_a_store_that_is_not_there_is_said_and_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`evaluate.py --rollback` in a wrong folder: "there is no champion" would be untrue of the right one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it
+    uri = mlflow_runs.resolve_uri("")
+    for ask in (
+        lambda: aliases.roll_back(uri, "stories"),
+        lambda: aliases.versions_by_alias(uri, "stories"),
+        lambda: aliases.make_champion(uri, "stories", "1", instead_of="", tags={}),
+        lambda: aliases.make_challenger(uri, "stories", "1", {}),
+    ):
+        with pytest.raises(registry.RegistryError, match="no model registry at"):
+            ask()
+    with pytest.raises(UserError, match="tracking is off"):
+        aliases.roll_back(mlflow_runs.OFF, "stories")
+    assert not list(tmp_path.iterdir())

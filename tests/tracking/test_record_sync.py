@@ -115,3 +115,21 @@ def test_a_record_longer_than_one_request_is_sent_whole(mlflow_uri: str, record:
         [MlflowClient(mlflow_uri).get_experiment_by_name("tests").experiment_id], "attributes.run_name = 'long'"
     )
     assert steps_at(mlflow_uri, run.info.run_id, "lr") == Counter(range(1, 501))
+
+
+def test_steps_done_again_otherwise_are_shown_as_they_were_done_last(mlflow_uri: str, record: History) -> None:
+    """A run that exploded is stopped, and goes on from its checkpoint with a lower rate."""
+    run_id = mlflow_runs.start_run(mlflow_uri, "tests", "lower rate", {}).run_id
+    for rate, loss, steps in ((1e-2, 9.0, range(1, 8)), (1e-3, 4.0, range(6, 10))):
+        record.rewind(5)
+        tracker = mlflow_runs.continue_run(mlflow_uri, run_id, record=record)
+        for step in steps:
+            MainRunLog(record, tracker).step(step, {"train_loss": loss, "lr": rate, "tokens_per_s": 100.0 * step})
+        tracker.finish()
+    store = mlflow_runs.client(mlflow_uri)
+    for name, first, then in (("train_loss", 9.0, 4.0), ("lr", 1e-2, 1e-3)):
+        shown = {metric.step: metric.value for metric in store.get_metric_history(run_id, name)}  # the last one counts
+        assert shown == {step: first if step < 6 else then for step in range(1, 10)}
+    assert steps_at(mlflow_uri, run_id, "train_loss") == Counter([*range(1, 10), 6, 7])
+    mlflow_runs.continue_run(mlflow_uri, run_id, record=record).finish()  # type: ignore[attr-defined]
+    assert steps_at(mlflow_uri, run_id, "train_loss") == Counter([*range(1, 10), 6, 7])

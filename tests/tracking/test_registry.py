@@ -8,6 +8,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
@@ -277,3 +278,54 @@ def test_a_registered_model_names_no_place_of_its_maker_in_mlflows_files(tmp_pat
     write_mlflow_model(folder, tmp_path / "model")
     text = "".join(path.read_text() for path in (tmp_path / "model").iterdir() if path.is_file())
     assert str(tmp_path) not in text and str(ROOT) not in text
+
+
+def test_two_runs_that_are_the_first_at_once_both_register(
+    mlflow_uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has seen that there is no experiment and no model of the name; the other is faster."""
+    first = mlflow_runs.start_run(mlflow_uri, "at once", "one", {})
+    registration.register(mlflow_uri, "at once", folder, first.run_id)
+    seen = {"get_experiment_by_name": 0, "get_registered_model": 0}
+
+    def unseen(name: str, answer: Any) -> None:
+        real = getattr(MlflowClient, name)
+
+        def ask(self: MlflowClient, *given: Any) -> Any:
+            seen[name] += 1
+            return answer() if seen[name] == 1 else real(self, *given)
+
+        monkeypatch.setattr(MlflowClient, name, ask)
+
+    def missing() -> None:
+        raise MlflowException("no such model", error_code=RESOURCE_DOES_NOT_EXIST)
+
+    unseen("get_experiment_by_name", lambda: None)
+    unseen("get_registered_model", missing)
+    second = mlflow_runs.start_run(mlflow_uri, "at once", "two", {})
+    assert registration.register(mlflow_uri, "at once", folder, second.run_id) == "2"
+    homes = {MlflowClient(mlflow_uri).get_run(run.run_id).info.experiment_id for run in (first, second)}
+    assert len(homes) == 1 and set(seen.values()) <= {1, 2}
+
+
+class UploadFailedError(Exception):
+    """As boto3's, which is neither an OSError nor MLflow's."""
+
+
+def test_an_error_of_the_store_of_files_is_one_line_whatever_its_kind(
+    mlflow_uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(mlflow_uri)
+    registration.register(mlflow_uri, "files", folder, run.run_id)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise UploadFailedError("the bucket of http://me:secret@store is gone")
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_download_uri", lambda *_: "s3://bucket/model")
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fail)
+    with pytest.raises(RegistryError, match=r"models:/files/1 is not available .*the bucket of http://store is gone"):
+        registry.resolve_model("models:/files/1", mlflow_uri)
+    monkeypatch.setattr(MlflowClient, "list_artifacts", lambda *_: [])
+    monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
+    with pytest.raises(UserError, match=r"cannot register files at .*the bucket of http://store is gone"):
+        registration.register(mlflow_uri, "files", folder, run.run_id)
