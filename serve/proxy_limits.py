@@ -74,6 +74,11 @@ class BoundedProtocol(PlainHttpProtocol):
         """Whether no request is being answered."""
         return (self.cycle is None or self.cycle.response_complete) and not self.pipeline
 
+    @property
+    def is_free(self) -> bool:
+        """Whether it loses nothing by its end: all of its last answer is sent, too."""
+        return self.is_idle and not self.transport.get_write_buffer_size()
+
     def connection_made(self, transport: Any) -> None:
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
@@ -83,7 +88,7 @@ class BoundedProtocol(PlainHttpProtocol):
         others, most = [one for one in self.connections if one is not self], most_connections()
         for found, limit in ((own, most // 2), (others, most)):
             if len(found) >= limit:
-                idle = [one for one in found if isinstance(one, BoundedProtocol) and one.is_idle]
+                idle = [one for one in found if isinstance(one, BoundedProtocol) and one.is_free]
                 if not idle:
                     return self._refuse(503)
                 min(idle, key=lambda one: one.began_s).transport.abort()

@@ -15,6 +15,7 @@ from serve import proxy_limits
 from serve.ray_connection import LOCAL_SETTINGS
 
 Address = tuple[str, int]
+LARGE = 8_000_000
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -30,7 +31,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/much":
         for _ in range(1000):
             await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+    await send({"type": "http.response.body", "body": b"y" * LARGE if scope["path"] == "/large" else b""})
 
 
 @pytest.fixture
@@ -187,6 +188,20 @@ def test_a_silent_connection_gives_way_and_one_that_is_answered_does_not(
         assert status(address, GET + b"\r\n") == 503
         assert b"x-size: 9" in answer(busy[0], b"123456789")
         assert status(address, GET + b"\r\n") == 200
+
+
+def test_an_answer_that_is_under_way_is_not_cut_off_for_another_connection(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_limits, "most_connections", lambda: 8)
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(socket.create_connection(address))
+        reader.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.5)
+        silent = [stack.enter_context(socket.create_connection(address)) for _ in range(3)]
+        assert status(address, GET + b"\r\n") == 200
+        assert closed(silent[0])
+        assert answer(reader).count(b"y") == LARGE
 
 
 def test_a_ray_of_our_own_starts_its_proxy_with_them() -> None:
