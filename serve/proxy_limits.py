@@ -9,7 +9,8 @@ import resource
 from typing import Any
 
 import uvicorn.config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serve.plain_http import PlainHttpProtocol
 
 PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Environment variable of Ray Serve: a function that its proxy calls when it starts."""
@@ -21,8 +22,11 @@ HEAD_S = 10.0
 """Longest time for the head of a request to arrive, from the connection or from the first byte on."""
 STALL_S = 60.0
 """Longest time for a client to read nothing of an answer that waits for it."""
-FOR_RAY = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve_multiplexed_model_id"})
-"""Headers by which a stranger would tell Ray's proxy to wait without end, or to write on for a client that left."""
+FOR_RAY = frozenset(
+    {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id", b"serve-multiplexed-model-id"}
+)
+"""Headers by which a stranger would tell Ray's proxy to wait without end, to write on for a client that left, or which
+replica to ask; it takes `_` for `-`."""
 _HARD_MOST = 2048
 _STATUS = {
     408: b"408 Request Timeout",
@@ -52,7 +56,7 @@ class _HeadTooLargeError(Exception):
     """Raised within the parser, which then stops."""
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(PlainHttpProtocol):
     """uvicorn's protocol with bounds. Where there are too many connections, one that asks for nothing gives way."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -70,6 +74,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether no request is being answered."""
         return (self.cycle is None or self.cycle.response_complete) and not self.pipeline
 
+    @property
+    def is_free(self) -> bool:
+        """Whether it loses nothing by its end: all of its last answer is sent, too."""
+        return self.is_idle and not self.transport.get_write_buffer_size()
+
     def connection_made(self, transport: Any) -> None:
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
@@ -79,7 +88,7 @@ class BoundedProtocol(HttpToolsProtocol):
         others, most = [one for one in self.connections if one is not self], most_connections()
         for found, limit in ((own, most // 2), (others, most)):
             if len(found) >= limit:
-                idle = [one for one in found if isinstance(one, BoundedProtocol) and one.is_idle]
+                idle = [one for one in found if isinstance(one, BoundedProtocol) and one.is_free]
                 if not idle:
                     return self._refuse(503)
                 min(idle, key=lambda one: one.began_s).transport.abort()
@@ -130,7 +139,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._count(len(name) + len(value))
         if len(self.headers) >= MAX_HEADERS:
             self._count(MAX_HEAD_BYTES)
-        if name.lower() not in FOR_RAY:
+        if name.lower().replace(b"_", b"-") not in FOR_RAY:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

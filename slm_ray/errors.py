@@ -27,6 +27,11 @@ def visible(text: str) -> str:
     return _HIDDEN.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
 
+def visible_lines(text: str) -> str:
+    """As `visible`, but that line breaks stay."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
 def without_secrets(text: str) -> str:
     """An address, or a text with addresses in it, without their users, passwords and queries.
 

@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
     run("slm_ray.evaluate")
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -40,6 +41,7 @@ from slm_ray.evaluation.measurement import (
     subject,
     torch_threads,
 )
+from slm_ray.evaluation.output_places import check_file
 from slm_ray.evaluation.pictures import write_picture
 from slm_ray.evaluation.promotion import promote_on
 from slm_ray.evaluation.summary_text import measurement_text
@@ -113,6 +115,8 @@ class EvaluateConfig:
             raise UserError("--sign signs a card: give its folder with --card")
         if self.signed_by and not self.verify:
             raise UserError("--signed-by checks a card's signature: give the card with --verify")
+        if self.beginnings != EvaluateConfig.beginnings and not (self.writing or self.card or self.verify):
+            raise UserError("--beginnings is of the stories that a model writes: give --writing or --card")
         ways = {"card": _OF_A_CARD, "verify": _OF_A_CHECK, "promote": _OF_A_PROMOTION, "rollback": _OF_A_ROLLBACK}
         for way, known in ways.items():
             for field in dataclasses.fields(self) if getattr(self, way) else ():
@@ -153,19 +157,21 @@ def evaluate_model(config: EvaluateConfig) -> Found:
     """Measure the model, and the one that it is compared with.
 
     Raises:
-        UserError: no such model or data set, another tokenizer, an empty split, or a model that diverged.
+        UserError: no such model or data set, another tokenizer, an empty split, a picture that could not be written, or
+            a model that diverged.
     """
+    if config.picture:
+        check_file(config.picture)
     data = Data.open(config.data, config.split)
-    with torch_threads(config.threads):
-        with subject(config.model, config.tracking_uri) as found:
-            check_tokenizer(found, data)
-            own = measure(found, data, by=config.measure, backend=config.backend)
-            written = write_and_score(found, data, config.beginnings) if config.writing else None
-        if not config.against:
-            return Found(own=own, written=written)
-        with subject(config.against, config.tracking_uri) as model:
-            other = measure(model, data, backend=config.backend)
-            return Found(own=own, other=other, written=written)
+    with torch_threads(config.threads), contextlib.ExitStack() as opened:
+        found = opened.enter_context(subject(config.model, config.tracking_uri))
+        check_tokenizer(found, data)
+        # What is not there is said before minutes of measuring.
+        against = opened.enter_context(subject(config.against, config.tracking_uri)) if config.against else None
+        own = measure(found, data, by=config.measure, backend=config.backend)
+        written = write_and_score(found, data, config.beginnings) if config.writing else None
+        other = measure(against, data, backend=config.backend) if against else None
+    return Found(own=own, other=other, written=written)
 
 
 def write_model_card(config: EvaluateConfig) -> dict[str, Any]:

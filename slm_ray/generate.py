@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, visible_lines
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.generation.cache_size import check_cache
 from slm_ray.generation.engine import Engine, PromptError
@@ -156,10 +156,12 @@ class Writer:
         request.completion()
 
     def _print(self, prompt: str, request: Request, *, is_first: bool) -> None:
-        print(prompt if is_first else f"\n\n{prompt}", end="", flush=True)
+        """On a terminal no character of a prompt or a story acts; into a file or a pipe they go as they are."""
+        shown = visible_lines if sys.stdout.isatty() else str
+        print(shown(prompt if is_first else f"\n\n{prompt}"), end="", flush=True)
         try:
             for text in self._chunks(request):
-                print(text, end="", flush=True)
+                print(shown(text), end="", flush=True)
         except KeyboardInterrupt:
             print(flush=True)  # what is said of it begins on a line of its own
             raise

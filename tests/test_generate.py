@@ -47,6 +47,19 @@ def test_a_prompt_is_utf8_where_the_locale_is_ascii(model: str, capsys: pytest.C
     assert capsys.readouterr().out.startswith("猫")
 
 
+def test_no_character_of_a_prompt_acts_on_a_terminal(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text("A \x1b[2Jcat\nThe \u202edog\n", encoding="utf-8")
+    options = ["--model", model, "--prompts", str(tmp_path / "p.txt"), "--max-tokens", "1", "--seed", "3"]
+    assert generate.main(options) == 0
+    assert "\x1b[2Jcat" in capsys.readouterr().out  # in a pipe, as it is
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert generate.main(options) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(r"A \x1b[2Jcat") and "\n\nThe \\u202edog" in out
+
+
 def test_a_stop_text_and_a_penalty_have_their_effect(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     def write(*options: str) -> str:
         assert generate.main(["--model", model, "--prompt", "The cat", "--temperature", "0", *options]) == 0

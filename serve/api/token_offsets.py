@@ -3,6 +3,7 @@
 In: tokens, one after another. Out: the same, each with its offset. `openai_routes.py` uses it.
 """
 
+import copy
 import itertools
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -19,14 +20,13 @@ class TokenOffsets:
     """Where tokens begin in the text they make: the first parts of a character that several share add nothing."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
         self._text = TextStream(tokenizer, ())
         self._at = 0
 
     def copy(self) -> "TokenOffsets":
         """Another that goes on from here by itself."""
-        other = TokenOffsets(self._tokenizer)
-        other._text, other._at = self._text.copy(), self._at
+        other = copy.copy(self)
+        self._text = self._text.copy()
         return other
 
     def of(self, tokens: Sequence[TokenLogprob]) -> list[Placed]:

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from slm_ray.errors import UserError
 from slm_ray.evaluation.stories import StoryBlock, story_text
 from slm_ray.generation.backend_choice import make_backend
+from slm_ray.generation.detokenizer import TextStream
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import Decoder
+from slm_ray.preparation.words import first_words
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 FIXED_PROMPTS = (
@@ -85,7 +87,7 @@ def prompts_of(blocks: Iterable[StoryBlock], n_stories: int, count: int, tokeniz
         for number in range(len(block)):
             if first + number in wanted:
                 text = story_text(block, number, tokenizer)
-                beginning = " ".join(text.split(" ")[:HELD_OUT_WORDS])
+                beginning = first_words(text, HELD_OUT_WORDS)
                 ending = text.removeprefix(beginning)
                 found.append(Prompt(text=beginning, seed=len(found), story_id=block.story_ids[number], ending=ending))
         first += len(block)
@@ -119,6 +121,12 @@ def write_stories(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[Prompt
         )
         for prompt, completion in zip(prompts, completions)
     ]
+
+
+def text_of(tokens: Sequence[int], prompt: str, tokenizer: Tokenizer) -> str:
+    """The text of what was written after a beginning, as the engine gives it."""
+    stream = TextStream(tokenizer, tokenizer.encode(prompt))
+    return "".join(map(stream.push, tokens)) + stream.flush()
 
 
 def own_endings(prompts: Sequence[Prompt], tokenizer: Tokenizer) -> list[WrittenStory]:

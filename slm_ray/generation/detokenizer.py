@@ -3,6 +3,7 @@
 In: token ids, one after another. Out: chunks of text that join to the text of all ids.
 """
 
+import copy
 from collections.abc import Sequence
 
 from slm_ray.tokenization.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that is certain now, which may be none."""
-        self._held.append(token)
+        self._held = [*self._held, token]
         text = self._held_text()
         if not text or text.endswith(_PARTIAL):
             return self._certain(text) if len(self._held) > _MAX_HELD else ""
@@ -37,9 +38,7 @@ class TextStream:
 
     def copy(self) -> "TextStream":
         """Another that goes on from here by itself."""
-        other = TextStream(self._tokenizer, ())
-        other._returned, other._held = list(self._returned), list(self._held)
-        return other
+        return copy.copy(self)  # its lists are replaced, never added to
 
     def _certain(self, text: str) -> str:
         """Text of held tokens that the last ones cannot change: bytes that form no character must not pile up."""

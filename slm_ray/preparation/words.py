@@ -6,6 +6,7 @@ search engines. Text without such characters is divided by white space alone. Us
 `summary`; the tokenizer has words of its own, its pre-tokens.
 """
 
+import itertools
 import re
 from collections import Counter
 
@@ -33,12 +34,25 @@ UNSPACED = re.compile(_ONE)
 
 _NEXT_BYTES = 3  # of a character of three bytes or more; the fourth decides about no script
 _WORD = re.compile(rf"{_ONE}|[^\s{_ONE[1:]}+")
+_SPACED = re.compile(r"\S+")
 
 
 def count_words(text: str) -> int:
     """How many words a text has; `"One two"` has 2, `"小猫"` too."""
     spaced = len(text.split())
     return spaced if text.isascii() or not UNSPACED.search(text) else spaced + n_more_words(text)
+
+
+def first_words(text: str, count: int) -> str:
+    """The beginning of a text up to the end of so many words; the whole text where it has no more.
+
+    Between spaces, where no character is a word by itself: `first_words("One  two three", 2)` is `One  two`, and
+    `first_words("小猫。Tom", 2)` is `小猫`.
+    """
+    pattern = _WORD if UNSPACED.search(text) else _SPACED
+    words = (word for word in pattern.finditer(text) if pattern is _SPACED or _is_word(word.group()))
+    last = next(itertools.islice(words, count - 1, None), None)
+    return text if last is None else text[: last.end()]
 
 
 def n_more_words(text: str) -> int:
@@ -75,4 +89,8 @@ def _n_more(run: str) -> int:
     """Marks alone, as a full stop between two characters, are no words."""
     if run.isascii() or not UNSPACED.search(run):
         return 0
-    return sum(1 for word in _WORD.findall(run) if any(map(str.isalnum, word)) or UNSPACED.match(word)) - 1
+    return sum(map(_is_word, _WORD.findall(run))) - 1
+
+
+def _is_word(part: str) -> bool:
+    return any(map(str.isalnum, part)) or UNSPACED.match(part) is not None

@@ -39,7 +39,8 @@ class DeploymentLog:
     def serve(self, served: Served) -> None:
         """Another version is served from now on."""
         if self._uri != OFF:
-            self._queue.put(functools.partial(self._change, served))
+            self._queue.put(self._end)  # by itself: where that fails, what is served now is recorded all the same
+            self._queue.put(functools.partial(self._begin, served))
 
     def end(self) -> None:
         """Nothing is served any more."""
@@ -52,9 +53,7 @@ class DeploymentLog:
         """Wait until the store has it, but not for long."""
         self._queue.flush(END_WITHIN_S)
 
-    def _change(self, served: Served) -> None:
-        if self._id:
-            self._end()
+    def _begin(self, served: Served) -> None:
         store = client(self._uri)
         home = store.get_run(served.run_id).info.experiment_id
         title = f"{served.name} {served.version}"
@@ -72,4 +71,5 @@ class DeploymentLog:
 
     def _end(self) -> None:
         run_id, self._id = self._id, ""
-        client(self._uri).set_terminated(run_id)
+        if run_id:
+            client(self._uri).set_terminated(run_id)

@@ -211,6 +211,66 @@ def test_elsewhere_what_stands_for_a_story_is_refused_or_named(
     assert (code == 2 and len(err.splitlines()) == 1) or (code == 1 and out[0].startswith("not equal: "))
 
 
+def test_a_name_that_spells_a_place_hides_no_false_value(
+    check_altered: Callable[[Card], tuple[int, list[str]]], card: Card
+) -> None:
+    card["loss.bits_per_byte"] = card["loss"]["bits_per_byte"]
+    card["loss"]["bits_per_byte"] = 0.1
+    card[DIGEST] = digest(card)
+    code, out = check_altered(card)
+    assert code == 1 and any(line.startswith("not equal: loss.bits_per_byte is 0.1") for line in out)
+
+
+def test_an_added_null_is_an_altered_card(check_altered: Callable[[Card], tuple[int, list[str]]], card: Card) -> None:
+    card["note\x1b[2J"] = None
+    card[DIGEST] = digest(card)
+    code, out = check_altered(card)
+    assert code == 1 and out[0].startswith(r"not equal: note\x1b[2J is null")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("prompt", "Once upon a time, the best of models"), ("seed", 5), ("story_id", "sample#1"), ("tokens", [])],
+)
+def test_elsewhere_a_story_has_its_beginning_its_seed_and_the_text_of_its_tokens(
+    card: Card,
+    field: str,
+    value: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    model: Path,
+    tiny_data: Path,
+) -> None:
+    truth = copy.deepcopy(card)
+    monkeypatch.setattr(verification, "make_card", lambda *_: copy.deepcopy(truth))
+    card["made_with"]["machine"]["instructions"] = "OTHER"
+    assert card["writing"]["stories"][2][field] != value
+    card["writing"]["stories"][2][field] = value
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    code, out, err = check(capsys, tmp_path, model, tiny_data)
+    named = "text" if field == "tokens" else field
+    assert (code, err) == (1, "") and out[0].startswith(f"not equal: writing.stories[2].{named} is ")
+
+
+@pytest.mark.parametrize("name", [5, None, {}, "\ud800"])
+def test_a_card_names_its_model_in_text(
+    card: Card, tmp_path: Path, model: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str], name: Any
+) -> None:
+    card["model"]["name"] = name
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    code, out, err = check(capsys, tmp_path, model, tiny_data)
+    assert (code, out) == (2, []) and "is no card" in err and len(err.splitlines()) == 1
+
+
+def test_a_card_that_says_a_thing_twice_is_none(
+    card: Card, tmp_path: Path, model: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "card.json").write_text('{"loss": {"bits_per_byte": 0.1}, ' + json.dumps(card)[1:])
+    code, out, err = check(capsys, tmp_path, model, tiny_data)
+    assert (code, out) == (2, []) and "is no card" in err
+
+
 @pytest.mark.parametrize("name", ["card.md", "card.html"])
 def test_an_altered_page_is_named(
     check_altered: Callable[[Card], tuple[int, list[str]]],

@@ -13,6 +13,7 @@ import torch
 from slm_ray import evaluate, export
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
+from slm_ray.evaluation import measurement, output_places, written
 from slm_ray.evaluation.losses import bins
 from slm_ray.evaluation.measurement import Data, Subject, difference, measure, subject, torch_threads
 from slm_ray.evaluation.stories import encoded_anew, read_stories, story_text
@@ -168,12 +169,23 @@ def test_bins_follow_each_other() -> None:
         (["--measure", "windows", "--picture", "x"], "--picture needs --measure stories"),
         (["--measure", "words"], "measure"),
         (["--beginnings", "0"], "beginnings (0) must be at least 1"),
+        (["--beginnings", "3"], "--beginnings is of the stories that a model writes: give --writing or --card"),
         (["--picture", "no/such/folder/loss.png"], "cannot write no/such/folder/loss.png"),
+        (["--picture", "."], "cannot write .: Is a directory"),
+        (["--picture", "/proc/version/loss.png"], "cannot write /proc/version/loss.png: Not a directory"),
+        (["--card", "/proc/version/card"], "cannot write /proc/version/card: Not a directory"),
     ],
 )
-def test_bad_input_is_one_line_and_2(
-    model: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+def test_bad_input_is_one_line_and_2_before_anything_is_measured(
+    model: Path,
+    tiny_data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
 ) -> None:
+    monkeypatch.setattr(measurement, "measure_stories", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(written, "write_stories", lambda *_: pytest.fail("written"))
     code, out, err = run(capsys, "--model", model, "--data", tiny_data, *arguments)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1 and said in err
@@ -255,3 +267,20 @@ def test_one_story_has_no_standard_error(
     assert got["bits_per_byte_standard_error"] is None
     assert got["against"]["bits_per_byte_difference"]["low"] is None
     assert np.isfinite(got["bits_per_byte"])
+
+
+@pytest.mark.parametrize("option", ["--picture", "--card"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_measured(
+    model: Path,
+    tiny_data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    option: str,
+) -> None:
+    monkeypatch.setattr(output_places.os, "access", lambda *_: False)  # of root, every folder can be
+    monkeypatch.setattr(measurement, "measure_stories", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(written, "write_stories", lambda *_: pytest.fail("written"))
+    code, out, err = run(capsys, "--model", model, "--data", tiny_data, option, tmp_path / "new")
+    assert (code, out) == (2, "") and "cannot write" in err and "Permission denied" in err
+    assert not list(tmp_path.iterdir())

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
-from slm_ray.evaluation.stories import read_stories
+from slm_ray.evaluation.stories import StoryBlock, read_stories
 from slm_ray.evaluation.writing import (
     FIXED_PROMPTS,
     HELD_OUT_WORDS,
@@ -18,6 +19,7 @@ from slm_ray.evaluation.writing import (
     write_stories,
 )
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.training import train_bpe
 from tests.support.tiny_model import talkative_model
 
 
@@ -58,3 +60,17 @@ def test_own_endings_are_those_of_the_held_out_stories(prompts: list[Prompt], ti
 def test_a_context_too_short_for_a_beginning_is_said(prompts: list[Prompt], tiny_tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"context of the model \(8 tokens\) is too short"):
         write_stories(talkative_model(tiny_tokenizer, seq_len=8), tiny_tokenizer, prompts)
+
+
+def test_a_story_without_spaces_has_a_beginning_and_an_ending() -> None:
+    story = "小猫去了公园。它看见一只狗。它们一起玩。" * 20
+    tokenizer = train_bpe([story], vocab_size=257)
+    ids = [*tokenizer.encode(story), tokenizer.eos_id]
+    block = StoryBlock(
+        story_ids=["a#0"],
+        tokens=np.array(ids, np.uint16),
+        ends=np.array([0, len(ids)]),
+        n_bytes=np.array([len(story.encode())]),
+    )
+    prompt = prompts_of([block], 1, 1, tokenizer)[0]
+    assert prompt.text == "小猫去了公园。它看" and prompt.text + prompt.ending == story

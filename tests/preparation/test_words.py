@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from slm_ray.preparation import near_duplicates
 from slm_ray.preparation.cleaning import CleaningRules, examine
-from slm_ray.preparation.words import UNSPACED, count_words, unspaced_starts
+from slm_ray.preparation.words import UNSPACED, count_words, first_words, unspaced_starts
 
 LETTERS = st.text(st.sampled_from("aé .,д日本。、ねカタｶไกมาខက𠀀😀\u0f40") | st.characters(exclude_categories=["Cs"]))
 
@@ -50,3 +50,18 @@ def test_a_story_without_spaces_that_nearly_repeats_another_is_found(monkeypatch
     assert near_duplicates.similarity(signed[:1], signed[2:3])[0] < 0.2
     for text, signature in zip(texts, signed, strict=True):  # whatever stands beside it
         assert (near_duplicates.signatures(pa.array([text], pa.large_string()))[0] == signature).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "expected"),
+    [
+        ("One  two three", 2, "One  two"),
+        ("One\n\ntwo three", 2, "One\n\ntwo"),
+        ("One", 8, "One"),
+        ("小猫。Tom ran", 2, "小猫"),
+        ("小猫。Tom ran", 3, "小猫。Tom"),
+        ("", 3, ""),
+    ],
+)
+def test_the_first_words_end_where_a_word_ends(text: str, count: int, expected: str) -> None:
+    assert first_words(text, count) == expected

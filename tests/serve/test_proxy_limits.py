@@ -15,6 +15,7 @@ from serve import proxy_limits
 from serve.ray_connection import LOCAL_SETTINGS
 
 Address = tuple[str, int]
+LARGE = 8_000_000
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -30,7 +31,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/much":
         for _ in range(1000):
             await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+    await send({"type": "http.response.body", "body": b"y" * LARGE if scope["path"] == "/large" else b""})
 
 
 @pytest.fixture
@@ -193,6 +194,20 @@ def test_a_silent_connection_gives_way_and_one_that_is_answered_does_not(
         assert status(address, GET + b"\r\n") == 200
 
 
+def test_an_answer_that_is_under_way_is_not_cut_off_for_another_connection(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_limits, "most_connections", lambda: 8)
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(socket.create_connection(address))
+        reader.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.5)
+        silent = [stack.enter_context(socket.create_connection(address)) for _ in range(3)]
+        assert status(address, GET + b"\r\n") == 200
+        assert closed(silent[0])
+        assert answer(reader).count(b"y") == LARGE
+
+
 def test_a_ray_of_our_own_starts_its_proxy_with_them() -> None:
     module, _, name = LOCAL_SETTINGS[proxy_limits.PROXY_CALLBACK].partition(":")
     assert (module, name) == (proxy_limits.__name__, proxy_limits.bound_proxy.__name__)
@@ -202,3 +217,47 @@ def test_a_uvicorn_that_would_not_take_them_is_not_started(monkeypatch: pytest.M
     monkeypatch.delitem(uvicorn.config.HTTP_PROTOCOLS, "auto")
     with pytest.raises(RuntimeError, match="would have no bounds"):
         proxy_limits.bound_proxy()
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+
+
+@pytest.mark.parametrize("cut", [0, 20, 150, 300])
+@pytest.mark.parametrize("wish", [H2C, H2C.lower(), b"Upgrade: websocket\r\nConnection: keep-alive, upgrade\r\n"])
+def test_who_asks_for_another_protocol_is_answered_in_this_one(address: Address, wish: bytes, cut: int) -> None:
+    """Java's HttpClient asks so in each request; the body belongs to it, and the connection is used again."""
+    story = b"POST /read HTTP/1.1\r\nHost: x\r\n" + wish + b"Content-Length: 9\r\n\r\na story. "
+    pieces = b"POST /read HTTP/1.1\r\n" + wish + b"Transfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\n\r\n"
+    whole = story + pieces + GET + b"\r\n"
+    with socket.create_connection(address) as connection:
+        connection.sendall(whole[:cut])
+        time.sleep(0.1)
+        connection.sendall(whole[cut:])
+        received = b""
+        connection.settimeout(20)
+        while received.count(b"0\r\n\r\n") < 3 and (piece := connection.recv(65536)):
+            received += piece
+    sizes = [line for line in received.split(b"\r\n") if line.startswith(b"x-size")]
+    assert sizes == [b"x-size: 9", b"x-size: 4", b"x-size: 0"]
+    assert b"http2-settings" not in received
+
+
+def test_many_wishes_in_one_go_are_read_one_after_another(address: Address) -> None:
+    with socket.create_connection(address) as connection:
+        received = b""
+        connection.sendall((b"GET / HTTP/1.1\r\n" + H2C + b"\r\n") * 500)
+        connection.settimeout(20)
+        while received.count(b"0\r\n\r\n") < 500 and (piece := connection.recv(65536)):
+            received += piece
+    assert received.count(b"HTTP/1.1 200") == 500
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"serve_multiplexed_model_id", b"Serve-Multiplexed-Model-ID", b"X_Session-Id", b"x-request_timeout-seconds"],
+)
+def test_no_stranger_s_header_steers_ray(address: Address, name: bytes) -> None:
+    """Ray takes a hyphen for an underscore."""
+    with socket.create_connection(address) as connection:
+        received = answer(connection, GET + name + b": 1\r\n\r\n")
+    assert b"x-names: host\r\n" in received

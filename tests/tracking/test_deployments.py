@@ -46,6 +46,19 @@ def test_a_deployment_is_a_run_for_as_long_as_a_version_is_served(mlflow_uri: st
     log.end()  # once is enough
 
 
+def test_a_deployment_that_was_deleted_hides_no_later_one(mlflow_uri: str, tmp_path: Path) -> None:
+    store, run_id = registered(mlflow_uri, "hidden", tmp_path, 2)
+    log = DeploymentLog(mlflow_uri, "here")
+    log.serve(Served("hidden", "1", run_id))
+    log.flush()
+    (first,) = children(mlflow_uri, run_id, "deployment")
+    store.delete_run(first.info.run_id)  # in MLflow's pages
+    log.serve(Served("hidden", "2", run_id))
+    log.end()
+    (second,) = children(mlflow_uri, run_id, "deployment")
+    assert second.data.tags["model_version"] == "models:/hidden/2"
+
+
 def test_a_server_without_a_store_serves(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for uri in ("none", "http://me:secret@127.0.0.1:9"):

@@ -13,6 +13,7 @@ from slm_ray.evaluation.card import page
 from slm_ray.evaluation.card.content import Card
 from slm_ray.evaluation.card.signature import SIGNATURE
 from slm_ray.evaluation.card.verification import CARD, Difference
+from slm_ray.evaluation.output_places import check_folder
 
 MARKDOWN, HTML, PICTURE = "card.md", "card.html", "loss.png"
 _OURS = frozenset((CARD, MARKDOWN, HTML, PICTURE, SIGNATURE))
@@ -23,13 +24,14 @@ def check_output(folder: str) -> Path:
     """Where a card may be written: a new folder, an empty one, or one with nothing but an older card.
 
     Raises:
-        UserError: it is a file, or holds something else.
+        UserError: it is a file, holds something else, or cannot be written to.
     """
     place = Path(folder)
     try:
         others = {path.name for path in place.iterdir()} - _OURS if place.exists() else set()
     except OSError as error:
         raise UserError(f"cannot write a card to {folder}: {error.strerror or error}") from error
+    check_folder(folder)
     if others:
         raise UserError(f"{folder} holds {min(others)}: name a new folder for the card")
     return place

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_ray.errors import UserError, one_line
+from slm_ray.errors import UserError, one_line, visible
 from slm_ray.evaluation.card.content import (
     DIGEST,
     FORMAT_VERSION,
@@ -26,15 +26,20 @@ from slm_ray.evaluation.card.content import (
 )
 from slm_ray.evaluation.card.machine import machine_kind
 from slm_ray.evaluation.measurement import Data, torch_threads
+from slm_ray.evaluation.writing import text_of
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 CARD = "card.json"
 MAX_CARD_BYTES = 64 * 2**20
 LOSS_BOUND = 1e-5
 """By how much of its value, or by how many nats or bits, a loss may differ on another machine kind: fp32 logits differ
 by about 1e-6 there."""
+_GIVEN = ("prompt", "seed", "story_id")
+"""What of a story is given to the model, and so the same on every machine."""
 SAME_STORIES = 0.5
 """Share of the stories that must be the same on another machine kind."""
-_NOT_COMPARED = ("model.name", f"{DIGEST}")
+Where = tuple[str | int, ...]
+_NOT_COMPARED: tuple[Where, ...] = (("model", "name"), (DIGEST,))
 """The same weights go by several names."""
 
 
@@ -48,7 +53,7 @@ class Difference:
     computed: Any
 
     def __str__(self) -> str:
-        return f"{self.name} is {_short(self.stated)} in the card, and {_short(self.computed)} was computed"
+        return f"{visible(self.name)} is {_short(self.stated)} in the card, and {_short(self.computed)} was computed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +93,17 @@ def read_card(path: str) -> Card:
     except OSError as error:
         raise UserError(f"cannot read the card {place}: {error.strerror or error}") from error
     try:
-        card = json.loads(text) if len(text) <= MAX_CARD_BYTES else None
+        card = json.loads(text, object_pairs_hook=_object) if len(text) <= MAX_CARD_BYTES else None
         dict(_values(card))  # nested too deeply, it could not be compared
+        json.dumps(card, ensure_ascii=False, allow_nan=False).encode("utf-8")  # half a character, it could not be shown
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is no card: it is no JSON that can be read") from error
     if not isinstance(card, dict) or not isinstance(card.get("model"), dict) or DIGEST not in card:
         raise UserError(f"{place} is no card that `evaluate.py --card` wrote")
+    if not isinstance(card["model"].get("name"), str):
+        raise UserError(f"{place} is no card: it does not name its model")
     if card.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{place} has format version {card.get('format_version')}, expected {FORMAT_VERSION}")
+        raise UserError(f"{place} has format version {_short(card.get('format_version'))}, expected {FORMAT_VERSION}")
     return card
 
 
@@ -126,21 +134,22 @@ def verify(card: Card, subject: CardSubject, data: Data) -> Verdict:
     is_same_kind = card["made_with"].get("machine") == machine_kind(threads)
     found: list[Difference] = []
     if not is_same_kind:
-        found += _written_elsewhere(card, again)
         try:
+            found += _written_elsewhere(card, again, subject.found.tokenizer)
             again["writing"] = scored_again(subject, data, card)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(f"the stories in the card are none: {one_line(error)}") from error
         again["made_with"]["machine"] = card["made_with"].get("machine")
     own, other = dict(_values(card)), dict(_values(again))
-    names = [name for name in {**own, **other} if name not in _NOT_COMPARED]
-    for name in names:
-        bound = LOSS_BOUND if name.startswith("loss.") and not is_same_kind else 0.0
-        if not _is_equal(own.get(name), other.get(name), bound):
-            found.append(Difference(name, own.get(name), other.get(name)))
+    places = [where for where in {**own, **other} if where not in _NOT_COMPARED]
+    for where in places:
+        bound = LOSS_BOUND if where[0] == "loss" and not is_same_kind else 0.0
+        is_there = where in own and where in other  # what is missing is not null
+        if not (is_there and _is_equal(own[where], other[where], bound)):
+            found.append(Difference(_name(where), own.get(where), other.get(where)))
     if not found and digest(card) != card[DIGEST]:
         found.append(Difference(DIGEST, card[DIGEST], digest(card)))
-    return Verdict(is_same_kind=is_same_kind, n_values=len(names), differences=tuple(found))
+    return Verdict(is_same_kind=is_same_kind, n_values=len(places), differences=tuple(found))
 
 
 def _value(card: Mapping[str, Any], part: str, name: str, known: tuple[str, ...]) -> Any:
@@ -162,26 +171,50 @@ def _made_with(card: Mapping[str, Any]) -> tuple[int, int]:
     return threads, beginnings
 
 
-def _written_elsewhere(card: Card, again: Card) -> Iterator[Difference]:
-    """Whether enough of the stories were written again as they stand in the card."""
+def _written_elsewhere(card: Card, again: Card, tokenizer: Tokenizer) -> Iterator[Difference]:
+    """Whether enough stories were written again word for word, and the others can have been written.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: what stands there are no stories.
+    """
     stated = card.get("writing", {}).get("stories") if isinstance(card.get("writing"), dict) else None
     computed = again["writing"]["stories"]
     stories = stated if isinstance(stated, list) else []
     same = sum(own == other for own, other in zip(stories, computed))
     if len(stories) != len(computed) or same < SAME_STORIES * len(computed):
         yield Difference("writing.stories", f"{len(stories)} stories", f"{len(computed)}, {same} of them the same")
+    for number, (own, other) in enumerate(zip(stories, computed)):
+        if own == other:
+            continue
+        text = text_of(own["tokens"], own["prompt"], tokenizer)
+        for name, expected in {**{name: other[name] for name in _GIVEN}, "text": text}.items():
+            if not _is_equal(own[name], expected, 0.0):
+                yield Difference(f"writing.stories[{number}].{name}", own[name], expected)
 
 
-def _values(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a nest of objects and lists by its dotted name: `loss.by_length[0].loss`."""
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises: ValueError when it says a name twice, since readers differ in which they take."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return content
+
+
+def _values(content: Any, where: Where = ()) -> Iterator[tuple[Where, Any]]:
+    """Every value of a nest of objects and lists by the keys that lead to it, which no key can stand for."""
     if isinstance(content, dict) and content:
         for key, value in content.items():
-            yield from _values(value, f"{name}.{key}" if name else str(key))
+            yield from _values(value, (*where, key))
     elif isinstance(content, list) and content:
         for number, value in enumerate(content):
-            yield from _values(value, f"{name}[{number}]")
+            yield from _values(value, (*where, number))
     else:
-        yield name, content
+        yield where, content
+
+
+def _name(where: Where) -> str:
+    """As a person writes it: `loss.by_length[0].loss`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in where).removeprefix(".")
 
 
 def _is_equal(stated: Any, computed: Any, bound: float) -> bool:
