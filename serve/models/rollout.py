@@ -175,6 +175,7 @@ class Rollout:
         except BaseException as error:  # a version may fail in any way, also by a panic of Rust's
             self._reject(target, error)
         else:
+            self._trouble = ""  # before the new version is seen to serve
             self._switch(model, watch.drain_s)
         self._trouble = ""
         return True

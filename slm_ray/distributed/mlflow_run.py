@@ -6,6 +6,7 @@ config that it had; the workers log to it.
 
 import contextlib
 import dataclasses
+import logging
 from pathlib import Path
 
 import yaml
@@ -19,15 +20,18 @@ from slm_ray.runs.code_version import code_version
 from slm_ray.tracking import mlflow_runs, registration, run_inputs
 from slm_ray.tracking.attempts import end_lost_attempts
 from slm_ray.tracking.mlflow_runs import KIND, StoreAwayError
-from slm_ray.tracking.tracker import Tracker
+from slm_ray.tracking.tracker import NullTracker, Tracker
 from slm_ray.training.inputs import RunPlan
+
+LOGGER = logging.getLogger(__name__)
 
 
 def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str) -> Tracker:
     """The run's MLflow run, begun or continued. It keeps each config that the run had, as it was typed.
 
     Raises:
-        UserError: the store cannot be used; a server that was used before may be away.
+        UserError: the store cannot be used; a server that was used before, by this run or the sweep that it is of, may
+            be away.
     """
     config, fingerprint, run_id = plan.config, plan.data_fingerprint, latest.state.run_id if latest else ""
     store, typed = mlflow_runs.resolve_uri(config.tracking_uri), typed_config(dataclasses.asdict(config))
@@ -46,7 +50,15 @@ def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str
     tags["slm_ray.folder"] = plan.folder.mirror.address or f"{typed['output']}/{config.name}"
     tags |= {KIND: "training"} | run_inputs.environment()
     params = flatten(typed) | {"resolved_max_steps": plan.max_steps}
-    tracker = mlflow_runs.start_run(store, config.experiment, config.name, params, tags, parent_run_id, plan.history)
+    try:
+        tracker = mlflow_runs.start_run(
+            store, config.experiment, config.name, params, tags, parent_run_id, plan.history
+        )
+    except StoreAwayError as error:
+        if not parent_run_id:  # the first word from this address: it may be wrong
+            raise
+        LOGGER.warning("%s goes on without MLflow: %s", config.name, error)
+        return NullTracker()
     tracker.log_text(text, "config.yaml")
     _log_data_set(plan, store, tracker.run_id)
     if not parent_run_id:

@@ -151,6 +151,7 @@ def start_run(
     """Start a run and record its parameters; with `uri` "none", a tracker that records nothing.
 
     Raises:
+        StoreAwayError: the server does not answer.
         UserError: the store cannot be used.
     """
     if uri == OFF:
@@ -163,7 +164,8 @@ def start_run(
         run = store.create_run(_experiment_id(store, uri, experiment), run_name=name, tags=all_tags)
         store.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
     except store_errors() as error:
-        raise UserError(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
+        kind = StoreAwayError if sqlite_file(uri) is None else UserError
+        raise kind(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
     return MlflowTracker(uri, run.info.run_id, record=record)
 
 

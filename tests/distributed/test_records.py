@@ -85,3 +85,24 @@ def test_the_report_of_a_failure_holds_no_password(tmp_path: Path) -> None:
     said = workers._failure(RuntimeError("API request to http://me:secret@host/api failed"), RunFolder(tmp_path))
     assert "secret" not in str(UserError(said)) + (tmp_path / "error.txt").read_text()
     assert "http://host/api" in (tmp_path / "error.txt").read_text()
+
+
+def test_a_server_that_is_away_stops_no_trial_and_is_refused_at_a_first_start(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a trial recorded is sent when it goes on, as a run that MLflow did not know."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = dataclasses.replace(tiny_config, tracking_uri="http://127.0.0.1:9", sample_prompt="", max_steps=4)
+    plan = load_inputs(resolve(away, lambda: 1), NullTracker())
+    with pytest.raises(UserError, match="cannot be used"):
+        open_mlflow_run(plan, None, "")
+    trial = dataclasses.replace(plan, tracker=open_mlflow_run(plan, None, "the sweep's run"))
+    assert trial.tracker.run_id == "" and "goes on without MLflow" in caplog.text
+    fit(trial, TrainContext())
+    back = dataclasses.replace(away, tracking_uri=tiny_config.tracking_uri)
+    plan = load_inputs(resolve(back, lambda: 1), NullTracker())
+    tracker = open_mlflow_run(plan, plan.folder.latest_valid(), "")
+    tracker.finish()
+    store = mlflow_runs.client(tiny_config.tracking_uri)
+    steps = [metric.step for metric in store.get_metric_history(tracker.run_id, "val_loss")]
+    assert steps == sorted(set(plan.history.series("val_loss")[0]))
