@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000, help="port of the server on 127.0.0.1 (default: 8000)")
     parser.add_argument("--once", action="store_true", help="leave after the first story")
     options = parser.parse_args(argv)
-    for name in (signal.SIGTERM, signal.SIGHUP):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT is ignored behind a shell's `&` otherwise
         signal.signal(name, _interrupt)
     try:
         run(options.port, is_once=options.once)
