@@ -274,6 +274,6 @@ def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(tiny_config:
         "heatmap.png", "results.csv", "parallel.png", "curves.png", "best.yaml"
     }  # fmt: skip
     assert parent.info.status == "FINISHED"
-    best = registry.resolve_model("models:/tiny@champion", first.tracking_uri)
+    best = registry.resolve_model("models:/tiny/1", first.tracking_uri)
     assert best.run_id == final.run_id
     assert not (folder / RAY_STATE).exists()
