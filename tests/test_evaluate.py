@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from slm_ray import evaluate
+from slm_ray.evaluation.summary_text import measurement_text
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
 from tests.support.data_sets import write_data
@@ -49,6 +50,14 @@ def test_one_line_of_json_on_the_split(
     assert (found["split"], found["backend"]) == ("train", backend)
     assert found["tokens"] > 0
     assert found["loss"] == pytest.approx(5.7, abs=0.1)  # of a model that knows nothing: ln of its 300 tokens
+
+
+def test_a_model_whose_name_acts_on_a_terminal_is_shown_with_that_written_out(
+    model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(["--model", str(model), "--data", str(data), "--split", "validation", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out) | {"model": "a\x1b[2Jb"}
+    assert measurement_text(found).startswith("a\\x1b[2Jb on 4 validation stories")
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,9 @@ def _trial(config: TrainConfig, point: Point, run_id: str, best: Evaluation | No
 
 
 def _run_id(config: TrainConfig) -> str:
-    state = latest_state(config)
-    return state.run_id if state else ""
+    """Of its newest checkpoint; of its outcome, where the server was away until its end."""
+    state, summary = latest_state(config), _summary(config)
+    return (state.run_id if state else "") or (summary.run_id if summary else "")
 
 
 def latest_state(config: TrainConfig) -> TrainState | None:

@@ -30,21 +30,19 @@ from slm_ray.config.files import DEFAULT_PRESET, from_dict, load_config
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.resuming import asks_for_help, asks_to_resume, refuse_lone_force
 from slm_ray.config.schema import TrainConfig
-from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed.driver import TrainResult, run_training
 from slm_ray.errors import UserError, one_line
 from slm_ray.evaluation.promotion import held_out_split, promote_on
 from slm_ray.locks.lease import LEASE
 from slm_ray.runs import run_lock
 from slm_ray.storage import StoragePath
-from slm_ray.tracking import mlflow_runs, run_inputs, tracker
-from slm_ray.tracking.mlflow_runs import KIND
+from slm_ray.tracking import mlflow_runs
 from slm_ray.train import describe as describe_run
 from tune.config import MODEL_NAME, SweepConfig, run_config
+from tune.mlflow_sweep import open_sweep, recorded_batches, send_what_lacks
 from tune.planning import Plan, check_cluster, fields_set_twice, plan_sweep
 from tune.record import (
     config_to_resume,
-    plain_space,
     read_record,
     refuse_other_options,
     shared_options,
@@ -79,10 +77,11 @@ def _run_locked(plan: Plan) -> tuple[list[Trial], TrainResult | None]:
     _refuse_conflicts(plan)
     check_cluster(plan)
     name = plan.sweep.name
-    parent = _open(plan)
+    parent = open_sweep(plan)
     status = "FAILED"
     try:
         trials = _run_trials(plan, parent.run_id)
+        parent, trials = send_what_lacks(plan, parent, trials)
         keep_results(plan, trials, parent)
         print(format_table(trials))
         best = trials[0]
@@ -136,34 +135,6 @@ def _is_in_use(folder: StoragePath) -> bool:
         raise UserError(f"{folder} cannot be listed: {one_line(error)}") from error
 
 
-def _open(plan: Plan) -> tracker.Tracker:
-    """Begin a sweep's MLflow run and record, or continue them."""
-    sweep, folder = plan.sweep, plan.folder
-    store, known = mlflow_runs.resolve_uri(sweep.tracking_uri), read_record(folder)
-    batches = _recorded_batches(plan)
-    if known is not None and (
-        store == mlflow_runs.OFF or mlflow_runs.has_run(store, known["run_id"], sweep.experiment)
-    ):
-        parent = mlflow_runs.continue_run(store, known["run_id"])
-        parent.set_running()
-        write_record(folder, sweep, known["run_id"], plan.space, batches)  # its grid may have grown
-        return parent
-    shared = shared_options(sweep, plan.space)
-    space = {f"space.{field}": values for field, values in plain_space(plan.space).items()}
-    tags = {"data_fingerprint": shared["data_fingerprint"], KIND: "sweep"} | run_inputs.environment()
-    parent = mlflow_runs.start_run(store, sweep.experiment, sweep.name, shared | space, tags)
-    write_record(folder, sweep, parent.run_id, plan.space, batches)
-    run_inputs.log_data_set(store, parent.run_id, load_manifest(sweep.data), Path(sweep.data).name)
-    run_inputs.log_report(store, parent.run_id, storage.storage_path(sweep.data))
-    return parent
-
-
-def _recorded_batches(plan: Plan) -> list[list[Point]]:
-    """Of an Optuna search that goes on, the points that were suggested; those of the others follow from the options."""
-    known = read_record(plan.folder) or {}
-    return known.get("batches", []) if plan.sweep.search == "optuna" else []
-
-
 def _run_trials(plan: Plan, parent_run_id: str) -> list[Trial]:
     """Every point through Ray Tune, best first."""
     sweep, folder = plan.sweep, plan.folder
@@ -186,7 +157,7 @@ def _run_trials(plan: Plan, parent_run_id: str) -> list[Trial]:
             retries=sweep.trial_retries,
             trial_config=lambda point: plan.trial_config(point, threads),
             run=runner.run,
-            recorded=_recorded_batches(plan),
+            recorded=recorded_batches(plan),
             record=lambda batches: write_record(folder, sweep, parent_run_id, plan.space, batches),
             view=view,
         )

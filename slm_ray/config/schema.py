@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict
 
 from slm_ray.config.places import model_name_fault
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, visible
 
 MAX_NAME_BYTES = 200
 """Of a run: its folder's name, with room for what is put beside it (255 is what file systems take)."""
@@ -236,8 +236,8 @@ class TrainConfig:
             _require_positive(name, getattr(self, name))
         _require(self.seed < 2**63, f"seed ({self.seed}) must be below 2^63")
         _require(
-            not self.name or (Path(self.name).name == self.name and self.name not in (".", "..")),
-            f"name ({self.name!r}) must be a plain folder name",
+            not self.name or (Path(self.name).name == visible(self.name) and self.name not in (".", "..")),
+            f"name ({self.name!r:.60}) must be a plain folder name",
         )
         _require(
             len(self.name.encode()) <= MAX_NAME_BYTES and "\0" not in self.name,

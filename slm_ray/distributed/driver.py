@@ -16,7 +16,7 @@ from slm_ray.cli.signals import StoppedError
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed import cluster
-from slm_ray.distributed.mlflow_run import close_mlflow_run, open_mlflow_run
+from slm_ray.distributed.mlflow_run import close_mlflow_run, open_mlflow_run, reopen_mlflow_run
 from slm_ray.distributed.progress import show_progress
 from slm_ray.distributed.workers import run_workers
 from slm_ray.errors import UserError, one_line
@@ -113,6 +113,7 @@ def _run_locked(
         if not _is_finished(plan, latest):
             with show_progress(plan.history, plan.max_steps, is_quiet=is_quiet), _place_of_a_stop(plan):
                 run_workers(plan, tracker.run_id, callbacks)
+        tracker = reopen_mlflow_run(plan, latest, parent_run_id, tracker)
         result = _conclude(plan, tracker)
         status = "FINISHED"
         return result

@@ -14,14 +14,18 @@ import yaml
 from slm_ray import storage
 from slm_ray.config.files import flatten
 from slm_ray.config.places import typed_config
+from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
+from slm_ray.runs import run_lock
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.code_version import code_version
+from slm_ray.runs.outcome import has_summary, read_summary, write_summary
 from slm_ray.tracking import mlflow_runs, registration, run_inputs
 from slm_ray.tracking.attempts import end_lost_attempts
 from slm_ray.tracking.mlflow_runs import KIND, StoreAwayError
 from slm_ray.tracking.tracker import NullTracker, Tracker
-from slm_ray.training.inputs import RunPlan
+from slm_ray.training.inputs import RunPlan, plan_run
+from slm_ray.training.preflight import resolve
 
 LOGGER = logging.getLogger(__name__)
 
@@ -29,11 +33,13 @@ LOGGER = logging.getLogger(__name__)
 def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str) -> Tracker:
     """The run's MLflow run, begun or continued. It keeps each config that the run had, as it was typed.
 
+    A server that is away stops no run: the record in the run's folder is sent at its end (`reopen_mlflow_run`), or by
+    the next `--resume`.
+
     Raises:
-        UserError: the store cannot be used; a server that was used before, by this run or the sweep that it is of, may
-            be away.
+        UserError: the store cannot be used.
     """
-    config, fingerprint, run_id = plan.config, plan.data_fingerprint, latest.state.run_id if latest else ""
+    config, fingerprint, run_id = plan.config, plan.data_fingerprint, _recorded_run_id(plan, latest)
     store, typed = mlflow_runs.resolve_uri(config.tracking_uri), typed_config(dataclasses.asdict(config))
     lineage = latest.state.lineage_with(fingerprint) if latest else [(fingerprint, 0)]
     tags = {"data_fingerprint": fingerprint, "data_lineage": registration.lineage_text(lineage)}
@@ -55,15 +61,52 @@ def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str
             store, config.experiment, config.name, params, tags, parent_run_id, plan.history
         )
     except StoreAwayError as error:
-        if not parent_run_id:  # the first word from this address: it may be wrong
-            raise
-        LOGGER.warning("%s goes on without MLflow: %s", config.name, error)
+        later = "what it records is kept in its folder, and sent at its end or by --resume"
+        LOGGER.warning("%s goes on without MLflow, %s: %s", config.name, later, error)
         return NullTracker()
     tracker.log_text(text, "config.yaml")
     _log_data_set(plan, store, tracker.run_id)
     if not parent_run_id:
         run_inputs.log_report(store, tracker.run_id, storage.storage_path(config.data))
     return tracker
+
+
+def reopen_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str, tracker: Tracker) -> Tracker:
+    """Once the workers are done: the run's MLflow run, begun now where the server was away before. `latest` is the
+    checkpoint that the run went on from.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    if tracker.run_id or mlflow_runs.resolve_uri(plan.config.tracking_uri) == mlflow_runs.OFF:
+        return tracker
+    found = open_mlflow_run(plan, latest, parent_run_id)
+    if found.run_id and has_summary(plan.folder):  # no checkpoint knows it
+        write_summary(plan.folder, dataclasses.replace(read_summary(plan.folder), run_id=found.run_id))
+    return found
+
+
+def send_record(config: TrainConfig, parent_run_id: str) -> str:
+    """Begin the MLflow run of a run that has ended while the server was away. Returns its id, empty without a store.
+
+    Raises:
+        UserError: the run's folder cannot be read, another driver has it, or the store cannot be used.
+    """
+    config = resolve(config, lambda _: 1)
+    plan = plan_run(config, load_manifest(config.data))
+    with run_lock.locked(plan.folder):
+        plan.folder.fetch()
+        tracker = reopen_mlflow_run(plan, plan.folder.latest_valid(), parent_run_id, NullTracker())
+        if has_summary(plan.folder):
+            tracker.set_tags({"status": str(read_summary(plan.folder).status)})
+        close_mlflow_run(plan, tracker, "FINISHED")
+    return tracker.run_id
+
+
+def _recorded_run_id(plan: RunPlan, latest: Checkpoint | None) -> str:
+    if latest is not None and latest.state.run_id:
+        return latest.state.run_id
+    return read_summary(plan.folder).run_id if has_summary(plan.folder) else ""
 
 
 def _is_known(store: str, run_id: str, experiment: str) -> bool:

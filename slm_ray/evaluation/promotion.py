@@ -39,7 +39,7 @@ class Promotion:
     is_champion: bool
     """Whether the version is the champion now; else it is the challenger."""
     instead_of: str
-    """The champion that it was compared with; empty where there was none."""
+    """The champion that it was compared with, or where there was none the last one; empty where there never was."""
     reason: str
     """One line, also a tag of the version."""
     difference: PairedDifference | None = None
@@ -114,7 +114,8 @@ def promote(
 ) -> Promotion:
     """Compare a registered version with the champion, and move an alias to it.
 
-    The first version has nobody to be compared with. A champion that changes meanwhile is compared with too. What came
+    The first version has nobody to be compared with; where the champion's alias was taken away, the last champion
+    counts. A champion that changes meanwhile is compared with too. What came
     of it is given to `keep` while the candidate's files are there.
 
     Raises:
@@ -156,14 +157,16 @@ def _try(candidate: ResolvedModel, fault: str, compare: Compare, uri: str) -> Pr
     champion = aliases.versions_by_alias(uri, name).get(aliases.CHAMPION, "")
     if champion == version:
         return Promotion(name=name, version=version, is_champion=True, instead_of="", reason="it was so before")
-    difference = None
-    if champion and not fault:
-        with resolved_model(f"{REGISTERED}{name}/{champion}", uri) as other:
+    difference, rival = None, champion or aliases.version_to_beat(uri, name, version)
+    if rival and not fault:
+        with resolved_model(f"{REGISTERED}{name}/{rival}", uri) as other:
             difference = compare(candidate, other)
-    is_better, reason = _judge(fault, champion, difference)
+    is_better, reason = _judge(fault, rival, difference)
+    if rival and not champion and not is_better:
+        reason += f"; nobody is champion now: --model {REGISTERED}{name}/{rival} --promote may change that"
     tags = {"promotion": "promoted" if is_better else "refused", "promotion_reason": reason}
     found = Promotion(
-        name=name, version=version, is_champion=is_better, instead_of=champion, reason=reason, difference=difference
+        name=name, version=version, is_champion=is_better, instead_of=rival, reason=reason, difference=difference
     )
     if not is_better:
         aliases.make_challenger(uri, name, version, tags)

@@ -6,6 +6,8 @@ In: the object that `evaluate.py --json` prints. Out: lines of text.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slm_ray.errors import visible_lines
+
 _WAYS = {
     "stories": "each story after its own beginning",
     "windows": "windows of the stream of tokens, cut anywhere",
@@ -29,7 +31,7 @@ def measurement_text(result: Mapping[str, Any]) -> str:
         lines += ["", *_writing(result["writing"])]
     if "against" in result:
         lines += ["", *_comparison(result["model"], result["against"])]
-    return "\n".join(lines)
+    return visible_lines("\n".join(lines))  # a stranger's model may have any name
 
 
 def with_error(result: Mapping[str, Any], name: str) -> str:

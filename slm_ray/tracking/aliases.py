@@ -43,6 +43,23 @@ def versions_by_alias(uri: str, name: str) -> dict[str, str]:
         return _aliases(open_store(name, uri), name)
 
 
+def version_to_beat(uri: str, name: str, candidate: str) -> str:
+    """Where a model has no champion, the version that a candidate is compared with: the last that was champion and is
+    still there, else the challenger; empty where there is neither. One that was rolled back does not count.
+
+    Raises:
+        RegistryError: the store does not answer.
+    """
+    with _store_errors(uri, name):
+        store = open_store(name, uri)
+        quote = '"' if "'" in name else "'"
+        versions = {str(one.version): one.tags for one in store.search_model_versions(f"name = {quote}{name}{quote}")}
+        versions.pop(candidate, None)
+        since = {number: tags[SINCE] for number, tags in versions.items() if SINCE in tags and ROLLED_BACK not in tags}
+        challenger = _aliases(store, name).get(CHALLENGER, "")
+        return max(since, key=since.__getitem__) if since else challenger if challenger in versions else ""
+
+
 def aliases_of(name: str, version: str, tracking_uri: str = "") -> tuple[str, ...]:
     """The aliases of a version, sorted. Raises: RegistryError when the store does not say."""
     known = versions_by_alias(resolve_uri(tracking_uri), name)

@@ -100,6 +100,7 @@ def test_every_field_can_be_set_by_its_dotted_name() -> None:
         (["--epochs", "1e308"], "epochs (1e+308) must be at most 1,000,000"),
         (["--register", "models/mine"], "register ('models/mine') must be a name without a colon or slash"),
         (["--resume", "--name", "a/b"], "must be a plain folder name"),
+        (["--name", "a\nb"], "must be a plain folder name"),
         (["--model.d_model", "130", "--model.n_heads", "4"], "must be divisible by n_heads (4)"),
     ],
 )

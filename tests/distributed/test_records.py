@@ -10,7 +10,7 @@ import yaml
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import workers
-from slm_ray.distributed.mlflow_run import open_mlflow_run
+from slm_ray.distributed.mlflow_run import close_mlflow_run, open_mlflow_run, reopen_mlflow_run
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.runs.run_folder import RunFolder
@@ -87,22 +87,24 @@ def test_the_report_of_a_failure_holds_no_password(tmp_path: Path) -> None:
     assert "http://host/api" in (tmp_path / "error.txt").read_text()
 
 
-def test_a_server_that_is_away_stops_no_trial_and_is_refused_at_a_first_start(
+def test_a_server_that_is_away_stops_no_run_and_gets_the_record_when_it_is_back(
     tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a trial recorded is sent when it goes on, as a run that MLflow did not know."""
+    """At the end of the run, or when it goes on: one run, each step once."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = dataclasses.replace(tiny_config, tracking_uri="http://127.0.0.1:9", sample_prompt="", max_steps=4)
     plan = load_inputs(resolve(away, lambda: 1), NullTracker())
-    with pytest.raises(UserError, match="cannot be used"):
-        open_mlflow_run(plan, None, "")
-    trial = dataclasses.replace(plan, tracker=open_mlflow_run(plan, None, "the sweep's run"))
-    assert trial.tracker.run_id == "" and "goes on without MLflow" in caplog.text
-    fit(trial, TrainContext())
+    run = dataclasses.replace(plan, tracker=open_mlflow_run(plan, None, ""))
+    assert run.tracker.run_id == "" and "goes on without MLflow" in caplog.text
+    fit(run, TrainContext())
+    assert reopen_mlflow_run(plan, None, "", run.tracker).run_id == ""  # it is still away
     back = dataclasses.replace(away, tracking_uri=tiny_config.tracking_uri)
     plan = load_inputs(resolve(back, lambda: 1), NullTracker())
-    tracker = open_mlflow_run(plan, plan.folder.latest_valid(), "")
-    tracker.finish()
+    tracker = reopen_mlflow_run(plan, None, "", run.tracker)
+    close_mlflow_run(plan, tracker, "FINISHED")
+    again = open_mlflow_run(plan, plan.folder.latest_valid(), "")  # --resume of what is finished
+    close_mlflow_run(plan, again, "FINISHED")
+    assert again.run_id == tracker.run_id
     store = mlflow_runs.client(tiny_config.tracking_uri)
     steps = [metric.step for metric in store.get_metric_history(tracker.run_id, "val_loss")]
     assert steps == sorted(set(plan.history.series("val_loss")[0]))

@@ -93,6 +93,29 @@ def test_only_what_is_better_beyond_doubt_becomes_champion(
         assert aliases.roll_back(mlflow_uri, name) == ("2", "1")
 
 
+def test_a_version_is_compared_with_the_last_champion_where_the_alias_was_taken_away(add: Any, mlflow_uri: str) -> None:
+    """As somebody does in MLflow's page: that makes nobody the first of its name."""
+    name, compared = "it's gone", []
+    for seed in (1, 2, 3):
+        add(name, seed)
+    promotion.promote(f"models:/{name}/1", nobody, mlflow_uri)
+    store = mlflow_runs.client(mlflow_uri)
+    store.delete_registered_model_alias(name, "champion")
+
+    def compare(candidate: ResolvedModel, other: ResolvedModel) -> PairedDifference:
+        compared.append((candidate.version, other.version))
+        return difference(*(WORSE if candidate.version == "2" else BETTER))
+
+    assert promotion.promote_first(f"models:/{name}/2", mlflow_uri) is not None
+    assert aliases.versions_by_alias(mlflow_uri, name) == {"challenger": "2"}
+    found = promotion.promote(f"models:/{name}/2", compare, mlflow_uri)
+    assert not found.is_champion and "nobody is champion now" in found.reason
+    store.delete_model_version(name, "1")
+    assert promotion.promote(f"models:/{name}/3", compare, mlflow_uri).is_champion
+    assert compared == [("2", "1"), ("3", "2")]  # without any champion of before, the challenger
+    assert aliases.versions_by_alias(mlflow_uri, name)["champion"] == "3"
+
+
 def test_a_model_that_the_serving_backend_computes_otherwise_is_refused_without_a_comparison(
     add: Any, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
