@@ -50,6 +50,7 @@ from slm_ray.cli.command import command
 from slm_ray.cli.signals import ending_on_interrupt
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, TOKENIZER, Manifest, fingerprint, load_manifest
 from slm_ray.errors import UserError
+from slm_ray.locks.lease import Lease
 from slm_ray.preparation import resume, staging, steps, summary, summary_files
 from slm_ray.preparation.rejections import ADVICE, refuse_too_many
 from slm_ray.preparation.resume import Completed
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runners.refuse_private_memory(beam_options, config.folder)
     runners.prepare_workers(beam_options)
     plan = make_plan(config)
-    with staging.locked(config.folder):
+    with staging.locked(config.folder) as lease:
         with runners.user_errors(config.folder):
             was_interrupted = staging.finish_publishing(config.folder)
         if was_interrupted:
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if plan.source["why"]:
             print(terminal.fallback_notice(plan.source["why"], plan.n_rows), file=sys.stderr)
-        manifest, found = prepare(beam_options, config, plan)
+        manifest, found = prepare(beam_options, config, plan, lease)
         for warning in terminal.warnings(manifest):
             print(warning, file=sys.stderr)
         print(terminal.account(manifest, config.folder, found.examples))
@@ -137,7 +138,7 @@ def earlier_data_set(config: PrepareConfig, plan: SourcePlan) -> Manifest | None
 
 
 def prepare(
-    beam_options: PipelineOptions, config: PrepareConfig, plan: SourcePlan
+    beam_options: PipelineOptions, config: PrepareConfig, plan: SourcePlan, lease: Lease
 ) -> tuple[Manifest, summary.DataSummary]:
     """Run the pipeline into a staging folder, check that no story was lost, and publish the data set."""
     parameters = config.parameters(plan.has_own_validation, plan.has_own_test)
@@ -159,6 +160,7 @@ def prepare(
         tokenizer = Tokenizer.load(staged / TOKENIZER)
         manifest = make_manifest(plan, parameters, tokenizer, found)
         report.write(staged / staging.REPORT, manifest, found, tokenizer)
+        lease.check()
         staging.publish(config.folder, staged, manifest)
     return manifest, found
 

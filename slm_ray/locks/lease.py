@@ -122,7 +122,7 @@ class Lease:
             raise
         except Exception as error:  # each store has errors of its own
             raise UserError(
-                f"cannot find out whether another driver is writing to {self._place}: {one_line(error)}"
+                f"cannot find out whether another process is writing to {self._place}: {one_line(error)}"
             ) from error
 
     def _is_free(self, number: int, holder: Holder, dead_owner: str) -> bool:

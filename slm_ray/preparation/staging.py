@@ -9,7 +9,9 @@ killed, at whatever moment, leaves its staging folder; the same job finds there 
 import contextlib
 import importlib.metadata
 import json
+import os
 import re
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +21,8 @@ from slm_ray import storage
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, SPLITS, TOKENIZER, Manifest, load_manifest
 from slm_ray.dataset.shards import UnreadableError, checked_content
 from slm_ray.errors import UserError
-from slm_ray.locks import folder_lock
+from slm_ray.locks import folder_lock, store_lock
+from slm_ray.locks.lease import Lease
 from slm_ray.storage import StoragePath, json_sha256
 
 STAGING = ".staging"
@@ -39,20 +42,31 @@ PACKAGE = Path(__file__).parents[1]
 
 
 @contextlib.contextmanager
-def locked(output: StoragePath) -> Iterator[None]:
+def locked(output: StoragePath) -> Iterator[Lease]:
     """Make the output folder, and keep other jobs out of it until the end of the block or of this process.
 
-    An object store knows no locks: there nobody is kept out.
+    In an object store, and on a disk without locks, by a lease: `check` it before others would see what is written.
 
     Raises:
-        UserError: another job is writing there, or the folder cannot be made.
+        UserError: another job is writing there, or that cannot be known, or the folder cannot be made.
+        LeaseLostError: at the end, where another job has taken the place over.
     """
-    if not isinstance(output, Path):
-        yield
-        return
     refusal = f"another prepare.py is writing to {output}: wait for its end, or choose another --output"
-    with folder_lock.locked(output, refusal):
-        yield
+    lease = Lease(output)
+    held = folder_lock.locked(output, refusal, lease) if isinstance(output, Path) else None
+    with held or store_lock.locked(lease, _folder_here(output), refusal):
+        yield lease
+
+
+def _folder_here(output: StoragePath) -> Path:
+    """What stands for a place in a store on this machine, for its lock."""
+    key = json_sha256(output.as_posix())[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slm-ray" / "preparations" / key
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a user without a home
+        return Path(tempfile.gettempdir()) / f"slm-ray-{os.getuid()}" / key
+    return cache
 
 
 def job_key(source_digest: str, parameters: dict[str, Any]) -> str:

@@ -7,13 +7,9 @@ and the lock of its work folder here; one on a disk without locks has its lease 
 import contextlib
 from collections.abc import Iterator
 
-from slm_ray import storage
-from slm_ray.locks import folder_lock
+from slm_ray.locks import folder_lock, store_lock
 from slm_ray.locks.lease import Lease
 from slm_ray.runs.run_folder import RunFolder
-
-LEASE_OWNER = ".lease-owner"
-"""In a work folder: the last driver of this machine that had the lease of the run in the store."""
 
 
 @contextlib.contextmanager
@@ -32,12 +28,5 @@ def locked(run: RunFolder, command: str = "train.py") -> Iterator[None]:
         with folder_lock.locked(run.path, refusal, lease):
             yield
         return
-    with folder_lock.locked(run.path, refusal) as is_certain:
-        mine, dead_owner = run.path / LEASE_OWNER, ""
-        with contextlib.suppress(OSError):  # without it the next driver has to wait
-            if is_certain:  # whoever wrote it had the lock, and has it no more
-                dead_owner = storage.read_if_there(mine).decode(errors="replace")
-        with lease.held(refusal, dead_owner):
-            with contextlib.suppress(OSError):
-                storage.replace_file(mine, lease.owner.encode())
-            yield
+    with store_lock.locked(lease, run.path, refusal):
+        yield

@@ -8,7 +8,9 @@ from pipelines import prepare
 from slm_ray.dataset import manifest
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import read_split
-from slm_ray.preparation import steps
+from slm_ray.locks.lease import LEASE, Lease
+from slm_ray.locks.lease_files import LeaseFiles
+from slm_ray.preparation import staging, steps
 from slm_ray.storage import files_below, storage_path
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import inputs, preflight
@@ -18,14 +20,17 @@ SOURCE = ("--source", "sample", "--max-stories", "60", "--vocab-size", "300")
 
 
 @pytest.fixture(autouse=True)
-def small_ranges(monkeypatch):
-    """Ranges of 30 stories, so that a small input has several."""
+def small_ranges(monkeypatch, tmp_path):
+    """Ranges of 30 stories, so that a small input has several; and no lock in the user's own cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     set_rows_per_range(monkeypatch, 30)
 
 
 def contents(address: str) -> dict[str, bytes]:
+    """Every file but those of the lease, which a disk has no need of."""
     root = storage_path(address)
-    return {file.as_posix().removeprefix(root.as_posix()): file.read_bytes() for file in files_below(root)}
+    files = {file.as_posix().removeprefix(root.as_posix()): file for file in files_below(root)}
+    return {name: file.read_bytes() for name, file in files.items() if not name.startswith(f"/{LEASE}/")}
 
 
 def run(address: str, *words: str) -> int:
@@ -41,6 +46,40 @@ def test_a_data_set_in_an_object_store_is_that_of_a_disk(s3, tmp_path, capsys):
     assert "already holds this data set" in capsys.readouterr().out
     assert load_manifest("s3://stories/data").counts["kept"] == 60
     assert len(read_split("s3://stories/data", "train")[0]) == load_manifest(tmp_path / "data").splits["train"].tokens
+
+
+def test_a_second_job_is_kept_out_of_a_place_in_a_store(s3, capsys):
+    """On whatever machine it is; what the first one wrote so far stays."""
+    with Lease(storage_path("s3://stories/taken")).held("taken"):
+        assert run("s3://stories/taken") == 2
+    assert "another prepare.py is writing to s3://stories/taken: wait for its end" in capsys.readouterr().err
+    assert not storage_path("s3://stories/taken/manifest.json").exists()
+    assert run("s3://stories/taken") == 0
+
+
+def test_a_job_that_was_killed_keeps_nobody_of_its_machine_out(s3, monkeypatch, capsys):
+    with monkeypatch.context() as killed:
+        killed.setattr(Lease, "_give_back", lambda _: None)
+        with staging.locked(storage_path("s3://stories/killed")):
+            pass
+    monkeypatch.setattr("slm_ray.locks.lease.time.sleep", lambda _: pytest.fail("it waits for a dead process"))
+    assert run("s3://stories/killed") == 0
+
+
+def test_a_job_that_another_machine_took_over_publishes_nothing(s3, monkeypatch, capsys):
+    written = steps.write_range
+
+    def be_taken_over(item, folder, tokenizer_json):
+        lease = LeaseFiles(storage_path("s3://stories/over") / LEASE)
+        number, holder = lease.newest()
+        if holder.host != "another":
+            lease.create(number + 1, dataclasses.replace(holder, owner="another", host="another"))
+        return written(item, folder, tokenizer_json)
+
+    monkeypatch.setattr(steps, "write_range", be_taken_over)
+    assert run("s3://stories/over") == 2
+    assert "was taken over by process" in capsys.readouterr().err
+    assert not storage_path("s3://stories/over/manifest.json").exists()
 
 
 def test_what_was_finished_in_an_object_store_is_not_done_again(s3, monkeypatch, capsys):
@@ -71,7 +110,7 @@ def test_another_data_set_takes_its_place_whole(s3, tmp_path):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("s3://absent-bucket/data", "cannot write to s3://absent-bucket/data: "),
+        ("s3://absent-bucket/data", "cannot find out whether another process is writing to s3://absent-bucket/data: "),
         ("nosuch://bucket/data", "cannot reach nosuch://bucket/data: "),
     ],
 )
