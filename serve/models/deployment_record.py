@@ -19,6 +19,7 @@ class DeploymentRecord:
         """Returns at once; a thread tells the store."""
         model = self._rollout.current
         if model.identity == self._known or not model.is_registered:
+            self._log.repeat()
             return
         self._known = model.identity
         version = model.version

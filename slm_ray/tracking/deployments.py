@@ -8,13 +8,19 @@ import dataclasses
 import datetime
 import functools
 import logging
+import time
+from typing import Any
 
+from slm_ray.locks.process_identity import is_gone, own_process
 from slm_ray.tracking.delivery_queue import DeliveryQueue
 from slm_ray.tracking.mlflow_runs import KIND, OFF, PARENT, client
 
 LOGGER = logging.getLogger(__name__)
 DEPLOYMENT = "deployment"
+PROCESS = "process"
+"""Tag of a deployment: which process serves."""
 END_WITHIN_S = 5.0
+RETRY_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +41,22 @@ class DeploymentLog:
         self._uri, self._place = uri, place
         self._queue = DeliveryQueue("MLflow", LOGGER.warning)
         self._id = ""
+        self._served: Served | None = None
+        self._recorded: Served | None = None
+        self._tried_s = 0.0
 
     def serve(self, served: Served) -> None:
         """Another version is served from now on."""
+        self._served, self._tried_s = served, time.monotonic()
         if self._uri != OFF:
             self._queue.put(self._end)  # by itself: where that fails, what is served now is recorded all the same
             self._queue.put(functools.partial(self._begin, served))
+
+    def repeat(self) -> None:
+        """Tell the store again what is served, where it did not take it, once in a while; returns at once."""
+        is_due = time.monotonic() - self._tried_s >= RETRY_S
+        if self._served is not None and self._served != self._recorded and is_due:
+            self.serve(self._served)
 
     def end(self) -> None:
         """Nothing is served any more."""
@@ -56,20 +72,31 @@ class DeploymentLog:
     def _begin(self, served: Served) -> None:
         store = client(self._uri)
         home = store.get_run(served.run_id).info.experiment_id
+        _end_lost(store, home)
         title = f"{served.name} {served.version}"
         tags = {
             PARENT: served.run_id,
             KIND: DEPLOYMENT,
             "model_version": f"models:/{served.name}/{served.version}",
             "place": self._place,
+            PROCESS: own_process(),
         }
         begun = store.create_run(home, run_name=f"{DEPLOYMENT} of {title}", tags=tags)
         self._id = begun.info.run_id
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         value = f"{self._place} since {since}, run {self._id}"
         store.set_model_version_tag(served.name, served.version, DEPLOYMENT, value)
+        self._recorded = served
 
     def _end(self) -> None:
         run_id, self._id = self._id, ""
         if run_id:
             client(self._uri).set_terminated(run_id)
+
+
+def _end_lost(store: Any, home: str) -> None:
+    """Mark as killed what processes of this machine serve no more that could not say so."""
+    running = f"tags.`{KIND}` = '{DEPLOYMENT}' AND attributes.status = 'RUNNING'"
+    for run in store.search_runs([home], running, max_results=1000):
+        if is_gone(run.data.tags.get(PROCESS, "")):
+            store.set_terminated(run.info.run_id, "KILLED")

@@ -1,5 +1,7 @@
 """Evaluations and deployments of a version, as MLflow shows them."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,13 @@ import pytest
 from mlflow.entities import Run
 
 from slm_ray.dataset.manifest import load_manifest
-from slm_ray.tracking import mlflow_runs
+from slm_ray.locks.process_identity import own_process
+from slm_ray.tracking import deployments, mlflow_runs
 from slm_ray.tracking.deployments import DeploymentLog, Served
 from slm_ray.tracking.evaluation_runs import record_evaluation
 from slm_ray.tracking.registry import ResolvedModel
+
+SAYS_WHO_IT_IS = "from slm_ray.locks.process_identity import own_process; print(own_process())"
 
 
 def children(uri: str, run_id: str, kind: str) -> list[Run]:
@@ -44,6 +49,41 @@ def test_a_deployment_is_a_run_for_as_long_as_a_version_is_served(mlflow_uri: st
     log.end()
     assert [run.info.status for run in children(mlflow_uri, run_id, "deployment")] == ["FINISHED"] * 2
     log.end()  # once is enough
+
+
+def test_a_deployment_that_the_store_did_not_take_is_told_again(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run_id = registered(mlflow_uri, "again", tmp_path, 1)
+    log = DeploymentLog(mlflow_uri, "here")
+    with monkeypatch.context() as away:
+        away.setattr(deployments, "client", lambda _: (_ for _ in ()).throw(OSError("away")))
+        log.serve(Served("again", "1", run_id))
+        log.flush()
+    log.repeat()  # too early
+    log.flush()
+    assert children(mlflow_uri, run_id, "deployment") == []
+    monkeypatch.setattr(deployments, "RETRY_S", 0.0)
+    for _ in range(3):
+        log.repeat()
+        log.flush()
+    assert len(children(mlflow_uri, run_id, "deployment")) == 1
+
+
+def test_a_deployment_whose_process_was_killed_is_ended_by_the_next(mlflow_uri: str, tmp_path: Path) -> None:
+    """And no other: one of another machine may be alive."""
+    store, run_id = registered(mlflow_uri, "killed", tmp_path, 4)
+    gone = subprocess.run([sys.executable, "-c", SAYS_WHO_IT_IS], capture_output=True, text=True, check=True)
+    alive = own_process()
+    processes = [gone.stdout.strip(), alive, f"elsewhere {alive.split(' ', 1)[1]}", alive + "0 0"]
+    made = []
+    for version, process in enumerate(processes, 1):
+        DeploymentLog(mlflow_uri, "here")._begin(Served("killed", str(version), run_id))
+        run = children(mlflow_uri, run_id, "deployment")[-1]
+        store.set_tag(run.info.run_id, "process", process)
+        made.append(run.info.run_id)
+    DeploymentLog(mlflow_uri, "here")._begin(Served("killed", "4", run_id))
+    assert [store.get_run(one).info.status for one in made] == ["KILLED", "RUNNING", "RUNNING", "RUNNING"]
 
 
 def test_a_deployment_that_was_deleted_hides_no_later_one(mlflow_uri: str, tmp_path: Path) -> None:
