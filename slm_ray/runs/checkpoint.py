@@ -30,7 +30,8 @@ from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import Decoder
-from slm_ray.runs.checked_files import read_json, read_model
+from slm_ray.model_files.json_files import read_json
+from slm_ray.model_files.reading import read_model
 from slm_ray.runs.train_state import TrainState
 from slm_ray.runs.verification import FORMAT_VERSION, MARKER, STATE, read_errors, verify
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
