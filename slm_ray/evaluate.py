@@ -57,8 +57,8 @@ class EvaluateConfig:
     """Measure a model on a split of a data set, each token once."""
 
     model: str = "models:/tinystories@champion"
-    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION), folder of a checkpoint, or a Llama, Qwen3, GPT-2 or
-    GPT-Neo that others made: its folder, or hub:OWNER/NAME[@REVISION]."""
+    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION), folder of a checkpoint, or a Llama, Qwen3, GPT-2
+    or GPT-Neo that others made: its folder, or hub:OWNER/NAME[@REVISION]."""
     data: str = "data/tinystories"
     """Folder of the data set, prepared with the model's tokenizer; for a model that others made it is encoded anew."""
     split: Split = "validation"

@@ -46,8 +46,8 @@ class GenerateConfig:
     """Write stories with a trained model and print them."""
 
     model: str = "models:/tinystories@champion"
-    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION), folder of a checkpoint, or a Llama, Qwen3, GPT-2 or
-    GPT-Neo that others made: its folder, or hub:OWNER/NAME[@REVISION]."""
+    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION), folder of a checkpoint, or a Llama, Qwen3, GPT-2
+    or GPT-Neo that others made: its folder, or hub:OWNER/NAME[@REVISION]."""
     prompt: tuple[str, ...] = ()
     """Beginning of the story, 'Once upon a time' when not given; several give several stories. An empty one lets the
     model begin."""

@@ -35,6 +35,7 @@ from slm_ray.training.checkpointing import is_out_of_patience
 from slm_ray.training.inputs import RunPlan, check_files, plan_run
 from slm_ray.training.preflight import refuse_conflicts, resolve
 from slm_ray.training.profiling import read_operators
+from slm_ray.training.starting_point import write_starting_point
 
 LOGGER = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ def run_training(
         plan.folder.fetch()
         latest = plan.folder.latest_valid()
         refuse_conflicts(plan, latest)
+        if latest is None and config.init_from:
+            write_starting_point(plan)
         cluster.connect()
         cluster.check_resources(config)
         return _run_locked(plan, latest, parent_run_id, is_quiet, callbacks)

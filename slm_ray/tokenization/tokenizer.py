@@ -159,9 +159,15 @@ class Tokenizer:
             return [self._inner.decode([*before, token], skip_special_tokens=False)[skipped:] for token in ids]
 
     @functools.cached_property
+    def entries(self) -> dict[str, int]:
+        """Every entry with its id."""
+        found: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
+        return found
+
+    @functools.cached_property
     def holes(self) -> npt.NDArray[np.int64]:
         """Ids below `vocab_size` that no entry has; of most tokenizers none."""
-        return np.setdiff1d(np.arange(self.vocab_size), list(self._inner.get_vocab(with_added_tokens=True).values()))
+        return np.setdiff1d(np.arange(self.vocab_size), list(self.entries.values()))
 
     @functools.cached_property
     def longest_entry(self) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError, one_line
 from slm_ray.generation.cache_size import check_weights
 from slm_ray.hub_reference import PREFIX
@@ -32,7 +33,7 @@ from slm_ray.model_files.folders import (
 from slm_ray.model_files.foreign_tokenizer import check_vocabulary, read_tokenizer
 from slm_ray.model_files.hub_models import fetch_model
 from slm_ray.model_files.json_files import MAX_JSON_BYTES
-from slm_ray.model_files.reading import read_model, weights_bytes
+from slm_ray.model_files.reading import read_model, read_shape, weights_bytes
 from slm_ray.runs import checkpoint, verification
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.mlflow_model import checkpoint_in
@@ -64,6 +65,8 @@ class ResolvedModel:
     """Folder made for a copy of what lies elsewhere, to be removed when the model is needed no more."""
     is_foreign: bool = False
     """Whether it is a folder in Hugging Face's layout and no checkpoint: others made it, or it was exported."""
+    pinned: str = ""
+    """A reference that names these very weights, today and later: by version or commit; empty of a folder."""
 
 
 def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
@@ -78,7 +81,8 @@ def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
     if reference.startswith(PREFIX):
         fetched = fetch_model(reference)
         name, version = fetched.name, fetched.commit[:FOREIGN_DIGITS]
-        return ResolvedModel(fetched.folder, name, version, "", "", 0, reference, is_foreign=True)
+        pinned = fetched.reference
+        return ResolvedModel(fetched.folder, name, version, "", "", 0, reference, is_foreign=True, pinned=pinned)
     path = _folder(reference)
     if is_foreign(path):
         say_pickles(path)
@@ -102,6 +106,18 @@ def load_model(found: ResolvedModel) -> tuple[Decoder, Tokenizer]:
     model, tokenizer = read_model(found.path), read_tokenizer(found.path)
     check_vocabulary(tokenizer, model.config.vocab_size, found.path)
     return model, tokenizer
+
+
+def model_shape(found: ResolvedModel) -> ModelConfig:
+    """Its shape, borne out by the headers of its weights. Raises: UserError when they do not fit each other."""
+    return read_shape(found.path if found.is_foreign else found.path / checkpoint.MODEL)
+
+
+def weights_digest(found: ResolvedModel) -> str:
+    """sha256 of its weights. Raises: UserError when they cannot be read."""
+    if found.is_foreign:
+        return weights_sha256(found.path)
+    return verification.file_digest(found.path, f"{checkpoint.MODEL}/{WEIGHTS}")
 
 
 @contextlib.contextmanager
@@ -222,7 +238,7 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
             shutil.rmtree(scratch, ignore_errors=True)
         raise
     lineage_of, identity = (version.run_id or "", state.data_fingerprint, state.step), _version_identity(version)
-    return ResolvedModel(folder, version.name, str(version.version), *lineage_of, identity, scratch)
+    return ResolvedModel(folder, version.name, str(version.version), *lineage_of, identity, scratch, pinned=identity)
 
 
 def open_store(reference: str, uri: str) -> Any:
