@@ -32,6 +32,8 @@ class HubModel:
     name: str
     """OWNER/NAME."""
     commit: str
+    is_online: bool
+    """Whether the hub answered; if not, nothing more is asked of it."""
 
     @property
     def reference(self) -> str:
@@ -56,13 +58,13 @@ def fetch_model(reference: str) -> HubModel:
     """
     named = hub_model(reference)
     try:
-        config = _first_file(named)
+        config, is_online = _first_file(named)
     except Exception as error:  # every layer below has its own family of exceptions
         raise UserError(
             f"cannot get the model {reference} ({_why(error)}): try again with a network, or give a folder"
         ) from error
     folder = config.parent
-    found = HubModel(folder=folder, name=named.name, commit=folder.name)
+    found = HubModel(folder=folder, name=named.name, commit=folder.name, is_online=is_online)
     try:
         for name in _OPTIONAL:
             _file(found, name, must_exist=False)
@@ -75,17 +77,18 @@ def fetch_model(reference: str) -> HubModel:
     return found
 
 
-def _first_file(named: HubReference) -> Path:
-    """config.json, which every model has: so the commit is known, and all else is of the same."""
+def _first_file(named: HubReference) -> tuple[Path, bool]:
+    """config.json, which every model has: so the commit is known, and all else is of the same. And whether the hub
+    answered."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     file: dict[str, Any] = {"repo_id": named.name, "filename": CONFIG, "revision": named.revision}
     try:
         get_hf_file_metadata(hf_hub_url(**file), timeout=ANSWER_TIMEOUT_S)  # one question; the download asks for 24 s
-        return Path(hf_hub_download(**file))
+        return Path(hf_hub_download(**file)), True
     except Exception:
         with contextlib.suppress(Exception):
-            return Path(hf_hub_download(**file, local_files_only=True))
+            return Path(hf_hub_download(**file, local_files_only=True)), False
         raise
 
 
@@ -98,7 +101,7 @@ def _file(model: HubModel, name: str, *, must_exist: bool = True) -> Path | None
     if known is not None:  # a path, or that the commit was found to have no such file
         return Path(known) if isinstance(known, str) else None
     try:
-        return Path(hf_hub_download(model.name, name, revision=model.commit))
+        return Path(hf_hub_download(model.name, name, revision=model.commit, local_files_only=not model.is_online))
     except LocalEntryNotFoundError:  # the hub does not answer: that is not "there is none"
         raise
     except EntryNotFoundError:

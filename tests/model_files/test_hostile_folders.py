@@ -107,7 +107,7 @@ def test_an_architecture_that_is_not_known_gets_the_names_of_those_that_are(fold
     assert "mamba" in said and all(name in said for name in ("llama", "qwen3", "gpt2", "gpt_neo"))
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "", "{", " " * (MAX_JSON_BYTES + 1), "\ufeff{}"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "", "{", " " * (MAX_JSON_BYTES + 1)])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_json_of_any_kind(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text, encoding="utf-8")

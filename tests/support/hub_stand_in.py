@@ -119,7 +119,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if found is None:
             self._send(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
         elif match["path"] not in found[1]:
-            self._send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": found[0]}
+            self._send(404, {"error": "Entry not found"}, headers)
         elif match["path"] in self.server.down and not self.server.breaking.get(match["path"]):
             self._send(503, {"error": "down"}, {"Retry-After": "0"})
         else:
