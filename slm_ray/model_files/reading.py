@@ -22,6 +22,8 @@ from slm_ray.model_files.weights import StoredTensor, meta_tensors, read_tensors
 
 MAX_CONTEXT = 2**17
 """Longest context in tokens that is believed: with rotary positions nothing in the weights bears it out."""
+MAX_ANGLES = 2**25
+"""Largest table of rotary angles, in numbers: 131,072 tokens of heads of 256."""
 _MISFITS = (RuntimeError, TypeError, ValueError, KeyError, OverflowError)  # of torch, for sizes that it cannot hold
 
 
@@ -78,6 +80,8 @@ def _misfit(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> str:
         return "vocab_size (0) must be that of a tokenizer"
     if config.seq_len > MAX_CONTEXT:
         return f"seq_len ({config.seq_len}) must be at most {MAX_CONTEXT}"
+    if config.positions == "rotary" and config.seq_len * config.head_width > MAX_ANGLES:
+        return f"seq_len ({config.seq_len}) x d_head ({config.head_width}) must be at most {MAX_ANGLES}"
     if config.n_layers > len(stored):
         return f"n_layers is {config.n_layers}, and there are {len(stored)} tensors"
     try:
