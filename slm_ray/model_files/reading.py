@@ -80,8 +80,6 @@ def _misfit(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> str:
         return "vocab_size (0) must be that of a tokenizer"
     if config.seq_len > MAX_CONTEXT:
         return f"seq_len ({config.seq_len}) must be at most {MAX_CONTEXT}"
-    if config.positions == "rotary" and config.seq_len * config.head_width > MAX_ANGLES:
-        return f"seq_len ({config.seq_len}) x d_head ({config.head_width}) must be at most {MAX_ANGLES}"
     if config.n_layers > len(stored):
         return f"n_layers is {config.n_layers}, and there are {len(stored)} tensors"
     try:
@@ -90,7 +88,14 @@ def _misfit(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> str:
             found = hf_layout.from_hf(meta_tensors(stored), config)
     except _MISFITS as error:
         return f"{type(error).__name__}: {one_line(error)}"
-    return _difference(expected, found) or type_fault(found)
+    return _difference(expected, found) or type_fault(found) or _angles_fault(config)
+
+
+def _angles_fault(config: ModelConfig) -> str:
+    """Why the table of rotary angles is too large, whose length nothing in the weights bears out."""
+    if config.positions != "rotary" or config.seq_len * config.head_width <= MAX_ANGLES:
+        return ""
+    return f"seq_len ({config.seq_len}) x d_head ({config.head_width}) must be at most {MAX_ANGLES}"
 
 
 def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -79,15 +79,51 @@ def _check_shape(config: TrainConfig, shape: ModelConfig) -> None:
         )
 
 
-def write_starting_point(plan: RunPlan) -> None:
-    """Write the checkpoint of step 0 out of `init_from`, in a folder in which no run has begun.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StartingPoint:
+    """What a run begins with, fitted to its tokenizer and context; nothing of it is written yet."""
+
+    plan: RunPlan
+    model: Decoder
+    tokenizer: Tokenizer
+    origin: Origin
+
+    def write(self, run_id: str) -> None:
+        """Write the checkpoint of step 0, for the workers to go on from; `run_id` is the tracker's.
+
+        Raises:
+            UserError: the run's folder cannot be written to.
+        """
+        config, folder, fingerprint = self.plan.config, self.plan.folder, self.plan.data_fingerprint
+        state = TrainState(
+            step=0,
+            samples_seen=0,
+            seed=config.seed,
+            world_size=config.worker_range[0],
+            data_fingerprint=fingerprint,
+            config=config_for_others(config),
+            metrics=None,
+            run_id=run_id,
+            lineage=[(fingerprint, 0)],
+            origin=self.origin,
+        )
+        try:
+            ownership.mark(folder.path)
+            optimizer = make_optimizer(self.model, config.optim).state_dict()
+            checkpoint.save(folder.checkpoint_path(0), self.model, self.tokenizer, state, optimizer)
+            folder.publish(0, is_best=False, keep=config.keep_checkpoints, keep_best=config.keep_best)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder.address}: {error.strerror or error}") from error
+
+
+def starting_point(plan: RunPlan) -> StartingPoint:
+    """Read `init_from` for a run that has not begun.
 
     Raises:
-        UserError: there is no such model, it has another shape or tokenizer than the run, or the run's folder cannot be
-            written to.
+        UserError: there is no such model, or it has another shape or tokenizer than the run.
     """
-    config, manifest = plan.config, load_manifest(plan.config.data)
-    tokenizer = load_tokenizer(config, manifest)
+    config = plan.config
+    tokenizer = load_tokenizer(config, load_manifest(config.data))
     with resolved_model(config.init_from, config.tracking_uri) as found:
         model, its_tokenizer = load_model(found)
         _check_shape(config, model.config)
@@ -97,26 +133,12 @@ def write_starting_point(plan: RunPlan) -> None:
             raise UserError(_another_tokenizer(config, found, error)) from error
         origin = _origin(config, found)
     changes = [*_context_changes(model.config, config.model), *_vocabulary_changes(model, its_tokenizer, added, config)]
-    begun = _fitted(model, its_tokenizer, added, config.model)
-    fingerprint = plan.data_fingerprint
-    state = TrainState(
-        step=0,
-        samples_seen=0,
-        seed=config.seed,
-        world_size=config.worker_range[0],
-        data_fingerprint=fingerprint,
-        config=config_for_others(config),
-        metrics=None,
-        lineage=[(fingerprint, 0)],
+    return StartingPoint(
+        plan=plan,
+        model=_fitted(model, its_tokenizer, added, config.model),
+        tokenizer=tokenizer,
         origin=dataclasses.replace(origin, changes=changes),
     )
-    try:
-        ownership.mark(plan.folder.path)
-        optimizer = make_optimizer(begun, config.optim).state_dict()
-        checkpoint.save(plan.folder.checkpoint_path(0), begun, tokenizer, state, optimizer)
-        plan.folder.publish(0, is_best=False, keep=config.keep_checkpoints, keep_best=config.keep_best)
-    except OSError as error:
-        raise UserError(f"cannot write to {plan.folder.address}: {error.strerror or error}") from error
 
 
 def _origin(config: TrainConfig, found: ResolvedModel) -> Origin:

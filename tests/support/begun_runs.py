@@ -12,7 +12,7 @@ from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs, load_inputs, plan_run
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
-from slm_ray.training.starting_point import begun_from, write_starting_point
+from slm_ray.training.starting_point import begun_from, starting_point
 
 
 def begin(config: TrainConfig, origin: Path | str, name: str = "begun", **changes: Any) -> TrainInputs:
@@ -20,7 +20,7 @@ def begin(config: TrainConfig, origin: Path | str, name: str = "begun", **change
     config = begun_from(dataclasses.replace(config, name=name, tracking_uri="none"), "", ["--init-from", str(origin)])
     shape = dataclasses.replace(config.model, **changes.pop("model", {}))
     config = resolve(dataclasses.replace(config, model=shape, **changes), lambda _: 1)
-    write_starting_point(plan_run(config, load_manifest(config.data)))
+    starting_point(plan_run(config, load_manifest(config.data))).write("")
     return go_on(config)
 
 
