@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from serve.models.description import ModelDescription, ModelVersion
+from slm_ray.corpus.instructions import instruction_prompt
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.generation.cache_size import check_weights
 from slm_ray.generation.engine import Engine
@@ -74,6 +75,7 @@ class LoadedModel:
             vocab_size=model.config.vocab_size,
             evaluation=_evaluation(source.path),
         )
+        self._has_instructions = checkpoint.has_instructions(source.path)
         self.loaded_at = int(time.time())
         engine = Engine(make_backend(model, max_slots, backend, threads), tokenizer)
         self.answers = warm_up(engine, self.title)
@@ -86,8 +88,12 @@ class LoadedModel:
         return f"{self.version.name} {self.version.version}"
 
     def prompt_of(self, said: str) -> str:
-        """The prompt that answers what a user said in a conversation: it is the beginning of the story."""
-        return said
+        """The prompt that answers what a user said in a conversation.
+
+        It is the beginning of the story or, with a model that learned with instructions, an instruction. Which of the
+        two the folder's template tells by its bytes: no template out of a folder is ever run.
+        """
+        return instruction_prompt(said) if self._has_instructions else said
 
     @property
     def answer_s(self) -> float:
