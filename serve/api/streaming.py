@@ -88,7 +88,7 @@ def submit_stories(
     """
     requests = [StreamingRequest(metrics) for _ in stories]
     orders = [Order(*story, request.receive) for story, request in zip(stories, requests)]
-    return _following(requests, *rollout.submit_all(orders))
+    return _following(requests, *rollout.submit_all(lambda _: orders))
 
 
 def submit_answers(
@@ -104,7 +104,7 @@ def submit_answers(
         prompt = model.prompt_of(said)
         return [Order(prompt, own, one.receive, may_cut=True) for own, one in zip(params, requests, strict=True)]
 
-    return _following(requests, *rollout.ask(orders_for))
+    return _following(requests, *rollout.submit_all(orders_for))
 
 
 def _following(

@@ -3,6 +3,7 @@
 Their imports take seconds: they are in this file alone, and inside its tests.
 """
 
+import asyncio
 import json
 import os
 import subprocess
@@ -47,6 +48,17 @@ def story(url: str) -> str:
     return content
 
 
+@pytest.fixture
+def event_loop_of_others() -> Iterator[None]:
+    """litellm makes an event loop of its own where it finds none, and leaves it open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+@pytest.mark.usefixtures("event_loop_of_others")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_litellm(url: str, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the network for prices

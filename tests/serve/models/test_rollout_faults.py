@@ -118,9 +118,9 @@ def test_all_stories_of_a_request_come_from_one_version(versions: list[Path], mo
     engine = first._thread._engine  # type: ignore[union-attr]
     check = engine.request
 
-    def switch_meanwhile(*args: Any) -> Any:
+    def switch_meanwhile(*args: Any, **options: Any) -> Any:
         rollout.current = second
-        return check(*args)
+        return check(*args, **options)
 
     monkeypatch.setattr(engine, "request", switch_meanwhile)
     monkeypatch.setattr(second, "submit_all", lambda _: pytest.fail("the other version is asked"))
@@ -175,7 +175,7 @@ def test_a_prompt_is_made_for_the_version_that_takes_it(tmp_path: Path) -> None:
         rollout.current = new
         return [Order(prompts[-1], SamplingParams(max_tokens=2))]
 
-    model, (future,) = rollout.ask(orders_for)
+    model, (future,) = rollout.submit_all(orders_for)
     assert model is new and future.result(60).prompt_tokens == len(new.tokenizer.encode("Words: cat\nStory:\n"))
     assert prompts == ["Words: cat", "Words: cat\nStory:\n"]
     asyncio.run(rollout.close())
