@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from serve.api.chat_schemas import (
+    MAX_TOP_LOGPROBS,
     Answer,
     ChatAnswer,
     ChatChoice,
@@ -49,9 +50,12 @@ class _Job(Job[ChatDelta]):
         """An event of the stream."""
         return ChatChunk(**self.frame, choices=choices, usage=usage)
 
-    def answer(self, done: Sequence[Completion]) -> ChatAnswer:
+    async def answer(self, done: Sequence[Completion]) -> ChatAnswer:
         """All of it."""
-        choices = [self._choice(index, completion) for index, completion in enumerate(done)]
+        choices = []
+        for index, completion in enumerate(done):
+            choices.append(self._choice(index, completion))
+            await asyncio.sleep(0)  # others have their turn between two
         return ChatAnswer(**self.frame, choices=choices, usage=self.usage(done))
 
     def _choice(self, index: int, completion: Completion) -> ChatChoice:
@@ -80,16 +84,16 @@ class _Job(Job[ChatDelta]):
         """Without the end-of-text token, which is no part of the text."""
         if not self._has_logprobs:
             return None
-        return ChatLogprobs(content=[_entry(one, self.tokenizer) for one, _ in placed])
+        return ChatLogprobs.model_construct(content=[_entry(one, self.tokenizer) for one, _ in placed])
 
 
 def _entry(token: TokenLogprob, tokenizer: Tokenizer) -> ChatLogprob:
     top = [_chance(*one, tokenizer) for one in token.top]
-    return ChatLogprob(**_chance(token.token, token.text, token.logprob, tokenizer).model_dump(), top_logprobs=top)
+    return {**_chance(token.token, token.text, token.logprob, tokenizer), "top_logprobs": top}
 
 
 def _chance(token: int, text: str, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
-    return TopLogprob(token=text, bytes=list(tokenizer.token_bytes(token, text)), logprob=logprob)
+    return {"token": text, "bytes": list(tokenizer.token_bytes(token, text)), "logprob": logprob}
 
 
 def add_chat_route(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:
@@ -113,13 +117,14 @@ def add_chat_route(api: FastAPI, rollout: Rollout, settings: ApiSettings, metric
         try:
             async with asyncio.timeout(settings.request_timeout_s):
                 work = asyncio.gather(*(one.completion() for one in job.requests))
-                return job.answer(await unless_disconnected(request, work))
+                return await job.answer(await unless_disconnected(request, work))
         finally:
             job.cancel()
 
 
 def _faults(body: ChatRequest) -> list[Fault]:
     wants_tools = bool(body.tools) and body.tool_choice != "none"
+    likeliest = body.count * body.most_tokens * (body.top_logprobs or 0)
     wants_functions = bool(body.functions) and body.function_call != "none"
     return [
         (
@@ -141,5 +146,11 @@ def _faults(body: ChatRequest) -> list[Fault]:
             body.top_logprobs is not None and not body.logprobs,
             "top_logprobs",
             "top_logprobs needs logprobs: set logprobs to true",
+        ),
+        (
+            likeliest > MAX_TOP_LOGPROBS,
+            "top_logprobs",
+            f"{likeliest} likeliest tokens are more than the {MAX_TOP_LOGPROBS} of one request: ask for fewer, or for "
+            "fewer or shorter answers",
         ),
     ]

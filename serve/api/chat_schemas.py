@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
 from serve.api.openai_schemas import Many, OpenaiAnswer, OpenaiRequest
 from serve.api.schemas import MAX_TOKENS
@@ -15,6 +16,8 @@ from slm_ray.generation.sampling import MAX_LOGPROBS, SamplingParams
 
 MAX_MESSAGES, MAX_PARTS = 512, 256
 DEFAULT_TOKENS = 512
+MAX_TOP_LOGPROBS = 65_536
+"""Likeliest tokens in all places of all answers: beyond it, writing them down would hold up all other requests."""
 _UNUSED = Field(None, description="Accepted and not used.")
 
 
@@ -94,11 +97,11 @@ class ChatRequest(OpenaiRequest):
         return self.params(number, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
 
-class TopLogprob(BaseModel):
-    """A token that might stand there."""
+class TopLogprob(TypedDict):
+    """A token that might stand there; `bytes` are its own, which join to those of the text."""
 
     token: str
-    bytes: list[int] = Field(description="Its own, which join to those of the text.")
+    bytes: list[int]
     logprob: float
 
 

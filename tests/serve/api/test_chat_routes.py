@@ -221,6 +221,7 @@ AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}
         ({"max_completion_tokens": 13}, "max_completion_tokens", "they differ"),
         ({"stop": ["a"] * 5}, "stop", "at most 4"),
         ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
+        ({"logprobs": True, "top_logprobs": 20, "n": 2, "max_tokens": 2048}, "top_logprobs", "more than the 65536"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({"logit_bias": {"300": 1}}, "logit_bias", "token 300 is not one of the 300"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "calls no tools"),
