@@ -33,6 +33,7 @@ from pipelines import explain, options, runners, terminal
 from pipelines.config import TOKENIZER_STORIES, PrepareConfig
 from pipelines.report import report
 from pipelines.transforms import (
+    AddInstructions,
     CleanStories,
     DropDuplicates,
     FindDuplicates,
@@ -185,7 +186,9 @@ def build(
         tokenizer = pipeline | "Tokenizer" >> beam.Create([config.given_tokenizer.to_json()])
     else:
         share = min(1.0, TOKENIZER_STORIES / plan.n_rows)
-        tokenizer = cleaned | TrainTokenizer(config.trained_vocab_size, share, fractions, config.trained_model)
+        tokenizer = cleaned | TrainTokenizer(
+            config.trained_vocab_size, share, fractions, config.trained_model, config.instructions
+        )
     _ = tokenizer | "SaveTokenizer" >> beam.Map(steps.save_tokenizer, folder=folder)
 
     distinct = (
@@ -197,7 +200,10 @@ def build(
     if config.near_duplicates is not None:
         near = cleaned | "DropFirst" >> DropDuplicates(duplicates) | FindNearDuplicates(config.near_duplicates)
         distinct = distinct | "DropNear" >> DropDuplicates(near, "near_duplicate")
-    return distinct | SplitStories(fractions) | TokenizeStories(tokenizer) | WriteShards(folder, tokenizer)
+    stories = distinct | SplitStories(fractions)
+    if config.instructions:
+        stories = stories | AddInstructions()
+    return stories | TokenizeStories(tokenizer) | WriteShards(folder, tokenizer)
 
 
 def make_manifest(

@@ -88,6 +88,12 @@ def instruction_of(story: str, digest: bytes) -> str:
     return "".join(f"{line}\n" for line in dice.sample(lines, len(lines))) + STORY_MARK
 
 
+def without_instruction(text: str) -> str:
+    """The story behind the first `STORY_MARK` that is a line of its own; a text that has none is returned as it is."""
+    _, mark, story = f"\n{text}".partition(f"\n{STORY_MARK}")
+    return story if mark else text
+
+
 def features(story: str) -> list[str]:
     """Those of the paper's six features that the text itself shows, by the names of TinyStories-Instruct.
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slm_ray import storage
+from slm_ray.corpus.instructions import with_instruction
 from slm_ray.dataset import manifest, shards
 from slm_ray.dataset.manifest import REJECTED, SPLITS, Shard
 from slm_ray.dataset.shards import REJECTED_SCHEMA, shard_path, shard_schema
@@ -62,7 +63,9 @@ def clean_batch(item: Item, rules: CleaningRules) -> Item:
     return part, _with_evidence(pa.RecordBatch.from_arrays(columns, schema=CLEANED_SCHEMA))
 
 
-def sample_texts(item: Item, share: float, fractions: tuple[float, float]) -> tuple[int, list[Sampled]]:
+def sample_texts(
+    item: Item, share: float, fractions: tuple[float, float], instructions: bool = False
+) -> tuple[int, list[Sampled]]:
     """`(0, sample)` of the training stories that the tokenizer learns from, about `share` of all.
 
     Chosen by hash, so the same ones on any runner; the one key brings all ranges together, for `join_samples`.
@@ -72,6 +75,8 @@ def sample_texts(item: Item, share: float, fractions: tuple[float, float]) -> tu
     chosen = [row for row, digest in digests if digest is not None and is_sampled(digest, share)]
     _, sampled = split_batch((part, batch.take(pa.array(chosen, pa.int64()))), fractions)
     train = sampled.filter(pc.equal(sampled["split"], "train"))
+    if instructions:
+        _, train = add_instructions((part, train))
     pairs = zip(train["hash"].to_pylist(), train["text"].to_pylist(), strict=True)
     return 0, [(digest, text, _weight(text)) for digest, text in pairs]
 
@@ -131,6 +136,14 @@ def split_batch(item: Item, fractions: tuple[float, float]) -> Item:
         splits = splits_of_hashes(batch["hash"], fractions)
     kept = batch["reason"].is_null()
     return part, batch.append_column("split", pc.if_else(kept, splits, pa.scalar(None, pa.string())))
+
+
+def add_instructions(item: Item) -> Item:
+    """Put an instruction before the text of each kept row; its hash decides which."""
+    part, batch = item
+    rows = zip(*(batch[name].to_pylist() for name in ("text", "hash", "reason")), strict=True)
+    texts = [text if reason is not None else with_instruction(text, digest) for text, digest, reason in rows]
+    return part, _replaced(batch, "text", pa.array(texts, pa.large_string()))
 
 
 def tokenize_batch(item: Item, tokenizer_json: str) -> Item:

@@ -1,5 +1,6 @@
 """The whole pipeline: equal bytes on any runner, an account of every story, and mistakes in one line."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,13 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import prepare
+from pipelines import explain, prepare
+from slm_ray.config.schema import ModelConfig, TrainConfig
+from slm_ray.corpus.grammar import sample_stories
+from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE, with_instruction, without_instruction
 from slm_ray.dataset.manifest import MANIFEST, load_manifest
 from slm_ray.dataset.shards import read_split
 from slm_ray.preparation import staging
+from slm_ray.preparation.splits import story_hash
 from slm_ray.sources import hub
 from slm_ray.sources.plan import plan_source
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.inputs import load_inputs
+from slm_ray.training.preflight import resolve
 from tests.support.paths import ROOT
 from tests.support.source_files import set_rows_per_range
 
@@ -400,3 +408,40 @@ def test_enough_text_is_not_warned_of(tmp_path, capsys):
     words = ["--source", "sample", "--max-stories", "200", "--validation-fraction", "0.1", "--runner", "DirectRunner"]
     assert run(tmp_path / "data", *words) == 0
     assert "warning" not in capsys.readouterr().err
+
+
+def test_instructions_stand_before_the_stories_that_fulfil_them(tmp_path, capsys):
+    texts = [*sample_stories(0, 60), next(sample_stories(7, 8)).upper()]
+    source = write_stories(tmp_path / "a.jsonl", texts)
+    words = ("--source", str(source), "--validation-fraction", "0.2")
+    assert run(tmp_path / "plain", *words) == 0
+    assert run(tmp_path / "data", *words, "--instructions") == 0
+    plain, instructed = load_manifest(tmp_path / "plain"), load_manifest(tmp_path / "data")
+    assert not plain.has_instructions and "instructions" not in plain.parameters
+    assert instructed.has_instructions and instructed.fingerprint != plain.fingerprint
+    assert {name: split.rows for name, split in instructed.splits.items()} == {
+        name: split.rows for name, split in plain.splits.items()
+    }
+    tokenizer = Tokenizer.load(tmp_path / "data/tokenizer.json")
+    for split in ("train", "validation"):
+        for row in pq.read_table(tmp_path / "data" / split).to_pylist():
+            story = " ".join(texts[int(row["story_id"].removeprefix("a.jsonl#"))].split())
+            text = tokenizer.decode(row["tokens"])
+            assert text == with_instruction(story, story_hash(story))
+            assert row["n_bytes"] == len(text.encode()) and without_instruction(text) == story
+    other = Tokenizer.load(tmp_path / "plain/tokenizer.json")
+    marks = "Features: Dialogue\nWords: \nStory:\n"
+    assert len(tokenizer.encode(marks)) < len(other.encode(marks)), "it learned from stories alone"
+    assert "a.jsonl#7 in " in explain.explain(tmp_path / "data", "a.jsonl#60")
+    assert run(tmp_path / "data", *words) == 2
+    assert "holds a data set from another source or other parameters" in capsys.readouterr().err
+    config = TrainConfig(data=str(tmp_path / "data"), output=str(tmp_path / "runs"), max_steps=1, workers=1)
+    small = dataclasses.replace(config, model=ModelConfig(seq_len=16))
+    assert load_inputs(resolve(small, lambda _: 1), NullTracker()).chat_template == INSTRUCTION_TEMPLATE
+    small = dataclasses.replace(small, data=str(tmp_path / "plain"))
+    assert load_inputs(resolve(small, lambda _: 1), NullTracker()).chat_template == STORY_TEMPLATE
+
+
+def test_instructions_and_options_that_contradict_them_are_refused(tmp_path, capsys):
+    assert run(tmp_path / "data", "--instructions", "--explain", "a.jsonl#1") == 2
+    assert "--explain prepares nothing: leave out --instructions" in capsys.readouterr().err
