@@ -85,6 +85,10 @@ class LoadedModel:
         """Name and version, in words."""
         return f"{self.version.name} {self.version.version}"
 
+    def prompt_of(self, said: str) -> str:
+        """The prompt that answers what a user said in a conversation: it is the beginning of the story."""
+        return said
+
     @property
     def answer_s(self) -> float:
         """Seconds that the fixed prompts took together."""

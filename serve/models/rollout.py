@@ -90,7 +90,13 @@ class Rollout:
         return self.current.description.model_copy(update={"rollout": self.status})
 
     def submit_all(self, orders: Sequence[Order]) -> "tuple[LoadedModel, list[Future[Completion]]]":
-        """Ask the current model for continuations, all or none; returns that model too.
+        """Ask the current model for continuations, all or none; returns that model too. Raises: as `ask`."""
+        return self.ask(lambda _: orders)
+
+    def ask(
+        self, orders_for: Callable[[LoadedModel], Sequence[Order]]
+    ) -> "tuple[LoadedModel, list[Future[Completion]]]":
+        """The same, of orders that are made for the model that takes them.
 
         Raises:
             PromptError, EngineBusyError, EngineClosedError: as `EngineThread.submit_all`.
@@ -98,7 +104,7 @@ class Rollout:
         while not self._stopping.is_set():
             model = self.current
             try:
-                return model, model.submit_all(orders)
+                return model, model.submit_all(orders_for(model))
             except EngineClosedError:
                 if model is self.current:
                     raise

@@ -232,7 +232,7 @@ def test_ready_asks_for_no_key(model: Path) -> None:
 
 def test_unknown_routes_say_what_there_is(url: str) -> None:
     assert "/generate" in httpx.get(f"{url}/v2/chat").json()["detail"]
-    assert "/v1/completions" in httpx.post(f"{url}/v1/chat/completions", json={}).json()["error"]["message"]
+    assert "/v1/completions" in httpx.post(f"{url}/v1/embeddings", json={}).json()["error"]["message"]
     assert "it takes POST" in httpx.get(f"{url}/generate").json()["detail"]
 
 
