@@ -136,8 +136,8 @@ def instruction_prompt(text: str) -> str:
 
 def words_instruction(words: Sequence[str]) -> str:
     """The instruction to use these words: `["kite", "tree"]` becomes `"Words: kite, tree"`; empty without any."""
-    named = [" ".join(word.split()) for word in words]
-    return WORDS + ", ".join(named) if any(named) else ""
+    named = [" ".join(word.split()) for word in words if word.strip()]
+    return WORDS + ", ".join(named) if named else ""
 
 
 def takes_instructions(template: str) -> bool:
