@@ -146,9 +146,12 @@ class PrepareConfig:
         """What `--tokenizer` names, read when first asked for; None: one is trained.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, or loses the line breaks that another option needs.
         """
-        return None if self.tokenizer is None else open_tokenizer(self.tokenizer)
+        tokenizer = None if self.tokenizer is None else open_tokenizer(self.tokenizer)
+        if tokenizer is not None:
+            _check_line_breaks(self, tokenizer)
+        return tokenizer
 
     def fractions(self, has_own_validation: bool, has_own_test: bool = False) -> tuple[float, float]:
         """Shares of validation and test, given whether the source brings such splits."""
@@ -172,9 +175,26 @@ class PrepareConfig:
             "validation_fraction": validation,
             "test_fraction": test,
             "rows_per_range": plan.ROWS_PER_RANGE,
-            "tokenizer": {"sha256": given.sha256} if given else {"trained": trained},
+            "tokenizer": _identity(given) if given else {"trained": trained},
             **({"instructions": INSTRUCTION_FORMAT} if self.instructions else {}),
         }
+
+
+def _identity(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What decides about the bytes, and the cleaning rule that comes with it."""
+    rule = tokenizer.normaliser
+    return {"sha256": tokenizer.sha256, **({"normalisation": rule.record} if rule else {})}
+
+
+def _check_line_breaks(config: PrepareConfig, tokenizer: Tokenizer) -> None:
+    """Refuse options that write line breaks where the tokenizer loses them."""
+    options = {"--keep-paragraphs": config.rules.keep_paragraphs, "--instructions": config.instructions}
+    given = next((name for name, is_on in options.items() if is_on), None)
+    if given is not None and "\n" not in tokenizer.writable("a\nb"):
+        raise UserError(
+            f"{given} writes line breaks, and the tokenizer {config.tokenizer} makes spaces of them or has no piece "
+            "for them: leave one out"
+        )
 
 
 def _check_together(config: PrepareConfig) -> None:

@@ -38,6 +38,7 @@ from pipelines.transforms import (
     DropDuplicates,
     FindDuplicates,
     FindNearDuplicates,
+    FitStories,
     KeepCleaned,
     LoadCleaned,
     ReadStories,
@@ -169,21 +170,20 @@ def build(
 ) -> PCollection[Any]:
     """The graph. Cleaned ranges wait in `staged`, so that nothing but hashes and the tokenizer's sample is shuffled."""
     fractions = config.fractions(plan.has_own_validation, plan.has_own_test)
-    folder = str(staged)
-    new = (
-        pipeline
-        | "Tasks" >> beam.Create(completed.left_to_read(plan))
-        | ReadStories()
-        | CleanStories(config.rules)
-        | KeepCleaned(folder)
+    folder, given = str(staged), config.given_tokenizer
+    stories = (
+        pipeline | "Tasks" >> beam.Create(completed.left_to_read(plan)) | ReadStories() | CleanStories(config.rules)
     )
+    if given is not None and not given.keeps_every_text:
+        stories = stories | FitStories(given.to_json(), config.rules)
+    new = stories | KeepCleaned(folder)
     earlier = pipeline | "Earlier" >> beam.Create([part for part in plan.ranges if part.number in completed.cleaned])
     ranges = (new, earlier) | beam.Flatten()
     cleaned = ranges | "LoadFirst" >> LoadCleaned(folder)
 
     duplicates = cleaned | FindDuplicates()
-    if config.given_tokenizer is not None:
-        tokenizer = pipeline | "Tokenizer" >> beam.Create([config.given_tokenizer.to_json()])
+    if given is not None:
+        tokenizer = pipeline | "Tokenizer" >> beam.Create([given.to_json()])
     else:
         share = min(1.0, TOKENIZER_STORIES / plan.n_rows)
         tokenizer = cleaned | TrainTokenizer(

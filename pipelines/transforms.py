@@ -42,6 +42,20 @@ class CleanStories(beam.PTransform[Any, Any]):
 
 
 @dataclass
+class FitStories(beam.PTransform[Any, Any]):
+    """Normalise texts as a given tokenizer does, and reject those that it cannot write."""
+
+    tokenizer_json: str
+    rules: CleaningRules
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
+        return pcoll | beam.Map(partial(steps.fit_batch, tokenizer_json=self.tokenizer_json, rules=self.rules))
+
+
+@dataclass
 class KeepCleaned(beam.PTransform[Any, Any]):
     """Cleaned rows into files of the staging folder; returns the ranges alone, so that nothing large is shuffled."""
 

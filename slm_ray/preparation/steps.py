@@ -22,20 +22,22 @@ from slm_ray.dataset.manifest import REJECTED, SPLITS, Shard
 from slm_ray.dataset.shards import REJECTED_SCHEMA, shard_path, shard_schema
 from slm_ray.preparation.batch_cleaning import clean_texts
 from slm_ray.preparation.cleaned_files import CLEANED_SCHEMA
-from slm_ray.preparation.cleaning import CleaningRules
-from slm_ray.preparation.splits import is_sampled, splits_of_hashes
+from slm_ray.preparation.cleaning import CleaningRules, rejection_reason
+from slm_ray.preparation.splits import is_sampled, splits_of_hashes, story_hash
 from slm_ray.preparation.summary import summarize
 from slm_ray.preparation.summary_files import save_summary
 from slm_ray.sources.input_files import InputRange
 from slm_ray.sources.reading import Item, read_ranges
 from slm_ray.tokenization import training
-from slm_ray.tokenization.tokenizer import cached_tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer, cached_tokenizer
 from slm_ray.tokenization.word_cache import cut_words
 
 EVIDENCE_BYTES = 200  # of the text of a rejected story
 SAMPLE_BYTES = 1 << 26
 """Of the stories that a tokenizer is learned from: 20,000 of TinyStories are 17 MB."""
 LONG_RUN_BYTES, LONG_RUN_WEIGHT = 24, 16  # without a space: of these, 4 MB are enough, which take half a gigabyte
+
+N_UNKNOWN = 8  # characters named of a story that a tokenizer cannot write
 
 Sampled = tuple[bytes, str, int]
 """A story that a tokenizer is learned from: hash, text, and what it counts of `SAMPLE_BYTES`."""
@@ -61,6 +63,32 @@ def clean_batch(item: Item, rules: CleaningRules) -> Item:
         reasons, hashes = pc.coalesce(batch["problem"], reasons.take(rows)), hashes.take(rows)
     columns = [batch["story_id"], texts, reasons, hashes]
     return part, _with_evidence(pa.RecordBatch.from_arrays(columns, schema=CLEANED_SCHEMA))
+
+
+def fit_batch(item: Item, tokenizer_json: str, rules: CleaningRules) -> Item:
+    """Normalise the kept texts as the tokenizer would, and reject those with a character that it has no piece for.
+
+    Of tokenizers that keep every text, nothing is changed.
+    """
+    part, batch = item
+    tokenizer = cached_tokenizer(tokenizer_json)
+    rows = zip(*(batch[name].to_pylist() for name in ("text", "reason", "hash")), strict=True)
+    fitted = [row if row[1] is not None else _fit(row[0], row[2], tokenizer, rules) for row in rows]
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*fitted), list(CLEANED_SCHEMA)[1:])]
+    if not fitted:
+        return item
+    return part, _with_evidence(pa.RecordBatch.from_arrays([batch["story_id"], *columns], schema=CLEANED_SCHEMA))
+
+
+def _fit(text: str, digest: bytes, tokenizer: Tokenizer, rules: CleaningRules) -> tuple[str, str | None, bytes | None]:
+    """Text, reason and hash of a story for a tokenizer that may not keep it."""
+    fitting = tokenizer.normalised(text)
+    if unknown := tokenizer.unknown(fitting):
+        return f"no piece for {' '.join(unknown[:N_UNKNOWN])} in: {fitting}", "not_in_tokenizer", None
+    if fitting == text:
+        return text, None, digest
+    reason = rejection_reason(fitting, rules)
+    return fitting, reason, None if reason else story_hash(fitting)
 
 
 def sample_texts(

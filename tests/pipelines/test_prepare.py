@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training.inputs import load_inputs
 from slm_ray.training.preflight import resolve
 from tests.support.paths import ROOT
+from tests.support.sentencepiece_models import sentencepiece_model
 from tests.support.source_files import set_rows_per_range
 
 GOLDEN_FINGERPRINT = "c18bb6aa7ac0dc40fef902d948194a8bf1bb69bf75c7fc9d1bebe541e694578d"
@@ -440,6 +442,40 @@ def test_instructions_stand_before_the_stories_that_fulfil_them(tmp_path, capsys
     assert load_inputs(resolve(small, lambda _: 1), NullTracker()).chat_template == INSTRUCTION_TEMPLATE
     small = dataclasses.replace(small, data=str(tmp_path / "plain"))
     assert load_inputs(resolve(small, lambda _: 1), NullTracker()).chat_template == STORY_TEMPLATE
+
+
+def test_a_sentencepiece_model_of_its_defaults_normalises_and_says_what_it_cannot_write(tmp_path, capsys):
+    defaults = {"normalization_rule_name": "nmt_nfkc", "byte_fallback": False, "remove_extra_whitespaces": True}
+    (tmp_path / "stories.model").write_bytes(sentencepiece_model("unigram", **defaults))
+    texts = list(sample_stories(0, 40))
+    texts[3] = texts[3].replace("fi", "\N{LATIN SMALL LIGATURE FI}") + "\u3000The end."
+    texts[4] += " 日本."
+    texts[5] = texts[3].upper().replace("\N{LATIN SMALL LIGATURE FI}", "FI")
+    source = write_stories(tmp_path / "a.jsonl", texts)
+    words = ("--source", str(source), "--tokenizer", str(tmp_path / "stories.model"))
+    assert run(tmp_path / "data", *words) == 0
+    manifest = load_manifest(tmp_path / "data")
+    assert manifest.counts == {"read": 40, "kept": 38, "duplicates": 1, "rejected": {"not_in_tokenizer": 1}}
+    assert manifest.parameters["tokenizer"]["normalisation"]["joins_spaces"]
+    assert "normalisation charsmap sha256" in (tmp_path / "data/report/report.html").read_text(encoding="utf-8")
+    tokenizer = Tokenizer.load(tmp_path / "data/tokenizer.json")
+    rows = {
+        row["story_id"]: row for name in ("train", "validation", "test") for row in rows_of(tmp_path / "data", name)
+    }
+    expected = " ".join(unicodedata.normalize("NFKC", texts[3]).split())
+    assert tokenizer.decode(rows["a.jsonl#3"]["tokens"]) == expected
+    assert rows["a.jsonl#3"]["n_bytes"] == len(expected.encode())
+    (evidence,) = [row for row in rows_of(tmp_path / "data", "rejected") if row["story_id"] == "a.jsonl#4"]
+    assert evidence["text"].startswith("no piece for 日 本 in: ")
+    for option in ("--instructions", "--keep-paragraphs"):
+        capsys.readouterr()
+        assert run(tmp_path / "other", *words, option) == 2
+        assert f"{option} writes line breaks, and the tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def rows_of(folder: Path, name: str) -> list[dict]:
+    return pq.read_table(folder / name).to_pylist() if (folder / name).exists() else []
 
 
 def test_instructions_and_options_that_contradict_them_are_refused(tmp_path, capsys):
