@@ -81,6 +81,8 @@ class PrepareConfig:
     """Entries of the tokenizer that is trained, 257 or more."""
     tokenizer_model: Annotated[str | None, _option(TOKENIZER_MODELS[0], choices=TOKENIZER_MODELS)] = None
     """What is trained: byte-level BPE, or byte-level Unigram."""
+    tokenizer_only: bool = False
+    """Write no data set, only the tokenizer that is learned from it."""
     tokenizer: Annotated[
         str | None,
         _option(
@@ -200,13 +202,17 @@ def _check_line_breaks(config: PrepareConfig, tokenizer: Tokenizer) -> None:
 def _check_together(config: PrepareConfig) -> None:
     """Refuse options that contradict each other."""
     if config.explain is not None:
-        given = [name for name in ("force", "instructions") if getattr(config, name)]
+        given = [name for name in ("force", "instructions", "tokenizer_only") if getattr(config, name)]
         if given:
             raise UserError(f"--explain prepares nothing: leave out --{given[0].replace('_', '-')}")
     if config.tokenizer is not None and config.vocab_size is not None:
         raise UserError("--vocab-size is of a tokenizer that is trained, and --tokenizer names one: leave one out")
     if config.tokenizer is not None and config.tokenizer_model is not None:
         raise UserError("--tokenizer-model says what to train, and --tokenizer names one that is: leave one out")
+    if config.tokenizer_only and config.tokenizer is not None:
+        raise UserError("--tokenizer-only trains a tokenizer, and --tokenizer names one: leave one out")
+    if config.tokenizer_only and config.near_duplicates is not None:
+        raise UserError("--near-duplicates chooses stories of a data set, and --tokenizer-only writes none")
     if config.piece_chars != plain_text.PIECE_CHARS and config.cut_text != "pieces":
         raise UserError("--piece-chars is of --cut-text pieces: give both, or leave it out")
     if config.seed and not {"auto", "sample"}.intersection((*config.sources, *config.validation_source)):

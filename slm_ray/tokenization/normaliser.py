@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _ANYWHERE = re.compile(rb"[\x20-\x7e](?=[^\x20-\x7e])|[^\x20-\x7e]")
-"""Where a rule may begin, if none is of plain ASCII alone."""
+"""Where a rule may begin, if none is of one printable ASCII character or begins with two."""
 _EVERYWHERE = re.compile(rb"(?s:.)")
 _SPACES = re.compile(rb" {2,}")
 _MAX_ROUNDS = 8
@@ -124,19 +124,17 @@ class Normaliser:
 
     @functools.cached_property
     def _leaves_ascii(self) -> bool:
-        """Whether no rule is of printable ASCII alone."""
-        trie, nodes, seen = self._trie, [_offset(self._trie[0])], set[int]()
-        while nodes:
-            node = nodes.pop()
-            if node in seen:  # of a broken file
-                continue
-            seen.add(node)
-            for byte in range(0x20, 0x7F):
-                place = node ^ byte
-                if place < len(trie) and trie[place] & 0x800000FF == byte:
-                    if trie[place] >> 8 & 1:
-                        return False
-                    nodes.append(place ^ _offset(trie[place]))
+        """Whether no rule is of one printable ASCII character, or begins with two."""
+        trie, first = self._trie, _offset(self._trie[0])
+        for byte in range(0x20, 0x7F):
+            place = first ^ byte
+            if place < len(trie) and trie[place] & 0x800000FF == byte:
+                second = place ^ _offset(trie[place])
+                follow = (
+                    trie[second ^ one] & 0x800000FF == one for one in range(0x20, 0x7F) if second ^ one < len(trie)
+                )
+                if trie[place] >> 8 & 1 or any(follow):
+                    return False
         return True
 
 

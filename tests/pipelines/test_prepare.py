@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sentencepiece
 
 from pipelines import explain, prepare
 from slm_ray.config.schema import ModelConfig, TrainConfig
@@ -23,6 +24,7 @@ from slm_ray.preparation import staging
 from slm_ray.preparation.splits import story_hash
 from slm_ray.sources import hub
 from slm_ray.sources.plan import plan_source
+from slm_ray.tokenization.loading import open_tokenizer
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training.inputs import load_inputs
@@ -450,7 +452,7 @@ def test_a_sentencepiece_model_of_its_defaults_normalises_and_says_what_it_canno
     texts = list(sample_stories(0, 40))
     texts[3] = texts[3].replace("fi", "\N{LATIN SMALL LIGATURE FI}") + "\u3000The end."
     texts[4] += " 日本."
-    texts[5] = texts[3].upper().replace("\N{LATIN SMALL LIGATURE FI}", "FI")
+    texts[5] = unicodedata.normalize("NFKC", texts[3])
     source = write_stories(tmp_path / "a.jsonl", texts)
     words = ("--source", str(source), "--tokenizer", str(tmp_path / "stories.model"))
     assert run(tmp_path / "data", *words) == 0
@@ -481,3 +483,45 @@ def rows_of(folder: Path, name: str) -> list[dict]:
 def test_instructions_and_options_that_contradict_them_are_refused(tmp_path, capsys):
     assert run(tmp_path / "data", "--instructions", "--explain", "a.jsonl#1") == 2
     assert "--explain prepares nothing: leave out --instructions" in capsys.readouterr().err
+
+
+def test_a_tokenizer_alone_is_that_of_the_data_set_and_can_be_given_to_one(tmp_path, capsys):
+    few = ("--source", "sample", "--max-stories", "100")
+    made = (*few, "--tokenizer-model", "unigram")
+    assert run(tmp_path / "alone", *made, "--tokenizer-only") == 0
+    assert "512 entries (unigram) of 100 stories" in capsys.readouterr().out
+    names = ["tokenizer.json", "tokenizer.model", "tokenizer.vocab"]
+    assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == names
+    assert run(tmp_path / "data", *made) == 0
+    for name in names:
+        assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "data/tokenizer.model"))
+    tokenizer = Tokenizer.load(tmp_path / "alone/tokenizer.json")
+    assert len((tmp_path / "alone/tokenizer.vocab").read_text(encoding="utf-8").splitlines()) == 513
+    for row in rows_of(tmp_path / "data", "train"):
+        text = tokenizer.decode(row["tokens"])
+        assert [*model.encode(text), model.eos_id()] == row["tokens"] and model.decode(row["tokens"]) == text
+    assert open_tokenizer(str(tmp_path / "alone")).sha256 == tokenizer.sha256
+    (tmp_path / "data/tokenizer.vocab").write_text("mine", encoding="utf-8")
+    assert run(tmp_path / "data", *few, "--tokenizer", str(tmp_path / "alone"), "--force") == 0
+    assert load_manifest(tmp_path / "data").tokenizer["sha256"] == tokenizer.sha256
+    assert not (tmp_path / "data/tokenizer.model").exists(), "of the data set before"
+    assert (tmp_path / "data/tokenizer.vocab").read_text(encoding="utf-8") == "mine"
+    assert run(tmp_path / "data", *made, "--force") == 2
+    assert "holds tokenizer.vocab, not written by this program" in capsys.readouterr().err
+
+
+def test_a_tokenizer_alone_is_not_put_over_what_is_there(tmp_path, sample, capsys):
+    assert run(tmp_path / "alone", *SAMPLE, "--tokenizer-only") == 0
+    for words, said in (
+        ([str(tmp_path / "alone"), "--tokenizer-only"], "holds tokenizer.json: choose another --output, or replace it"),
+        ([str(sample), "--tokenizer-only", "--force"], "holds a data set: choose another --output"),
+        ([str(tmp_path / "a"), "--tokenizer-only", "--near-duplicates", "0.8"], "--near-duplicates chooses stories"),
+        ([str(tmp_path / "a"), "--tokenizer-only", "--tokenizer", "gpt2"], "--tokenizer-only trains a tokenizer"),
+        ([str(tmp_path / "a"), "--tokenizer-only", "--min-chars", "9999"], "stories (100.0%) were rejected"),
+    ):
+        capsys.readouterr()
+        assert run(Path(words[0]), *SAMPLE, *words[1:]) == 2
+        assert said in capsys.readouterr().err
+    assert run(tmp_path / "alone", *SAMPLE, "--tokenizer-only", "--force", "--vocab-size", "300") == 0
+    assert Tokenizer.load(tmp_path / "alone/tokenizer.json").vocab_size == 300
