@@ -49,9 +49,11 @@ from serve.api.streaming import (
     StreamingRequest,
     event,
     submit_stories,
+    submit_with_words,
     unless_disconnected,
 )
 from serve.models.description import ModelDescription
+from serve.models.loaded_model import InstructionError
 from serve.models.rollout import Rollout
 from slm_ray.generation.engine import BiasError, PromptError
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineError
@@ -64,6 +66,8 @@ ROUTES = frozenset(
 BODIES: dict[str, type[OpenaiRequest]] = {PATH: CompletionRequest, CHAT_PATH: ChatRequest}
 PROMPTS = {CHAT_PATH: "messages"}
 """Field of the prompt, where it has another name."""
+FIELDS = {BiasError: "logit_bias", InstructionError: "words"}
+"""Field that an error of its own class is about."""
 
 
 def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI:
@@ -127,7 +131,10 @@ def _add_stories(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics:
     @api.post("/generate", responses=responses, response_model=GenerateAnswer, response_model_exclude_none=True)
     async def generate(body: GenerateRequest, request: Request) -> GenerateAnswer | Response:
         """Continue a prompt."""
-        (streaming,) = submit_stories(rollout, [(body.prompt, body.sampling())], metrics)
+        if body.words is None:
+            (streaming,) = submit_stories(rollout, [(body.prompt, body.sampling())], metrics)
+        else:
+            streaming = submit_with_words(rollout, body.words, body.prompt, body.sampling(), metrics)
         if body.stream:
             return EventStream(_events(streaming, settings.request_timeout_s), streaming.cancel)
         try:
@@ -229,7 +236,7 @@ def _add_error_answers(api: FastAPI) -> None:
     async def bad_prompt(request: Request, error: PromptError) -> JSONResponse:
         path = request.url.path
         status = 400 if path.startswith("/v1/") else 422
-        field = "logit_bias" if isinstance(error, BiasError) else PROMPTS.get(path, "prompt")
+        field = next((name for kind, name in FIELDS.items() if isinstance(error, kind)), PROMPTS.get(path, "prompt"))
         return error_response(path, status, f"{field}: {error}", param=field)
 
     @api.exception_handler(EngineBusyError)

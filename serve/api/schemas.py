@@ -30,6 +30,8 @@ from slm_ray.generation.sampling import (
 MAX_TOKENS = 2048
 _TYPES = frozenset({"str", "int", "float", "bool", "list", "dict", "none"})
 _ID = "^(0|[1-9][0-9]{0,9})$"
+MAX_STORY_WORDS = 16
+Word = Annotated[str, Field(min_length=1, max_length=64)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenPenalty: TypeAlias = Annotated[float, Field(ge=-MAX_TOKEN_PENALTY, le=MAX_TOKEN_PENALTY, allow_inf_nan=False)]
 
@@ -65,6 +67,11 @@ class GenerateRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     prompt: str = Field(description="Beginning of the story; empty lets the model begin.")
+    words: Annotated[list[Word], Field(fail_fast=True)] | None = Field(
+        None,
+        max_length=MAX_STORY_WORDS,
+        description="Words that the story should use, of a model with instructions; none of them lets it choose.",
+    )
     max_tokens: int = Field(50, ge=1, le=MAX_TOKENS, description="Most tokens to write after the prompt.")
     temperature: float = Field(
         0.7, ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False, description="Higher is more surprising; 0 is greedy."
@@ -101,7 +108,7 @@ class GenerateRequest(BaseModel):
 
     def sampling(self) -> SamplingParams:
         """The engine's form of it."""
-        values = self.model_dump(exclude={"prompt", "stream", "stop", "logit_bias"})
+        values = self.model_dump(exclude={"prompt", "words", "stream", "stop", "logit_bias"})
         return SamplingParams(**values, stop=tuple(self.stop), logit_bias=biases(self.logit_bias))
 
 

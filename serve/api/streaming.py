@@ -91,6 +91,18 @@ def submit_stories(
     return _following(requests, *rollout.submit_all(lambda _: orders))
 
 
+def submit_with_words(
+    rollout: Rollout, words: Sequence[str], beginning: str, params: SamplingParams, metrics: Metrics
+) -> StreamingRequest:
+    """The same for a story that uses these words. Raises: InstructionError too."""
+    request = StreamingRequest(metrics)
+
+    def orders_for(model: LoadedModel) -> list[Order]:
+        return [Order(model.prompt_with_words(words, beginning), params, request.receive)]
+
+    return _following([request], *rollout.submit_all(orders_for))[0]
+
+
 def submit_answers(
     rollout: Rollout, said: str, params: Sequence[SamplingParams], metrics: Metrics
 ) -> list[StreamingRequest]:

@@ -88,6 +88,12 @@ def instruction_of(story: str, digest: bytes) -> str:
     return "".join(f"{line}\n" for line in dice.sample(lines, len(lines))) + STORY_MARK
 
 
+def without_instruction(text: str) -> str:
+    """The story behind the first `STORY_MARK` that is a line of its own; a text that has none is returned as it is."""
+    _, mark, story = f"\n{text}".partition(f"\n{STORY_MARK}")
+    return story if mark else text
+
+
 def features(story: str) -> list[str]:
     """Those of the paper's six features that the text itself shows, by the names of TinyStories-Instruct.
 
@@ -130,8 +136,8 @@ def instruction_prompt(text: str) -> str:
 
 def words_instruction(words: Sequence[str]) -> str:
     """The instruction to use these words: `["kite", "tree"]` becomes `"Words: kite, tree"`; empty without any."""
-    named = [" ".join(word.split()) for word in words]
-    return WORDS + ", ".join(named) if any(named) else ""
+    named = [" ".join(word.split()) for word in words if word.strip()]
+    return WORDS + ", ".join(named) if named else ""
 
 
 def takes_instructions(template: str) -> bool:

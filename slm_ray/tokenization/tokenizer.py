@@ -18,6 +18,7 @@ import tokenizers
 
 from slm_ray.errors import UserError
 from slm_ray.storage import StoragePath, storage_path
+from slm_ray.tokenization.normaliser import read_normalizer
 from slm_ray.tokenization.word_cache import WordEncoder, are_apart, cut_words, encode_flat, offsets
 
 END_OF_TEXT = "<|endoftext|>"
@@ -65,10 +66,16 @@ class Tokenizer:
         self._inner = inner
         self._inner.no_padding()
         self._inner.no_truncation()
+        config = json.loads(inner.to_str())
+        self.normaliser, rest = read_normalizer(config["normalizer"])
+        if self.normaliser is not None:
+            inner = tokenizers.Tokenizer.from_str(json.dumps({**config, "normalizer": rest}))
+        self._encoder = inner  # of normalised text
         # Not stored in tokenizer.json, so set at every load: text that looks like a special token stays text.
-        self._inner.encode_special_tokens = True
+        self._encoder.encode_special_tokens = True
         self.eos_id = _eos_id(inner, name)
-        self._words_are_apart = _cuts_at_spaces(json.loads(inner.to_str()))
+        self._words_are_apart = _cuts_at_spaces(config)
+        self._known = _known_characters(config)
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
         self._words = WordEncoder(inner, self.numpy_type)
 
@@ -97,7 +104,7 @@ class Tokenizer:
         tokenizer = cls(inner, name)
         if must_keep_text:
             config = json.loads(text)
-            _check_keeps_text(tokenizer, name, config.get("normalizer"))
+            _check_keeps_text(tokenizer, name, None if tokenizer.normaliser else config.get("normalizer"))
             if config["model"].get("dropout"):
                 raise UserError(
                     f"{name} has BPE dropout, which encodes a text anew each time: set model.dropout to null"
@@ -106,9 +113,29 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end-of-text token."""
+        text = self.normaliser(text) if self.normaliser else text
         with _panics_as_errors():
-            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+            ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
         return ids
+
+    @property
+    def keeps_every_text(self) -> bool:
+        """Whether there is nothing that `normalised` changes and `unknown` finds."""
+        return self.normaliser is None and self._known is None
+
+    def normalised(self, text: str) -> str:
+        """The text that comes back from ids of this one, where `unknown` finds nothing in it."""
+        return self.normaliser.settled(text) if self.normaliser else text
+
+    def unknown(self, text: str) -> list[str]:
+        """Characters of a normalised text that no id stands for, each once; empty for byte-level tokenizers."""
+        return [] if self._known is None else [one for one in dict.fromkeys(text) if one not in self._known]
+
+    def writable(self, text: str) -> str:
+        """The normalised text without the characters that no id stands for."""
+        text = self.normalised(text)
+        lost = set(self.unknown(text))
+        return self.normalised("".join(one for one in text if one not in lost)) if lost else text
 
     def encode_batch(self, texts: Sequence[str] | pa.Array, words: pa.ListArray | None = None) -> pa.ListArray:
         """Ids of many texts at once, as one list per text of `numpy_type`; no end-of-text tokens.
@@ -121,7 +148,9 @@ class Tokenizer:
             words = cut_words(strings) if words is None else words
             if are_apart(words):
                 return self._words.encode(words)
-        ids, lengths = encode_flat(self._inner, strings.to_pylist(), self.numpy_type)
+        plain = strings.to_pylist()
+        plain = list(map(self.normaliser, plain)) if self.normaliser else plain
+        ids, lengths = encode_flat(self._encoder, plain, self.numpy_type)
         return pa.ListArray.from_arrays(pa.array(offsets(lengths), pa.int32()), pa.array(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -193,14 +222,17 @@ def _eos_id(inner: Any, name: str) -> int:
 def _check_keeps_text(tokenizer: Tokenizer, name: str, normalizer: dict[str, Any] | None) -> None:
     """Refuse what drops or changes text: bits per byte would count bytes that no token stands for.
 
+    What it says itself (`normalised`, `unknown`) is known before a story is taken, and refused of none.
+
     Raises:
         UserError: it has a normaliser (other than a prefix), one of `PROBES` does not come back as it was, or a
             text can contain the end-of-text token.
     """
     kind = (normalizer or {}).get("type")
+    probes = PROBES if tokenizer.keeps_every_text else map(tokenizer.writable, PROBES)
     if kind not in (None, "Prepend"):
         why = f"its normaliser ({kind}) changes text"
-    elif any(tokenizer.decode(tokenizer.encode(probe)) != probe for probe in PROBES):
+    elif any(tokenizer.decode(tokenizer.encode(probe)) != probe for probe in probes):
         why = "not every text comes back from it as it was"
     elif tokenizer.eos_id in tokenizer.encode(f"{END_OF_TEXT} a {END_OF_TEXT}{END_OF_TEXT}"):
         why = f"the letters {END_OF_TEXT} in a story become the end-of-text token"
@@ -210,6 +242,19 @@ def _check_keeps_text(tokenizer: Tokenizer, name: str, normalizer: dict[str, Any
         f"{name} loses text: {why}; use a byte-level tokenizer without normaliser and prefix space, "
         "or leave out --tokenizer to train one"
     )
+
+
+def _known_characters(config: dict[str, Any]) -> frozenset[str] | None:
+    """The characters that a tokenizer made by `from_sentencepiece` has a piece for, where it has none for all bytes.
+
+    One that only stands inside of longer pieces counts as unknown: what is around it decides whether it is.
+    """
+    model, decoders = config["model"], (config["decoder"] or {}).get("decoders", [])
+    is_own = [step.get("type") for step in decoders[:2]] == ["ByteFallback", "Fuse"]
+    if not is_own or model["type"] not in ("BPE", "Unigram") or model.get("byte_fallback"):
+        return None
+    names = model["vocab"] if model["type"] == "BPE" else (name for name, _ in model["vocab"])
+    return frozenset(name for name in names if len(name) == 1)
 
 
 def _cuts_at_spaces(config: dict[str, Any]) -> bool:

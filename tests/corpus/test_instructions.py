@@ -104,7 +104,7 @@ def test_a_prompt_begins_the_tokens_of_its_text(tiny_tokenizer: Tokenizer) -> No
 
 
 def test_words_become_an_instruction() -> None:
-    assert instructions.words_instruction([" kite ", "red  ball"]) == "Words: kite, red ball"
+    assert instructions.words_instruction([" kite ", "", "red  ball\n", " "]) == "Words: kite, red ball"
     assert instructions.words_instruction([]) == ""
     assert instruction_prompt(" ") == STORY_MARK
 
