@@ -31,6 +31,7 @@ from serve.api.token_offsets import Placed, TokenOffsets
 from serve.models.rollout import Rollout
 from slm_ray.generation.logprobs import TokenLogprob
 from slm_ray.generation.request import Completion
+from slm_ray.tokenization.token_bytes import token_bytes
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 PATH = "/v1/chat/completions"
@@ -93,7 +94,7 @@ def _entry(token: TokenLogprob, tokenizer: Tokenizer) -> ChatLogprob:
 
 
 def _chance(token: int, text: str, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
-    return {"token": text, "bytes": list(tokenizer.token_bytes(token, text)), "logprob": logprob}
+    return {"token": text, "bytes": list(token_bytes(tokenizer, token, text)), "logprob": logprob}
 
 
 def add_chat_route(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:

@@ -30,11 +30,6 @@ _SOME_OF_EACH = (  # code points: single ones, then one for each first byte of 2
 )
 EVERY_BYTE = "".join(map(chr, _SOME_OF_EACH))
 """A text with all 243 bytes that UTF-8 has."""
-_VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {
-    chr(0x100 + place): byte for place, byte in enumerate(sorted(set(range(256)) - set(_VISIBLE)))
-}
-"""The byte that each character of a byte-level entry stands for, as GPT-2 writes them."""
 PROBES = (EVERY_BYTE, "  Two  spaces. ", " One.\nTwo.\n\n", "\u2581a\u2581", "<s></s><unk><pad><0x41>", "")
 """Texts that some tokenizers change."""
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end-of-text token: below it, some text could not be written
@@ -166,16 +161,9 @@ class Tokenizer:
         with _panics_as_errors():
             return [self._inner.decode([*before, token], skip_special_tokens=False)[skipped:] for token in ids]
 
-    def token_bytes(self, token: int, piece: str) -> bytes:
-        """The bytes of an id whose text by itself is `piece`: those of all ids join to the bytes of their text."""
-        if "\ufffd" not in piece:
-            return piece.encode()
-        entry = self._inner.id_to_token(token) or ""
-        if len(entry) == 6 and entry.startswith("<0x"):  # as SentencePiece writes a byte
-            return bytes([int(entry[3:5], 16)])
-        if all(character in BYTE_OF for character in entry):
-            return bytes(BYTE_OF[character] for character in entry)
-        return piece.encode()
+    def entry(self, token: int) -> str:
+        """An id's entry as the file spells it; empty where it has none."""
+        return self._inner.id_to_token(token) or ""
 
     @functools.cached_property
     def longest_entry(self) -> int:

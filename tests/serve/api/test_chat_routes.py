@@ -9,8 +9,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from serve.api.chat_schemas import MAX_MESSAGES, ChatRequest
@@ -21,7 +19,6 @@ from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs.checkpoint import load_model
-from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.http_server import running
 from tests.support.tiny_model import write_endless_model, write_tiny_model
 
@@ -162,18 +159,6 @@ def test_log_probabilities_are_the_models_and_their_bytes_those_of_the_text(clie
     (plain,) = chat(client, logprobs=True).choices
     assert all(one.top_logprobs == [] for one in plain.logprobs.content)
     assert chat(client).choices[0].logprobs is None
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model: Path) -> Tokenizer:
-    return load_model(model)[1]
-
-
-@given(text=st.text(max_size=20))
-def test_bytes_of_tokens_join_to_those_of_any_text(tokenizer: Tokenizer, text: str) -> None:
-    ids = tokenizer.encode(text)
-    pieces = tokenizer.pieces(ids)
-    assert b"".join(map(tokenizer.token_bytes, ids, pieces)) == text.encode()
 
 
 def test_a_stop_text_ends_the_answer_and_its_tokens(client: openai.OpenAI) -> None:
