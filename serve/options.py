@@ -56,7 +56,7 @@ class AppConfig:
     """Names by which it may be asked for, as stories.example.org, beside localhost, this machine's name and any
     address; `*` allows all."""
     max_choices: int = 32
-    """Most stories that one request to /v1/completions may ask for."""
+    """Most stories that one request to an OpenAI route may ask for."""
 
     def __post_init__(self) -> None:
         for name in ("replicas", "rows", "max_choices"):

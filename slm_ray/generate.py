@@ -65,8 +65,14 @@ class GenerateConfig:
     """Draw among this many likeliest tokens; 0 draws among all."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that together reach this probability, above 0 to 1."""
+    min_p: float = 0.0
+    """Draw among tokens at least this times as likely as the likeliest, 0 to 1; 0 draws among all."""
     repetition_penalty: float = 1.0
     """Weighs down tokens that were there already, 0.1 to 10; 1 does not."""
+    presence_penalty: float = 0.0
+    """Is taken from the logit of every token that was written, -2 to 2."""
+    frequency_penalty: float = 0.0
+    """Is taken from the logit of a token for each time that it was written, -2 to 2."""
     stop: tuple[str, ...] = ()
     """Texts that end a story before them."""
     seed: int | None = None
@@ -102,7 +108,10 @@ class GenerateConfig:
                 temperature=self.temperature,
                 top_k=self.top_k,
                 top_p=self.top_p,
+                min_p=self.min_p,
                 repetition_penalty=self.repetition_penalty,
+                presence_penalty=self.presence_penalty,
+                frequency_penalty=self.frequency_penalty,
                 stop=self.stop,
                 seed=self.seed,
             )

@@ -5,7 +5,9 @@ by its name. A pickle is never read; a link may lead anywhere within the folder 
 blobs.
 """
 
+import hashlib
 import logging
+import os
 import stat
 from pathlib import Path
 
@@ -63,6 +65,18 @@ def needed_file(folder: Path, name: str, advice: str = "") -> Path:
     if path is None:
         raise UserError(f"{folder} has no {name}{advice and f': {advice}'}")
     return path
+
+
+def has_model_files(folder: Path) -> bool:
+    """Whether anything of a model in Hugging Face's layout lies there, if only a broken link. Raises: OSError."""
+    return any(os.path.lexists(folder / name) for name in (CONFIG, WEIGHTS, INDEX))
+
+
+def files_identity(folder: Path) -> str:
+    """Digest of names, sizes and times of a folder's files: whatever is written there changes it. Raises: OSError."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    known = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
 def weight_files(folder: Path) -> list[Path]:

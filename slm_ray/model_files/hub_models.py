@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slm_ray.corpus.instructions import CHAT_TEMPLATE
 from slm_ray.errors import UserError, one_line
 from slm_ray.hub_reference import ANSWER_TIMEOUT_S, PREFIX, HubReference, parse_hub_reference
 from slm_ray.model_files.folders import (
@@ -21,7 +22,12 @@ from slm_ray.model_files.folders import (
     shard_names,
 )
 
-_OPTIONAL = (TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG)  # a missing tokenizer is said where it is read
+_OPTIONAL = (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    GENERATION_CONFIG,
+    CHAT_TEMPLATE,
+)  # a missing tokenizer is said where it is read
 
 
 @dataclass(frozen=True, kw_only=True)

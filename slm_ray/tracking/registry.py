@@ -17,19 +17,13 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from slm_ray.config.schema import ModelConfig
+from slm_ray.corpus.instructions import CHAT_TEMPLATE
 from slm_ray.errors import UserError, one_line
 from slm_ray.generation.cache_size import check_weights
 from slm_ray.hub_reference import PREFIX
 from slm_ray.model.decoder import Decoder
-from slm_ray.model_files.folders import (
-    CONFIG,
-    INDEX,
-    PICKLE_SUFFIXES,
-    WEIGHTS,
-    pickle_refusal,
-    say_pickles,
-    weights_sha256,
-)
+from slm_ray.model_files import folders
+from slm_ray.model_files.folders import PICKLE_SUFFIXES, WEIGHTS, files_identity, has_model_files, pickle_refusal
 from slm_ray.model_files.foreign_tokenizer import check_vocabulary, read_tokenizer
 from slm_ray.model_files.hub_models import fetch_model
 from slm_ray.model_files.json_files import MAX_JSON_BYTES
@@ -42,7 +36,6 @@ from slm_ray.tracking.mlflow_runs import OFF, client, is_place_there, lost_place
 REGISTERED = "models:/"
 FOREIGN_DIGITS = 8
 """Of the digest of a foreign model's weights, or of the hub's commit, which stand in place of a version."""
-_FOREIGN_SIGNS = (CONFIG, WEIGHTS, INDEX)
 
 
 class RegistryError(UserError):
@@ -85,8 +78,8 @@ def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
         return ResolvedModel(fetched.folder, name, version, "", "", 0, reference, is_foreign=True, pinned=pinned)
     path = _folder(reference)
     if is_foreign(path):
-        say_pickles(path)
-        version, identity = f"hf-{weights_sha256(path)[:FOREIGN_DIGITS]}", _foreign_identity(path)
+        folders.say_pickles(path)
+        version, identity = f"hf-{folders.weights_sha256(path)[:FOREIGN_DIGITS]}", _foreign_identity(path)
         return ResolvedModel(path, path.name, version, "", "", 0, identity, is_foreign=True)
     _refuse_pickles(path)
     state = checkpoint.load_state(path)
@@ -108,6 +101,14 @@ def load_model(found: ResolvedModel) -> tuple[Decoder, Tokenizer]:
     return model, tokenizer
 
 
+def has_instructions(found: ResolvedModel) -> bool:
+    """Whether it was trained with instructions before its stories; one that others made was not. Raises: UserError."""
+    if not found.is_foreign:
+        return checkpoint.has_instructions(found.path)
+    template = folders.model_file(found.path, CHAT_TEMPLATE)  # of a model of ours that was exported
+    return template is not None and checkpoint.is_instruction_template(template)
+
+
 def model_shape(found: ResolvedModel) -> ModelConfig:
     """Its shape, borne out by the headers of its weights. Raises: UserError when they do not fit each other."""
     return read_shape(found.path if found.is_foreign else found.path / checkpoint.MODEL)
@@ -116,7 +117,7 @@ def model_shape(found: ResolvedModel) -> ModelConfig:
 def weights_digest(found: ResolvedModel) -> str:
     """sha256 of its weights. Raises: UserError when they cannot be read."""
     if found.is_foreign:
-        return weights_sha256(found.path)
+        return folders.weights_sha256(found.path)
     return verification.file_digest(found.path, f"{checkpoint.MODEL}/{WEIGHTS}")
 
 
@@ -171,20 +172,16 @@ def is_foreign(folder: Path) -> bool:
         RegistryError: that cannot be known now.
     """
     try:
-        has_marker = os.path.lexists(folder / verification.MARKER)
-        return not has_marker and any(os.path.lexists(folder / name) for name in _FOREIGN_SIGNS)
+        return not os.path.lexists(folder / verification.MARKER) and has_model_files(folder)
     except (OSError, ValueError) as error:
         raise RegistryError(f"{folder} cannot be looked at: {one_line(error)}") from error
 
 
-def _foreign_identity(folder: Path) -> str:
-    """Names, sizes and times of its files: whatever is written there changes it."""
+def _foreign_identity(path: Path) -> str:
     try:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        known = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
+        return f"{path} {files_identity(path)}"
     except OSError as error:
-        raise RegistryError(f"{folder} cannot be read: {error.strerror}") from error
-    return f"{folder} {hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
+        raise RegistryError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _folder_identity(path: Path) -> str:

@@ -164,9 +164,10 @@ class Checkpointer:
 
     def _write(self, content: Snapshot, state: TrainState, is_best: bool) -> None:
         """In the writer's thread: nothing is read here that a step changes."""
-        config, folder = self._trainer.config, self._inputs.folder
+        config, inputs, folder = self._trainer.config, self._inputs, self._inputs.folder
         folder.check_lease()
-        checkpoint.write(folder.checkpoint_path(state.step), content, self._inputs.tokenizer, state)
+        path = folder.checkpoint_path(state.step)
+        checkpoint.write(path, content, inputs.tokenizer, state, inputs.chat_template)
         folder.publish(state.step, is_best=is_best, keep=config.keep_checkpoints, keep_best=config.keep_best)
 
 

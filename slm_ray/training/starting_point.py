@@ -25,7 +25,7 @@ from slm_ray.tokenization.extension import new_entries
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from slm_ray.tracking.registry import ResolvedModel, load_model, model_shape, resolved_model, weights_digest
 from slm_ray.training.checkpointing import config_for_others
-from slm_ray.training.inputs import RunPlan, load_tokenizer
+from slm_ray.training.inputs import RunPlan, chat_template, load_tokenizer
 from slm_ray.training.optim import make_optimizer
 
 FREE = ("seq_len", "vocab_size", "dropout", "init_std")
@@ -110,7 +110,8 @@ class StartingPoint:
         try:
             ownership.mark(folder.path)
             optimizer = make_optimizer(self.model, config.optim).state_dict()
-            checkpoint.save(folder.checkpoint_path(0), self.model, self.tokenizer, state, optimizer)
+            template = chat_template(load_manifest(config.data))
+            checkpoint.save(folder.checkpoint_path(0), self.model, self.tokenizer, state, optimizer, template)
             folder.publish(0, is_best=False, keep=config.keep_checkpoints, keep_best=config.keep_best)
         except OSError as error:
             raise UserError(f"cannot write to {folder.address}: {error.strerror or error}") from error
