@@ -14,6 +14,7 @@ from tyro.conf import UseAppendAction, arg
 from tyro.extras import literal_type_from_choices
 
 from slm_ray import storage
+from slm_ray.corpus.instructions import INSTRUCTION_FORMAT
 from slm_ray.errors import UserError
 from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.preparation.near_duplicates import band_shape
@@ -80,6 +81,8 @@ class PrepareConfig:
     """Entries of the tokenizer that is trained, 257 or more."""
     tokenizer_model: Annotated[str | None, _option(TOKENIZER_MODELS[0], choices=TOKENIZER_MODELS)] = None
     """What is trained: byte-level BPE, or byte-level Unigram."""
+    tokenizer_only: bool = False
+    """Write no data set, only the tokenizer that is learned from it."""
     tokenizer: Annotated[
         str | None,
         _option(
@@ -97,6 +100,9 @@ class PrepareConfig:
     """How stories are cleaned, and which are rejected."""
     near_duplicates: Annotated[float | None, _option("keep", "SIMILARITY")] = None
     """Leave out stories that have so much of their word 5-grams in common with one that stays, such as 0.8."""
+    instructions: bool = False
+    """Write an instruction that the story fulfils before each story, after TinyStories-Instruct: words, features,
+    sentences of it. It is part of the text, and learned like it."""
     max_rejected: Annotated[float, arg(metavar="SHARE")] = MAX_REJECTED
     """Fail if a larger share of the stories is rejected, 0 to 1; ten or fewer fail as more than half, or for 0."""
     text_column: str = "text"
@@ -109,27 +115,8 @@ class PrepareConfig:
     """Prepare nothing: print where a story of the data set in --output comes from and what became of it."""
 
     def __post_init__(self) -> None:
-        if self.explain is not None and self.force:
-            raise UserError("--explain prepares nothing: leave out --force")
-        if not all((*self.source, *self.validation_source)):
-            raise UserError("a source is an empty word: name auto, sample, hub:NAME, or files, folders and globs")
-        if self.tokenizer is not None and self.vocab_size is not None:
-            raise UserError("--vocab-size is of a tokenizer that is trained, and --tokenizer names one: leave one out")
-        if self.tokenizer is not None and self.tokenizer_model is not None:
-            raise UserError("--tokenizer-model says what to train, and --tokenizer names one that is: leave one out")
-        if self.piece_chars != plain_text.PIECE_CHARS and self.cut_text != "pieces":
-            raise UserError("--piece-chars is of --cut-text pieces: give both, or leave it out")
-        if self.seed and not {"auto", "sample"}.intersection((*self.sources, *self.validation_source)):
-            raise UserError("--seed is of the sample corpus, and no source is sample or auto: leave it out")
-        if self.trained_vocab_size < MIN_VOCAB_SIZE:
-            raise UserError(
-                f"vocab_size ({self.vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end-of-text token"
-            )
-        _check_fractions(self.validation_fraction or 0.0, self.test_fraction or 0.0)
-        if not 0 <= self.rules.min_chars <= self.rules.max_chars:
-            raise UserError(f"min_chars ({self.rules.min_chars}) must be from 0 to max_chars ({self.rules.max_chars})")
-        _check_share("max_other_characters", self.rules.max_other_characters)
-        _check_share("max_rejected", self.max_rejected)
+        _check_together(self)
+        _check_ranges(self)
         if self.near_duplicates is not None:
             band_shape(self.near_duplicates)
         if self.explain is None:
@@ -161,9 +148,12 @@ class PrepareConfig:
         """What `--tokenizer` names, read when first asked for; None: one is trained.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, or loses the line breaks that another option needs.
         """
-        return None if self.tokenizer is None else open_tokenizer(self.tokenizer)
+        tokenizer = None if self.tokenizer is None else open_tokenizer(self.tokenizer)
+        if tokenizer is not None:
+            _check_line_breaks(self, tokenizer)
+        return tokenizer
 
     def fractions(self, has_own_validation: bool, has_own_test: bool = False) -> tuple[float, float]:
         """Shares of validation and test, given whether the source brings such splits."""
@@ -187,8 +177,62 @@ class PrepareConfig:
             "validation_fraction": validation,
             "test_fraction": test,
             "rows_per_range": plan.ROWS_PER_RANGE,
-            "tokenizer": {"sha256": given.sha256} if given else {"trained": trained},
+            "tokenizer": _identity(given) if given else {"trained": trained},
+            **({"instructions": INSTRUCTION_FORMAT} if self.instructions else {}),
         }
+
+
+def _identity(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What decides about the bytes, and the cleaning rule that comes with it."""
+    rule = tokenizer.normaliser
+    return {"sha256": tokenizer.sha256, **({"normalisation": rule.record} if rule else {})}
+
+
+def _check_line_breaks(config: PrepareConfig, tokenizer: Tokenizer) -> None:
+    """Refuse options that write line breaks where the tokenizer loses them."""
+    options = {"--keep-paragraphs": config.rules.keep_paragraphs, "--instructions": config.instructions}
+    given = next((name for name, is_on in options.items() if is_on), None)
+    if given is not None and "\n" not in tokenizer.writable("a\nb"):
+        raise UserError(
+            f"{given} writes line breaks, and the tokenizer {config.tokenizer} makes spaces of them or has no piece "
+            "for them: leave one out"
+        )
+
+
+def _check_together(config: PrepareConfig) -> None:
+    """Refuse options that contradict each other."""
+    if config.explain is not None:
+        given = [name for name in ("force", "instructions", "tokenizer_only") if getattr(config, name)]
+        if given:
+            raise UserError(f"--explain prepares nothing: leave out --{given[0].replace('_', '-')}")
+    if config.tokenizer is not None and config.vocab_size is not None:
+        raise UserError("--vocab-size is of a tokenizer that is trained, and --tokenizer names one: leave one out")
+    if config.tokenizer is not None and config.tokenizer_model is not None:
+        raise UserError("--tokenizer-model says what to train, and --tokenizer names one that is: leave one out")
+    if config.tokenizer_only and config.tokenizer is not None:
+        raise UserError("--tokenizer-only trains a tokenizer, and --tokenizer names one: leave one out")
+    if config.tokenizer_only and config.near_duplicates is not None:
+        raise UserError("--near-duplicates chooses stories of a data set, and --tokenizer-only writes none")
+    if config.piece_chars != plain_text.PIECE_CHARS and config.cut_text != "pieces":
+        raise UserError("--piece-chars is of --cut-text pieces: give both, or leave it out")
+    if config.seed and not {"auto", "sample"}.intersection((*config.sources, *config.validation_source)):
+        raise UserError("--seed is of the sample corpus, and no source is sample or auto: leave it out")
+
+
+def _check_ranges(config: PrepareConfig) -> None:
+    """Refuse values out of their range."""
+    if not all((*config.source, *config.validation_source)):
+        raise UserError("a source is an empty word: name auto, sample, hub:NAME, or files, folders and globs")
+    if config.trained_vocab_size < MIN_VOCAB_SIZE:
+        raise UserError(
+            f"vocab_size ({config.vocab_size}) must be at least {MIN_VOCAB_SIZE}: 256 bytes, end-of-text token"
+        )
+    _check_fractions(config.validation_fraction or 0.0, config.test_fraction or 0.0)
+    rules = config.rules
+    if not 0 <= rules.min_chars <= rules.max_chars:
+        raise UserError(f"min_chars ({rules.min_chars}) must be from 0 to max_chars ({rules.max_chars})")
+    _check_share("max_other_characters", rules.max_other_characters)
+    _check_share("max_rejected", config.max_rejected)
 
 
 def _check_apart(word: str, folder: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from slm_ray.corpus.instructions import without_instruction
 from slm_ray.dataset import shards
 from slm_ray.dataset.manifest import REJECTED, SPLITS, TOKENIZER, Manifest, Shard, load_manifest
 from slm_ray.dataset.provenance import range_number, source_row
@@ -123,22 +124,27 @@ def _shard(place: Found) -> str:
 
 def _twin(folder: StoragePath, manifest: Manifest, evidence: str, is_cut: bool) -> str:
     """The kept story that a duplicate equals, found by all that is left of the duplicate: its beginning."""
-    tokenizer = _tokenizer(folder, manifest)
+    tokenizer, wanted = _tokenizer(folder, manifest), _normal(evidence)
     for split in SPLITS:
         for shard in manifest.splits[split].shards:
-            story_id = _first_alike(shards.read_shard(folder, shard), tokenizer, _normal(evidence), is_cut)
+            table = shards.read_shard(folder, shard)
+            story_id = _first_alike(table, tokenizer, wanted, is_cut, manifest.has_instructions)
             if story_id is not None:
                 by = f" (by its first {EVIDENCE_BYTES} bytes)" if is_cut else ""
                 return f"{visible(story_id)} in {split}, but for white space and case{by}"
     return "not found by its beginning"
 
 
-def _first_alike(table: pa.Table, tokenizer: Tokenizer, wanted: str, is_cut: bool) -> str | None:
+def _first_alike(
+    table: pa.Table, tokenizer: Tokenizer, wanted: str, is_cut: bool, has_instructions: bool
+) -> str | None:
     """The first story of a shard that begins with `wanted`, or, if that is a whole story, is it."""
     for row, tokens in enumerate(table["tokens"].to_pylist()):
-        head = _normal(tokenizer.decode(tokens[:FIRST_TOKENS])).rstrip("\N{REPLACEMENT CHARACTER}")
-        if wanted.startswith(head) or (is_cut and head.startswith(wanted)):
-            text = _normal(tokenizer.decode(tokens))
+        n_head = None if has_instructions else FIRST_TOKENS
+        head = _normal(tokenizer.decode(tokens[:n_head])).rstrip("\N{REPLACEMENT CHARACTER}")
+        if has_instructions or wanted.startswith(head) or (is_cut and head.startswith(wanted)):
+            text = tokenizer.decode(tokens)
+            text = _normal(without_instruction(text) if has_instructions else text)
             if text == wanted or (is_cut and text.startswith(wanted)):
                 found: str = table["story_id"][row].as_py()
                 return found

@@ -5,9 +5,6 @@ In: `--source`. Out: the folder of `slm_ray/dataset/shards.py`, its manifest las
 number of workers.
 """
 
-# mypy: disable-error-code="no-untyped-call, no-any-return"
-# Beam's transforms have no types.
-
 if __name__ == "__main__":
     import logging
     import sys
@@ -23,40 +20,23 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.pvalue import PCollection
 
-from pipelines import explain, options, runners, terminal
-from pipelines.config import TOKENIZER_STORIES, PrepareConfig
+from pipelines import explain, graph, options, runners, terminal, tokenizer_only
+from pipelines.config import PrepareConfig
 from pipelines.report import report
-from pipelines.transforms import (
-    CleanStories,
-    DropDuplicates,
-    FindDuplicates,
-    FindNearDuplicates,
-    KeepCleaned,
-    LoadCleaned,
-    ReadStories,
-    SplitStories,
-    TokenizeStories,
-    TrainTokenizer,
-    WriteShards,
-)
 from slm_ray import storage
 from slm_ray.cli.command import command
 from slm_ray.cli.signals import ending_on_interrupt
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, TOKENIZER, Manifest, fingerprint, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.locks.lease import Lease
-from slm_ray.preparation import resume, staging, steps, summary, summary_files
+from slm_ray.preparation import staging, summary, summary_files
 from slm_ray.preparation.rejections import ADVICE, refuse_too_many
 from slm_ray.preparation.resume import Completed
 from slm_ray.sources import addresses, discovery, plan, sample
 from slm_ray.sources.plan import SourcePlan
-from slm_ray.storage import StoragePath
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -75,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             was_interrupted = staging.finish_publishing(config.folder)
         if was_interrupted:
             print(f"finished what an interrupted job had begun to publish in {config.folder}", file=sys.stderr)
+        if config.tokenizer_only:
+            print(tokenizer_only.train(beam_options, config, plan))
+            return 0
         earlier = earlier_data_set(config, plan)
         if earlier is not None:
             with runners.user_errors(config.folder):
@@ -152,54 +135,19 @@ def prepare(
         with ending_on_interrupt(), terminal.progress(staged, len(plan.ranges)):
             if len(completed.written) < len(plan.ranges) or not storage.exists(staged / TOKENIZER):
                 with runners.make_pipeline(beam_options, staged) as pipeline:
-                    build(pipeline, plan, config, staged, completed)
+                    graph.build(pipeline, plan, config, staged, completed)
         found = summary.merge(summary_files.load_summaries(staged))
         summary.check(found, plan.n_rows)
         refuse_too_many(found.reasons, found.read, config.max_rejected, str(staged / REJECTED))
         _refuse_nothing(found)
         tokenizer = Tokenizer.load(staged / TOKENIZER)
         manifest = make_manifest(plan, parameters, tokenizer, found)
+        if manifest.trained_model == "unigram":
+            tokenizer_only.write_sentencepiece(staged, tokenizer)
         report.write(staged / staging.REPORT, manifest, found, tokenizer)
         lease.check()
         staging.publish(config.folder, staged, manifest)
     return manifest, found
-
-
-def build(
-    pipeline: beam.Pipeline, plan: SourcePlan, config: PrepareConfig, staged: StoragePath, completed: Completed
-) -> PCollection[Any]:
-    """The graph. Cleaned ranges wait in `staged`, so that nothing but hashes and the tokenizer's sample is shuffled."""
-    fractions = config.fractions(plan.has_own_validation, plan.has_own_test)
-    folder = str(staged)
-    new = (
-        pipeline
-        | "Tasks" >> beam.Create(completed.left_to_read(plan))
-        | ReadStories()
-        | CleanStories(config.rules)
-        | KeepCleaned(folder)
-    )
-    earlier = pipeline | "Earlier" >> beam.Create([part for part in plan.ranges if part.number in completed.cleaned])
-    ranges = (new, earlier) | beam.Flatten()
-    cleaned = ranges | "LoadFirst" >> LoadCleaned(folder)
-
-    duplicates = cleaned | FindDuplicates()
-    if config.given_tokenizer is not None:
-        tokenizer = pipeline | "Tokenizer" >> beam.Create([config.given_tokenizer.to_json()])
-    else:
-        share = min(1.0, TOKENIZER_STORIES / plan.n_rows)
-        tokenizer = cleaned | TrainTokenizer(config.trained_vocab_size, share, fractions, config.trained_model)
-    _ = tokenizer | "SaveTokenizer" >> beam.Map(steps.save_tokenizer, folder=folder)
-
-    distinct = (
-        ranges
-        | "NotWritten" >> beam.Filter(resume.is_left, written=completed.written)
-        | LoadCleaned(folder)
-        | DropDuplicates(duplicates)
-    )
-    if config.near_duplicates is not None:
-        near = cleaned | "DropFirst" >> DropDuplicates(duplicates) | FindNearDuplicates(config.near_duplicates)
-        distinct = distinct | "DropNear" >> DropDuplicates(near, "near_duplicate")
-    return distinct | SplitStories(fractions) | TokenizeStories(tokenizer) | WriteShards(folder, tokenizer)
 
 
 def make_manifest(

@@ -44,7 +44,7 @@ def planning() -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def progress(staged: StoragePath, n_ranges: int) -> Iterator[None]:
+def progress(staged: StoragePath, n_ranges: int, *, has_shards: bool = True) -> Iterator[None]:
     """Show how many ranges are cleaned and how many are written, by their files in the staging folder.
 
     Only these files show progress on every runner. A bar on a terminal; elsewhere one line per
@@ -53,7 +53,7 @@ def progress(staged: StoragePath, n_ranges: int) -> Iterator[None]:
     is_terminal = sys.stderr.isatty()
     bars = [
         (folder, word, tqdm(total=n_ranges, unit="range", desc=f"prepare: {word}", disable=not is_terminal))
-        for folder, word in ((CLEANED, "cleaned"), (SUMMARIES, "written"))
+        for folder, word in ((CLEANED, "cleaned"), (SUMMARIES, "written"))[: 1 + has_shards]
     ]
     shown = dict.fromkeys((CLEANED, SUMMARIES), 0)  # tenths of the work
 

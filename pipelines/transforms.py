@@ -42,6 +42,20 @@ class CleanStories(beam.PTransform[Any, Any]):
 
 
 @dataclass
+class FitStories(beam.PTransform[Any, Any]):
+    """Normalise texts as a given tokenizer does, and reject those that it cannot write."""
+
+    tokenizer_json: str
+    rules: CleaningRules
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
+        return pcoll | beam.Map(partial(steps.fit_batch, tokenizer_json=self.tokenizer_json, rules=self.rules))
+
+
+@dataclass
 class KeepCleaned(beam.PTransform[Any, Any]):
     """Cleaned rows into files of the staging folder; returns the ranges alone, so that nothing large is shuffled."""
 
@@ -88,14 +102,16 @@ class TrainTokenizer(beam.PTransform[Any, Any]):
     share: float  # of the stories, 0 to 1
     fractions: tuple[float, float]  # of validation and test
     model: str = "bpe"  # one of `training.TOKENIZER_MODELS`
+    instructions: bool = False  # whether it learns them as well
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
+        choose = partial(steps.sample_texts, share=self.share, fractions=self.fractions, instructions=self.instructions)
         return (
             pcoll
-            | "Choose" >> beam.Map(partial(steps.sample_texts, share=self.share, fractions=self.fractions))
+            | "Choose" >> beam.Map(choose)
             | "Join" >> beam.CombinePerKey(steps.join_samples)
             | "Train" >> beam.Map(partial(steps.train_tokenizer, vocab_size=self.vocab_size, model=self.model))
         )
@@ -126,6 +142,13 @@ class SplitStories(beam.PTransform[Any, Any]):
 
     def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
         return pcoll | beam.Map(partial(steps.split_batch, fractions=self.fractions))
+
+
+class AddInstructions(beam.PTransform[Any, Any]):
+    """Write an instruction before the text of each kept story."""
+
+    def expand(self, pcoll: PCollection[Any]) -> PCollection[Any]:
+        return pcoll | beam.Map(steps.add_instructions)
 
 
 @dataclass

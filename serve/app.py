@@ -1,7 +1,8 @@
 """Command line of the server: stories over HTTP.
 
-In: a registered model or the folder of a checkpoint. Out: `POST /generate`, `POST /v1/completions`, a page and more,
-until Ctrl-C. `api/` has the routes, `models/` the model behind them, `deployment.py` puts both on Ray Serve.
+In: a registered model or the folder of a checkpoint. Out: `POST /generate`, `POST /v1/completions`, a conversation at
+`POST /v1/chat/completions`, a page and more, until Ctrl-C. `api/` has the routes, `models/` the model behind them,
+`deployment.py` puts both on Ray Serve.
 
     python serve/app.py --model models:/tinystories@champion
 

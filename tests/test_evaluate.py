@@ -65,7 +65,10 @@ def test_a_model_whose_name_acts_on_a_terminal_is_shown_with_that_written_out(
     [
         (["--model", "no/such"], "no/such"),
         (["--model", "models:/nobody@champion"], "no model registry at sqlite:///"),
-        (["--model", "nobody@champion"], "expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder"),
+        (
+            ["--model", "nobody@champion"],
+            "expected models:/NAME@ALIAS, models:/NAME/VERSION, hub:OWNER/NAME or a folder",
+        ),
         (["--data", "no/such"], "no manifest.json in no/such"),
         (["--split", "test"], "has no stories in its test split"),
         (["--split", "dev"], "invalid choice 'dev'"),

@@ -4,16 +4,15 @@ In: requests for one or several prompts, each with n stories. Out: choices in Op
 """
 
 import asyncio
-import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from serve.api.error_responses import error_docs, error_response, openai_error
+from serve.api.error_responses import error_docs
 from serve.api.metrics import Metrics
+from serve.api.openai_jobs import Fault, Job, no_model, rejected
 from serve.api.openai_schemas import (
     MAX_PROMPTS,
     Choice,
@@ -23,10 +22,9 @@ from serve.api.openai_schemas import (
     Logprobs,
     ModelCard,
     ModelList,
-    chunk_content,
 )
 from serve.api.settings import ApiSettings
-from serve.api.streaming import EventStream, StreamingRequest, event, submit_stories, unless_disconnected
+from serve.api.streaming import EventStream, StreamingRequest, submit_stories, unless_disconnected
 from serve.api.token_offsets import Placed, TokenOffsets
 from serve.models.rollout import Rollout
 from slm_ray.generation.logprobs import TokenLogprob
@@ -35,35 +33,22 @@ from slm_ray.generation.request import Completion
 PATH = "/v1/completions"
 
 
-class _Job:
-    """One request with the stories that are being written for it."""
+class _Job(Job[Choice]):
+    """One request for one or several prompts."""
 
     def __init__(self, body: CompletionRequest, rollout: Rollout, metrics: Metrics) -> None:
-        self.body = body
         prompts = body.prompts()
-        self._each = body.count if body.most_tokens else 1  # where nothing is written, one measures for all
-        stories = [(prompt, body.sampling(number)) for prompt in prompts for number in range(self._each)]
-        self.requests = submit_stories(rollout, stories, metrics)
+        each = body.count if body.most_tokens else 1  # where nothing is written, one measures for all
+        stories = [(prompt, body.sampling(number)) for prompt in prompts for number in range(each)]
+        super().__init__(body, submit_stories(rollout, stories, metrics), kind="cmpl", each=each)
+        self.body = body
         self.count = len(prompts) * body.count
-        model = self.requests[0].model
-        self.tokenizer = model.tokenizer
-        self._prompts = [_text(prompt, model.tokenizer) for prompt in prompts]
+        self._prompts = [_text(prompt, self.tokenizer) for prompt in prompts]
         self._measured: dict[int, tuple[list[Placed], TokenOffsets]] = {}  # by prompt
-        self._frame: dict[str, Any] = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": body.model,
-            "system_fingerprint": f"{model.version.version}-{model.version.data_fingerprint}",
-        }
 
-    def cancel(self) -> None:
-        """Free every slot."""
-        for request in self.requests:
-            request.cancel()
-
-    def answer(self, choices: list[Choice], usage: CompletionUsage | None = None) -> CompletionAnswer:
-        """An answer or a chunk of it."""
-        return CompletionAnswer(**self._frame, choices=choices, usage=usage)
+    def chunk(self, choices: list[Choice], usage: CompletionUsage | None = None) -> CompletionAnswer:
+        """An answer, or in a stream a piece of one."""
+        return CompletionAnswer(**self.frame, choices=choices, usage=usage)
 
     def prompt(self, index: int) -> str:
         """What choice `index` begins with: its prompt where `echo` asks for it."""
@@ -72,7 +57,8 @@ class _Job:
     def request(self, index: int) -> StreamingRequest:
         """What writes choice `index`."""
         prompt, number = divmod(index, self.body.count)
-        return self.requests[prompt * self._each + min(number, self._each - 1)]
+        each = len(self.requests) // len(self._prompts)
+        return self.requests[prompt * each + min(number, each - 1)]
 
     async def choice(self, index: int) -> Choice:
         """A whole story, when it is written."""
@@ -98,16 +84,6 @@ class _Job:
         placed, offsets = self._measured[number]
         return placed, offsets.copy()
 
-    def kept(self, placed: list[Placed], stop: int) -> list[Placed]:
-        """Without those that a stop text cut off, which begin at the end of the text or beyond it."""
-        return [one for one in placed if one[1] < stop] if self.body.stops() else placed
-
-    def usage(self, completions: Sequence[Completion]) -> CompletionUsage:
-        """Tokens of each prompt once, and of all stories."""
-        read = sum(completion.prompt_tokens for completion in completions[:: self._each])
-        written = sum(len(completion.tokens) for completion in completions)
-        return CompletionUsage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
-
 
 def add_openai_routes(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:
     """Add them to the application."""
@@ -120,30 +96,31 @@ def add_openai_routes(api: FastAPI, rollout: Rollout, settings: ApiSettings, met
     @api.post(PATH, responses=responses, response_model=CompletionAnswer)
     async def completions(body: CompletionRequest, request: Request) -> CompletionAnswer | Response:
         """Continue one prompt or several, in OpenAI's form."""
-        rejected = _rejected(body, rollout, settings)
-        if rejected is not None:
-            return rejected
+        refusal = rejected(PATH, body, len(body.prompts()), rollout, settings, _faults(body))
+        if refusal is not None:
+            return refusal
         job = _Job(body, rollout, metrics)
         if body.stream:
-            return EventStream(_events(job, settings.request_timeout_s), job.cancel)
+            choices = [_choices(job, index) for index in range(job.count)]
+            return EventStream(job.events(choices, settings.request_timeout_s), job.cancel)
         try:
             async with asyncio.timeout(settings.request_timeout_s):
                 work = asyncio.gather(*(one.completion() for one in job.requests))
                 done: list[Completion] = await unless_disconnected(request, work)
-                choices = [await job.choice(index) for index in range(job.count)]
+                whole = [await job.choice(index) for index in range(job.count)]
         finally:
             job.cancel()
-        return job.answer(choices, job.usage(done))
+        return job.chunk(whole, job.usage(done))
 
     @api.get("/v1/models", responses=error_docs(401, 429, is_openai=True))
     async def models() -> ModelList:
         """The models that can be asked: one."""
         return ModelList(data=[_card(rollout)])
 
-    @api.get("/v1/models/{name}", responses=error_docs(401, 404, 429, is_openai=True), response_model=ModelCard)
+    @api.get("/v1/models/{name:path}", responses=error_docs(401, 404, 429, is_openai=True), response_model=ModelCard)
     async def model(name: str, request: Request) -> ModelCard | JSONResponse:
         """One of them."""
-        return _card(rollout) if name == _card(rollout).id else _no_model(request.url.path, name)
+        return _card(rollout) if name == _card(rollout).id else no_model(request.url.path, name)
 
 
 def _card(rollout: Rollout) -> ModelCard:
@@ -151,40 +128,12 @@ def _card(rollout: Rollout) -> ModelCard:
     return ModelCard(id=model.version.name, created=model.loaded_at)
 
 
-def _no_model(path: str, name: str) -> JSONResponse:
-    detail = f"no model {name[:100]!r}: GET /v1/models lists what there is"
-    return error_response(path, 404, detail, param="model", code="model_not_found")
-
-
-def _rejected(body: CompletionRequest, rollout: Rollout, settings: ApiSettings) -> JSONResponse | None:
-    """The error response to fields that are valid one by one and not together."""
-    if body.model != rollout.current.version.name:
-        return _no_model(PATH, body.model)
-    prompts = body.prompts()
-    faults = [
-        (not prompts or len(prompts) > MAX_PROMPTS, "prompt", f"prompt must hold 1 to {MAX_PROMPTS} prompts"),
-        (
-            len(prompts) * body.count > settings.max_choices,
-            "n",
-            f"{len(prompts)} x {body.count} stories are more than the {settings.max_choices} of one request",
-        ),
+def _faults(body: CompletionRequest) -> list[Fault]:
+    n_prompts = len(body.prompts())
+    return [
+        (not 1 <= n_prompts <= MAX_PROMPTS, "prompt", f"prompt must hold 1 to {MAX_PROMPTS} prompts"),
         (body.best_of not in (None, body.count), "best_of", "best_of is not supported: leave it out, or give n"),
-        (
-            None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens,
-            "max_completion_tokens",
-            "max_tokens and max_completion_tokens are two names of one thing, and they differ: give one",
-        ),
-        (len(body.stops()) > 4, "stop", "stop may hold at most 4 texts"),
-        (
-            body.stream_options is not None and not body.stream,
-            "stream_options",
-            "stream_options is for streams: set stream to true",
-        ),
     ]
-    for is_fault, param, detail in faults:
-        if is_fault:
-            return error_response(PATH, 400, detail, param=param)
-    return None
 
 
 def _text(prompt: str | list[int], tokenizer: Any) -> str:
@@ -211,26 +160,6 @@ def _end(completion: Completion, at: int) -> list[Placed]:
     return [] if completion.end_logprob is None else [(completion.end_logprob, at)]
 
 
-async def _events(job: _Job, timeout_s: float) -> AsyncIterator[bytes]:
-    """Chunks of all choices as they come, then perhaps the usage, then the end."""
-    body = job.body
-    with_usage = bool(body.stream_options and body.stream_options.include_usage)
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for choice in _merged([_choices(job, index) for index in range(job.count)]):
-                yield event(chunk_content(job.answer([choice]), with_usage=with_usage))
-            if with_usage:
-                done = [await one.completion() for one in job.requests]
-                yield event(chunk_content(job.answer([], job.usage(done)), with_usage=True))
-        yield b"data: [DONE]\n\n"
-    except TimeoutError:
-        yield event(openai_error(504, f"the stories took longer than {timeout_s:g} s").model_dump())
-    except RuntimeError:
-        yield event(openai_error(503, "the model stopped in the middle of the story").model_dump())
-    finally:
-        job.cancel()
-
-
 async def _choices(job: _Job, index: int) -> AsyncIterator[Choice]:
     """The chunks of one choice; the last one has its finish_reason."""
     request, prompt, wants_logprobs = job.request(index), job.prompt(index), job.body.logprobs is not None
@@ -252,31 +181,3 @@ async def _choices(job: _Job, index: int) -> AsyncIterator[Choice]:
     completion = await request.completion()
     end = _end(completion, at)
     yield Choice(text="", index=index, logprobs=_logprobs(end) if end else None, finish_reason=completion.finish_reason)
-
-
-async def _merged(sources: Sequence[AsyncIterator[Choice]]) -> AsyncIterator[Choice]:
-    """The choices of all sources, as they come. Raises: what any of them raises."""
-    queue: asyncio.Queue[Choice | BaseException | None] = asyncio.Queue()
-
-    async def drain(source: AsyncIterator[Choice]) -> None:
-        try:
-            async for choice in source:
-                queue.put_nowait(choice)
-            queue.put_nowait(None)
-        except Exception as error:  # handed over to the reader
-            queue.put_nowait(error)
-
-    tasks = [asyncio.ensure_future(drain(source)) for source in sources]
-    try:
-        left = len(tasks)
-        while left:
-            choice = await queue.get()
-            if isinstance(choice, BaseException):
-                raise choice
-            if choice is None:
-                left -= 1
-            else:
-                yield choice
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -1,8 +1,8 @@
 """The HTTP application over a rollout of models: our own routes, the middlewares, the error handlers.
 
 In: requests. Out: stories with the version of the model and what they took, or a sentence that says what is wrong.
-`openai_routes.py` adds OpenAI's routes, `middleware.py` what runs before all; `deployment.py` runs the application in
-the replicas of Ray Serve; the tests call it without Ray.
+`openai_routes.py` and `chat_routes.py` add OpenAI's routes, `middleware.py` what runs before all; `deployment.py` runs
+the application in the replicas of Ray Serve; the tests call it without Ray.
 """
 
 import asyncio
@@ -16,6 +16,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from serve.api.chat_routes import PATH as CHAT_PATH
+from serve.api.chat_routes import add_chat_route
+from serve.api.chat_schemas import ChatRequest
 from serve.api.connection import HeadMiddleware, HostMiddleware, RequestIdMiddleware
 from serve.api.error_responses import RETRY_AFTER_S, error_docs, error_response
 from serve.api.metrics import CONTENT_TYPE, Metrics
@@ -28,8 +31,8 @@ from serve.api.middleware import (
     SecurityHeadersMiddleware,
     content_security_policy,
 )
-from serve.api.openai_routes import add_openai_routes
-from serve.api.openai_schemas import CompletionRequest
+from serve.api.openai_routes import PATH, add_openai_routes
+from serve.api.openai_schemas import CompletionRequest, OpenaiRequest
 from serve.api.schemas import (
     GenerateAnswer,
     GenerateRequest,
@@ -46,19 +49,25 @@ from serve.api.streaming import (
     StreamingRequest,
     event,
     submit_stories,
+    submit_with_words,
     unless_disconnected,
 )
 from serve.models.description import ModelDescription
+from serve.models.loaded_model import InstructionError
 from serve.models.rollout import Rollout
-from slm_ray.generation.engine import PromptError
+from slm_ray.generation.engine import BiasError, PromptError
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineError
 from slm_ray.generation.request import Completion
 
 PAGE = Path(__file__).parents[1] / "page" / "index.html"
 ROUTES = frozenset(
-    {"/", "/generate", "/health", "/ready", "/metrics", "/model", "/openapi.json", "/v1/completions", "/v1/models"}
+    {"/", "/generate", "/health", "/ready", "/metrics", "/model", "/openapi.json", "/v1/models", PATH, CHAT_PATH}
 )
-BODIES = {"/v1/completions": CompletionRequest}
+BODIES: dict[str, type[OpenaiRequest]] = {PATH: CompletionRequest, CHAT_PATH: ChatRequest}
+PROMPTS = {CHAT_PATH: "messages"}
+"""Field of the prompt, where it has another name."""
+FIELDS = {BiasError: "logit_bias", InstructionError: "words"}
+"""Field that an error of its own class is about."""
 
 
 def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI:
@@ -84,6 +93,7 @@ def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI
     _add_stories(api, rollout, settings, metrics)
     _add_state(api, rollout, metrics)
     add_openai_routes(api, rollout, settings, metrics)
+    add_chat_route(api, rollout, settings, metrics)
     return api
 
 
@@ -121,7 +131,10 @@ def _add_stories(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics:
     @api.post("/generate", responses=responses, response_model=GenerateAnswer, response_model_exclude_none=True)
     async def generate(body: GenerateRequest, request: Request) -> GenerateAnswer | Response:
         """Continue a prompt."""
-        (streaming,) = submit_stories(rollout, [(body.prompt, body.sampling())], metrics)
+        if body.words is None:
+            (streaming,) = submit_stories(rollout, [(body.prompt, body.sampling())], metrics)
+        else:
+            streaming = submit_with_words(rollout, body.words, body.prompt, body.sampling(), metrics)
         if body.stream:
             return EventStream(_events(streaming, settings.request_timeout_s), streaming.cancel)
         try:
@@ -215,7 +228,7 @@ def _add_error_answers(api: FastAPI) -> None:
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         path = request.url.path
-        fields = ", ".join(BODIES.get(path, GenerateRequest).model_fields)
+        fields = ", ".join((BODIES.get(path) or GenerateRequest).model_fields)
         status = 400 if path.startswith("/v1/") else 422
         return error_response(path, status, sentence(error, fields), param=field_name(error).partition(".")[0])
 
@@ -223,7 +236,8 @@ def _add_error_answers(api: FastAPI) -> None:
     async def bad_prompt(request: Request, error: PromptError) -> JSONResponse:
         path = request.url.path
         status = 400 if path.startswith("/v1/") else 422
-        return error_response(path, status, f"prompt: {error}", param="prompt")
+        field = next((name for kind, name in FIELDS.items() if isinstance(error, kind)), PROMPTS.get(path, "prompt"))
+        return error_response(path, status, f"{field}: {error}", param=field)
 
     @api.exception_handler(EngineBusyError)
     async def busy(request: Request, error: EngineBusyError) -> JSONResponse:

@@ -4,27 +4,61 @@ In: JSON bodies. Out: checked values, or one sentence that says what is wrong. `
 them; `openai_schemas.py` has those of the OpenAI routes.
 """
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, TypeAlias
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from serve.models.description import ModelVersion
 from slm_ray.generation.logprobs import TokenLogprob
 from slm_ray.generation.sampling import (
+    MAX_BIAS,
+    MAX_BIASED,
     MAX_LOGPROBS,
     MAX_PENALTY,
     MAX_SEED,
     MAX_STOP_LENGTH,
     MAX_STOPS,
     MAX_TEMPERATURE,
+    MAX_TOKEN_PENALTY,
     MIN_PENALTY,
     SamplingParams,
 )
 
 MAX_TOKENS = 2048
 _TYPES = frozenset({"str", "int", "float", "bool", "list", "dict", "none"})
+_ID = "^(0|[1-9][0-9]{0,9})$"
+MAX_STORY_WORDS = 16
+Word = Annotated[str, Field(min_length=1, max_length=64)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+TokenPenalty: TypeAlias = Annotated[float, Field(ge=-MAX_TOKEN_PENALTY, le=MAX_TOKEN_PENALTY, allow_inf_nan=False)]
+
+
+def _check_biases(value: Any) -> Any:
+    """End the look at a body's biases at the first wrong one: it has room for 10,000."""
+    if isinstance(value, dict):
+        if len(value) > MAX_BIASED:
+            raise PydanticCustomError("too_many", f"it has {len(value)} tokens, at most {MAX_BIASED} are allowed")
+        if any(not re.fullmatch(_ID, token) for token in value):
+            raise PydanticCustomError("token_id", 'its keys must be token ids, as "262"')
+    return value
+
+
+LogitBias: TypeAlias = Annotated[
+    dict[
+        Annotated[str, Field(pattern=_ID)],
+        Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS, allow_inf_nan=False)],
+    ],
+    Field(max_length=MAX_BIASED, description="Added to the logits of these token ids, before all penalties."),
+    BeforeValidator(_check_biases),
+]
+
+
+def biases(given: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
+    """The engine's form of a body's biases."""
+    return tuple((int(token), bias) for token, bias in (given or {}).items())
 
 
 class GenerateRequest(BaseModel):
@@ -33,6 +67,11 @@ class GenerateRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     prompt: str = Field(description="Beginning of the story; empty lets the model begin.")
+    words: Annotated[list[Word], Field(fail_fast=True)] | None = Field(
+        None,
+        max_length=MAX_STORY_WORDS,
+        description="Words that the story should use, of a model with instructions; none of them lets it choose.",
+    )
     max_tokens: int = Field(50, ge=1, le=MAX_TOKENS, description="Most tokens to write after the prompt.")
     temperature: float = Field(
         0.7, ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False, description="Higher is more surprising; 0 is greedy."
@@ -41,6 +80,13 @@ class GenerateRequest(BaseModel):
     top_p: float = Field(
         1.0, gt=0, le=1, allow_inf_nan=False, description="Draw among the likeliest that reach this probability."
     )
+    min_p: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Draw among tokens at least this times as likely as the likeliest.",
+    )
     repetition_penalty: float = Field(
         1.0,
         ge=MIN_PENALTY,
@@ -48,6 +94,9 @@ class GenerateRequest(BaseModel):
         allow_inf_nan=False,
         description="Weighs down tokens that were there; 1 does not.",
     )
+    presence_penalty: TokenPenalty = Field(0.0, description="Taken from the logit of every token that was written.")
+    frequency_penalty: TokenPenalty = Field(0.0, description="The same for each time that it was written.")
+    logit_bias: LogitBias = {}
     stop: Annotated[list[StopText], Field(fail_fast=True)] = Field(
         [], max_length=MAX_STOPS, description="Texts that end the story before them."
     )
@@ -59,8 +108,8 @@ class GenerateRequest(BaseModel):
 
     def sampling(self) -> SamplingParams:
         """The engine's form of it."""
-        values = self.model_dump(exclude={"prompt", "stream", "stop"})
-        return SamplingParams(**values, stop=tuple(self.stop))
+        values = self.model_dump(exclude={"prompt", "words", "stream", "stop", "logit_bias"})
+        return SamplingParams(**values, stop=tuple(self.stop), logit_bias=biases(self.logit_bias))
 
 
 class Usage(BaseModel):

@@ -88,7 +88,40 @@ def submit_stories(
     """
     requests = [StreamingRequest(metrics) for _ in stories]
     orders = [Order(*story, request.receive) for story, request in zip(stories, requests)]
-    model, futures = rollout.submit_all(orders)
+    return _following(requests, *rollout.submit_all(lambda _: orders))
+
+
+def submit_with_words(
+    rollout: Rollout, words: Sequence[str], beginning: str, params: SamplingParams, metrics: Metrics
+) -> StreamingRequest:
+    """The same for a story that uses these words. Raises: InstructionError too."""
+    request = StreamingRequest(metrics)
+
+    def orders_for(model: LoadedModel) -> list[Order]:
+        return [Order(model.prompt_with_words(words, beginning), params, request.receive)]
+
+    return _following([request], *rollout.submit_all(orders_for))[0]
+
+
+def submit_answers(
+    rollout: Rollout, said: str, params: Sequence[SamplingParams], metrics: Metrics
+) -> list[StreamingRequest]:
+    """The same for answers to what a user said: the template of the model that takes them makes a prompt of it.
+
+    What is longer than the context is read from its newest half context on.
+    """
+    requests = [StreamingRequest(metrics) for _ in params]
+
+    def orders_for(model: LoadedModel) -> list[Order]:
+        prompt = model.prompt_of(said)
+        return [Order(prompt, own, one.receive, may_cut=True) for own, one in zip(params, requests, strict=True)]
+
+    return _following(requests, *rollout.submit_all(orders_for))
+
+
+def _following(
+    requests: list[StreamingRequest], model: LoadedModel, futures: "Sequence[Future[Completion]]"
+) -> list[StreamingRequest]:
     for request, future in zip(requests, futures, strict=True):
         request.follow(model, future)
     return requests

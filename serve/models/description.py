@@ -56,5 +56,6 @@ class ModelDescription(ModelVersion):
     parameters: int = Field(description="Trainable weights.")
     seq_len: int = Field(description="Context in tokens.")
     vocab_size: int = Field(description="Entries of the tokenizer.")
+    has_instructions: bool = Field(False, description="Whether it learned instructions, so that `words` may be given.")
     evaluation: dict[str, float] = Field({}, description="Metrics of its validation.")
     rollout: RolloutStatus = Field(RolloutStatus(), description="The last change of the version.")

@@ -14,18 +14,23 @@ from pathlib import Path
 import numpy as np
 
 from serve.models.description import ModelDescription, ModelVersion
+from slm_ray.corpus.instructions import instruction_prompt, words_instruction
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.generation.cache_size import check_weights
-from slm_ray.generation.engine import Engine
+from slm_ray.generation.engine import Engine, PromptError
 from slm_ray.generation.engine_thread import EngineClosedError, EngineThread, Load, Order
 from slm_ray.generation.golden import BrokenModelError, fitting_prompts
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
 from slm_ray.runs import checkpoint
-from slm_ray.tracking.registry import REGISTERED, ResolvedModel, discard
+from slm_ray.tracking.registry import REGISTERED, ResolvedModel, discard, has_instructions, load_model
 
 ANSWER_TOKENS = 24
+
+
+class InstructionError(PromptError):
+    """Words were given to a model that knows no instructions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,7 @@ class LoadedModel:
     """One version of a model with its engine.
 
     Raises:
-        UserError: the checkpoint is corrupt.
+        UserError: the checkpoint is corrupt, or the files of a foreign model do not fit each other.
         BrokenModelError: its logits are not finite, or it writes no text.
     """
 
@@ -56,9 +61,10 @@ class LoadedModel:
         weights = source.path / checkpoint.MODEL / "model.safetensors"
         if weights.is_file():  # a process that runs out of memory is killed, with the version that serves
             check_weights(weights.stat().st_size)
-        model, tokenizer = checkpoint.load_model(source.path)
+        model, tokenizer = load_model(source)
         self.tokenizer = tokenizer
         self.identity = source.identity
+        self.has_instructions = has_instructions(source)
         self.is_registered = source.identity.startswith(REGISTERED) and bool(source.run_id)
         self.version = ModelVersion(
             name=source.name,
@@ -72,7 +78,8 @@ class LoadedModel:
             parameters=count_parameters(model),
             seq_len=model.config.seq_len,
             vocab_size=model.config.vocab_size,
-            evaluation=_evaluation(source.path),
+            has_instructions=self.has_instructions,
+            evaluation={} if source.is_foreign else _evaluation(source.path),
         )
         self.loaded_at = int(time.time())
         engine = Engine(make_backend(model, max_slots, backend, threads), tokenizer)
@@ -84,6 +91,23 @@ class LoadedModel:
     def title(self) -> str:
         """Name and version, in words."""
         return f"{self.version.name} {self.version.version}"
+
+    def prompt_of(self, said: str) -> str:
+        """The prompt that answers what a user said in a conversation: an instruction, or the beginning of a story.
+
+        Which of the two the folder's template tells by its bytes: no template out of a folder is ever run.
+        """
+        return instruction_prompt(said) if self.has_instructions else said
+
+    def prompt_with_words(self, words: Sequence[str], beginning: str) -> str:
+        """The prompt of a story that begins so and uses these words.
+
+        Raises:
+            InstructionError: the model was trained without instructions.
+        """
+        if not self.has_instructions:
+            raise InstructionError("the model that is served was trained without instructions: leave them out")
+        return instruction_prompt(words_instruction(words)) + beginning.lstrip()
 
     @property
     def answer_s(self) -> float:
@@ -146,7 +170,7 @@ def warm_up(engine: Engine, title: str) -> tuple[Answer, ...]:
     prompts = fitting_prompts(engine.tokenizer, engine.backend.config.seq_len)
     params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0)
     for prompt in prompts:
-        logits = engine.backend.prefill(0, [engine.tokenizer.eos_id, *engine.tokenizer.encode(prompt)])
+        logits = engine.backend.prefill(0, [engine.tokenizer.start_id, *engine.tokenizer.encode(prompt)])
         if logits is None or not np.isfinite(logits).all():
             raise BrokenModelError(f"{title} gives numbers that are not finite after {prompt!r}: it is not served")
     engine.generate([prompts[-1]] * engine.backend.max_slots, [params] * engine.backend.max_slots)

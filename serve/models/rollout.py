@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import TypeAlias
 
 import torch
 
@@ -39,6 +40,8 @@ MAX_RETIRING = 2
 MANY_FAILURES = 3
 """Failed stories in a row after which the model is asked whether it can write at all."""
 PROBE_S = 10.0
+OrdersFor: TypeAlias = Callable[[LoadedModel], Sequence[Order]]
+"""Makes what is asked for, for the model that takes it: models have templates of their own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ class Rollout:
         """The current model and the status."""
         return self.current.description.model_copy(update={"rollout": self.status})
 
-    def submit_all(self, orders: Sequence[Order]) -> "tuple[LoadedModel, list[Future[Completion]]]":
+    def submit_all(self, orders: OrdersFor) -> "tuple[LoadedModel, list[Future[Completion]]]":
         """Ask the current model for continuations, all or none; returns that model too.
 
         Raises:
@@ -98,7 +101,7 @@ class Rollout:
         while not self._stopping.is_set():
             model = self.current
             try:
-                return model, model.submit_all(orders)
+                return model, model.submit_all(orders(model))
             except EngineClosedError:
                 if model is self.current:
                     raise
@@ -106,7 +109,7 @@ class Rollout:
 
     def submit(self, prompt: str | Sequence[int], params: SamplingParams) -> "tuple[LoadedModel, Future[Completion]]":
         """Ask for one continuation. Raises: as `submit_all`."""
-        model, (future,) = self.submit_all([Order(prompt, params)])
+        model, (future,) = self.submit_all(lambda _: [Order(prompt, params)])
         return model, future
 
     async def check(self) -> None:

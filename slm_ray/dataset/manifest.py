@@ -66,6 +66,16 @@ class Manifest:
     counts: dict[str, Any]  # read, kept, duplicates, rejected by reason
     fingerprint: str
 
+    @property
+    def has_instructions(self) -> bool:
+        """Whether an instruction stands before each story."""
+        return bool(self.parameters.get("instructions"))
+
+    @property
+    def trained_model(self) -> str:
+        """Kind of the tokenizer that was learned from its stories; empty where one was given."""
+        return str(self.parameters.get("tokenizer", {}).get("trained", {}).get("model", ""))
+
     def to_json(self) -> str:
         """Sorted keys, two spaces: equal manifests are equal bytes."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"

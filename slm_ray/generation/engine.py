@@ -13,10 +13,13 @@ model than a training sample: those begin anywhere in a story too.
 import collections
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from slm_ray.errors import UserError
 from slm_ray.generation.backend import Backend, Logits
 from slm_ray.generation.request import Completion, Request
 from slm_ray.generation.sampling import SamplingParams, draw
+from slm_ray.generation.token_weights import weighed
 from slm_ray.tokenization.tokenizer import Tokenizer, TokenizerError
 
 PROMPT_TOKENS_PER_STEP = 128
@@ -25,6 +28,10 @@ PROMPT_TOKENS_PER_STEP = 128
 
 class PromptError(UserError):
     """A prompt that cannot be continued; the message says why."""
+
+
+class BiasError(PromptError):
+    """A bias of a token that the model does not have."""
 
 
 class Engine:
@@ -73,19 +80,18 @@ class Engine:
         finally:
             request.is_cancelled = request.finish_reason is None
 
-    def request(self, prompt: str | Sequence[int], params: SamplingParams) -> Request:
+    def request(self, prompt: str | Sequence[int], params: SamplingParams, *, may_cut: bool = False) -> Request:
         """Check and encode a prompt, text or tokens; `add` puts the request in line.
+
+        With `may_cut`, a text that is longer than the context is no error: it is read as a story that outgrew the
+        context, its newest `seq_len // 2` tokens alone.
 
         Raises:
             PromptError: the prompt is longer than the context, no Unicode text, or holds no tokens of the vocabulary.
+            BiasError: a bias is for none of them.
         """
-        limit = self.backend.config.seq_len - 1
-        if isinstance(prompt, str) and len(prompt) > limit * self.tokenizer.longest_entry:  # not read to count it
-            raise PromptError(f"the prompt has more tokens than the {limit} of this model's context: shorten it")
-        ids = _encode(prompt, self.tokenizer) if isinstance(prompt, str) else _check_ids(prompt, self.tokenizer)
-        if len(ids) > limit:
-            sizes = f"the prompt has {len(ids)} tokens and the context of this model holds {limit}"
-            raise PromptError(f"{sizes}: shorten it")
+        _check_biases(params, self.tokenizer)
+        ids = _prompt_ids(prompt, self.backend.config.seq_len - 1, self.tokenizer, may_cut=may_cut)
         return Request(self.tokenizer, ids, params)
 
     def add(self, request: Request) -> None:
@@ -142,7 +148,7 @@ class Engine:
 
     def _decode(self) -> None:
         running = self._running
-        logits = self.backend.decode([request.last_token for request in running])  # (B, vocab_size)
+        logits = writable(self.backend.decode([request.last_token for request in running]), self.tokenizer)
         tokens = _draw(logits, running, self.tokenizer.eos_id)
         for request, token, own in zip(running, tokens, logits, strict=True):
             try:
@@ -201,7 +207,7 @@ class _Reading:
         try:
             logits = backend.prefill(slot, tokens, start=self.done, wants_logits=wants_logits)  # (T, vocab_size)
             if wants_logits and logits is not None:
-                request.accept_prompt(logits)
+                request.accept_prompt(logits[:, : request.vocab_size])
             self.done += len(tokens)
             if self.done == len(self.tokens):
                 request.end_prompt()
@@ -210,6 +216,31 @@ class _Reading:
         except BaseException as error:  # Rust's panics are no Exceptions
             request.fail(error)
         return max(len(tokens), 1)
+
+
+def writable(logits: Logits, tokenizer: Tokenizer) -> Logits:
+    """Logits of what the tokenizer has an entry for: (B, its vocab_size); the rest is padding, and is never written."""
+    own = logits[:, : tokenizer.vocab_size]  # a view: of our models all of it
+    if len(tokenizer.holes):
+        own = own.copy()
+        own[:, tokenizer.holes] = -np.inf
+    return own
+
+
+def _prompt_ids(prompt: str | Sequence[int], limit: int, tokenizer: Tokenizer, *, may_cut: bool) -> list[int]:
+    """Tokens of a prompt, or of one that has more than `limit` and may be cut those that half a context holds."""
+    most = limit * tokenizer.longest_entry
+    if isinstance(prompt, str) and len(prompt) > most:  # not read to count it
+        if not may_cut:
+            raise PromptError(f"the prompt has more tokens than the {limit} of this model's context: shorten it")
+        prompt = prompt[len(prompt) - most :]
+    ids = _encode(prompt, tokenizer) if isinstance(prompt, str) else _check_ids(prompt, tokenizer)
+    if len(ids) > limit and may_cut:
+        return ids[len(ids) - (limit + 1) // 2 :]
+    if len(ids) > limit:
+        sizes = f"the prompt has {len(ids)} tokens and the context of this model holds {limit}"
+        raise PromptError(f"{sizes}: shorten it")
+    return ids
 
 
 def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:
@@ -223,6 +254,12 @@ def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:
         raise PromptError("the tokenizer of this model cannot read it") from error
 
 
+def _check_biases(params: SamplingParams, tokenizer: Tokenizer) -> None:
+    for token, _ in params.logit_bias:
+        if token >= tokenizer.vocab_size:
+            raise BiasError(f"token {token} is not one of the {tokenizer.vocab_size} of this model")
+
+
 def _check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     for token in ids:
         if not 0 <= token < tokenizer.vocab_size:
@@ -234,14 +271,19 @@ def _draw(logits: Logits, requests: Sequence[Request], eos_id: int) -> list[int]
     """A token for each row. Where that fails, each is drawn for by itself, and those at fault fail."""
     uniforms = [request.uniform() for request in requests]
     try:
-        return draw(logits, [one.params for one in requests], uniforms, [one.seen for one in requests])
+        return _drawn(logits, requests, uniforms)
     except Exception:
         return [_draw_one(*row, eos_id) for row in zip(logits, requests, uniforms, strict=True)]
 
 
 def _draw_one(logits: Logits, request: Request, uniform: float, eos_id: int) -> int:
     try:
-        return draw(logits[None], [request.params], [uniform], [request.seen])[0]
+        return _drawn(logits[None], [request], [uniform])[0]
     except Exception as error:
         request.fail(error)
         return eos_id
+
+
+def _drawn(logits: Logits, requests: Sequence[Request], uniforms: Sequence[float]) -> list[int]:
+    own = weighed(logits, [request.weights for request in requests])
+    return draw(own, [request.params for request in requests], uniforms)

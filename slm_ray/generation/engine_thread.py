@@ -52,6 +52,8 @@ class Order:
     prompt: str | Sequence[int]
     params: SamplingParams
     on_chunk: OnChunk | None = None
+    may_cut: bool = False
+    """Whether a text that is longer than the context is read from its newest tokens on, in place of an error."""
 
 
 @dataclasses.dataclass
@@ -101,7 +103,10 @@ class EngineThread:
 
     def submit_all(self, orders: "Sequence[Order]") -> "list[Future[Completion]]":
         """Ask for several continuations; where there is not room for all, none is taken. Raises: as `submit`."""
-        requests = [(self._engine.request(one.prompt, one.params), _Reply(Future(), one.on_chunk)) for one in orders]
+        requests = [
+            (self._engine.request(one.prompt, one.params, may_cut=one.may_cut), _Reply(Future(), one.on_chunk))
+            for one in orders
+        ]
         with self._changed:
             if self._is_closing:
                 raise EngineClosedError("the engine is closed")

@@ -1,6 +1,7 @@
 """How likely the model itself held a token: the logarithm of its probability, before any sampling setting.
 
-In: logits. Out: `TokenLogprob`s. The engine asks for them where a request does.
+In: logits. Out: `TokenLogprob`s. The engine asks for them where a request does; `sampling.py` draws among what
+`likeliest` finds.
 """
 
 import dataclasses
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slm_ray.generation.sampling import likeliest
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 Array = NDArray[Any]
 _ROWS = 16
 """Rows of logits that are looked at together."""
+_FEW = 4
+"""Rows up to which each is better looked at by itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,3 +59,40 @@ def _of_block(logits: Array, tokens: Sequence[int], n_top: int, tokenizer: Token
         top = tuple((one, texts[one], chance) for one, chance in zip(order[row].tolist(), chances, strict=True))
         found.append(TokenLogprob(token, texts[token], float(logits[row, token] - scale[row]), top))
     return found
+
+
+def likeliest(values: Array, count: int) -> tuple[Array, Array]:
+    """The `count` likeliest tokens of each row, likeliest first, and their logits: both (b, count).
+
+    Of equal ones the first comes first. Sorting whole rows would take longer than the model.
+    """
+    if len(values) <= _FEW:
+        found = [_likeliest_of_row(row, count) for row in values]
+        return np.stack([one for one, _ in found]), np.stack([one for _, one in found])
+    rows, vocab_size = values.shape
+    # 1. The maximum of each of at least `count` groups of tokens.
+    size = max(vocab_size // (4 * count), 1)
+    groups = vocab_size // size
+    largest = values[:, : groups * size].reshape(rows, size, groups).max(axis=1)  # (b, groups)
+    # 2. A bound that at least `count` tokens reach: the count-th largest of these maxima.
+    bound = np.partition(largest, groups - count, axis=1)[:, groups - count]  # (b,)
+    # 3. The few tokens that reach it, with their place among those of their row.
+    row, token = np.divmod(np.flatnonzero(values >= bound[:, None]), vocab_size)  # (M,)
+    counts = np.bincount(row, minlength=rows)  # (b,)
+    place = np.arange(len(row)) - (counts.cumsum() - counts)[row]  # (M,)
+    # 4. A table of them, (b, most of a row), filled up with logits of -inf.
+    tokens = np.zeros((rows, counts.max()), dtype=np.int64)
+    logits = np.full(tokens.shape, -np.inf, dtype=values.dtype)
+    tokens[row, place], logits[row, place] = token, values[row, token]
+    # 5. Each row of the table in order, cut to `count`.
+    order = (np.arange(rows)[:, None], np.argsort(-logits, axis=1, kind="stable")[:, :count])
+    return tokens[order], logits[order]
+
+
+def _likeliest_of_row(row: Array, count: int) -> tuple[Array, Array]:
+    """The same for one row, (vocab_size,): cheaper where there are few of them."""
+    bound = np.partition(row, len(row) - count)[len(row) - count]
+    some = np.flatnonzero(row >= bound)
+    best = row[some]
+    order = np.argsort(-best, kind="stable")[:count]
+    return some[order], best[order]

@@ -9,6 +9,7 @@ from typing import Literal
 from slm_ray.generation.detokenizer import StopTexts, TextStream
 from slm_ray.generation.logprobs import Array, TokenLogprob, token_logprobs
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.generation.token_weights import token_weights
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
@@ -55,9 +56,10 @@ class Request:
         """Whether its prompt was read, so that a token can follow."""
         self.fault: BaseException | None = None
         """What it failed with, by itself."""
+        self.weights = token_weights(params, prompt_ids)
+        """What its settings add to the logits of single tokens; None where they add nothing."""
         self._tokenizer = tokenizer
-        self._tokens = [tokenizer.eos_id, *prompt_ids]
-        self._seen = set(prompt_ids)
+        self._tokens = [tokenizer.start_id, *prompt_ids]
         self._random = params.random()
         self._text = TextStream(tokenizer, prompt_ids)
         self._stops = StopTexts(params.stop)
@@ -66,6 +68,11 @@ class Request:
         self._prompt_logprobs: list[TokenLogprob] = []
         self._end_logprob: TokenLogprob | None = None
         self._taken = (0, 0)  # texts and logprobs that `take_chunk` returned
+
+    @property
+    def vocab_size(self) -> int:
+        """Of its tokenizer: a model may have more rows."""
+        return self._tokenizer.vocab_size
 
     @property
     def is_finished(self) -> bool:
@@ -80,12 +87,6 @@ class Request:
     def written(self) -> list[int]:
         """Tokens written so far."""
         return self._tokens[1 + self.prompt_tokens :]
-
-    @property
-    def seen(self) -> set[int]:
-        """What a repetition penalty weighs down: the prompt and what is written; not the end-of-text token before
-        them."""
-        return self._seen
 
     def last_tokens(self, count: int) -> list[int]:
         """The newest `count` tokens that the model has to see, or all there are."""
@@ -114,13 +115,14 @@ class Request:
 
     def accept(self, token: int, logits: Array) -> None:
         """Go on by one token, or end. logits: (vocab_size,), those that it was drawn from."""
-        if token == self._tokenizer.eos_id:
+        if token in self._tokenizer.stop_ids:
             if self.params.logprobs is not None:
                 (self._end_logprob,) = token_logprobs(logits[None], [token], self.params.logprobs, self._tokenizer)
             self._end("stop")
             return
         self._tokens.append(token)
-        self._seen.add(token)
+        if self.weights is not None:
+            self.weights.add(token)
         if self.params.logprobs is not None:
             self._logprobs += token_logprobs(logits[None], [token], self.params.logprobs, self._tokenizer)
         if (

@@ -9,25 +9,37 @@ in a batch (as far as fp32 goes: a matrix multiplication may round differently i
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slm_ray.generation.logprobs import likeliest
+
 MAX_TEMPERATURE = 100.0
 MIN_PENALTY, MAX_PENALTY = 0.1, 10.0
+MAX_TOKEN_PENALTY = 2.0
+"""Of presence_penalty and frequency_penalty; they may be as far below 0."""
+MAX_BIAS, MAX_BIASED = 100.0, 1024
+"""Size of a bias, and tokens that may have one."""
 MAX_SEED = 2**63 - 1
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 """Characters of a stop string."""
 MAX_LOGPROBS = 20
+_RANGES = {
+    "temperature": (0, MAX_TEMPERATURE),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (MIN_PENALTY, MAX_PENALTY),
+    "presence_penalty": (-MAX_TOKEN_PENALTY, MAX_TOKEN_PENALTY),
+    "frequency_penalty": (-MAX_TOKEN_PENALTY, MAX_TOKEN_PENALTY),
+}
 _STRETCH = 64
 """Tokens that are summed up before one of them is looked for."""
 _PROBABLY_ENOUGH = 256
 """Tokens that as a rule reach top_p together."""
-_FEW = 4
-"""Rows up to which each is better looked at by itself."""
 _COLDEST = 1e-30
 """Temperature below which nothing changes any more, and fp32 still has room."""
 
@@ -51,10 +63,18 @@ class SamplingParams:
     """Draw among this many likeliest tokens; 0 draws among all."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that together reach this probability, above 0 to 1; 1 draws among all."""
+    min_p: float = 0.0
+    """Draw among tokens that are at least this times as likely as the likeliest, 0 to 1; 0 draws among all."""
     seed: int | None = None
     """Seed of the draws, 0 to 2**63 - 1: the same seed writes the same story. None takes a fresh one."""
     repetition_penalty: float = 1.0
     """Weighs down tokens of the prompt and of what is written, 0.1 to 10: positive logits are divided by it."""
+    presence_penalty: float = 0.0
+    """Is taken from the logit of every token that was written, -2 to 2."""
+    frequency_penalty: float = 0.0
+    """Is taken from the logit of a token for each time that it was written, -2 to 2."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens, each with what is added to its logit, -100 to 100: up to 1,024 of them, each once."""
     stop: tuple[str, ...] = ()
     """Texts that end the story where they begin: up to 16, of 1 to 256 characters."""
     logprobs: int | None = None
@@ -68,19 +88,13 @@ class SamplingParams:
         if self.logprobs is not None:
             _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         _check_stops(self.stop)
-        _check_number("repetition_penalty", self.repetition_penalty)
-        if not MIN_PENALTY <= self.repetition_penalty <= MAX_PENALTY:
-            raise ValueError(
-                f"repetition_penalty ({self.repetition_penalty}) must be between {MIN_PENALTY:g} and {MAX_PENALTY:g}"
-            )
+        _check_biases(self.logit_bias)
         if self.seed is not None:
             _check_integer("seed", self.seed, 0, MAX_SEED)
-        _check_number("temperature", self.temperature)
-        _check_number("top_p", self.top_p)
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:
-            raise ValueError(f"temperature ({self.temperature}) must be between 0 and {MAX_TEMPERATURE:g}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p ({self.top_p}) must be above 0 and at most 1")
+        for name, (low, high) in _RANGES.items():
+            _check_number(name, getattr(self, name), low, high)
+        if self.top_p == 0:
+            raise ValueError("top_p (0) must be above 0")
 
     def random(self) -> random.Random:
         """A generator of this story's random numbers, at its beginning."""
@@ -101,43 +115,37 @@ def _check_integer(name: str, value: object, low: int, high: int | None = None) 
         raise ValueError(f"{name} ({value}) must be at least {low}" + (f" and at most {high}" if high else ""))
 
 
-def _check_number(name: str, value: object) -> None:
+def _check_number(name: str, value: object, low: float, high: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{name} ({value!r}) must be a finite number")
+    if not low <= value <= high:  # type: ignore[operator]  # it is a number
+        raise ValueError(f"{name} ({value}) must be between {low:g} and {high:g}")
 
 
-def draw(
-    logits: Array,
-    params: Sequence[SamplingParams],
-    uniforms: Sequence[float],
-    seen: Sequence[Collection[int]] | None = None,
-) -> list[int]:
+def _check_biases(biases: tuple[tuple[int, float], ...]) -> None:
+    if len(biases) > MAX_BIASED:
+        raise ValueError(f"logit_bias has {len(biases)} tokens: at most {MAX_BIASED} are allowed")
+    for token, bias in biases:
+        _check_integer("logit_bias: token", token, 0)
+        _check_number(f"logit_bias of token {token}", bias, -MAX_BIAS, MAX_BIAS)
+    if len(dict(biases)) < len(biases):
+        raise ValueError("logit_bias names a token twice")
+
+
+def draw(logits: Array, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
     """One token for each row, by inverting the cumulative distribution of what its settings leave.
 
-    logits: (B, vocab_size) in fp32. uniforms: B numbers in [0, 1), ignored where the temperature is 0.
-    seen: the tokens that each row's repetition_penalty weighs down. The penalty comes first, then the temperature, then
-    top_k, then top_p, which counts the probabilities that these leave.
+    logits: (B, vocab_size) in fp32, as `token_weights.weighed` gives them. uniforms: B numbers in [0, 1), ignored where
+    the temperature is 0. The temperature comes first, then top_k, then top_p, which counts the probabilities that this
+    leaves, then min_p.
     """
-    values = logits
-    if seen is not None and any(row.repetition_penalty != 1 for row in params):
-        values = _penalised(values, params, seen)
     tokens = [0] * len(params)
-    for kind, rows in _by_kind(params, values.shape[1]).items():
-        some = values if len(rows) == len(params) else values[rows]  # (b, vocab_size)
+    for kind, rows in _by_kind(params, logits.shape[1]).items():
+        some = logits if len(rows) == len(params) else logits[rows]  # (b, vocab_size)
         for row, token in zip(rows, kind(some, [params[row] for row in rows], [uniforms[row] for row in rows])):
             tokens[row] = token
     return tokens
-
-
-def _penalised(values: Array, params: Sequence[SamplingParams], seen: Sequence[Collection[int]]) -> Array:
-    """Source: Keskar et al., "CTRL" (arXiv:1909.05858), section 4.1, with negative logits multiplied."""
-    values = values.copy()
-    for row, own, tokens in zip(values, params, seen, strict=True):
-        if own.repetition_penalty != 1 and tokens:
-            ids = np.fromiter(tokens, dtype=np.int64)
-            row[ids] = np.where(row[ids] > 0, row[ids] / own.repetition_penalty, row[ids] * own.repetition_penalty)
-    return values
 
 
 def _by_kind(params: Sequence[SamplingParams], vocab_size: int) -> "dict[_Draw, list[int]]":
@@ -161,7 +169,7 @@ def _draw_greedily(values: Array, _: Sequence[SamplingParams], _uniforms: Sequen
 
 def _draw_of_all(values: Array, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
     """Without top_k and top_p nothing has to be sorted: find the stretch of tokens, then the token in it."""
-    weights = _rough_weights(values, params)
+    weights = _likely_enough(_rough_weights(values, params), params)
     starts, rows = np.arange(0, values.shape[1], _STRETCH), np.arange(len(values))
     sums = np.add.reduceat(weights, starts, axis=1).astype(np.float64)  # (b, stretches)
     total = sums.cumsum(axis=1)
@@ -185,7 +193,7 @@ def _draw_of_sorted(values: Array, params: Sequence[SamplingParams], uniforms: S
         own, count = [params[row] for row in left], min(count, values.shape[1])
         order, best = likeliest(values[left], count)
         weights = _weights(best, own)
-        tokens = _draw_up_to(reach[left], weights, order, [uniforms[row] for row in left])
+        tokens = _draw_up_to(reach[left], weights, order, own, [uniforms[row] for row in left])
         is_enough = (weights.sum(axis=1) >= reach[left]) | (count == values.shape[1])
         for row, token, enough in zip(left, tokens, is_enough):
             drawn[row] = token if enough else -1
@@ -200,57 +208,31 @@ def _draw_of_likeliest(values: Array, params: Sequence[SamplingParams], uniforms
     if narrowest < widest:
         weights *= np.arange(widest) < _column([own.top_k for own in params])
     if all(own.top_p == 1 for own in params):
-        return _draw_up_to(None, weights, order, uniforms)
+        return _draw_up_to(None, weights, order, params, uniforms)
     top_p = np.array([own.top_p for own in params])
     reach = np.where(top_p == 1, np.inf, top_p * weights.cumsum(axis=1)[:, -1])
-    return _draw_up_to(reach, weights, order, uniforms)
+    return _draw_up_to(reach, weights, order, params, uniforms)
 
 
-def _draw_up_to(reach: Array | None, weights: Array, order: Array, uniforms: Sequence[float]) -> list[int]:
+def _draw_up_to(
+    reach: Array | None, weights: Array, order: Array, params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> list[int]:
     """Draw among the first tokens of `order` whose weights together reach (b,). order, weights: (b, K)."""
-    total = weights.cumsum(axis=1)
+    left = weights
     if reach is not None:
-        total = (weights * (total - weights < reach[:, None])).cumsum(axis=1)
+        left = weights * (weights.cumsum(axis=1) - weights < reach[:, None])
+    total = _likely_enough(left, params).cumsum(axis=1)
     chosen = _column_at(total, _target(total, np.array(uniforms)))
     drawn: list[int] = order[np.arange(len(order)), chosen].tolist()
     return drawn
 
 
-def likeliest(values: Array, count: int) -> tuple[Array, Array]:
-    """The `count` likeliest tokens of each row, likeliest first, and their logits: both (b, count).
-
-    Of equal ones the first comes first. Sorting whole rows would take longer than the model.
-    """
-    if len(values) <= _FEW:
-        found = [_likeliest_of_row(row, count) for row in values]
-        return np.stack([one for one, _ in found]), np.stack([one for _, one in found])
-    rows, vocab_size = values.shape
-    # 1. The maximum of each of at least `count` groups of tokens.
-    size = max(vocab_size // (4 * count), 1)
-    groups = vocab_size // size
-    largest = values[:, : groups * size].reshape(rows, size, groups).max(axis=1)  # (b, groups)
-    # 2. A bound that at least `count` tokens reach: the count-th largest of these maxima.
-    bound = np.partition(largest, groups - count, axis=1)[:, groups - count]  # (b,)
-    # 3. The few tokens that reach it, with their place among those of their row.
-    row, token = np.divmod(np.flatnonzero(values >= bound[:, None]), vocab_size)  # (M,)
-    counts = np.bincount(row, minlength=rows)  # (b,)
-    place = np.arange(len(row)) - (counts.cumsum() - counts)[row]  # (M,)
-    # 4. A table of them, (b, most of a row), filled up with logits of -inf.
-    tokens = np.zeros((rows, counts.max()), dtype=np.int64)
-    logits = np.full(tokens.shape, -np.inf, dtype=values.dtype)
-    tokens[row, place], logits[row, place] = token, values[row, token]
-    # 5. Each row of the table in order, cut to `count`.
-    order = (np.arange(rows)[:, None], np.argsort(-logits, axis=1, kind="stable")[:, :count])
-    return tokens[order], logits[order]
-
-
-def _likeliest_of_row(row: Array, count: int) -> tuple[Array, Array]:
-    """The same for one row, (vocab_size,): cheaper where there are few of them."""
-    bound = np.partition(row, len(row) - count)[len(row) - count]
-    some = np.flatnonzero(row >= bound)
-    best = row[some]
-    order = np.argsort(-best, kind="stable")[:count]
-    return some[order], best[order]
+def _likely_enough(weights: Array, params: Sequence[SamplingParams]) -> Array:
+    """Weights, of which the largest of a row is 1, without those below its min_p. Source: arXiv:2407.01082."""
+    if all(own.min_p == 0 for own in params):
+        return weights
+    kept: Array = weights * (weights >= _column([own.min_p for own in params]))
+    return kept
 
 
 def _weights(best: Array, params: Sequence[SamplingParams]) -> Array:

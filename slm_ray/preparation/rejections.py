@@ -19,6 +19,7 @@ REASONS = (
     "too_long",  # more than `max_chars`
     "too_few_words",  # fewer than `min_words`
     "other_characters",  # more than the share `max_other_characters` of another script, emoji, symbols
+    "not_in_tokenizer",  # a character that a given tokenizer has no piece for; the evidence names it
     "duplicate",  # equal to a kept story but for white space and case
     "near_duplicate",  # similar to a kept story, see `near_duplicates`
 )
@@ -45,6 +46,7 @@ ADVICE = {
     "too_long": "cut text files with --cut-text lines (a story a line) or --cut-text pieces, or raise --max-chars",
     "too_few_words": "lower --min-words",
     "other_characters": "raise --max-other-characters",
+    "not_in_tokenizer": "train the tokenizer with --byte_fallback=true or --character_coverage=1.0, or leave it out",
 }
 """What the user can change, by reason."""
 

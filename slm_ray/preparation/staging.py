@@ -24,10 +24,14 @@ from slm_ray.errors import UserError
 from slm_ray.locks import folder_lock, store_lock
 from slm_ray.locks.lease import Lease
 from slm_ray.storage import StoragePath, json_sha256
+from slm_ray.tokenization.to_sentencepiece import MODEL_FILE, VOCAB_FILE
+from slm_ray.tokenization.tokenizer import END_OF_TEXT
 
 STAGING = ".staging"
 REPORT = "report"
-CONTENTS = (*SPLITS, REJECTED, REPORT, TOKENIZER)
+SENTENCEPIECE = (MODEL_FILE, VOCAB_FILE)
+"""Of a Unigram tokenizer that was trained, the same for SentencePiece."""
+CONTENTS = (*SPLITS, REJECTED, REPORT, TOKENIZER, *SENTENCEPIECE)
 """Everything a data set holds besides its manifest."""
 
 _SHARD_NAME = re.compile(r"[0-9]{5,}\.parquet")
@@ -104,6 +108,37 @@ def begin(output: StoragePath, key: str) -> StoragePath:
     return folder
 
 
+def begin_tokenizer(output: StoragePath, key: str, *, force: bool) -> StoragePath:
+    """The staging folder of a job that makes a tokenizer alone.
+
+    Raises:
+        UserError: the output folder cannot be written, holds a data set, or, without force, a tokenizer.
+    """
+    if storage.exists(output / MANIFEST):
+        raise UserError(f"{output} holds a data set: choose another --output for a tokenizer alone")
+    found = [name for name in (TOKENIZER, *SENTENCEPIECE) if storage.exists(output / name)]
+    if found and not force:
+        raise UserError(f"{output} holds {', '.join(found)}: choose another --output, or replace it with --force")
+    try:
+        folder = output / STAGING / key
+        storage.make_folder(folder)
+    except Exception as error:  # of the many object stores each has its own
+        raise _unwritable(output, error) from error
+    return folder
+
+
+def publish_tokenizer(output: StoragePath, staged: StoragePath) -> list[str]:
+    """Move a finished tokenizer into place, `tokenizer.json` last; returns the names of its files."""
+    written = [name for name in (*SENTENCEPIECE, TOKENIZER) if storage.exists(staged / name)]
+    for name in (*SENTENCEPIECE, TOKENIZER):
+        if name in written:
+            storage.put(staged / name, output / name)
+        else:
+            storage.remove(output / name)
+    storage.remove(output / STAGING)
+    return written
+
+
 def refuse_own_files(paths: Iterable[str], output: StoragePath) -> None:
     """What a glob found must not be what an earlier job wrote: `commit_partial` replaces it.
 
@@ -169,16 +204,30 @@ def _move_into_place(output: StoragePath, staged: StoragePath) -> None:
     """Each step may be repeated: what is still staged takes the place of what is there, the manifest last of all."""
     manifest = load_manifest(staged)
     _refuse_others(output)
-    splits = {**manifest.splits, REJECTED: manifest.rejected}
+    absent = {name for name, split in (*manifest.splits.items(), (REJECTED, manifest.rejected)) if not split.shards}
+    found = [name for name in SENTENCEPIECE if storage.exists(output / name)]
+    others = [name for name in found if END_OF_TEXT not in _beginning(output / name)]
+    if manifest.trained_model != "unigram":
+        absent |= set(found) - set(others)
+    elif others:
+        raise UserError(
+            f"{output} holds {', '.join(others)}, not written by this program: move what is yours elsewhere"
+        )
     (output / MANIFEST).unlink(missing_ok=True)
     for name in CONTENTS:
         if storage.exists(staged / name):
             storage.put(staged / name, output / name)
-        elif name in splits and not splits[name].shards:
+        elif name in absent:  # what the data set before had
             storage.remove(output / name)
     storage.put(staged / MANIFEST, output / MANIFEST)
     (staged / MANIFEST).unlink(missing_ok=True)  # a copy in a store: half of what lies beside it must not be put again
     storage.remove(output / STAGING)
+
+
+def _beginning(path: StoragePath) -> str:
+    """The first piece of a SentencePiece file, which in ours is the end-of-text token."""
+    with path.open("rb") as file:
+        return bytes(file.read(64)).decode("utf-8", errors="replace")
 
 
 def _refuse_foreign(output: StoragePath) -> None:

@@ -16,25 +16,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slm_ray import storage
+from slm_ray.corpus.instructions import with_instruction
 from slm_ray.dataset import manifest, shards
 from slm_ray.dataset.manifest import REJECTED, SPLITS, Shard
 from slm_ray.dataset.shards import REJECTED_SCHEMA, shard_path, shard_schema
 from slm_ray.preparation.batch_cleaning import clean_texts
 from slm_ray.preparation.cleaned_files import CLEANED_SCHEMA
-from slm_ray.preparation.cleaning import CleaningRules
-from slm_ray.preparation.splits import is_sampled, splits_of_hashes
+from slm_ray.preparation.cleaning import CleaningRules, rejection_reason
+from slm_ray.preparation.splits import is_sampled, splits_of_hashes, story_hash
 from slm_ray.preparation.summary import summarize
 from slm_ray.preparation.summary_files import save_summary
 from slm_ray.sources.input_files import InputRange
 from slm_ray.sources.reading import Item, read_ranges
 from slm_ray.tokenization import training
-from slm_ray.tokenization.tokenizer import cached_tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer, cached_tokenizer
 from slm_ray.tokenization.word_cache import cut_words
 
 EVIDENCE_BYTES = 200  # of the text of a rejected story
 SAMPLE_BYTES = 1 << 26
 """Of the stories that a tokenizer is learned from: 20,000 of TinyStories are 17 MB."""
 LONG_RUN_BYTES, LONG_RUN_WEIGHT = 24, 16  # without a space: of these, 4 MB are enough, which take half a gigabyte
+
+N_UNKNOWN = 8  # characters named of a story that a tokenizer cannot write
 
 Sampled = tuple[bytes, str, int]
 """A story that a tokenizer is learned from: hash, text, and what it counts of `SAMPLE_BYTES`."""
@@ -62,7 +65,35 @@ def clean_batch(item: Item, rules: CleaningRules) -> Item:
     return part, _with_evidence(pa.RecordBatch.from_arrays(columns, schema=CLEANED_SCHEMA))
 
 
-def sample_texts(item: Item, share: float, fractions: tuple[float, float]) -> tuple[int, list[Sampled]]:
+def fit_batch(item: Item, tokenizer_json: str, rules: CleaningRules) -> Item:
+    """Normalise the kept texts as the tokenizer would, and reject those with a character that it has no piece for.
+
+    Of tokenizers that keep every text, nothing is changed.
+    """
+    part, batch = item
+    tokenizer = cached_tokenizer(tokenizer_json)
+    rows = zip(*(batch[name].to_pylist() for name in ("text", "reason", "hash")), strict=True)
+    fitted = [row if row[1] is not None else _fit(row[0], row[2], tokenizer, rules) for row in rows]
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*fitted), list(CLEANED_SCHEMA)[1:])]
+    if not fitted:
+        return item
+    return part, _with_evidence(pa.RecordBatch.from_arrays([batch["story_id"], *columns], schema=CLEANED_SCHEMA))
+
+
+def _fit(text: str, digest: bytes, tokenizer: Tokenizer, rules: CleaningRules) -> tuple[str, str | None, bytes | None]:
+    """Text, reason and hash of a story for a tokenizer that may not keep it."""
+    fitting = tokenizer.normalised(text)
+    if unknown := tokenizer.unknown(fitting):
+        return f"no piece for {' '.join(unknown[:N_UNKNOWN])} in: {fitting}", "not_in_tokenizer", None
+    if fitting == text:
+        return text, None, digest
+    reason = rejection_reason(fitting, rules)
+    return fitting, reason, None if reason else story_hash(fitting)
+
+
+def sample_texts(
+    item: Item, share: float, fractions: tuple[float, float], instructions: bool = False
+) -> tuple[int, list[Sampled]]:
     """`(0, sample)` of the training stories that the tokenizer learns from, about `share` of all.
 
     Chosen by hash, so the same ones on any runner; the one key brings all ranges together, for `join_samples`.
@@ -72,6 +103,8 @@ def sample_texts(item: Item, share: float, fractions: tuple[float, float]) -> tu
     chosen = [row for row, digest in digests if digest is not None and is_sampled(digest, share)]
     _, sampled = split_batch((part, batch.take(pa.array(chosen, pa.int64()))), fractions)
     train = sampled.filter(pc.equal(sampled["split"], "train"))
+    if instructions:
+        _, train = add_instructions((part, train))
     pairs = zip(train["hash"].to_pylist(), train["text"].to_pylist(), strict=True)
     return 0, [(digest, text, _weight(text)) for digest, text in pairs]
 
@@ -131,6 +164,14 @@ def split_batch(item: Item, fractions: tuple[float, float]) -> Item:
         splits = splits_of_hashes(batch["hash"], fractions)
     kept = batch["reason"].is_null()
     return part, batch.append_column("split", pc.if_else(kept, splits, pa.scalar(None, pa.string())))
+
+
+def add_instructions(item: Item) -> Item:
+    """Put an instruction before the text of each kept row; its hash decides which."""
+    part, batch = item
+    rows = zip(*(batch[name].to_pylist() for name in ("text", "hash", "reason")), strict=True)
+    texts = [text if reason is not None else with_instruction(text, digest) for text, digest, reason in rows]
+    return part, _replaced(batch, "text", pa.array(texts, pa.large_string()))
 
 
 def tokenize_batch(item: Item, tokenizer_json: str) -> Item:

@@ -1,6 +1,7 @@
 """One self-describing folder for a model in training or in service, written so that it is complete or absent.
 
-    model/          Hugging Face layout: config.json, generation_config.json, model.safetensors, tokenizer files
+    model/          Hugging Face layout: config.json, generation_config.json, model.safetensors, tokenizer files,
+                    chat_template.jinja
     optimizer.pt    optimizer state, readable with weights_only=True; left out of what is registered and served
     state.json      step, samples seen, seed, world size, data fingerprint, whole config, metrics
     complete.json   the marker, written last: sha256 of every other file
@@ -27,16 +28,19 @@ from torch import Tensor
 from slm_ray import storage
 from slm_ray.config.places import portable_config
 from slm_ray.config.schema import ModelConfig
+from slm_ray.corpus.instructions import CHAT_TEMPLATE, INSTRUCTION_TEMPLATE, STORY_TEMPLATE, takes_instructions
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import Decoder
-from slm_ray.runs.checked_files import read_json, read_model
+from slm_ray.model_files.json_files import read_json
+from slm_ray.model_files.reading import read_model
 from slm_ray.runs.train_state import TrainState
 from slm_ray.runs.verification import FORMAT_VERSION, MARKER, STATE, read_errors, verify
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 PARTIAL = ".partial"
 """Ends the name of what is being written or removed."""
+_DOOMED = f".old{PARTIAL}"
 MODEL, OPTIMIZER = "model", "optimizer.pt"
 
 
@@ -94,13 +98,24 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def save(folder: Path, model: Decoder, tokenizer: Tokenizer, state: TrainState, optimizer: Mapping[str, Any]) -> None:
+def save(
+    folder: Path,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    state: TrainState,
+    optimizer: Mapping[str, Any],
+    chat_template: str = STORY_TEMPLATE,
+) -> None:
     """Take a snapshot and `write` it."""
-    write(folder, snapshot(model, optimizer), tokenizer, state)
+    write(folder, snapshot(model, optimizer), tokenizer, state, chat_template)
 
 
-def write(folder: Path, content: Snapshot, tokenizer: Tokenizer, state: TrainState) -> None:
+def write(
+    folder: Path, content: Snapshot, tokenizer: Tokenizer, state: TrainState, chat_template: str = STORY_TEMPLATE
+) -> None:
     """Write a checkpoint to `folder`, beside it first and renamed when it is complete.
+
+    `chat_template` is one of the two of `corpus.instructions`: which prompt the model was trained for.
 
     Raises:
         OSError: it could not be written (disk full, for one); then `folder` is as it was and nothing is left over.
@@ -111,6 +126,7 @@ def write(folder: Path, content: Snapshot, tokenizer: Tokenizer, state: TrainSta
         (partial / MODEL).mkdir(parents=True)
         with _as_os_errors():
             _write_model(partial / MODEL, content, tokenizer)
+            (partial / MODEL / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
             torch.save(content.optimizer, partial / OPTIMIZER)
         _write_json(partial / STATE, state.to_record())
         commit_partial(partial, folder)
@@ -134,15 +150,18 @@ def commit_partial(partial: Path, folder: Path) -> None:
     for path in partial.rglob("*"):
         _sync(path)
     _sync(partial)
-    if folder.exists():
-        remove(folder)
+    doomed = folder.with_name(folder.name + _DOOMED)
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():  # aside first and removed last: a kill in between leaves the one or the other
+        folder.rename(doomed)
     partial.rename(folder)
     _sync(folder.parent)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:
     """Remove a checkpoint: broken off half-way, what is left of it does not look like one."""
-    doomed = folder.with_name(folder.name + f".old{PARTIAL}")
+    doomed = folder.with_name(folder.name + _DOOMED)
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     shutil.rmtree(doomed)
@@ -187,6 +206,24 @@ def load_model(folder: Path) -> tuple[Decoder, Tokenizer]:
             f"{model.config.vocab_size - 1}: they are not of one another"
         )
     return model, tokenizer
+
+
+def has_instructions(folder: Path) -> bool:
+    """Whether the model of a checkpoint was trained with instructions before its stories.
+
+    Its template is compared with ours and never rendered; a folder without one, as earlier versions wrote, has none.
+    """
+    try:
+        return is_instruction_template(folder / MODEL / CHAT_TEMPLATE)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def is_instruction_template(path: Path) -> bool:
+    """Whether a file holds our template of instructions. Raises: OSError."""
+    with path.open("rb") as file:
+        content = file.read(2 * len(INSTRUCTION_TEMPLATE))  # a longer one is another
+    return takes_instructions(content.decode("utf-8", errors="replace"))
 
 
 def _write_model(path: Path, content: Snapshot, tokenizer: Tokenizer) -> None:

@@ -4,7 +4,8 @@ In: the bytes of a `.model` (a protocol buffer). Out: the JSON of a `tokenizers`
 Called by `loading`.
 
 SentencePiece writes a space as "▁" and cannot tell the two apart when it reads back. Here the pieces hold plain
-spaces, so that a "▁" of a story is a character like any other, and there is nothing to normalise.
+spaces, so that a "▁" of a story is a character like any other. A model that normalises text (the package's default,
+`nmt_nfkc`) keeps its rules, see `normaliser`; one without byte fallback keeps every text of its own characters.
 """
 
 import json
@@ -15,14 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm_ray.errors import UserError
+from slm_ray.tokenization.normaliser import Normaliser, normalizer_json
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = range(1, 6)  # SentencePiece.Type; 6 are bytes
 _SPACE = "\u2581"
-_REMEDY = (
-    "train it with --normalization_rule_name=identity --byte_fallback=true --character_coverage=1.0, "
-    "or leave out --tokenizer to train one"
-)
+_REMEDY = "train it with SentencePiece's defaults, or leave out --tokenizer to train one"
 
 
 Fields = dict[int, list[int | bytes]]
@@ -46,8 +45,9 @@ class Model:
     model_type: int
     byte_fallback: bool
     spaces_at_end: bool
-    normalizer: str
-    changes_text: bool
+    charsmap: bytes  # rules of its normaliser, empty where it has none
+    joins_spaces: bool
+    has_denormalizer: bool
     has_prefix: bool
     escapes_spaces: bool
 
@@ -68,15 +68,16 @@ def parse(content: bytes) -> Model:
         model_type=_last(trainer, 3, _UNIGRAM),
         byte_fallback=bool(_last(trainer, 35, 0)),
         spaces_at_end=bool(_last(trainer, 24, 0)),
-        normalizer=_last(normalizer, 1, b"").decode("utf-8"),
-        changes_text=bool(_last(normalizer, 2, b"") or _last(denormalizer, 2, b"")),
+        charsmap=_last(normalizer, 2, b""),
+        joins_spaces=bool(_last(normalizer, 4, 1)),
+        has_denormalizer=bool(_last(denormalizer, 2, b"")),
         has_prefix=bool(_last(normalizer, 3, 1)),
         escapes_spaces=bool(_last(normalizer, 5, 1)),
     )
 
 
 def convert(content: bytes, name: str) -> str:
-    """The `tokenizer.json` of a `.model`, Unigram or BPE, that keeps every text.
+    """The `tokenizer.json` of a `.model`, Unigram or BPE, that keeps every normalised text of characters that it has.
 
     Ids are those of the `sentencepiece` package except where it loses text ("▁" in a story, and runs of spaces
     where the model removes them, of which cleaned stories have none) and for the literal name of a mark (`</s>`) if
@@ -84,10 +85,11 @@ def convert(content: bytes, name: str) -> str:
     puts before each text is put there too, and taken off again by decoding.
 
     Raises:
-        UserError: it is no such file, or it changes text.
+        UserError: it is no such file, or it writes text otherwise than it was read.
     """
     try:
         model = parse(content)
+        normaliser = Normaliser(model.charsmap, model.joins_spaces) if model.charsmap else None
     except ValueError as error:
         raise UserError(f"{name} is not a SentencePiece .model: {error}") from error
     why = _why_not(model)
@@ -105,6 +107,8 @@ def convert(content: bytes, name: str) -> str:
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
     }
+    if normaliser is not None:
+        config["normalizer"] = normalizer_json(normaliser, " " if has_prefix else "")
     if model.model_type == _UNIGRAM:
         config["model"] = _unigram(model)
         config["pre_tokenizer"] = _cut_names(model)
@@ -118,8 +122,7 @@ def _why_not(model: Model) -> str | None:
     types = {piece.type for piece in model.pieces}
     reasons = {
         "it is neither a Unigram nor a BPE model": model.model_type not in (_UNIGRAM, _BPE),
-        f"its normaliser ({model.normalizer or 'or denormaliser'}) changes text": model.changes_text,
-        "it loses every character that it has no piece for": not model.byte_fallback,
+        "its denormaliser changes what is read back": model.has_denormalizer,
         "it puts spaces at the end of words": model.spaces_at_end,
         "it does not write spaces as ▁": not model.escapes_spaces,
         "it has unused pieces": _UNUSED in types,
@@ -138,7 +141,7 @@ def _unigram(model: Model) -> dict[str, Any]:
         "type": "Unigram",
         "unk_id": next(number for number, piece in enumerate(model.pieces) if piece.type == _UNKNOWN),
         "vocab": [[_name(piece), piece.score] for piece in model.pieces],
-        "byte_fallback": True,
+        "byte_fallback": model.byte_fallback,
     }
 
 
@@ -168,7 +171,7 @@ def _bpe(model: Model) -> dict[str, Any]:
         "type": "BPE",
         "unk_token": next(piece.text for piece in model.pieces if piece.type == _UNKNOWN),
         "fuse_unk": True,
-        "byte_fallback": True,
+        "byte_fallback": model.byte_fallback,
         "ignore_merges": False,
         "vocab": ids,
         "merges": merges,

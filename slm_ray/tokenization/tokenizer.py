@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import tokenizers
 
 from slm_ray.errors import UserError
 from slm_ray.storage import StoragePath, storage_path
+from slm_ray.tokenization.borders import END_OF_TEXT as END_OF_TEXT
+from slm_ray.tokenization.borders import TextBorders as TextBorders
+from slm_ray.tokenization.borders import end_of_text_around
+from slm_ray.tokenization.normaliser import read_normalizer
 from slm_ray.tokenization.word_cache import WordEncoder, are_apart, cut_words, encode_flat, offsets
 
-END_OF_TEXT = "<|endoftext|>"
 _SOME_OF_EACH = (  # code points: single ones, then one for each first byte of 2, 3 and 4 in UTF-8
     *range(0x300),
     *range(0x300, 0x800, 0x40),
@@ -56,14 +60,22 @@ class Tokenizer:
     them: only the pipeline (after each story) and the model (when it stops) make end-of-text tokens.
     """
 
-    def __init__(self, inner: Any, name: str = "tokenizer") -> None:
+    def __init__(self, inner: Any, name: str = "tokenizer", borders: TextBorders | None = None) -> None:
         self._inner = inner
         self._inner.no_padding()
         self._inner.no_truncation()
+        config = json.loads(inner.to_str())
+        self.normaliser, rest = read_normalizer(config["normalizer"])
+        if self.normaliser is not None:
+            inner = tokenizers.Tokenizer.from_str(json.dumps({**config, "normalizer": rest}))
+        self._encoder = inner  # of normalised text
         # Not stored in tokenizer.json, so set at every load: text that looks like a special token stays text.
-        self._inner.encode_special_tokens = True
-        self.eos_id = _eos_id(inner, name)
-        self._words_are_apart = _cuts_at_spaces(json.loads(inner.to_str()))
+        self._encoder.encode_special_tokens = True
+        self.borders = end_of_text_around(inner, name) if borders is None else borders
+        self.start_id, self.eos_id = self.borders.start_id, self.borders.eos_id
+        self.stop_ids = self.borders.stop_ids
+        self._words_are_apart = _cuts_at_spaces(config)
+        self._known = _known_characters(config)
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
         self._words = WordEncoder(inner, self.numpy_type)
 
@@ -84,15 +96,10 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str, name: str = "tokenizer", *, must_keep_text: bool = False) -> "Tokenizer":
         """Make it from the content of a `tokenizer.json`; `name` appears in errors, which are those of `load`."""
-        try:
-            with _panics_as_errors():
-                inner = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the Rust side raises plain Exception
-            raise UserError(f"{name} is not a tokenizer.json of the `tokenizers` package: {error}") from error
-        tokenizer = cls(inner, name)
+        tokenizer = cls(parsed(text, name), name)
         if must_keep_text:
             config = json.loads(text)
-            _check_keeps_text(tokenizer, name, config.get("normalizer"))
+            _check_keeps_text(tokenizer, name, None if tokenizer.normaliser else config.get("normalizer"))
             if config["model"].get("dropout"):
                 raise UserError(
                     f"{name} has BPE dropout, which encodes a text anew each time: set model.dropout to null"
@@ -101,9 +108,29 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end-of-text token."""
+        text = self.normaliser(text) if self.normaliser else text
         with _panics_as_errors():
-            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+            ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
         return ids
+
+    @property
+    def keeps_every_text(self) -> bool:
+        """Whether there is nothing that `normalised` changes and `unknown` finds."""
+        return self.normaliser is None and self._known is None
+
+    def normalised(self, text: str) -> str:
+        """The text that comes back from ids of this one, where `unknown` finds nothing in it."""
+        return self.normaliser.settled(text) if self.normaliser else text
+
+    def unknown(self, text: str) -> list[str]:
+        """Characters of a normalised text that no id stands for, each once; empty for byte-level tokenizers."""
+        return [] if self._known is None else [one for one in dict.fromkeys(text) if one not in self._known]
+
+    def writable(self, text: str) -> str:
+        """The normalised text without the characters that no id stands for."""
+        text = self.normalised(text)
+        lost = set(self.unknown(text))
+        return self.normalised("".join(one for one in text if one not in lost)) if lost else text
 
     def encode_batch(self, texts: Sequence[str] | pa.Array, words: pa.ListArray | None = None) -> pa.ListArray:
         """Ids of many texts at once, as one list per text of `numpy_type`; no end-of-text tokens.
@@ -116,7 +143,9 @@ class Tokenizer:
             words = cut_words(strings) if words is None else words
             if are_apart(words):
                 return self._words.encode(words)
-        ids, lengths = encode_flat(self._inner, strings.to_pylist(), self.numpy_type)
+        plain = strings.to_pylist()
+        plain = list(map(self.normaliser, plain)) if self.normaliser else plain
+        ids, lengths = encode_flat(self._encoder, plain, self.numpy_type)
         return pa.ListArray.from_arrays(pa.array(offsets(lengths), pa.int32()), pa.array(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -131,6 +160,21 @@ class Tokenizer:
         skipped = len(self.decode(before))
         with _panics_as_errors():
             return [self._inner.decode([*before, token], skip_special_tokens=False)[skipped:] for token in ids]
+
+    def entry(self, token: int) -> str:
+        """An id's entry as the file spells it; empty where it has none."""
+        return self._inner.id_to_token(token) or ""
+
+    @functools.cached_property
+    def entries(self) -> dict[str, int]:
+        """Every entry with its id."""
+        found: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
+        return found
+
+    @functools.cached_property
+    def holes(self) -> npt.NDArray[np.int64]:
+        """Ids below `vocab_size` that no entry has; of most tokenizers none."""
+        return np.setdiff1d(np.arange(self.vocab_size), list(self.entries.values()))
 
     @functools.cached_property
     def longest_entry(self) -> int:
@@ -157,34 +201,35 @@ class Tokenizer:
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
 
+def parsed(text: str, name: str) -> Any:
+    """The package's own tokenizer out of the content of a `tokenizer.json`. Raises: UserError when it is none."""
+    try:
+        with _panics_as_errors():
+            return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the Rust side raises plain Exception
+        raise UserError(f"{name} is not a tokenizer.json of the `tokenizers` package: {error}") from error
+
+
 @functools.lru_cache(maxsize=2)
 def cached_tokenizer(text: str) -> Tokenizer:
     """`Tokenizer.from_json`, once per process: workers get the JSON with each range."""
     return Tokenizer.from_json(text)
 
 
-def _eos_id(inner: Any, name: str) -> int:
-    """The id of the end-of-text token, which must be an added special token."""
-    for number, token in inner.get_added_tokens_decoder().items():
-        if token.content == END_OF_TEXT and token.special:
-            return int(number)
-    raise UserError(
-        f"{name} has no special token {END_OF_TEXT}: without it no model learns where a story ends; "
-        "add it to the file's added_tokens, or leave out --tokenizer to train one"
-    )
-
-
 def _check_keeps_text(tokenizer: Tokenizer, name: str, normalizer: dict[str, Any] | None) -> None:
     """Refuse what drops or changes text: bits per byte would count bytes that no token stands for.
+
+    What it says itself (`normalised`, `unknown`) is known before a story is taken, and refused of none.
 
     Raises:
         UserError: it has a normaliser (other than a prefix), one of `PROBES` does not come back as it was, or a
             text can contain the end-of-text token.
     """
     kind = (normalizer or {}).get("type")
+    probes = PROBES if tokenizer.keeps_every_text else map(tokenizer.writable, PROBES)
     if kind not in (None, "Prepend"):
         why = f"its normaliser ({kind}) changes text"
-    elif any(tokenizer.decode(tokenizer.encode(probe)) != probe for probe in PROBES):
+    elif any(tokenizer.decode(tokenizer.encode(probe)) != probe for probe in probes):
         why = "not every text comes back from it as it was"
     elif tokenizer.eos_id in tokenizer.encode(f"{END_OF_TEXT} a {END_OF_TEXT}{END_OF_TEXT}"):
         why = f"the letters {END_OF_TEXT} in a story become the end-of-text token"
@@ -194,6 +239,19 @@ def _check_keeps_text(tokenizer: Tokenizer, name: str, normalizer: dict[str, Any
         f"{name} loses text: {why}; use a byte-level tokenizer without normaliser and prefix space, "
         "or leave out --tokenizer to train one"
     )
+
+
+def _known_characters(config: dict[str, Any]) -> frozenset[str] | None:
+    """The characters that a tokenizer made by `from_sentencepiece` has a piece for, where it has none for all bytes.
+
+    One that only stands inside of longer pieces counts as unknown: what is around it decides whether it is.
+    """
+    model, decoders = config["model"], (config["decoder"] or {}).get("decoders", [])
+    is_own = [step.get("type") for step in decoders[:2]] == ["ByteFallback", "Fuse"]
+    if not is_own or model["type"] not in ("BPE", "Unigram") or model.get("byte_fallback"):
+        return None
+    names = model["vocab"] if model["type"] == "BPE" else (name for name, _ in model["vocab"])
+    return frozenset(name for name in names if len(name) == 1)
 
 
 def _cuts_at_spaces(config: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ the plan with the token streams, the argument of `loop.fit`.
 import dataclasses
 
 from slm_ray.config.schema import TrainConfig
+from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE
 from slm_ray.dataset.batches import TokenStream, n_samples
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, load_manifest
 from slm_ray.dataset.shards import read_split, verify_split
@@ -54,6 +55,8 @@ class TrainInputs(RunPlan):
     validation: TokenStream
     tokenizer: Tokenizer
     tracker: Tracker
+    chat_template: str = STORY_TEMPLATE
+    """Which prompt a model of these stories takes."""
 
 
 def plan_run(config: TrainConfig, manifest: Manifest, lease: str = "") -> RunPlan:
@@ -125,7 +128,13 @@ def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> Train
         validation=stream("validation"),
         tokenizer=tokenizer,
         tracker=tracker,
+        chat_template=chat_template(manifest),
     )
+
+
+def chat_template(manifest: Manifest) -> str:
+    """Which prompt a model learns of a data set."""
+    return INSTRUCTION_TEMPLATE if manifest.has_instructions else STORY_TEMPLATE
 
 
 def load_tokenizer(config: TrainConfig, manifest: Manifest) -> Tokenizer:

@@ -3,6 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from slm_ray.generation.sampling import SamplingParams, draw
 
@@ -30,6 +37,14 @@ LOGITS = [1.0, 3.0, 0.0, 2.0, -1.0]
         ({"top_k": 2, "top_p": 0.8}, [1, 3]),  # of the two left, 0.73 + 0.27
         ({"top_k": 3, "top_p": 1e-9}, [1]),
         ({"top_k": 1}, [1]),
+        ({"top_k": 0, "min_p": 0.2}, [1, 3]),  # 1, 0.37, 0.14, ... of the likeliest
+        ({"top_k": 0, "min_p": 0.13}, [0, 1, 3]),
+        ({"top_k": 0, "min_p": 0.13, "temperature": 0.5}, [1, 3]),  # 1, 0.14, 0.02
+        ({"top_k": 0, "min_p": 1.0}, [1]),
+        ({"top_k": 4, "min_p": 0.2}, [1, 3]),
+        ({"top_k": 0, "top_p": 0.95, "min_p": 0.2}, [1, 3]),
+        ({"top_k": 0, "top_p": 0.6, "min_p": 0.01}, [1]),
+        ({"top_k": 3, "top_p": 0.9, "min_p": 1.0}, [1]),
     ],
 )
 def test_draws_follow_the_softmax_of_what_is_left(params: dict[str, float], allowed: list[int]) -> None:
@@ -37,6 +52,24 @@ def test_draws_follow_the_softmax_of_what_is_left(params: dict[str, float], allo
     left = torch.full((5,), -torch.inf)
     left[allowed] = torch.tensor(LOGITS)[allowed] / settings.temperature
     assert frequencies(LOGITS, settings) == pytest.approx(left.softmax(0).tolist(), abs=1e-3)
+
+
+def test_a_min_p_of_1_leaves_all_that_are_likeliest_and_of_0_all() -> None:
+    for options in ({}, {"top_p": 0.99}, {"top_k": 4}):
+        params = SamplingParams(**{"top_k": 0, "temperature": 1.0, "min_p": 1.0, **options})  # type: ignore[arg-type]
+        assert frequencies([2.0, 0.0, 2.0, 1.9], params) == pytest.approx([0.5, 0, 0.5, 0], abs=1e-3)
+    plain = SamplingParams(top_k=0, temperature=1.0)
+    assert frequencies(LOGITS, SamplingParams(top_k=0, temperature=1.0, min_p=0.0)) == frequencies(LOGITS, plain)
+
+
+@pytest.mark.parametrize("top_k, top_p, min_p", [(0, 1.0, 0.05), (0, 0.9, 0.1), (20, 1.0, 0.02), (20, 0.8, 0.3)])
+def test_what_is_left_is_what_transformers_leaves(top_k: int, top_p: float, min_p: float) -> None:
+    logits = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)) * 2
+    warpers = [TemperatureLogitsWarper(0.8), *([TopKLogitsWarper(top_k)] if top_k else [])]
+    left = LogitsProcessorList([*warpers, TopPLogitsWarper(top_p), MinPLogitsWarper(min_p)])(None, logits.clone())
+    params = SamplingParams(temperature=0.8, top_k=top_k, top_p=top_p, min_p=min_p)
+    for row, expected in zip(logits.tolist(), left.softmax(-1).tolist()):
+        assert frequencies(row, params, 2000) == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-6])
@@ -66,19 +99,14 @@ def test_the_largest_uniform_number_stays_among_the_allowed() -> None:
         {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": True}, {"temperature": 10**400},
         {"temperature": "1"}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.01}, {"top_p": float("nan")},
         {"seed": -1}, {"seed": 2**63}, {"seed": 1.5}, {"repetition_penalty": 5e-324}, {"repetition_penalty": 11},
-        {"repetition_penalty": float("nan")}, {"logprobs": 21}, {"logprobs": -1}, {"stop": ("",)},
-        {"stop": ("x" * 257,)}, {"stop": ("x",) * 17},
+        {"repetition_penalty": float("nan")}, {"min_p": -0.1}, {"min_p": 1.1}, {"min_p": float("nan")},
+        {"presence_penalty": 2.1}, {"frequency_penalty": -2.1}, {"frequency_penalty": "1"},
+        {"logit_bias": ((-1, 1.0),)}, {"logit_bias": ((1.0, 1.0),)}, {"logit_bias": ((1, 101),)},
+        {"logit_bias": ((1, float("nan")),)}, {"logit_bias": ((1, 1.0), (1, 2.0))},
+        {"logit_bias": tuple((token, 1.0) for token in range(1025))}, {"logprobs": 21}, {"logprobs": -1},
+        {"stop": ("",)}, {"stop": ("x" * 257,)}, {"stop": ("x",) * 17},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         SamplingParams(**values)  # type: ignore[arg-type]
-
-
-def test_the_penalty_divides_positive_and_multiplies_negative_logits() -> None:
-    logits = np.array([[2.0, -1.0, 1.5, -1.2]], dtype=np.float32)
-    params = SamplingParams(temperature=0, repetition_penalty=2.0)
-    assert draw(logits, [params], [0.0], [[0]]) == [2]  # 1, -1, 1.5, -1.2
-    assert draw(logits, [params], [0.0], [[0, 2, 2]]) == [0]  # 1, -1, 0.75, -1.2
-    assert draw(-logits, [params], [0.0], [[1, 3]]) == [3]  # -2, 0.5, -1.5, 0.6
-    assert logits.tolist() == [[2.0, -1.0, 1.5, pytest.approx(-1.2)]]

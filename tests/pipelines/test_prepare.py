@@ -1,24 +1,36 @@
 """The whole pipeline: equal bytes on any runner, an account of every story, and mistakes in one line."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sentencepiece
 
-from pipelines import prepare
+from pipelines import explain, prepare
+from slm_ray.config.schema import ModelConfig, TrainConfig
+from slm_ray.corpus.grammar import sample_stories
+from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE, with_instruction, without_instruction
 from slm_ray.dataset.manifest import MANIFEST, load_manifest
 from slm_ray.dataset.shards import read_split
 from slm_ray.preparation import staging
+from slm_ray.preparation.splits import story_hash
 from slm_ray.sources import hub
 from slm_ray.sources.plan import plan_source
+from slm_ray.tokenization.loading import open_tokenizer
 from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.inputs import load_inputs
+from slm_ray.training.preflight import resolve
 from tests.support.paths import ROOT
+from tests.support.sentencepiece_models import sentencepiece_model
 from tests.support.source_files import set_rows_per_range
 
 GOLDEN_FINGERPRINT = "c18bb6aa7ac0dc40fef902d948194a8bf1bb69bf75c7fc9d1bebe541e694578d"
@@ -400,3 +412,116 @@ def test_enough_text_is_not_warned_of(tmp_path, capsys):
     words = ["--source", "sample", "--max-stories", "200", "--validation-fraction", "0.1", "--runner", "DirectRunner"]
     assert run(tmp_path / "data", *words) == 0
     assert "warning" not in capsys.readouterr().err
+
+
+def test_instructions_stand_before_the_stories_that_fulfil_them(tmp_path, capsys):
+    texts = [*sample_stories(0, 60), next(sample_stories(7, 8)).upper()]
+    source = write_stories(tmp_path / "a.jsonl", texts)
+    words = ("--source", str(source), "--validation-fraction", "0.2")
+    assert run(tmp_path / "plain", *words) == 0
+    assert run(tmp_path / "data", *words, "--instructions") == 0
+    plain, instructed = load_manifest(tmp_path / "plain"), load_manifest(tmp_path / "data")
+    assert not plain.has_instructions and "instructions" not in plain.parameters
+    assert instructed.has_instructions and instructed.fingerprint != plain.fingerprint
+    assert {name: split.rows for name, split in instructed.splits.items()} == {
+        name: split.rows for name, split in plain.splits.items()
+    }
+    tokenizer = Tokenizer.load(tmp_path / "data/tokenizer.json")
+    for split in ("train", "validation"):
+        for row in pq.read_table(tmp_path / "data" / split).to_pylist():
+            story = " ".join(texts[int(row["story_id"].removeprefix("a.jsonl#"))].split())
+            text = tokenizer.decode(row["tokens"])
+            assert text == with_instruction(story, story_hash(story))
+            assert row["n_bytes"] == len(text.encode()) and without_instruction(text) == story
+    other = Tokenizer.load(tmp_path / "plain/tokenizer.json")
+    marks = "Features: Dialogue\nWords: \nStory:\n"
+    assert len(tokenizer.encode(marks)) < len(other.encode(marks)), "it learned from stories alone"
+    assert "a.jsonl#7 in " in explain.explain(tmp_path / "data", "a.jsonl#60")
+    assert run(tmp_path / "data", *words) == 2
+    assert "holds a data set from another source or other parameters" in capsys.readouterr().err
+    config = TrainConfig(data=str(tmp_path / "data"), output=str(tmp_path / "runs"), max_steps=1, workers=1)
+    small = dataclasses.replace(config, model=ModelConfig(seq_len=16))
+    assert load_inputs(resolve(small, lambda _: 1), NullTracker()).chat_template == INSTRUCTION_TEMPLATE
+    small = dataclasses.replace(small, data=str(tmp_path / "plain"))
+    assert load_inputs(resolve(small, lambda _: 1), NullTracker()).chat_template == STORY_TEMPLATE
+
+
+def test_a_sentencepiece_model_of_its_defaults_normalises_and_says_what_it_cannot_write(tmp_path, capsys):
+    defaults = {"normalization_rule_name": "nmt_nfkc", "byte_fallback": False, "remove_extra_whitespaces": True}
+    (tmp_path / "stories.model").write_bytes(sentencepiece_model("unigram", **defaults))
+    texts = list(sample_stories(0, 40))
+    texts[3] = texts[3].replace("fi", "\N{LATIN SMALL LIGATURE FI}") + "\u3000The end."
+    texts[4] += " 日本."
+    texts[5] = unicodedata.normalize("NFKC", texts[3])
+    source = write_stories(tmp_path / "a.jsonl", texts)
+    words = ("--source", str(source), "--tokenizer", str(tmp_path / "stories.model"))
+    assert run(tmp_path / "data", *words) == 0
+    manifest = load_manifest(tmp_path / "data")
+    assert manifest.counts == {"read": 40, "kept": 38, "duplicates": 1, "rejected": {"not_in_tokenizer": 1}}
+    assert manifest.parameters["tokenizer"]["normalisation"]["joins_spaces"]
+    assert "normalisation charsmap sha256" in (tmp_path / "data/report/report.html").read_text(encoding="utf-8")
+    tokenizer = Tokenizer.load(tmp_path / "data/tokenizer.json")
+    rows = {
+        row["story_id"]: row for name in ("train", "validation", "test") for row in rows_of(tmp_path / "data", name)
+    }
+    expected = " ".join(unicodedata.normalize("NFKC", texts[3]).split())
+    assert tokenizer.decode(rows["a.jsonl#3"]["tokens"]) == expected
+    assert rows["a.jsonl#3"]["n_bytes"] == len(expected.encode())
+    (evidence,) = [row for row in rows_of(tmp_path / "data", "rejected") if row["story_id"] == "a.jsonl#4"]
+    assert evidence["text"].startswith("no piece for 日 本 in: ")
+    for option in ("--instructions", "--keep-paragraphs"):
+        capsys.readouterr()
+        assert run(tmp_path / "other", *words, option) == 2
+        assert f"{option} writes line breaks, and the tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def rows_of(folder: Path, name: str) -> list[dict]:
+    return pq.read_table(folder / name).to_pylist() if (folder / name).exists() else []
+
+
+def test_instructions_and_options_that_contradict_them_are_refused(tmp_path, capsys):
+    assert run(tmp_path / "data", "--instructions", "--explain", "a.jsonl#1") == 2
+    assert "--explain prepares nothing: leave out --instructions" in capsys.readouterr().err
+
+
+def test_a_tokenizer_alone_is_that_of_the_data_set_and_can_be_given_to_one(tmp_path, capsys):
+    few = ("--source", "sample", "--max-stories", "100")
+    made = (*few, "--tokenizer-model", "unigram")
+    assert run(tmp_path / "alone", *made, "--tokenizer-only") == 0
+    assert "512 entries (unigram) of 100 stories" in capsys.readouterr().out
+    names = ["tokenizer.json", "tokenizer.model", "tokenizer.vocab"]
+    assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == names
+    assert run(tmp_path / "data", *made) == 0
+    for name in names:
+        assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "data/tokenizer.model"))
+    tokenizer = Tokenizer.load(tmp_path / "alone/tokenizer.json")
+    assert len((tmp_path / "alone/tokenizer.vocab").read_text(encoding="utf-8").splitlines()) == 513
+    for row in rows_of(tmp_path / "data", "train"):
+        text = tokenizer.decode(row["tokens"])
+        assert [*model.encode(text), model.eos_id()] == row["tokens"] and model.decode(row["tokens"]) == text
+    assert open_tokenizer(str(tmp_path / "alone")).sha256 == tokenizer.sha256
+    (tmp_path / "data/tokenizer.vocab").write_text("mine", encoding="utf-8")
+    assert run(tmp_path / "data", *few, "--tokenizer", str(tmp_path / "alone"), "--force") == 0
+    assert load_manifest(tmp_path / "data").tokenizer["sha256"] == tokenizer.sha256
+    assert not (tmp_path / "data/tokenizer.model").exists(), "of the data set before"
+    assert (tmp_path / "data/tokenizer.vocab").read_text(encoding="utf-8") == "mine"
+    assert run(tmp_path / "data", *made, "--force") == 2
+    assert "holds tokenizer.vocab, not written by this program" in capsys.readouterr().err
+
+
+def test_a_tokenizer_alone_is_not_put_over_what_is_there(tmp_path, sample, capsys):
+    assert run(tmp_path / "alone", *SAMPLE, "--tokenizer-only") == 0
+    for words, said in (
+        ([str(tmp_path / "alone"), "--tokenizer-only"], "holds tokenizer.json: choose another --output, or replace it"),
+        ([str(sample), "--tokenizer-only", "--force"], "holds a data set: choose another --output"),
+        ([str(tmp_path / "a"), "--tokenizer-only", "--near-duplicates", "0.8"], "--near-duplicates chooses stories"),
+        ([str(tmp_path / "a"), "--tokenizer-only", "--tokenizer", "gpt2"], "--tokenizer-only trains a tokenizer"),
+        ([str(tmp_path / "a"), "--tokenizer-only", "--min-chars", "9999"], "stories (100.0%) were rejected"),
+    ):
+        capsys.readouterr()
+        assert run(Path(words[0]), *SAMPLE, *words[1:]) == 2
+        assert said in capsys.readouterr().err
+    assert run(tmp_path / "alone", *SAMPLE, "--tokenizer-only", "--force", "--vocab-size", "300") == 0
+    assert Tokenizer.load(tmp_path / "alone/tokenizer.json").vocab_size == 300

@@ -21,6 +21,7 @@ EVERYWHERE = [
 FLOORS = [  # bottom up: a room imports only what lies on the floors below it, or beside it on the ground
     {"errors", "internals", "storage", "periodic", "locks", "hub_reference", "corpus", "config", "cli"},
     {"model", "dataset", "tokenization"},
+    {"model_files"},
     {"sources", "generation", "runs"},
     {"preparation", "tracking"},
     {"training"},
@@ -45,7 +46,10 @@ ENGINES = {  # package -> the only folders and files that may import it
     "onnxruntime": {"slm_ray/generation/onnx_backend.py"},
     "pydantic": {"slm_ray/config", "slm_ray/runs/train_state.py", "serve"},
     "tyro": {"slm_ray/config", "pipelines/config.py", "pipelines/options.py"},
-    "torch": {f"slm_ray/{room}" for room in ("model", "generation", "runs", "training", "evaluation", "distributed")},
+    "torch": {
+        f"slm_ray/{room}"
+        for room in ("model", "model_files", "generation", "runs", "training", "evaluation", "distributed")
+    },
 }
 TORCH_ON_TOP = {"slm_ray/evaluate.py", "slm_ray/generate.py", "slm_ray/tracking/tensorboard_tracker.py", "serve"}
 ENGINES["torch"] |= TORCH_ON_TOP

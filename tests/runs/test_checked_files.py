@@ -14,8 +14,9 @@ from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.cache_size import available_bytes, check_cache
 from slm_ray.model.decoder import Decoder
+from slm_ray.model_files.json_files import MAX_JSON_BYTES
+from slm_ray.model_files.reading import MAX_CONTEXT
 from slm_ray.runs import checkpoint, verification
-from slm_ray.runs.checked_files import MAX_CONTEXT, MAX_JSON_BYTES
 from tests.support.tiny_model import write_tiny_model
 
 
@@ -56,7 +57,10 @@ def rewritten(folder: Path, name: str, text: str) -> Path:
 def test_a_size_that_the_weights_do_not_bear_out_is_refused_before_it_takes_memory(
     folder: Path, field: str, value: int, message: str
 ) -> None:
-    changed(folder, "model/config.json", lambda content: content["slm_ray"].update({field: value}))
+    own = {"model_type": "slm_ray"}  # with no family's fields beside it, which would say otherwise
+    changed(
+        folder, "model/config.json", lambda content: content["slm_ray"].update({field: value}) or content.update(own)
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match="does not fit its config") as caught:
         checkpoint.load_model(folder)

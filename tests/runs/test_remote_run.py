@@ -39,7 +39,7 @@ CHECKPOINT = {
     "optimizer.pt",
     "state.json",
     *(f"model/{name}" for name in ("config.json", "generation_config.json", "model.safetensors")),
-    *(f"model/{name}" for name in ("tokenizer.json", "tokenizer_config.json")),
+    *(f"model/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")),
 }
 
 

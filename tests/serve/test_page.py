@@ -149,6 +149,21 @@ def test_story_longer_than_the_context_is_continued_from_its_end(page: Page, ser
     assert STORY.endswith(" " + last)
 
 
+def test_words_to_use_are_asked_for_where_the_model_learned_instructions(page: Page, server: PageServer) -> None:
+    expect(page.get_by_text("About the model")).to_be_visible()
+    expect(page.get_by_label("With these words")).to_be_hidden()
+    server.script.has_instructions = True
+    page.reload()
+    page.get_by_label("With these words").fill(" share,kite , red ball,,")
+    write(page)
+    expect(story(page)).to_have_text(STORY)
+    page.get_by_label("With these words").fill("")
+    write(page)
+    wait_until(lambda: len(server.requests) == 2)
+    assert [request["words"] for request in server.requests] == [["share", "kite", "red ball"], []]
+    assert {request["prompt"] for request in server.requests} == {PROMPT}
+
+
 def test_variants_stand_side_by_side_with_a_seed_each(page: Page, server: PageServer) -> None:
     page.get_by_label("Variants").select_option("4")
     page.get_by_label("Seed").fill("10")

@@ -47,6 +47,8 @@ class Script:
     refusal: tuple[int, Any, dict[str, str]] | None = None
     """Status, body and headers that answer every story."""
     key: str = ""
+    has_instructions: bool = False
+    """Whether the model learned instructions."""
     context_words: int = 10**9
     """Words that a prompt may have."""
 
@@ -90,7 +92,7 @@ class PageServer:
         return HTMLResponse(page, headers={"Content-Security-Policy": content_security_policy(page)})
 
     async def _model(self, request: Request) -> Response:
-        return self._refused(request) or JSONResponse(MODEL)
+        return self._refused(request) or JSONResponse(MODEL | {"has_instructions": self.script.has_instructions})
 
     async def _generate(self, request: Request) -> Response:
         body = await request.json()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slm_ray.config.schema import ModelConfig
+from slm_ray.corpus.instructions import STORY_TEMPLATE
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
@@ -58,9 +59,9 @@ def some_tokens(vocab_size: int, rows: int = 3, steps: int = 20) -> Tensor:
     return torch.randint(0, vocab_size, (rows, steps), generator=torch.Generator().manual_seed(1))
 
 
-def write_tiny_model(folder: Path, seq_len: int = 64, seed: int = 0) -> Path:
+def write_tiny_model(folder: Path, seq_len: int = 64, seed: int = 0, template: str = STORY_TEMPLATE) -> Path:
     """Save a checkpoint of a 2-layer model with random weights; another seed writes other stories."""
-    return _write(folder, seed, seq_len=seq_len, n_layers=2, d_model=32, n_heads=4, d_ff=64)
+    return _write(folder, seed, template, seq_len=seq_len, n_layers=2, d_model=32, n_heads=4, d_ff=64)
 
 
 def write_endless_model(folder: Path, seed: int = 0) -> Path:
@@ -69,7 +70,7 @@ def write_endless_model(folder: Path, seed: int = 0) -> Path:
     return _write(folder, seed, is_endless=True, seq_len=64, n_layers=4, d_model=128, n_heads=4, d_ff=256)
 
 
-def _write(folder: Path, seed: int, *, is_endless: bool = False, **shape: int) -> Path:
+def _write(folder: Path, seed: int, template: str = STORY_TEMPLATE, *, is_endless: bool = False, **shape: int) -> Path:
     torch.manual_seed(seed)
     tokenizer = train_bpe(SENTENCES, vocab_size=300)
     model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
@@ -85,5 +86,5 @@ def _write(folder: Path, seed: int, *, is_endless: bool = False, **shape: int) -
         metrics=None,
         run_id="run-1",
     )
-    checkpoint.save(folder, model, tokenizer, state, {})
+    checkpoint.save(folder, model, tokenizer, state, {}, template)
     return folder

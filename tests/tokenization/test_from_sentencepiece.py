@@ -1,4 +1,4 @@
-"""SentencePiece models as `tokenizer.json`: the ids of the real package, and every text comes back."""
+"""SentencePiece models as `tokenizer.json`: the ids of the real package, and every text that it has comes back."""
 
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,14 @@ from slm_ray.tokenization.from_sentencepiece import convert
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from tests.support.sentencepiece_models import STORIES, TEXTS, from_model, sentencepiece_model
 
+DEFAULTS = {"normalization_rule_name": "nmt_nfkc", "byte_fallback": False, "remove_extra_whitespaces": True}
+"""Those of the package, but for sizes."""
+NORMALISED = st.text() | st.lists(
+    st.sampled_from(
+        ["e", "\u0301", "\u0323", " ", "  ", "\u00a8", "A", "\n", "\t", "ﬁ", "が", "か\u3099", "½", "™", "Å"]
+    )
+).map("".join)
+
 
 @pytest.fixture(
     scope="module",
@@ -25,6 +33,10 @@ from tests.support.sentencepiece_models import STORIES, TEXTS, from_model, sente
         ("bpe", {"add_dummy_prefix": False}),
         ("unigram", {"split_by_whitespace": False}),
         ("unigram", {"eos_piece": END_OF_TEXT}),
+        ("unigram", DEFAULTS),
+        ("bpe", DEFAULTS),
+        ("unigram", {**DEFAULTS, "normalization_rule_name": "nfkc_cf", "remove_extra_whitespaces": False}),
+        ("bpe", {**DEFAULTS, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}),
     ],
     ids=str,
 )
@@ -39,7 +51,47 @@ def both(request: pytest.FixtureRequest) -> tuple[Tokenizer, sentencepiece.Sente
 def test_ids_are_those_of_sentencepiece(
     both: tuple[Tokenizer, sentencepiece.SentencePieceProcessor], text: str
 ) -> None:
-    assert both[0].encode(text) == both[1].encode(text)
+    written = both[0].writable(text)  # all of it, with byte fallback and without a normaliser
+    assert both[0].encode(written) == both[1].encode(written)
+    assert both[0].encode_batch([written]).to_pylist() == [both[1].encode(written)]
+    assert both[0].decode(both[0].encode(written)) == written
+    if not both[0].unknown(both[0].normalised(text)):
+        assert both[0].encode(text) == both[1].encode(text)
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=NORMALISED.map(lambda text: text.replace("\u2581", "")))
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nfkc", "nmt_nfkc_cf"])
+@pytest.mark.parametrize("joins", [True, False])
+def test_text_is_normalised_as_by_sentencepiece(rule: str, joins: bool, text: str) -> None:
+    changes = {**DEFAULTS, "normalization_rule_name": rule, "remove_extra_whitespaces": joins}
+    tokenizer = from_model("unigram", **changes)
+    model = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model("unigram", **changes))
+    assert tokenizer.normaliser is not None
+    assert tokenizer.normaliser(text) == model.normalize(text)[1:].replace("\u2581", " ")
+    settled = tokenizer.normalised(text)
+    assert tokenizer.normaliser(settled) == settled
+    written = tokenizer.writable(text)
+    assert tokenizer.encode(written) == model.encode(written)
+
+
+def test_characters_without_a_piece_are_named() -> None:
+    tokenizer = from_model("unigram", **DEFAULTS)
+    assert tokenizer.unknown(tokenizer.normalised("Lily日ﬁ 本日 ~")) == ["日", "本", "~"]
+    assert tokenizer.writable(" ﬁne  日 day") == "fine day"
+    assert not tokenizer.keeps_every_text and from_model("unigram").keeps_every_text
+    assert from_model("unigram").unknown("日本") == []
+
+
+def test_the_file_says_its_normalisation_and_opens_again(tmp_path: Path) -> None:
+    made = from_model("bpe", **DEFAULTS)
+    made.save(tmp_path / "tokenizer.json")
+    opened = loading.open_tokenizer(str(tmp_path))
+    assert opened.sha256 == made.sha256 and opened.normaliser == made.normaliser
+    foreign = made.to_json().replace('" {2,}"', '" {3,}"')
+    assert foreign != made.to_json()
+    with pytest.raises(UserError, match=r"its normaliser \(Sequence\) changes text"):
+        Tokenizer.from_json(foreign, must_keep_text=True)
 
 
 @settings(deadline=None, max_examples=25)
@@ -59,8 +111,6 @@ def test_a_mark_of_sentencepiece_that_is_the_end_mark_keeps_its_id() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"normalization_rule_name": "nmt_nfkc"}, r"its normaliser \(nmt_nfkc\) changes text"),
-        ({"byte_fallback": False}, "loses every character that it has no piece for"),
         ({"model_type": "char"}, "neither a Unigram nor a BPE model"),
         ({"treat_whitespace_as_suffix": True}, "puts spaces at the end of words"),
         ({"user_defined_symbols": "<sep>"}, "has user-defined symbols"),
@@ -68,14 +118,14 @@ def test_a_mark_of_sentencepiece_that_is_the_end_mark_keeps_its_id() -> None:
 )
 def test_a_model_that_changes_text_is_refused(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
     (tmp_path / "lossy.model").write_bytes(sentencepiece_model(**{"kind": "unigram", **changes}))
-    with pytest.raises(UserError, match=rf"lossy.model: .*{why}.*; train it with --normalization_rule_name=identity"):
+    with pytest.raises(UserError, match=rf"lossy.model: .*{why}.*; train it with SentencePiece's defaults"):
         loading.open_tokenizer(str(tmp_path / "lossy.model"))
 
 
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_a_broken_model_is_refused(data: st.DataObject) -> None:
-    whole = sentencepiece_model("unigram")
+    whole = sentencepiece_model("unigram", **data.draw(st.sampled_from([{}, DEFAULTS])))
     cut = data.draw(st.integers(0, len(whole) - 1))
     flipped = bytearray(whole[:cut] if data.draw(st.booleans()) else whole)
     for place in data.draw(st.lists(st.integers(0, max(0, len(flipped) - 1)), max_size=3)):

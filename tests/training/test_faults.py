@@ -53,6 +53,7 @@ FILES = [
     "model/model.safetensors",
     "model/tokenizer.json",
     "model/tokenizer_config.json",
+    "model/chat_template.jinja",
 ]
 
 

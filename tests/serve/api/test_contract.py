@@ -194,18 +194,20 @@ def test_several_that_only_measure_end_in_a_stream_too(url: str, options: dict[s
 
 
 def test_head_is_answered_as_get_without_a_body(url: str) -> None:
-    for path in ("/health", "/ready", "/", "/v1/models", "/model", "/metrics"):
+    for path in ("/health", "/ready", "/", "/v1/models", "/v1/models/tiny", "/model", "/metrics"):
         got, head = httpx.get(f"{url}{path}"), httpx.head(f"{url}{path}")
         assert (head.status_code, head.content) == (got.status_code, b"") == (200, b"")
-    assert httpx.head(f"{url}/nothing").status_code == 404
+    assert httpx.head(f"{url}/nothing").status_code == httpx.head(f"{url}/v1/models/a/b").status_code == 404
 
 
 def test_a_browsers_client_may_send_its_own_headers_and_read_the_ids(url: str) -> None:
     asked = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
     headers = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
-    preflight = httpx.options(f"{url}/v1/completions", headers=headers | {"Access-Control-Request-Headers": asked})
-    assert preflight.status_code == 200
-    assert set(preflight.headers["access-control-allow-headers"].replace(" ", "").split(",")) >= set(asked.split(","))
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        preflight = httpx.options(f"{url}{path}", headers=headers | {"Access-Control-Request-Headers": asked})
+        assert preflight.status_code == 200
+        allowed = preflight.headers["access-control-allow-headers"].replace(" ", "").split(",")
+        assert set(allowed) >= set(asked.split(","))
     answer = httpx.get(f"{url}/model", headers={"Origin": "https://example.org"})
     assert {"Retry-After", "X-Request-Id"} <= set(answer.headers["access-control-expose-headers"].split(", "))
     assert len(answer.headers["x-request-id"]) == 32
@@ -232,7 +234,7 @@ def test_ready_asks_for_no_key(model: Path) -> None:
 
 def test_unknown_routes_say_what_there_is(url: str) -> None:
     assert "/generate" in httpx.get(f"{url}/v2/chat").json()["detail"]
-    assert "/v1/completions" in httpx.post(f"{url}/v1/chat/completions", json={}).json()["error"]["message"]
+    assert "/v1/completions" in httpx.post(f"{url}/v1/embeddings", json={}).json()["error"]["message"]
     assert "it takes POST" in httpx.get(f"{url}/generate").json()["detail"]
 
 
@@ -281,7 +283,9 @@ def test_slow_bodies_of_one_address_leave_room_for_all_others() -> None:
 
 def test_a_request_for_several_stories_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
     with running(write_endless_model(tmp_path / "tiny"), rows=1, waiting=3) as url:
-        body = {"model": "tiny", "prompt": "Tom", "n": 5, "max_tokens": 2000}
-        assert httpx.post(f"{url}/v1/completions", json=body).status_code == 429
+        body = {"model": "tiny", "n": 5, "max_tokens": 2000}
+        assert httpx.post(f"{url}/v1/completions", json=body | {"prompt": "Tom"}).status_code == 429
+        said = [{"role": "user", "content": "Tom"}]
+        assert httpx.post(f"{url}/v1/chat/completions", json=body | {"messages": said}).status_code == 429
         load = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if "_stories " in line]
         assert sum(float(line.split()[1]) for line in load if not line.startswith("#")) == 0

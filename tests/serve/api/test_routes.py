@@ -83,8 +83,9 @@ def test_defaults_are_the_documented_ones(api: FastAPI) -> None:
     schema = ask(api, "GET", "/openapi.json").json()["components"]["schemas"]["GenerateRequest"]
     defaults = {name: field.get("default") for name, field in schema["properties"].items()}
     assert defaults == {
-        "prompt": None, "max_tokens": 50, "temperature": 0.7, "top_k": 50, "top_p": 1.0, "seed": None,
-        "repetition_penalty": 1.0, "stop": [], "logprobs": None, "stream": False,
+        "prompt": None, "max_tokens": 50, "temperature": 0.7, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "seed": None,
+        "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": {},
+        "stop": [], "logprobs": None, "stream": False,
     }  # fmt: skip
     assert schema["required"] == ["prompt"]
 
@@ -117,6 +118,13 @@ def test_defaults_are_the_documented_ones(api: FastAPI) -> None:
         ("top_p", 0, "top_p: input should be greater than 0"),
         ("top_p", 1.5, "top_p: input should be less than or equal to 1"),
         ("top_p", float("nan"), "top_p: input should be a finite number"),
+        ("min_p", 1.01, "min_p: input should be less than or equal to 1"),
+        ("presence_penalty", -2.1, "presence_penalty: input should be greater than or equal to -2"),
+        ("frequency_penalty", float("nan"), "frequency_penalty: input should be a finite number"),
+        ("logit_bias", {"05": 1}, "logit_bias: its keys must be token ids"),
+        ("logit_bias", {"5": "a"}, "logit_bias: input should be a valid number"),
+        ("logit_bias", {"300": 1}, "logit_bias: token 300 is not one of the 300 of this model"),
+        ("logit_bias", None, "logit_bias: input should be a valid dictionary"),
         ("seed", -1, "seed: input should be greater than or equal to 0"),
         ("seed", 2**63, "seed: input should be less than or equal to 9223372036854775807"),
         ("seed", "a", "seed: input should be a valid integer"),

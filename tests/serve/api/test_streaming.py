@@ -138,8 +138,14 @@ def test_a_hundred_at_once_are_written_whole_or_asked_to_retry(url: str) -> None
 
 @pytest.mark.parametrize("stop", ["x" * 257, 5, [""], ["a"] * 1000, {"a": 1}])
 def test_strange_stop_lists_are_refused(url: str, stop: object) -> None:
-    for path, field in (("/generate", {}), ("/v1/completions", {"model": "tiny"})):
-        answer = httpx.post(f"{url}{path}", json={"prompt": "Once", "stop": stop, "max_tokens": 2} | field)
+    said = [{"role": "user", "content": "Once"}]
+    bodies = {
+        "/generate": {"prompt": "Once"},
+        "/v1/completions": {"prompt": "Once", "model": "tiny"},
+        "/v1/chat/completions": {"messages": said, "model": "tiny"},
+    }
+    for path, body in bodies.items():
+        answer = httpx.post(f"{url}{path}", json={"stop": stop, "max_tokens": 2} | body)
         assert answer.status_code in (400, 422), stop
 
 
@@ -159,9 +165,12 @@ def test_a_streamed_story_is_counted_once(url: str) -> None:
         return sum(float(line.split()[1]) for line in lines if line.startswith("slm_completion_tokens_total"))
 
     before = written()
-    body = {"model": "tiny", "prompt": "Once", "max_tokens": 7, "stream": True}
-    httpx.post(f"{url}/v1/completions", json=body | {"stream_options": {"include_usage": True}})
+    body = {"model": "tiny", "max_tokens": 7, "stream": True, "stream_options": {"include_usage": True}}
+    httpx.post(f"{url}/v1/completions", json=body | {"prompt": "Once"})
     assert written() == before + 7
+    httpx.post(f"{url}/v1/chat/completions", json=body | {"messages": [{"role": "user", "content": "Once"}]})
+    assert written() == before + 14
+    assert 'slm_requests_total{route="/v1/chat/completions",status="200"}' in httpx.get(f"{url}/metrics").text
 
 
 def test_a_backend_that_fails_is_reported_in_the_form_of_the_route_and_counted(model: Path) -> None:
@@ -177,6 +186,11 @@ def test_a_backend_that_fails_is_reported_in_the_form_of_the_route_and_counted(m
         assert (own.status_code, own.json()) == (500, {"detail": "the model failed in the middle of the story"})
         other = httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "Once"})
         assert other.status_code == 500 and other.json()["error"]["type"] == "server_error"
+        said = {"model": "tiny", "messages": [{"role": "user", "content": "Once"}]}
+        chat = httpx.post(f"{url}/v1/chat/completions", json=said)
+        assert chat.status_code == 500 and chat.json()["error"]["type"] == "server_error"
+        lines = httpx.post(f"{url}/v1/chat/completions", json=said | {"stream": True}).text.splitlines()
+        assert json.loads(lines[-2].removeprefix("data: "))["error"]["type"] == "server_error"
         streamed = httpx.post(f"{url}/generate", json={"prompt": "Once", "stream": True})
         assert events(streamed.text.splitlines()) == [{"error": {"detail": "the model failed"}}]
         streamed = httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "Once", "stream": True})
@@ -196,4 +210,5 @@ def test_nothing_undocumented_is_answered(url: str) -> None:
     command += ["--max-examples", "30", "--phases", "examples,coverage,fuzzing", "--checks", CHECKS, "--no-color"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "/v1/completions" in httpx.get(f"{url}/openapi.json").text
+    paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    assert {"/v1/completions", "/v1/chat/completions", "/v1/models/{name}"} <= set(paths)

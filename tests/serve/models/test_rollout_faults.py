@@ -12,13 +12,14 @@ from serve.api.streaming import submit_stories
 from serve.models.description import for_strangers
 from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import AliasWatch, Rollout, start_rollout
+from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE
 from slm_ray.generation import cache_size
-from slm_ray.generation.engine_thread import EngineError
+from slm_ray.generation.engine_thread import EngineError, Order
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.runs import run_folder
 from slm_ray.tracking.registry import RegistryError, resolve_model
 from tests.serve.models.test_rollout import WITHIN_S, wait_for
-from tests.support.tiny_model import write_endless_model
+from tests.support.tiny_model import write_endless_model, write_tiny_model
 
 SECRET = "http://mouse:cheese@mlflow.example:5000/?token=cheese"
 STORY = SamplingParams(max_tokens=3, seed=1)
@@ -117,9 +118,9 @@ def test_all_stories_of_a_request_come_from_one_version(versions: list[Path], mo
     engine = first._thread._engine  # type: ignore[union-attr]
     check = engine.request
 
-    def switch_meanwhile(*args: Any) -> Any:
+    def switch_meanwhile(*args: Any, **options: Any) -> Any:
         rollout.current = second
-        return check(*args)
+        return check(*args, **options)
 
     monkeypatch.setattr(engine, "request", switch_meanwhile)
     monkeypatch.setattr(second, "submit_all", lambda _: pytest.fail("the other version is asked"))
@@ -157,3 +158,24 @@ def test_a_backend_that_fails_at_every_step_is_not_healthy(
         assert rollout.is_ready
     finally:
         asyncio.run(rollout.close())
+
+
+def test_a_prompt_is_made_for_the_version_that_takes_it(tmp_path: Path) -> None:
+    """A version of stories is closed while a conversation comes in; the next one learned with instructions."""
+    folders = {
+        template: write_tiny_model(tmp_path / str(number), template=template)
+        for number, template in enumerate((STORY_TEMPLATE, INSTRUCTION_TEMPLATE))
+    }
+    old, new = (LoadedModel(resolve_model(str(folder)), max_slots=1) for folder in folders.values())
+    rollout, prompts = Rollout(old), list[str]()
+
+    def orders_for(model: LoadedModel) -> list[Order]:
+        prompts.append(model.prompt_of("Words: cat"))
+        old.close()
+        rollout.current = new
+        return [Order(prompts[-1], SamplingParams(max_tokens=2))]
+
+    model, (future,) = rollout.submit_all(orders_for)
+    assert model is new and future.result(60).prompt_tokens == len(new.tokenizer.encode("Words: cat\nStory:\n"))
+    assert prompts == ["Words: cat", "Words: cat\nStory:\n"]
+    asyncio.run(rollout.close())
