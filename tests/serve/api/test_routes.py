@@ -83,8 +83,8 @@ def test_defaults_are_the_documented_ones(api: FastAPI) -> None:
     schema = ask(api, "GET", "/openapi.json").json()["components"]["schemas"]["GenerateRequest"]
     defaults = {name: field.get("default") for name, field in schema["properties"].items()}
     assert defaults == {
-        "prompt": None, "words": None, "max_tokens": 50, "temperature": 0.7, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "seed": None,
-        "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": {},
+        "prompt": None, "words": None, "max_tokens": 50, "temperature": 0.7, "top_k": 50, "top_p": 1.0, "min_p": 0.0,
+        "seed": None, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": {},
         "stop": [], "logprobs": None, "stream": False,
     }  # fmt: skip
     assert schema["required"] == ["prompt"]
