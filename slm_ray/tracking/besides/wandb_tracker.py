@@ -70,6 +70,7 @@ class WandbTracker(NullTracker):
                 dir=str(self._folder.parent),  # to which wandb adds its own name, which is the folder's
                 config=public_config(self._config),
                 settings=wandb.Settings(
+                    host="unnamed",
                     silent=True,
                     console="off",
                     init_timeout=INIT_TIMEOUT_S,
