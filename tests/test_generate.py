@@ -68,7 +68,9 @@ def test_a_stop_text_and_a_penalty_have_their_effect(model: str, capsys: pytest.
     whole = write()
     middle = whole[len(whole) // 2 :][:3]
     assert write("--stop", middle) == whole[: whole.index(middle, len("The cat"))]
-    assert write("--repetition-penalty", "10") != whole
+    for penalty in (["--repetition-penalty", "10"], ["--presence-penalty", "2"], ["--frequency-penalty", "2"]):
+        assert write(*penalty) != whole
+    assert write("--temperature", "1", "--top-k", "0", "--min-p", "1") == whole
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,8 @@ def test_a_stop_text_and_a_penalty_have_their_effect(model: str, capsys: pytest.
         (["--temperature", "-1"], "temperature (-1.0) must be between 0 and 100"),
         (["--temperature", "nan"], "temperature (nan) must be a finite number"),
         (["--repetition-penalty", "0"], "repetition_penalty (0.0) must be between 0.1 and 10"),
+        (["--presence-penalty", "3"], "presence_penalty (3.0) must be between -2 and 2"),
+        (["--min-p", "1.5"], "min_p (1.5) must be between 0 and 1"),
         (["--stop", ""], "stop must hold texts of 1 to 256 characters"),
         (["--max-tokens", "0"], "max_tokens (0) must be at least 1"),
         (["--n", "0"], "n (0) must be from 1 to 1000"),
@@ -258,6 +262,7 @@ def ask(api: FastAPI, path: str, **body: Any) -> dict[str, Any]:
         {"temperature": 1.3, "top_k": 0},
         {"temperature": 1, "top_k": 7, "top_p": 0.8},
         {"top_k": 0, "top_p": 0.6, "repetition_penalty": 1.5},
+        {"top_k": 0, "min_p": 0.4, "presence_penalty": 1.5, "frequency_penalty": -0.5},
         {"stop": ["a", "e"], "temperature": 1},
     ],
 )

@@ -23,7 +23,8 @@ from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import StoragePath
 from slm_ray.tracking import mlflow_runs
-from slm_ray.tracking.tensorboard_tracker import require_tensorboard
+from slm_ray.tracking.besides.tensorboard_tracker import require_tensorboard
+from slm_ray.tracking.besides.wandb_tracker import require_wandb
 from slm_ray.training import hardware
 from slm_ray.training.inputs import check_files, check_length, n_steps
 from slm_ray.training.preflight import resolve
@@ -136,6 +137,8 @@ def plan_sweep(sweep: SweepConfig) -> Plan:
     check_files(sweep, manifest)
     if sweep.tensorboard:
         require_tensorboard()
+    if sweep.wandb:
+        require_wandb()
     name = sweep.name or f"sweep-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     sweep = dataclasses.replace(
         sweep,

@@ -144,7 +144,7 @@ def _faults(body: ChatRequest) -> list[Fault]:
         ),
         (body.modalities not in (None, ["text"]), "modalities", "this model writes text alone"),
         (
-            body.top_logprobs is not None and not body.logprobs,
+            bool(body.top_logprobs) and not body.logprobs,
             "top_logprobs",
             "top_logprobs needs logprobs: set logprobs to true",
         ),

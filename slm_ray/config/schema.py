@@ -138,6 +138,9 @@ class TrainConfig:
     """Record a few steps: a trace and a table of the most expensive operators, in profile/ of the run's folder."""
     tensorboard: bool = False
     """Write TensorBoard's event files too, in tensorboard/ of the run's folder; needs the extra of this name."""
+    wandb: bool = False
+    """Record the run at Weights & Biases too (WANDB_MODE=offline: in wandb/ of the run's folder); needs the extra of
+    this name."""
     tracking_uri: str = ""
     """MLflow store; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given; `none` turns tracking off."""
     experiment: str = "slm-ray"

@@ -29,7 +29,8 @@ from slm_ray.runs.ownership import refuse_foreign
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.tracking import mlflow_runs, registration
-from slm_ray.tracking.tensorboard_tracker import require_tensorboard
+from slm_ray.tracking.besides.tensorboard_tracker import require_tensorboard
+from slm_ray.tracking.besides.wandb_tracker import require_wandb
 from slm_ray.tracking.tracker import Tracker
 from slm_ray.training.checkpointing import is_out_of_patience
 from slm_ray.training.inputs import RunPlan, check_files, plan_run
@@ -80,6 +81,8 @@ def run_training(
     """
     if config.tensorboard:
         require_tensorboard()
+    if config.wandb:
+        require_wandb()
     config = resolve(config, cluster.default_workers)
     plan = dataclasses.replace(_plan(config), pause_at=pause_at)
     refuse_foreign(plan.folder.path)

@@ -6,13 +6,14 @@ In: a run's inputs, on each worker. Out: the same with rank 0's tracker, for the
 import contextlib
 import dataclasses
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import ray.train
 
 from slm_ray.errors import UserError
-from slm_ray.tracking import mlflow_runs, system_metrics, tensorboard_tracker
+from slm_ray.tracking import mlflow_runs, system_metrics
 from slm_ray.tracking.attempts import Attempt
+from slm_ray.tracking.besides import tensorboard_tracker, wandb_tracker
 from slm_ray.tracking.tracker import CompositeTracker, NullTracker, Tracker
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs
@@ -24,7 +25,7 @@ def tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[Tra
 
     What goes wrong with either is a message in the run's record, which the driver shows.
     """
-    ranks, config = ray.train.get_context(), inputs.config
+    ranks = ray.train.get_context()
 
     def warn(text: str) -> None:
         inputs.history.message(text)
@@ -32,18 +33,30 @@ def tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[Tra
     is_main = ranks.get_world_rank() == 0
     record = inputs.history if is_main else None
     machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn, record)
-    tracker: Tracker = machine if is_main else NullTracker()
-    if config.tensorboard and is_main:
-        folder = inputs.folder.path / tensorboard_tracker.FOLDER
-        tracker = CompositeTracker(machine, tensorboard_tracker.TensorBoardTracker(folder, warn))
+    besides = list(_besides(inputs, warn)) if is_main else []
+    tracker: Tracker = CompositeTracker(machine, *besides) if is_main else NullTracker()
     node = f"node-{ranks.get_node_rank()}" if ranks.get_node_rank() else ""
     try:
         has_gpu = ray.train.torch.get_device().type == "cuda"
         with system_metrics.logged(machine, node=node, has_gpu=has_gpu, warn=warn):
             yield dataclasses.replace(inputs, tracker=tracker)
+    except BaseException:
+        for one in besides:  # the driver ends the run at MLflow
+            one.finish("FAILED")
+        raise
     finally:
         tracker.close()
         machine.close()
+
+
+def _besides(inputs: TrainInputs, warn: Callable[[str], None]) -> Iterator[Tracker]:
+    """The trackers that the config asks for besides MLflow."""
+    config, folder = inputs.config, inputs.folder.path
+    if config.tensorboard:
+        yield tensorboard_tracker.TensorBoardTracker(folder / tensorboard_tracker.FOLDER, warn)
+    if config.wandb:
+        fields = dataclasses.asdict(config)
+        yield wandb_tracker.WandbTracker(folder / wandb_tracker.FOLDER, config.name, fields, warn)
 
 
 @contextlib.contextmanager

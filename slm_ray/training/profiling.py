@@ -1,11 +1,14 @@
 """Where a step's time goes: `--profile`.
 
 In: a run, while it trains. Out: `profile/trace.json` in the run's folder, for chrome://tracing or ui.perfetto.dev, and
-`profile/operators.txt`, torch's table of the most expensive operators; both are artifacts of its MLflow run too. Rank 0
+`profile/operators.txt`, torch's table of the most expensive operators; both are artifacts of its MLflow run too. The
+trace is there a second time, under the name that TensorBoard's plugin torch-tb-profiler looks for. Rank 0
 records a few steps between two validations, after the first ones, in which compilers and caches warm up. A profile that
 fails costs a warning; without the option nothing is recorded and nothing costs anything.
 """
 
+import gzip
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +20,8 @@ from slm_ray.training.inputs import TrainInputs
 
 TRACE = "profile/trace.json"
 OPERATORS = "profile/operators.txt"
+TENSORBOARD_TRACE = "profile/rank-0.pt.trace.json.gz"
+"""As `torch.profiler.tensorboard_trace_handler` names it, but for the time: any folder below `--logdir` will do."""
 WARM_UP_STEPS = 10
 N_STEPS = 3
 N_ROWS = 20
@@ -47,7 +52,7 @@ def step_profile(inputs: TrainInputs, context: TrainContext, first_step: int) ->
     """The profile of a run that goes on after `first_step` steps, as its config asks."""
     if not inputs.config.profile or not context.is_main:
         return NoProfile()
-    for name in (TRACE, OPERATORS):  # of an earlier part of the run
+    for name in (TRACE, OPERATORS, TENSORBOARD_TRACE):  # of an earlier part of the run
         (inputs.folder.path / name).unlink(missing_ok=True)
     start, stop = window(first_step, inputs.max_steps, inputs.eval_interval)
     if start >= stop:
@@ -77,6 +82,7 @@ class TorchProfile:
         self._inputs, self._device = inputs, device
         self._start, self._stop = start, stop
         self._profiler: Any = None
+        self._marker: Any = None  # of the step that is being recorded
 
     def after_step(self, step: int) -> None:
         """Begin or end the recording where `step` says so."""
@@ -84,6 +90,8 @@ class TorchProfile:
             self._guarded(self._begin)
         elif step == self._stop and self._profiler is not None:
             self._guarded(self._end)
+        elif self._profiler is not None:
+            self._guarded(lambda: self._mark_step(step + 1))
 
     def close(self) -> None:
         """End a recording that is still open: the run was cut short."""
@@ -97,13 +105,28 @@ class TorchProfile:
         profiler = torch.profiler.profile(activities=activities)
         profiler.start()
         self._profiler = profiler
+        self._mark_step(self._start + 1)
+
+    def _mark_step(self, number: int) -> None:
+        """Let a step begin in the trace, under the name by which readers tell steps apart."""
+        self._end_step()
+        self._marker = torch.profiler.record_function(f"ProfilerStep#{number}")
+        self._marker.__enter__()
+
+    def _end_step(self) -> None:
+        marker, self._marker = self._marker, None
+        if marker is not None:
+            marker.__exit__(None, None, None)
 
     def _end(self) -> None:
         profiler, self._profiler = self._profiler, None
+        self._end_step()
         profiler.stop()
         folder = self._inputs.folder.path
         (folder / TRACE).parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(folder / TRACE))
+        with (folder / TRACE).open("rb") as trace, gzip.open(folder / TENSORBOARD_TRACE, "wb") as copy:
+            shutil.copyfileobj(trace, copy)
         place = "cuda" if self._device.type == "cuda" else "cpu"
         table = profiler.key_averages().table(
             sort_by=f"self_{place}_time_total", row_limit=N_ROWS, max_name_column_width=NAME_WIDTH

@@ -36,8 +36,9 @@ ENGINES = {  # package -> the only folders and files that may import it
     "ray.tune": {"tune"},
     "ray.serve": {"serve"},
     "mlflow": {"slm_ray/tracking"},
-    "tensorboard": {"slm_ray/tracking"},
-    "torch.utils.tensorboard": {"slm_ray/tracking"},
+    "tensorboard": {"slm_ray/tracking/besides"},
+    "torch.utils.tensorboard": {"slm_ray/tracking/besides"},
+    "wandb": {"slm_ray/tracking/besides"},
     "datasets": {"slm_ray/sources/hub.py"},
     "fastapi": {"serve"},
     "lm_eval": {"slm_ray/evaluation/harness.py"},
@@ -51,7 +52,12 @@ ENGINES = {  # package -> the only folders and files that may import it
         for room in ("model", "model_files", "generation", "runs", "training", "evaluation", "distributed")
     },
 }
-TORCH_ON_TOP = {"slm_ray/evaluate.py", "slm_ray/generate.py", "slm_ray/tracking/tensorboard_tracker.py", "serve"}
+TORCH_ON_TOP = {
+    "slm_ray/evaluate.py",
+    "slm_ray/generate.py",
+    "slm_ray/tracking/besides/tensorboard_tracker.py",
+    "serve",
+}
 ENGINES["torch"] |= TORCH_ON_TOP
 MAX_FILES, MAX_LINES, MAX_FUNCTION_LINES, MAX_CLASS_LINES = 16, 300, 50, 150
 TABLES = {"slm_ray/corpus/words.py"}  # a list of words, longer than a file of code may be

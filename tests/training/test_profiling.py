@@ -1,7 +1,9 @@
 """The profile of a few steps."""
 
 import dataclasses
+import gzip
 import json
+import re
 
 import hypothesis.strategies as st
 import pytest
@@ -16,6 +18,9 @@ from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
 from slm_ray.training.profiling import read_operators, window
+
+PLUGIN_LOOKS_FOR = re.compile(r"^(.*?)(\.\d+)?\.pt\.trace\.json(?:\.gz)?$")
+"""`consts.WORKER_PATTERN` of torch-tb-profiler 0.4.3, which looks in every folder below the log folder."""
 
 
 class Kept(NullTracker):
@@ -43,6 +48,9 @@ def test_a_run_leaves_a_trace_and_a_table_of_its_steps(inputs: TrainInputs) -> N
     trace = json.loads((inputs.folder.path / profiling.TRACE).read_text(encoding="utf-8"))
     names = [event.get("name", "") for event in trace["traceEvents"]]
     assert sum(name.startswith("Optimizer.step#") for name in names) == profiling.N_STEPS
+    assert {name for name in names if name.startswith("ProfilerStep#")} == {f"ProfilerStep#{n}" for n in (6, 7, 8)}
+    (copy,) = [path for path in inputs.folder.path.rglob("*") if PLUGIN_LOOKS_FOR.search(path.name)]
+    assert json.loads(gzip.decompress(copy.read_bytes())) == trace
     table = read_operators(inputs.folder.path)
     columns, *rows = [line.split("  ") for line in table.splitlines() if line.strip() and not line.startswith("---")]
     assert {"Name", "Self CPU", "# of Calls"} <= {name.strip() for name in columns}

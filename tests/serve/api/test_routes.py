@@ -83,8 +83,8 @@ def test_defaults_are_the_documented_ones(api: FastAPI) -> None:
     schema = ask(api, "GET", "/openapi.json").json()["components"]["schemas"]["GenerateRequest"]
     defaults = {name: field.get("default") for name, field in schema["properties"].items()}
     assert defaults == {
-        "prompt": None, "max_tokens": 50, "temperature": 0.7, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "seed": None,
-        "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": {},
+        "prompt": None, "words": None, "max_tokens": 50, "temperature": 0.7, "top_k": 50, "top_p": 1.0, "min_p": 0.0,
+        "seed": None, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": {},
         "stop": [], "logprobs": None, "stream": False,
     }  # fmt: skip
     assert schema["required"] == ["prompt"]
@@ -128,8 +128,8 @@ def test_defaults_are_the_documented_ones(api: FastAPI) -> None:
         ("seed", -1, "seed: input should be greater than or equal to 0"),
         ("seed", 2**63, "seed: input should be less than or equal to 9223372036854775807"),
         ("seed", "a", "seed: input should be a valid integer"),
-        ("max_token", 5, "unknown field 'max_token': expected prompt, max_tokens"),
-        ("\ud800", 5, "the body must be a JSON object with the fields prompt, max_tokens"),
+        ("max_token", 5, "unknown field 'max_token': expected prompt, words, max_tokens"),
+        ("\ud800", 5, "the body must be a JSON object with the fields prompt, words, max_tokens"),
     ],
 )
 def test_a_wrong_field_is_refused_in_one_sentence(api: FastAPI, field: str, value: Any, expected: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.tracking.tensorboard_tracker import TensorBoardTracker, require_tensorboard
+from slm_ray.tracking.besides.tensorboard_tracker import TensorBoardTracker, require_tensorboard
 from slm_ray.tracking.tracker import CompositeTracker, NullTracker
 from slm_ray.train import main
 
