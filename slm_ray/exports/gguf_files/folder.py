@@ -1,0 +1,54 @@
+"""A GGUF file in a folder, checked by what can be read out of it, and by llama.cpp where that is installed.
+
+In: an `Origin` and a number format. Out: `NAME-DTYPE.gguf`.
+"""
+
+import re
+from pathlib import Path
+
+from slm_ray.exports.data_card import CODE_LICENCE
+from slm_ray.exports.formats import Dtype
+from slm_ray.exports.gguf_files.file import Description, write_gguf
+from slm_ray.exports.gguf_files.llamacpp import LlamaCppRuntime, slack
+from slm_ray.exports.gguf_files.reading import largest_weight_error, read_back
+from slm_ray.exports.origin import SHORT, Origin
+from slm_ray.exports.parity import Expected, Parity, compare
+from slm_ray.exports.runtimes import is_installed
+
+
+def write_gguf_folder(folder: Path, origin: Origin, dtype: Dtype) -> None:
+    """Write the file into a folder that is there.
+
+    Raises:
+        UserError: llama.cpp has no such architecture, or no tokenizer that gives the same ids.
+        OSError: it could not be written.
+    """
+    about = Description(
+        name=origin.title,
+        license=CODE_LICENCE.lower(),
+        source=f"Step {origin.state.step} of run {origin.run_id or 'not tracked'}, trained on data set "
+        f"{origin.state.data_fingerprint[:SHORT]}; the licence is of the code that made it",
+        chat_template=origin.chat_template,
+    )
+    write_gguf(_path(folder, origin, dtype), origin.model, origin.tokenizer, about, dtype)
+
+
+def check_gguf(folder: Path, origin: Origin, wanted: Expected, dtype: Dtype) -> list[Parity]:
+    """Read the file back: every weight within what its number format allows, then logits, tokens and ids.
+
+    Raises:
+        ParityError: it cannot be read back, or a weight is further off.
+    """
+    path = _path(folder, origin, dtype)
+    largest_weight_error(path, origin.model, dtype)
+    found = [compare(read_back(path), wanted, dtype)]
+    if is_installed("llama_cpp"):
+        with LlamaCppRuntime(path) as runtime:
+            found.append(compare(runtime, wanted, dtype, slack(origin.model.config)))
+    return found
+
+
+def _path(folder: Path, origin: Origin, dtype: Dtype) -> Path:
+    """In the manner of such files: `tinystories-3-f16.gguf`."""
+    plain = re.sub(r"[^\w.-]+", "-", f"{origin.name}-{origin.version}").strip("-.") or "model"
+    return folder / f"{plain[:100]}-{dtype}.gguf"

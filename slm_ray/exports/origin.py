@@ -1,0 +1,119 @@
+"""A model that is given away: its weights, its tokenizer and what is known of where it comes from.
+
+In: a reference to a model, perhaps a data set. Out: an `Origin`, of files that were verified.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from slm_ray.config.schema import TrainConfig
+from slm_ray.dataset.manifest import Manifest, load_manifest
+from slm_ray.errors import UserError
+from slm_ray.model.decoder import Decoder
+from slm_ray.runs import checkpoint, verification
+from slm_ray.runs.train_state import TrainState
+from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tracking.evaluation_runs import recorded_evaluation
+from slm_ray.tracking.registry import REGISTERED, resolved_model
+
+SHORT = 12
+"""Digits of a fingerprint in a sentence."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Origin:
+    """See the module."""
+
+    name: str
+    """Of the registered model, or of the run where it is a folder."""
+    version: str
+    """Of the registered model, or `step-N`."""
+    checkpoint: Path
+    """Its folder."""
+    state: TrainState
+    model: Decoder
+    """In eval mode on the CPU."""
+    tokenizer: Tokenizer
+    run_id: str
+    """Of the tracked run, empty without one."""
+    weights_sha256: str
+    manifest: Manifest | None
+    """Of the data set that it was trained on last, where that is at hand."""
+    why_no_manifest: str
+    """Why it is not; empty where it is."""
+    evaluation: Mapping[str, str]
+    """What promotion recorded of the registered version, by name; empty where nothing is."""
+
+    @property
+    def folder(self) -> Path:
+        """Its files in Hugging Face's layout."""
+        return self.checkpoint / checkpoint.MODEL
+
+    @property
+    def title(self) -> str:
+        """Name and version."""
+        return f"{self.name} {self.version}"
+
+    @property
+    def chat_template(self) -> str:
+        """The template of conversations that the folder holds; empty without one."""
+        path = self.folder / "chat_template.jinja"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+@contextlib.contextmanager
+def opened(reference: str, data: str = "", tracking_uri: str = "") -> Iterator[Origin]:
+    """Open a model for the length of a block.
+
+    data: folder of the data set that it was trained on; where the run had it, or where one lies by default, when not
+    given.
+
+    Raises:
+        RegistryError: there is no such model, or the store does not answer.
+        UserError: it is corrupt or no checkpoint, or `data` is not what it was trained on.
+    """
+    with resolved_model(reference, tracking_uri) as found:
+        model, tokenizer = checkpoint.load_model(found.path)
+        state = checkpoint.load_state(found.path)
+        manifest, why = _manifest(state, data)
+        is_registered = reference.startswith(REGISTERED)
+        yield Origin(
+            name=found.name,
+            version=found.version,
+            checkpoint=Path(found.path),
+            state=state,
+            model=model,
+            tokenizer=tokenizer,
+            run_id=found.run_id or state.run_id,
+            weights_sha256=verification.file_digest(found.path, f"{checkpoint.MODEL}/model.safetensors"),
+            manifest=manifest,
+            why_no_manifest=why,
+            evaluation=recorded_evaluation(found.name, found.version, tracking_uri) if is_registered else {},
+        )
+
+
+def _manifest(state: TrainState, data: str) -> tuple[Manifest | None, str]:
+    """The data set that the last steps saw: the given one, or one of the same fingerprint where it is likely to lie;
+    and where there is none, why not."""
+    wanted = state.data_fingerprint
+    if data:
+        manifest = load_manifest(data)
+        if manifest.fingerprint != wanted:
+            raise UserError(
+                f"{data} is data set {manifest.fingerprint[:SHORT]}, and the model was trained on {wanted[:SHORT]}: "
+                "name the folder of that one with --data, or leave it out"
+            )
+        return manifest, ""
+    why = []
+    for place in dict.fromkeys((str(state.config.get("data") or TrainConfig.data), TrainConfig.data)):
+        try:
+            manifest = load_manifest(place)
+        except UserError as error:
+            why.append(str(error))
+        else:
+            if manifest.fingerprint == wanted:
+                return manifest, ""
+            why.append(f"{place} is data set {manifest.fingerprint[:SHORT]}, not {wanted[:SHORT]}")
+    return None, "; ".join(why)
