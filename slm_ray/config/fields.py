@@ -29,13 +29,18 @@ def field_types(kind: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def takes_truth(hint: Any) -> bool:
+    """Whether a field of that type takes true and false: `bool`, or `bool | None`."""
+    return hint is bool or bool in typing.get_args(hint)
+
+
 def typed_value(hint: Any, value: Any, origin: str) -> Any:
     """A value as a field of that type takes it: `1e-3`, which YAML reads as a word, becomes a number.
 
     Raises:
         UserError: it is of another type; the message begins with `origin`.
     """
-    if isinstance(value, bool) and hint is not bool:
+    if isinstance(value, bool) and not takes_truth(hint):
         raise UserError(f"{origin}: {value} is true or false, and something else is expected")
     try:
         return TypeAdapter(hint).validate_python(value)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from slm_ray.config.fields import takes_truth
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 
@@ -56,7 +57,7 @@ def _refuse_truth(kind: type, values: Mapping[str, Any], origin: str) -> None:
         value = values.get(name)
         if isinstance(value, Mapping):
             _refuse_truth(its_kind, value, f"{origin}: {name}")
-        elif isinstance(value, bool) and its_kind is not bool:
+        elif isinstance(value, bool) and not takes_truth(its_kind):
             said = "is true or false (YAML's on and off are, without quotes), and something else is expected"
             raise UserError(f"{origin}: {name} {said}")
 

@@ -5,92 +5,21 @@ and the tracker hold it.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
+from slm_ray.config.checks import require as _require
+from slm_ray.config.checks import require_positive as _require_positive
 from slm_ray.config.places import model_name_fault
+from slm_ray.config.shape import ModelConfig as ModelConfig  # a part of what a run is
 from slm_ray.errors import UserError
 
 MAX_NAME_BYTES = 200
 """Of a run: its folder's name, with room for what is put beside it (255 is what file systems take)."""
 IGNORED_TARGET = -1  # of a position that no loss counts
 MAX_THREADS, MAX_EPOCHS = 1024, 1_000_000
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Shape of the decoder. The defaults are Llama's; each departure is a field."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    vocab_size: int = 0
-    """Entries of the tokenizer; 0 takes the data set's."""
-    seq_len: int = 128
-    """Context in tokens: the length of a training sample and of the attention window."""
-    n_layers: int = 4
-    """Decoder blocks."""
-    d_model: int = 256
-    """Width of the residual stream."""
-    n_heads: int = 8
-    """Query heads."""
-    n_kv_heads: int = 0
-    """Key and value heads, a divisor of n_heads (grouped-query attention); 0 means n_heads."""
-    d_head: int = 0
-    """Width of a head; 0 means d_model / n_heads."""
-    d_ff: int = 704
-    """Inner width of the feed-forward block."""
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
-    """Feed-forward: gated SiLU with three matrices, or GELU (tanh form) with two."""
-    norm: Literal["rms", "layer"] = "rms"
-    """RMSNorm, or LayerNorm (with a bias where `bias` is set). Always before the block (pre-norm)."""
-    norm_eps: float = 1e-5
-    """Added to the variance in every norm."""
-    positions: Literal["rotary", "learned"] = "rotary"
-    """Rotary position embedding, or a learned vector a position added to the token's."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary frequencies."""
-    bias: bool = False
-    """Biases in the linear layers and LayerNorms."""
-    dropout: float = 0.0
-    """Share dropped after the embedding, in attention and after each block, while training; 0 to 1."""
-    tie_embeddings: bool = True
-    """The output layer shares the token embedding's weights."""
-    init_std: float = 0.02
-    """Standard deviation of the initial weights; output projections get it over sqrt(2 n_layers)."""
-
-    def __post_init__(self) -> None:
-        for name in ("seq_len", "n_layers", "d_model", "n_heads", "d_ff"):
-            _require(getattr(self, name) >= 1, f"{name} ({getattr(self, name)}) must be at least 1")
-        for name in ("vocab_size", "n_kv_heads", "d_head"):
-            _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
-        _require(
-            self.d_head > 0 or self.d_model % self.n_heads == 0,
-            f"d_model ({self.d_model}) must be divisible by n_heads ({self.n_heads}), or d_head be given",
-        )
-        _require(
-            self.n_heads % self.kv_heads == 0,
-            f"n_heads ({self.n_heads}) must be divisible by n_kv_heads ({self.kv_heads})",
-        )
-        _require(
-            self.positions != "rotary" or self.head_width % 2 == 0,
-            f"rotary positions need an even head width, and it is {self.head_width}",
-        )
-        _require(0 <= self.dropout < 1, f"dropout ({self.dropout}) must be at least 0 and below 1")
-        for name in ("norm_eps", "rope_theta", "init_std"):
-            _require_positive(name, getattr(self, name))
-
-    @property
-    def kv_heads(self) -> int:
-        """Number of key and value heads, resolved."""
-        return self.n_kv_heads or self.n_heads
-
-    @property
-    def head_width(self) -> int:
-        """Width of one head, resolved."""
-        return self.d_head or self.d_model // self.n_heads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -288,12 +217,3 @@ def worker_range(workers: int | str) -> tuple[int, int]:
         raise ValueError(message) from error
     _require(0 <= low <= high and (low > 0 or not colon), message)
     return low, high
-
-
-def _require_positive(name: str, value: float) -> None:
-    _require(0 < value < math.inf, f"{name} ({value}) must be above 0 and finite")
-
-
-def _require(is_valid: bool, message: str) -> None:
-    if not is_valid:
-        raise ValueError(message)

@@ -151,38 +151,66 @@ def _attention(builder: GraphBuilder, x: str, attention: Any, layer: int, config
     heads, kv_heads, width = config.n_heads, config.kv_heads, padded_width(config)
     linears = [(attention.q_proj, heads), (attention.k_proj, kv_heads), (attention.v_proj, kv_heads)]
     weight = np.concatenate([_by_head(_numpy(one.weight), n, config) for one, n in linears])
-    bias = np.concatenate([_by_head(_numpy(one.bias), n, config) for one, n in linears]) if config.bias else None
-    qkv = builder.linear(x, weight, bias, f"qkv_{layer}")  # (B, T, (H + 2 Hkv) * width)
+    biases = [_by_head(_numpy(one.bias), n, config) for one, n in linears] if config.has_qkv_bias else []
+    bias = np.concatenate(biases) if biases else None
+    qkv = [builder.linear(x, weight, bias, f"qkv_{layer}"), "", ""]  # (B, T, (H + 2 Hkv) * width)
+    if config.qk_norm:
+        qkv = _with_qk_norm(builder, qkv[0], attention, layer, config)
     past, new = [f"keys_{layer}", f"values_{layer}"], [f"new_keys_{layer}", f"new_values_{layer}"]
     shape: list[int | str] = ["B", kv_heads, config.seq_len, width]
     for name in past:
         builder.input(name, TensorProto.FLOAT, shape)
     for name in new:
         builder.output(name, shape)
-    is_rotary, seen = config.positions == "rotary", f"seen_{layer}"
+    is_rotary, seen, span = config.positions == "rotary", f"seen_{layer}", config.attention_span(layer)
     builder.nodes(
         "GroupQueryAttention",
-        [qkv, "", "", *past, "ends", "longest", *(["rotary_cos", "rotary_sin"] if is_rotary else [])],
+        [*qkv, *past, "ends", "longest", *(["rotary_cos", "rotary_sin"] if is_rotary else [])],
         [seen, *new],
         CONTRIB,
         num_heads=heads,
         kv_num_heads=kv_heads,
         do_rotary=int(is_rotary),
-        scale=1 / math.sqrt(config.head_width),
+        scale=1 / math.sqrt(config.head_width) if config.scale_attention else 1.0,
+        local_window_size=span if span < config.seq_len else -1,
     )
     output = _by_head(_numpy(attention.o_proj.weight).T, heads, config).T  # (d_model, H * width)
     return builder.linear(seen, np.ascontiguousarray(output), attention.o_proj.bias, f"o_{layer}")
 
 
+def _with_qk_norm(builder: GraphBuilder, qkv: str, attention: Any, layer: int, config: ModelConfig) -> list[str]:
+    """Query, key and value apart, the first two normalized head by head: the fused attention takes no norm.
+
+    The zeros that fill up a head add nothing to its squares' sum and are counted in their mean: the norm's eps and
+    weights make good for it.
+    """
+    width, heads = padded_width(config), (config.n_heads, config.kv_heads, config.kv_heads)
+    parts = [f"{name}_{layer}" for name in ("query", "key", "value")]
+    sizes = builder.constant("qkv_sizes", np.array(heads) * width)
+    builder.nodes("Split", [qkv, sizes], parts, "", axis=-1)
+    by_head, flat = (
+        builder.constant("by_head", np.array([0, 0, -1, width])),
+        builder.constant("flat", np.array([0, 0, -1])),
+    )
+    share = config.head_width / width
+    for number, norm in enumerate((attention.q_norm, attention.k_norm)):
+        weight = _by_head(_numpy(norm.weight) * math.sqrt(share), 1, config)
+        scale = builder.constant(f"{parts[number]}_norm", weight)
+        split = builder.node("Reshape", [parts[number], by_head])  # (B, T, H or Hkv, width)
+        normal = _normalize(builder, split, _Norm(True, config.norm_eps * share, scale, [scale]))
+        parts[number] = builder.node("Reshape", [normal, flat])
+    return parts
+
+
 def _feed_forward(builder: GraphBuilder, x: str, mlp: Any, layer: int, config: ModelConfig) -> str:
     if config.mlp == "gelu":
         up = builder.linear(x, _numpy(mlp.up_proj.weight), None, f"up_{layer}")
-        bias = [builder.constant(f"up_bias_{layer}", mlp.up_proj.bias)] if config.bias else []
+        bias = [builder.constant(f"up_bias_{layer}", mlp.up_proj.bias)] if config.has_mlp_bias else []
         inner = builder.node("FastGelu", [up, *bias], CONTRIB)
     else:
         linears = [mlp.gate_proj, mlp.up_proj]
         weight = np.concatenate([_numpy(one.weight) for one in linears])
-        biases = np.concatenate([_numpy(one.bias) for one in linears]) if config.bias else None
+        biases = np.concatenate([_numpy(one.bias) for one in linears]) if config.has_mlp_bias else None
         both = builder.linear(x, weight, biases, f"gate_up_{layer}")  # (B, T, 2 d_ff)
         gate, up = f"gate_{layer}", f"up_{layer}"
         halves = builder.constant("halves", np.array([config.d_ff, config.d_ff]))

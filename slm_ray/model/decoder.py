@@ -43,6 +43,11 @@ class _Window:
     cache: KVCache | None = None
     positions: Tensor | None = None  # (B, T), with a cache
     mask: Tensor | None = None  # (B, 1, T, S) True where a query may look, with a cache
+    local_mask: Tensor | None = None  # the same in local blocks, (1, 1, T, T) without a cache; None as `mask`
+
+    def seen_by(self, is_local: bool) -> Tensor | None:
+        """The mask of a block; None is all that stands before."""
+        return self.local_mask if is_local and self.local_mask is not None else self.mask
 
 
 def rotary_tables(seq_len: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -74,11 +79,17 @@ class Attention(nn.Module):
         self.layer = layer
         self.d_head = config.head_width
         self.is_grouped = config.n_heads != config.kv_heads
+        self.is_local = config.attention_span(layer) < config.seq_len
+        self.scale = None if config.scale_attention else 1.0  # None is 1 / sqrt(d_head)
         self.dropout = config.dropout
-        self.q_proj = nn.Linear(config.d_model, config.n_heads * self.d_head, bias=config.bias)
-        self.k_proj = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=config.bias)
-        self.v_proj = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=config.bias)
-        self.o_proj = nn.Linear(config.n_heads * self.d_head, config.d_model, bias=config.bias)
+        self.q_proj = nn.Linear(config.d_model, config.n_heads * self.d_head, bias=config.has_qkv_bias)
+        self.k_proj = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=config.has_qkv_bias)
+        self.v_proj = nn.Linear(config.d_model, config.kv_heads * self.d_head, bias=config.has_qkv_bias)
+        self.o_proj = nn.Linear(config.n_heads * self.d_head, config.d_model, bias=config.has_o_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(self.d_head, eps=config.norm_eps)
+            self.k_norm = RMSNorm(self.d_head, eps=config.norm_eps)
+        self.has_qk_norm = config.qk_norm
 
     def forward(self, x: Tensor, window: _Window) -> Tensor:
         """x: (B, T, d_model) -> the same shape."""
@@ -86,18 +97,22 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(rows, steps, -1, self.d_head)  # (B, T, H, d_head)
         k = self.k_proj(x).view(rows, steps, -1, self.d_head)  # (B, T, Hkv, d_head)
         v = self.v_proj(x).view(rows, steps, -1, self.d_head)  # (B, T, Hkv, d_head)
+        if self.has_qk_norm:
+            q, k = _in_fp32(self.q_norm, q), _in_fp32(self.k_norm, k)
         if window.cos is not None and window.sin is not None:  # before the transpose, while they lie in one piece
             q, k = rotate(q, window.cos, window.sin), rotate(k, window.cos, window.sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or Hkv, T, d_head)
         if window.cache is not None:
             k, v = self._through_cache(k, v, window)  # (B, Hkv, S, d_head)
+        mask = window.seen_by(self.is_local)
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=window.mask,
+            attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=window.mask is None,
+            is_causal=mask is None,
+            scale=self.scale,
             enable_gqa=self.is_grouped,
         )
         y = y.transpose(1, 2).reshape(rows, steps, -1)  # (B, T, H * d_head)
@@ -113,14 +128,19 @@ class Attention(nn.Module):
         return keys[:, :, :seen].to(k.dtype), values[:, :, :seen].to(v.dtype)
 
 
+def _in_fp32(norm: RMSNorm, x: Tensor) -> Tensor:
+    """The norm in its weights' precision, whatever autocast made of x; the result is x's."""
+    return norm(x.to(norm.weight.dtype)).to(x.dtype)  # type: ignore[no-any-return]
+
+
 class SwiGLU(nn.Module):
     """Gated feed-forward, `down(silu(gate(x)) * up(x))` (Shazeer, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=config.has_mlp_bias)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.has_mlp_bias)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.has_mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, d_model) -> the same shape."""
@@ -132,8 +152,8 @@ class Gelu(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.has_mlp_bias)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.has_mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, d_model) -> the same shape."""
@@ -205,8 +225,8 @@ class Decoder(nn.Module):
         tokens: (B, T) ids, T at most seq_len. targets: (B, T) ids of the following tokens, IGNORED_TARGET where none.
         Returns logits (B, T, vocab_size), or with targets the sum of their negative log likelihoods in nats, fp32.
         """
-        steps = tokens.shape[1]
-        hidden = self._hidden(tokens, self._window(torch.arange(steps, device=tokens.device)[None]))
+        positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
+        hidden = self._hidden(tokens, self._window(positions[None], positions))
         if targets is None:
             return self.lm_head(hidden)  # type: ignore[no-any-return]
         flat = hidden.flatten(0, 1)  # (B * T, d_model)
@@ -221,16 +241,21 @@ class Decoder(nn.Module):
         ahead = torch.arange(steps, device=tokens.device)
         positions = cache.lengths[:, None] + ahead  # (B, T)
         seen = int(positions.max()) + 1
-        mask = torch.arange(seen, device=tokens.device) <= positions[:, :, None]  # (B, T, S)
-        hidden = self._hidden(tokens, self._window(positions, cache, mask[:, None]))
+        hidden = self._hidden(tokens, self._window(positions, torch.arange(seen, device=tokens.device), cache))
         cache.lengths += steps
         return self.lm_head(hidden)  # type: ignore[no-any-return]
 
-    def _window(self, positions: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> _Window:
+    def _window(self, positions: Tensor, seen: Tensor, cache: KVCache | None = None) -> _Window:
+        """positions: (B or 1, T) of the new tokens. seen: (S,) of the tokens before and among them."""
+        is_local, mask, local_mask = 0 < self.config.local_window < len(seen), None, None
+        if is_local or cache is not None:
+            behind = positions[:, None, :, None] - seen  # (B or 1, 1, T, S) tokens between
+            mask = None if cache is None else behind >= 0
+            local_mask = (behind >= 0) & (behind < self.config.local_window) if is_local else None
         if self.config.positions == "learned":
-            return _Window(None, None, cache, positions, mask)
+            return _Window(None, None, cache, positions, mask, local_mask)
         cos, sin = self.rotary_cos[positions], self.rotary_sin[positions]  # (B or 1, T, d_head)
-        return _Window(cos[:, :, None], sin[:, :, None], cache, positions, mask)
+        return _Window(cos[:, :, None], sin[:, :, None], cache, positions, mask, local_mask)
 
     def _hidden(self, tokens: Tensor, window: _Window) -> Tensor:
         """What the output layer reads: (B, T, d_model)."""

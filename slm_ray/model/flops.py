@@ -17,10 +17,12 @@ def matmul_weights(config: ModelConfig) -> int:
 
 
 def train_flops_per_token(config: ModelConfig) -> int:
-    """Operations of forward and backward for one token: 6 N + 12 n_layers d_attn seq_len, d_attn = n_heads x d_head.
+    """Operations of forward and backward for one token: 6 N + 12 d_attn x the spans of all blocks, d_attn = n_heads x
+    d_head.
 
-    N is `matmul_weights`. Attention counts as if it were not causal, as in the paper; what is computed twice (gradient
-    checkpoints) counts once.
+    N is `matmul_weights`. A block's span is the context, or its window where that is shorter. Attention counts as if it
+    were not causal, as in the paper; what is computed twice (gradient checkpoints) counts once.
     """
     d_attn = config.n_heads * config.head_width
-    return 6 * matmul_weights(config) + 12 * config.n_layers * d_attn * config.seq_len
+    spans = sum(config.attention_span(layer) for layer in range(config.n_layers))
+    return 6 * matmul_weights(config) + 12 * d_attn * spans

@@ -1,8 +1,8 @@
-"""Our weights in the names and files of Hugging Face, and back.
+"""Our weights in the names and files of Hugging Face, and back; and the files that others wrote.
 
-In: a `ModelConfig` and a `Decoder`'s state dict. Out: the content of `config.json` and the tensors of
-`model.safetensors`. A Llama shape is written as `LlamaForCausalLM`, a GPT-2 shape as `GPT2LMHeadModel`, so that
-`AutoModelForCausalLM.from_pretrained` opens it; any other shape keeps Llama's names under a model type of our own, and
+In: a `ModelConfig` and a `Decoder`'s state dict, or a `config.json` and the tensors of `model.safetensors`. Out: each
+as the other. A shape that is one of the `families` is written as theirs, so that
+`AutoModelForCausalLM.from_pretrained` opens it; any other keeps Llama's names under a model type of our own, and
 `why_not_transformers` says what is in the way.
 """
 
@@ -15,193 +15,176 @@ from torch import Tensor
 
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import ModelConfig
+from slm_ray.errors import UserError
+from slm_ray.model.families.family import Family
+from slm_ray.model.families.fields import HfFields, shown
+from slm_ray.model.families.gpt2 import GPT2
+from slm_ray.model.families.gpt_neo import GPT_NEO
+from slm_ray.model.families.llama import LLAMA, NAMES
+from slm_ray.model.families.qwen3 import QWEN3
 
 OWN_FIELD = "slm_ray"
-_GPT2_LAYER = {
-    "input_layernorm": "ln_1",
-    "self_attn.o_proj": "attn.c_proj",
-    "post_attention_layernorm": "ln_2",
-    "mlp.up_proj": "mlp.c_fc",
-    "mlp.down_proj": "mlp.c_proj",
-}
-_GPT2_TOP = {
-    "embed_tokens.weight": "transformer.wte.weight",
-    "embed_positions.weight": "transformer.wpe.weight",
-    "norm.weight": "transformer.ln_f.weight",
-    "norm.bias": "transformer.ln_f.bias",
-    "lm_head.weight": "lm_head.weight",
-}
+FAMILIES: Mapping[str, Family] = {one.model_type: one for one in (LLAMA, QWEN3, GPT_NEO, GPT2)}
+"""Those that we read and write, by transformers' `model_type`; where two fit, the first is written."""
 
 
 def family(config: ModelConfig) -> str:
-    """Which model type of transformers this shape is: `llama`, `gpt2`, or `slm_ray` for neither."""
-    for kind, misfits in (("llama", _llama_misfits(config)), ("gpt2", _gpt2_misfits(config))):
-        if not misfits:
-            return kind
-    return OWN_FIELD
+    """Which model type of transformers this shape is: a name in `FAMILIES`, or `slm_ray` for none."""
+    fitting = (name for name, one in FAMILIES.items() if not one.misfits(config))
+    return next(fitting, OWN_FIELD)
 
 
 def why_not_transformers(config: ModelConfig) -> str:
-    """Why transformers cannot open this shape, in one sentence; empty where it can."""
-    if family(config) != OWN_FIELD:
+    """Why transformers cannot open this shape, in one sentence on the two closest families; empty where it can."""
+    misfits = {one.title: one.misfits(config) for one in FAMILIES.values()}
+    if not all(misfits.values()):
         return ""
-    llama, gpt2 = ", ".join(_llama_misfits(config)), ", ".join(_gpt2_misfits(config))
-    return f"transformers has no model of this shape: not Llama ({llama}), not GPT-2 ({gpt2})"
-
-
-def _llama_misfits(config: ModelConfig) -> list[str]:
-    """What keeps the shape from being Llama's. Dropout does not: it is a matter of training, not of the logits."""
-    wrong = _departures(config, {"norm": "rms", "mlp": "swiglu", "positions": "rotary"})
-    if config.d_model % config.n_heads:  # refused by LlamaConfig, although head_dim is given
-        wrong.append(f"d_model {config.d_model} is no multiple of n_heads {config.n_heads}")
-    return wrong
-
-
-def _gpt2_misfits(config: ModelConfig) -> list[str]:
-    """What keeps the shape from being GPT-2's. Missing biases do not: they are written as zeros."""
-    wrong = _departures(config, {"norm": "layer", "mlp": "gelu", "positions": "learned"})
-    if config.kv_heads != config.n_heads:
-        wrong.append(f"n_kv_heads {config.kv_heads} is not n_heads {config.n_heads}")
-    if config.n_heads * config.head_width != config.d_model:
-        wrong.append(f"n_heads {config.n_heads} x d_head {config.head_width} is not d_model {config.d_model}")
-    return wrong
-
-
-def _departures(config: ModelConfig, expected: Mapping[str, str]) -> list[str]:
-    return [
-        f"{name} is {getattr(config, name)}, not {value}"
-        for name, value in expected.items()
-        if getattr(config, name) != value
-    ]
+    closest = sorted(misfits, key=lambda title: len(misfits[title]))[:2]
+    reasons = ", ".join(f"not {title} ({', '.join(misfits[title])})" for title in closest)
+    return f"transformers has no model of this shape: {reasons}"
 
 
 def config_json(config: ModelConfig, eos_id: int) -> dict[str, Any]:
     """Content of `config.json`; our own config rides along, so that nothing is lost on the way back."""
-    content: dict[str, Any] = {
+    kind = FAMILIES.get(family(config))
+    return {
         "bos_token_id": eos_id,
         "eos_token_id": eos_id,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.init_std,
         "dtype": "float32",
+        "model_type": kind.model_type if kind else OWN_FIELD,
+        "architectures": [kind.architectures[0] if kind else "Decoder"],
         OWN_FIELD: dataclasses.asdict(config),
-    }
-    kind = family(config)
-    own = {"model_type": OWN_FIELD, "architectures": ["Decoder"]}
-    return content | {"llama": _llama, "gpt2": _gpt2}.get(kind, lambda _: own)(config)
-
-
-def _llama(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.seq_len,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,  # read by transformers 4
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},  # read by transformers 5
-        "attention_dropout": config.dropout,  # transformers drops there only; in eval mode nothing differs
-        "attention_bias": config.bias,
-        "mlp_bias": config.bias,
-    }
-
-
-def _gpt2(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "n_embd": config.d_model,
-        "n_inner": config.d_ff,
-        "n_layer": config.n_layers,
-        "n_head": config.n_heads,
-        "n_positions": config.seq_len,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": config.norm_eps,
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-    }
+    } | (kind.write(config) if kind else {})
 
 
 def model_config(content: Mapping[str, Any], origin: str) -> ModelConfig:
-    """The `ModelConfig` in a `config.json` that `config_json` made.
+    """The `ModelConfig` in a `config.json`, ours or anybody's.
 
     Raises:
-        UserError: it holds none, or one that is refused; the message names `origin`.
+        UserError: it is of no family that we know, says something that we have not (in one line: field, value, what is
+            supported), or holds our own config and another beside it. The message begins with `origin`.
     """
-    return from_dict(ModelConfig, content.get(OWN_FIELD) or {"d_model": "missing"}, origin)
+    kind = FAMILIES.get(str(content.get("model_type")))
+    own = content.get(OWN_FIELD)
+    if own is not None:
+        if not isinstance(own, Mapping):
+            raise UserError(f"{origin}: {OWN_FIELD} is {shown(own)}, and an object is expected")
+        config = from_dict(ModelConfig, own, origin)
+        if kind is not None:
+            _refuse_two_meanings(config, _read(kind, content, origin), kind, origin)
+        return config
+    if kind is None:
+        known = ", ".join(f"{one.title} ({name})" for name, one in FAMILIES.items())
+        raise UserError(f"{origin}: model_type is {shown(content.get('model_type'))}, and the known are {known}")
+    return _read(kind, content, origin)
+
+
+def _read(kind: Family, content: Mapping[str, Any], origin: str) -> ModelConfig:
+    """The shape that a family's own fields describe."""
+    fields = HfFields(content, origin)
+    named = fields.get("architectures") or [kind.architectures[0]]
+    if not isinstance(named, list) or not any(name in kind.architectures for name in named):
+        fields.refuse("architectures", kind.architectures[0])
+    fields.expect("quantization_config", None)
+    return kind.read(fields)
+
+
+def _refuse_two_meanings(config: ModelConfig, found: ModelConfig, kind: Family, origin: str) -> None:
+    """Our own config and the family's fields beside it must say the same: others may have changed the fields."""
+    its_own = FAMILIES.get(family(config))
+    if its_own is not kind:
+        named = its_own.title if its_own else "no family"
+        raise UserError(f"{origin}: model_type is {kind.model_type}, and {OWN_FIELD} describes {named}")
+    expected = kind.read(HfFields(config_json(config, 0), f"{origin}: {OWN_FIELD}"))
+    for field in dataclasses.fields(ModelConfig):
+        ours, theirs = getattr(expected, field.name), getattr(found, field.name)
+        if ours != theirs:
+            raise UserError(
+                f"{origin}: {field.name} is {ours} under {OWN_FIELD}, and {theirs} by {kind.title}'s own fields: "
+                f"remove {OWN_FIELD} if these are right"
+            )
 
 
 def to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Tensors of `model.safetensors` from a `Decoder`'s state dict; a tied output layer is left out."""
     kept = {name: tensor for name, tensor in state.items() if name != "lm_head.weight" or not config.tie_embeddings}
-    if family(config) == "gpt2":
-        return _to_gpt2(kept, config)
-    return {_llama_name(name): tensor.contiguous() for name, tensor in kept.items()}
+    kind, whole = FAMILIES.get(family(config)), _with_biases(config)
+    for name, tensor in state.items():
+        bias = name.removesuffix("weight") + "bias"
+        if name.endswith(".weight") and _has_bias(whole, bias) and not _has_bias(config, bias):
+            kept[bias] = tensor.new_zeros(len(tensor))
+    named = {(kind.names if kind else NAMES).theirs(name): tensor for name, tensor in kept.items()}
+    packed = kind.packed(named) if kind else named
+    return {name: tensor.contiguous() for name, tensor in packed.items()}
 
 
 def from_hf(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """A `Decoder`'s state dict from the tensors of `model.safetensors`."""
-    if _GPT2_TOP["embed_tokens.weight"] in tensors:
-        state = _from_gpt2(tensors, config)
-    else:
-        state = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    """A `Decoder`'s state dict from the tensors of `model.safetensors`.
+
+    The names say whose they are: shapes of other families may lie under Llama's. A tensor that we do not know keeps its
+    family's name, so that it is found missing from the model; buffers of old versions alone are left out.
+
+    Raises:
+        ValueError: a weight is there twice, or an output layer or bias is not what the config says of it.
+    """
+    kind = _family_of_names(tensors)
+    names = kind.names if kind else NAMES
+    state: dict[str, Tensor] = {}
+    for name, tensor in (kind.unpacked(tensors) if kind else tensors).items():
+        ours = names.ours(name)
+        if ours in state:
+            raise ValueError(f"{name} is there twice, with and without {names.prefix}")
+        if ours is not None:
+            state[ours] = tensor
+    _drop_zero_biases(state, config)
     if config.tie_embeddings and "embed_tokens.weight" in state:
-        state["lm_head.weight"] = state["embed_tokens.weight"]
+        embedding = state["embed_tokens.weight"]
+        if not _is_equal(state.get("lm_head.weight", embedding), embedding):
+            raise ValueError("lm_head.weight is not the embedding's, and config.json says that they are tied")
+        state["lm_head.weight"] = embedding
     return state
 
 
-def _llama_name(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"model.{name}"
+def _family_of_names(tensors: Mapping[str, Tensor]) -> Family | None:
+    """The GPT whose names these are; None where they are Llama's."""
+    if not any(name.removeprefix(GPT2.names.prefix) == "wte.weight" for name in tensors):
+        return None
+    return GPT_NEO if any(".attn.attention." in name for name in tensors) else GPT2
 
 
-def _gpt2_names(config: ModelConfig) -> dict[str, str]:
-    names = dict(_GPT2_TOP)
-    for layer in range(config.n_layers):
-        for ours, theirs in _GPT2_LAYER.items():
-            for part in ("weight", "bias"):
-                names[f"layers.{layer}.{ours}.{part}"] = f"transformer.h.{layer}.{theirs}.{part}"
-    return names
+def _drop_zero_biases(state: dict[str, Tensor], config: ModelConfig) -> None:
+    """Take out the zeros that `to_hf` put there for biases that the model lacks."""
+    whole = _with_biases(config)
+    for name in [name for name in state if _has_bias(whole, name) and not _has_bias(config, name)]:
+        if not _is_equal(state[name], torch.zeros_like(state[name])):
+            raise ValueError(f"{name} is not zero, and config.json says that there is none")
+        del state[name]
 
 
-def _is_conv1d(name: str) -> bool:
-    """GPT-2's linear layers are stored transposed, (in, out)."""
-    return name.endswith(("attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"))
+def _with_biases(config: ModelConfig) -> ModelConfig:
+    """The shape as its family writes it: biases that the model lacks are there, as zeros."""
+    kind = FAMILIES.get(family(config))
+    return kind.with_biases(config) if kind else config
 
 
-def _with_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Zeros for the biases that GPT-2 has in every layer and norm, where the model has none."""
-    zeros = {
-        name.removesuffix("weight") + "bias": tensor.new_zeros(len(tensor))
-        for name, tensor in state.items()
-        if name.startswith(("layers.", "norm.")) and name.endswith(".weight")
-    }
-    return zeros | dict(state)
+def _has_bias(config: ModelConfig, name: str) -> bool:
+    """Whether a model of this shape has a bias of that name: of a linear layer, or of a LayerNorm."""
+    module, _, kind = name.rpartition(".")
+    if kind != "bias":
+        return False
+    if module.endswith("norm"):
+        return config.bias and config.norm == "layer" and not module.endswith(("q_norm", "k_norm"))
+    if ".mlp." in module:
+        return config.has_mlp_bias
+    if ".self_attn." in module:
+        return config.has_o_bias if module.endswith("o_proj") else config.has_qkv_bias
+    return False
 
 
-def _to_gpt2(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    names, state = _gpt2_names(config), _with_biases(state)
-    tensors = {names[name]: tensor for name, tensor in state.items() if name in names}
-    tensors = {name: (t.t() if _is_conv1d(name) else t).contiguous() for name, t in tensors.items()}
-    for layer in range(config.n_layers):
-        for part in ("weight", "bias"):
-            qkv = torch.cat([state[f"layers.{layer}.self_attn.{p}_proj.{part}"] for p in "qkv"])  # (3 d_model, ...)
-            tensors[f"transformer.h.{layer}.attn.c_attn.{part}"] = qkv.t().contiguous()
-    return tensors
-
-
-def _from_gpt2(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    names = {theirs: ours for ours, theirs in _gpt2_names(config).items()}
-    state = {names[name]: t.t() if _is_conv1d(name) else t for name, t in tensors.items() if name in names}
-    for layer in range(config.n_layers):
-        for part in ("weight", "bias"):
-            thirds = tensors[f"transformer.h.{layer}.attn.c_attn.{part}"].t().chunk(3)
-            for letter, third in zip("qkv", thirds, strict=True):
-                state[f"layers.{layer}.self_attn.{letter}_proj.{part}"] = third
-    return {name: tensor for name, tensor in state.items() if config.bias or not name.endswith(".bias")}
+def _is_equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same; those without memory do where their shapes agree."""
+    is_empty = first.is_meta or second.is_meta
+    return first.shape == second.shape and (is_empty or torch.equal(first, second))
