@@ -89,6 +89,9 @@ class _DecoderGraph(Graph):
         q = self._heads(self.linear(x, attention.q_proj, f"{name}.q_proj"), heads)
         k = self._heads(self.linear(x, attention.k_proj, f"{name}.k_proj"), kv_heads)
         v = self._heads(self.linear(x, attention.v_proj, f"{name}.v_proj"), kv_heads)
+        if config.qk_norm:
+            q = self.norm(q, attention.q_norm, f"{name}.q_norm", config.norm_eps)
+            k = self.norm(k, attention.k_norm, f"{name}.k_norm", config.norm_eps)
         q, k = window.turned(q), window.turned(k)
         k, v = self._through_cache(k, "key", layer), self._through_cache(v, "value", layer)
         is_grouped = heads != kv_heads
@@ -97,8 +100,9 @@ class _DecoderGraph(Graph):
             k, v = (self.add("Unsqueeze", one, self.constant([2])) for one in (k, v))
         last = [0, 1, 2, 4, 3] if is_grouped else [0, 1, 3, 2]
         scores = self.add("MatMul", q, self.add("Transpose", k, perm=last))  # (B, H, T, S), or in groups
-        scores = self.add("Mul", scores, self.constant(1 / math.sqrt(width)))
-        scores = self.add("Add", scores, window.bias(is_grouped))
+        if config.scale_attention:
+            scores = self.add("Mul", scores, self.constant(1 / math.sqrt(width)))
+        scores = self.add("Add", scores, window.bias(config.attention_span(layer), is_grouped))
         seen = self.add("MatMul", self.add("Softmax", scores, axis=-1), v)
         if is_grouped:
             seen = self.add("Reshape", seen, self.constant([0, heads, -1, width]))
@@ -140,7 +144,7 @@ class _Window:
 
     def __init__(self, graph: _DecoderGraph) -> None:
         self._graph = graph
-        self._biases: dict[bool, str] = {}
+        self._biases: dict[tuple[int, bool], str] = {}
         length = self._size("input_ids", 1)
         zero, one = graph.number(0), graph.number(1)
         if graph.with_cache:
@@ -171,18 +175,24 @@ class _Window:
         rolled = graph.add("Concat", second, first, axis=-1)
         return graph.add("Add", graph.add("Mul", x, self._cos), graph.add("Mul", rolled, self._sin))
 
-    def bias(self, is_grouped: bool) -> str:
+    def bias(self, span: int, is_grouped: bool) -> str:
         """What is added to scores: 0, or a number so low that nothing is seen. (B or 1, 1, T, S), with another 1 in
-        groups."""
-        if is_grouped not in self._biases:
+        groups.
+
+        span: tokens that a layer looks back on, its own included.
+        """
+        key = (span, is_grouped)
+        if key not in self._biases:
             graph = self._graph
             seen = graph.add("GreaterOrEqual", self._behind, graph.number(0))  # (T, S)
+            if span < graph.config.seq_len:
+                seen = graph.add("And", seen, graph.add("Less", self._behind, graph.number(span)))
             if graph.with_cache:
                 axes = graph.constant([1, 2, 3] if is_grouped else [1, 2])
                 mask = graph.add("Unsqueeze", graph.add("Cast", "attention_mask", to=TensorProto.BOOL), axes)
                 seen = graph.add("And", seen, mask)
-            self._biases[is_grouped] = graph.add("Where", seen, graph.constant(0.0), graph.constant(FORBIDDEN))
-        return self._biases[is_grouped]
+            self._biases[key] = graph.add("Where", seen, graph.constant(0.0), graph.constant(FORBIDDEN))
+        return self._biases[key]
 
     def _size(self, name: str, axis: int) -> str:
         graph = self._graph

@@ -81,11 +81,23 @@ def write_gguf(path: Path, model: Decoder, tokenizer: Tokenizer, about: Descript
 
 
 def _architecture(config: ModelConfig) -> gguf.MODEL_ARCH:
+    why = _why_not(config)
+    if why:
+        raise UserError(f"llama.cpp has no architecture for this model: {why}")
+    return ARCHITECTURES[hf_layout.family(config)]
+
+
+def _why_not(config: ModelConfig) -> str:
+    """What llama.cpp does not compute; empty where it has all of it."""
     family = hf_layout.family(config)
-    if family in ARCHITECTURES:
-        return ARCHITECTURES[family]
-    why = hf_layout.why_not_transformers(config) or f"a model of the family {family}"
-    raise UserError(f"llama.cpp has no architecture for this model, only {', '.join(ARCHITECTURES)}: {why}")
+    if family not in ARCHITECTURES:
+        named = hf_layout.FAMILIES[family].title if family in hf_layout.FAMILIES else ""
+        return f"it has Llama, Qwen3 and GPT-2, and not {named}" if named else hf_layout.why_not_transformers(config)
+    if family == "gpt2" and not config.scale_attention:
+        return "its GPT-2 scales the scores of attention, and this model does not"
+    if family == "qwen3" and config.has_o_bias:
+        return "its Qwen3 has no bias in the output projection of attention, and this model has"
+    return ""
 
 
 def tensors(model: Decoder, dtype: Dtype) -> Iterator[tuple[str, Array, Kind]]:
@@ -93,6 +105,8 @@ def tensors(model: Decoder, dtype: Dtype) -> Iterator[tuple[str, Array, Kind]]:
     config = model.config
     names = gguf.get_tensor_name_map(_architecture(config), config.n_layers)
     for name, tensor in hf_layout.to_hf(model.state_dict(), config).items():
+        if hf_layout.family(config) == "qwen3" and name.endswith("o_proj.bias"):
+            continue  # zeros, for transformers has either all biases of attention or none
         values: Array = tensor.detach().float().cpu().numpy()
         if _TRANSPOSED.search(name):
             values = values.T

@@ -120,11 +120,14 @@ def _config(reader: GGUFReader) -> ModelConfig:
         "n_heads": number("attention.head_count"),
         "n_kv_heads": number("attention.head_count_kv"),
         "tie_embeddings": "output.weight" not in names,
-        "bias": "blk.0.attn_output.bias" in names,
+        "qkv_bias": bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & names),
+        "o_bias": "blk.0.attn_output.bias" in names,
+        "mlp_bias": "blk.0.ffn_up.bias" in names,
+        "qk_norm": "blk.0.attn_q_norm.weight" in names,
     }
     if architecture == "gpt2":
         eps = number("attention.layer_norm_epsilon")
-        return ModelConfig(**shape, norm="layer", mlp="gelu", positions="learned", norm_eps=eps)
+        return ModelConfig(**shape, bias=True, norm="layer", mlp="gelu", positions="learned", norm_eps=eps)
     return ModelConfig(
         **shape,
         d_head=number("attention.key_length"),
