@@ -30,7 +30,8 @@ def write_hf(folder: Path, origin: Origin, dtype: Dtype) -> None:
     Raises:
         OSError: they could not be written.
     """
-    shutil.copytree(origin.folder, folder, dirs_exist_ok=True)
+    left_out = shutil.ignore_patterns(*([] if dtype == "f32" else [WEIGHTS]))
+    shutil.copytree(origin.folder, folder, dirs_exist_ok=True, ignore=left_out)
     ends = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
     write_json(folder / "special_tokens_map.json", ends)  # for programs that do not read tokenizer_config.json
     if dtype == "f32":

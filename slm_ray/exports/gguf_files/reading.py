@@ -47,7 +47,7 @@ def read_back(path: Path) -> TorchRuntime:
         model = Decoder(config)
         model.load_state_dict(hf_layout.from_hf(state, config))
         encoder = _tokenizer(reader)
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+    except (LookupError, ValueError, RuntimeError, TypeError) as error:
         raise ParityError(f"{path.name} cannot be read back: {type(error).__name__}: {error}") from error
     name = f"gguf {importlib.metadata.version('gguf')}, read back"
     return TorchRuntime(
