@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 
 from slm_ray.exports.formats import Dtype
+from slm_ray.exports.hf_runtimes import TransformersRuntime, is_installed, own_folder
 from slm_ray.exports.origin import Origin
 from slm_ray.exports.parity import Expected, Parity, compare
-from slm_ray.exports.runtimes import TransformersRuntime, is_installed, own_folder
 from slm_ray.model import hf_layout
 from slm_ray.tokenization.tokenizer import END_OF_TEXT
 

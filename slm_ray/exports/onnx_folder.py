@@ -11,10 +11,11 @@ from typing import Any
 from slm_ray.config.schema import ModelConfig
 from slm_ray.exports.formats import Dtype
 from slm_ray.exports.hf_folder import write_json
+from slm_ray.exports.hf_runtimes import is_installed
 from slm_ray.exports.onnx_graph import standard_graph
+from slm_ray.exports.onnx_runtimes import GenAiRuntime, OnnxRuntime
 from slm_ray.exports.origin import Origin
 from slm_ray.exports.parity import Expected, Parity, compare
-from slm_ray.exports.runtimes import GenAiRuntime, OnnxRuntime, is_installed
 
 WITH_CACHE, NO_CACHE = "model.onnx", "model_no_cache.onnx"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")

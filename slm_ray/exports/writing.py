@@ -7,17 +7,15 @@ the model's card in it, perhaps on the hub too. `slm_ray/export.py` calls it.
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError, one_line
 from slm_ray.exports import origin as origins
 from slm_ray.exports.formats import FORMATS, Dtype, Format, Target
-from slm_ray.exports.gguf_files.folder import check_gguf, write_gguf_folder
 from slm_ray.exports.hf_folder import check_hf, write_hf, write_json
 from slm_ray.exports.model_card import made_with, write_card
-from slm_ray.exports.onnx_folder import check_onnx, write_onnx
 from slm_ray.exports.origin import Origin
 from slm_ray.exports.parity import PARITY, Expected, Parity, ParityError, expected, one_thread, require
 from slm_ray.exports.push import check_push, push
@@ -25,11 +23,7 @@ from slm_ray.runs import checkpoint
 
 Write = Callable[[Path, Origin, Dtype], None]
 Check = Callable[[Path, Origin, Expected, Dtype], list[Parity]]
-WRITERS: dict[Format, tuple[Write, Check]] = {
-    "hf": (write_hf, check_hf),
-    "gguf": (write_gguf_folder, check_gguf),
-    "onnx": (write_onnx, check_onnx),
-}
+Writer = tuple[Write, Check]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +55,7 @@ def export_model(
         UserError: no such model, a corrupt one, one that the target does not know, an output that is there already or
             cannot be written, a hub that does not take it.
     """
+    writers = {name: _writer(name) for name in (FORMATS if to == "all" else (to,)) if name != "checkpoint"}
     output = output.absolute()
     if output.exists() or output.is_symlink():
         raise UserError(f"{output} exists already: name another --output")
@@ -68,7 +63,7 @@ def export_model(
         check_push(push_to)
     with origins.opened(reference, data, tracking_uri) as origin:
         with _appearing(output) as folder, one_thread():
-            checks = _write(folder, origin, to, dtype)
+            checks = _write(folder, origin, to, dtype, writers)
         done = Export(folder=output, shape=origin.model.config, checks=tuple(checks))
         if push_to:
             address = push(output, push_to, f"{origin.title} in {dtype}, by slm_ray/export.py --to {to}")
@@ -89,23 +84,41 @@ def _appearing(output: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {output}: {error.strerror or one_line(error)}") from error
 
 
-def _write(folder: Path, origin: Origin, to: Target, dtype: Dtype) -> list[Parity]:
+def _writer(to: Format) -> Writer:
+    """How a format is written and checked. Raises: UserError when a package for it is not installed."""
+    try:
+        if to == "gguf":
+            from slm_ray.exports.gguf_files.folder import check_gguf, write_gguf_folder
+
+            return write_gguf_folder, check_gguf
+        if to == "onnx":
+            from slm_ray.exports.onnx_folder import check_onnx, write_onnx
+
+            return write_onnx, check_onnx
+    except ModuleNotFoundError as error:
+        raise UserError(f"--to {to} needs {error.name}: pip install 'slm-ray[export]'") from error
+    return write_hf, check_hf
+
+
+def _write(folder: Path, origin: Origin, to: Target, dtype: Dtype, writers: Mapping[Format, Writer]) -> list[Parity]:
     if to == "checkpoint":
         checkpoint.copy_for_serving(origin.checkpoint, folder)
         return []
     wanted = expected(origin.model, origin.tokenizer)
     folder.mkdir()
     if to != "all":
-        return _write_format(folder, origin, to, dtype, wanted)
+        return _write_format(folder, origin, to, dtype, wanted, writers[to])
     found = []
-    for name in FORMATS:
+    for name, writer in writers.items():
         (folder / name).mkdir()
-        found += _write_format(folder / name, origin, name, dtype, wanted)
+        found += _write_format(folder / name, origin, name, dtype, wanted, writer)
     return found
 
 
-def _write_format(folder: Path, origin: Origin, to: Format, dtype: Dtype, wanted: Expected) -> list[Parity]:
-    write, check = WRITERS[to]
+def _write_format(
+    folder: Path, origin: Origin, to: Format, dtype: Dtype, wanted: Expected, writer: Writer
+) -> list[Parity]:
+    write, check = writer
     write(folder, origin, dtype)
     try:
         found = check(folder, origin, wanted, dtype)

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from huggingface_hub import HfApi
 
 from slm_ray import export
 from slm_ray.config.schema import ModelConfig
-from slm_ray.exports import hf_folder, onnx_parts, push, writing
+from slm_ray.exports import hf_folder, onnx_parts, push
 from slm_ray.exports.gguf_files import file as gguf_file
 from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
@@ -289,5 +290,10 @@ def test_a_hub_that_refuses_is_said_in_one_line_without_the_token(
     assert (tmp_path / "out" / "parity.json").is_file()
 
 
-def test_every_format_has_a_writer() -> None:
-    assert set(writing.WRITERS) == {"hf", "gguf", "onnx"}
+def test_a_package_that_is_missing_is_named_before_a_model_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "slm_ray.exports.gguf_files.folder", raising=False)
+    monkeypatch.setitem(sys.modules, "slm_ray.exports.gguf_files.file", None)
+    assert run("no/such/model", tmp_path / "out", "--to", "gguf") == 2
+    assert "pip install 'slm-ray[export]'" in capsys.readouterr().err

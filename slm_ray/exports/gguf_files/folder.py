@@ -11,9 +11,9 @@ from slm_ray.exports.formats import Dtype
 from slm_ray.exports.gguf_files.file import Description, write_gguf
 from slm_ray.exports.gguf_files.llamacpp import LlamaCppRuntime, slack
 from slm_ray.exports.gguf_files.reading import largest_weight_error, read_back
+from slm_ray.exports.hf_runtimes import is_installed
 from slm_ray.exports.origin import SHORT, Origin
 from slm_ray.exports.parity import Expected, Parity, compare
-from slm_ray.exports.runtimes import is_installed
 
 
 def write_gguf_folder(folder: Path, origin: Origin, dtype: Dtype) -> None:
