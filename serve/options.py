@@ -28,7 +28,8 @@ class AppConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     model: str = DEFAULT_MODEL
-    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
+    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION), folder of a checkpoint, or a Llama, Qwen3, GPT-2
+    or GPT-Neo that others made: its folder, or hub:OWNER/NAME[@REVISION]."""
     tracking_uri: str = ""
     """MLflow store of registered models; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given."""
     replicas: int = 1

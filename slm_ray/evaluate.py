@@ -57,9 +57,10 @@ class EvaluateConfig:
     """Measure a model on a split of a data set, each token once."""
 
     model: str = "models:/tinystories@champion"
-    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION), or folder of a checkpoint or of `export.py`."""
+    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION), folder of a checkpoint, or a Llama, Qwen3, GPT-2
+    or GPT-Neo that others made: its folder, or hub:OWNER/NAME[@REVISION]."""
     data: str = "data/tinystories"
-    """Folder of the data set; it must have been prepared with the model's tokenizer."""
+    """Folder of the data set, prepared with the model's tokenizer; for a model that others made it is encoded anew."""
     split: Split = "validation"
     """Which split."""
     measure: Measure = "stories"
@@ -165,7 +166,8 @@ def evaluate_model(config: EvaluateConfig) -> Found:
     data = Data.open(config.data, config.split)
     with torch_threads(config.threads), contextlib.ExitStack() as opened:
         found = opened.enter_context(subject(config.model, config.tracking_uri))
-        check_tokenizer(found, data)
+        if config.writing or not found.is_foreign:
+            check_tokenizer(found, data)
         # What is not there is said before minutes of measuring.
         against = opened.enter_context(subject(config.against, config.tracking_uri)) if config.against else None
         own = measure(found, data, by=config.measure, backend=config.backend)

@@ -34,9 +34,8 @@ from slm_ray.generation.engine import Engine, PromptError
 from slm_ray.generation.prompt_files import Prompt, read_prompts
 from slm_ray.generation.request import Request
 from slm_ray.generation.sampling import MAX_SEED, SamplingParams
-from slm_ray.runs.checkpoint import load_model
 from slm_ray.sources.addresses import as_text
-from slm_ray.tracking.registry import resolved_model
+from slm_ray.tracking.registry import load_model, resolved_model
 
 FIRST_PROMPT = "Once upon a time"
 MOST_STORIES, MOST_ROWS = 1000, 256
@@ -47,7 +46,8 @@ class GenerateConfig:
     """Write stories with a trained model and print them."""
 
     model: str = "models:/tinystories@champion"
-    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION) or folder of a checkpoint."""
+    """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION), folder of a checkpoint, or a Llama, Qwen3, GPT-2
+    or GPT-Neo that others made: its folder, or hub:OWNER/NAME[@REVISION]."""
     prompt: tuple[str, ...] = ()
     """Beginning of the story, 'Once upon a time' when not given; several give several stories. An empty one lets the
     model begin."""
@@ -188,7 +188,7 @@ def make_writer(config: GenerateConfig, most_stories: int) -> Writer:
             run it.
     """
     with resolved_model(config.model, config.tracking_uri) as found:
-        model, tokenizer = load_model(found.path)
+        model, tokenizer = load_model(found)
     rows = min(config.rows, most_stories)
     check_cache(model.config, rows, "it is no model for this machine" if rows == 1 else "give fewer --rows")
     backend = make_backend(model, rows, config.backend)

@@ -34,6 +34,7 @@ from slm_ray.evaluation.promotion import promote_first
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder, newest_run
 from slm_ray.tracking import mlflow_runs
+from slm_ray.training.starting_point import begun_from
 
 
 @command
@@ -88,19 +89,23 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
     if asks_to_resume(rest, base.resume) and not asks_for_help(rest):
         place = {name: take_option(name, getattr(base, name), rest)[0] for name in ("output", "name")}
         from_dict(TrainConfig, place, "options")  # the others are checked over the run's own config
-        base = _config_to_resume(base, origin, _run_to_resume(**place), place["output"])
+        base = _config_to_resume(base, origin, _run_to_resume(**place), place["output"], rest)
+    elif not asks_for_help(rest):
+        base = begun_from(base, origin, rest)
     config = parse(TrainConfig, rest, prog="train.py", about=about, default=base)
     refuse_lone_force(config)
     return config
 
 
-def _config_to_resume(base: TrainConfig, origin: str, folder: RunFolder | None, output: str) -> TrainConfig:
+def _config_to_resume(
+    base: TrainConfig, origin: str, folder: RunFolder | None, output: str, words: Sequence[str]
+) -> TrainConfig:
     """That of the run, with what `--config` gives over it; where there is no run yet, `base`."""
     state = None
     if folder is not None:
         state = folder.mirror.newest_state(folder.path) if folder.mirror.address else folder.latest_state()
     if folder is None or state is None:
-        return dataclasses.replace(base, resume=True)
+        return dataclasses.replace(begun_from(base, origin, words), resume=True)
     saved = from_dict(TrainConfig, state.config, str(folder.checkpoint_path(state.step)))
     was = dataclasses.replace(saved, force=False, data=moved_data(saved.data, saved.output, folder.path.parent))
     if origin:

@@ -56,7 +56,10 @@ def test_one_line_of_json_on_the_split(
     [
         (["--model", "no/such"], "no/such"),
         (["--model", "models:/nobody@champion"], "no model registry at sqlite:///"),
-        (["--model", "nobody@champion"], "expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder"),
+        (
+            ["--model", "nobody@champion"],
+            "expected models:/NAME@ALIAS, models:/NAME/VERSION, hub:OWNER/NAME or a folder",
+        ),
         (["--data", "no/such"], "no manifest.json in no/such"),
         (["--split", "test"], "has no stories in its test split"),
         (["--split", "dev"], "invalid choice 'dev'"),

@@ -65,10 +65,10 @@ def space_of(sweep: SweepConfig) -> Space:
     """What a sweep varies. Raises: UserError when its space file is not there or refused."""
     if sweep.space:
         return load_space(sweep.space)
-    return {
-        "optim.lr": Choices(tuple(dict.fromkeys(sweep.lr))),
-        "model.d_ff": Choices(tuple(dict.fromkeys(sweep.d_ff))),
-    }
+    rates = {"optim.lr": Choices(tuple(dict.fromkeys(sweep.lr)))}
+    if sweep.init_from and sweep.d_ff == SweepConfig.d_ff:  # given weights have one width
+        return dict(rates)
+    return rates | {"model.d_ff": Choices(tuple(dict.fromkeys(sweep.d_ff)))}
 
 
 def run_config(sweep: SweepConfig, point: Point, **changes: Any) -> TrainConfig:

@@ -27,6 +27,7 @@ from slm_ray.tracking.tensorboard_tracker import require_tensorboard
 from slm_ray.training import hardware
 from slm_ray.training.inputs import check_files, check_length, n_steps
 from slm_ray.training.preflight import resolve
+from slm_ray.training.starting_point import check_origin
 from tune.config import MODEL_NAME, SweepConfig, run_config
 from tune.halving import first_rung, rung_steps
 from tune.record import read_record, space_to_sweep
@@ -85,7 +86,9 @@ class Plan:
         """Why no trial can have these values; empty where one can."""
         try:
             config = run_config(self.sweep, point, workers=self.sweep.trial_workers, register="")
-            resolve(config, default_workers)
+            resolved = resolve(config, default_workers)
+            if resolved.init_from:
+                check_origin(resolved)
         except (ValueError, UserError) as error:
             return str(error)
         return ""

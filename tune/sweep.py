@@ -40,6 +40,7 @@ from slm_ray.storage import StoragePath
 from slm_ray.tracking import mlflow_runs, run_inputs, tracker
 from slm_ray.tracking.mlflow_runs import KIND
 from slm_ray.train import describe as describe_run
+from slm_ray.training.starting_point import begun_from
 from tune.config import MODEL_NAME, SweepConfig, run_config
 from tune.planning import Plan, check_cluster, fields_set_twice, plan_sweep
 from tune.record import (
@@ -221,6 +222,8 @@ def parse_config(argv: Sequence[str] | None) -> SweepConfig:
         base = config_to_resume(base, origin, **place)
         where = storage.storage_path(base.output)
         record = read_record(where / base.name) if base.name else None
+    if record is None and not asks_for_help(rest):
+        base = begun_from(base, origin, rest)
     sweep = parse(SweepConfig, rest, prog="sweep.py", about=about, default=base)
     refuse_lone_force(sweep)
     if set_twice := fields_set_twice(names, space_to_sweep(sweep, record), is_short=not sweep.space):

@@ -23,7 +23,7 @@ from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
 from slm_ray.runs import checkpoint
-from slm_ray.tracking.registry import REGISTERED, ResolvedModel, discard
+from slm_ray.tracking.registry import REGISTERED, ResolvedModel, discard, load_model
 
 ANSWER_TOKENS = 24
 
@@ -41,7 +41,7 @@ class LoadedModel:
     """One version of a model with its engine.
 
     Raises:
-        UserError: the checkpoint is corrupt.
+        UserError: the checkpoint is corrupt, or the files of a foreign model do not fit each other.
         BrokenModelError: its logits are not finite, or it writes no text.
     """
 
@@ -56,7 +56,7 @@ class LoadedModel:
         weights = source.path / checkpoint.MODEL / "model.safetensors"
         if weights.is_file():  # a process that runs out of memory is killed, with the version that serves
             check_weights(weights.stat().st_size)
-        model, tokenizer = checkpoint.load_model(source.path)
+        model, tokenizer = load_model(source)
         self.tokenizer = tokenizer
         self.identity = source.identity
         self.is_registered = source.identity.startswith(REGISTERED) and bool(source.run_id)
@@ -72,7 +72,7 @@ class LoadedModel:
             parameters=count_parameters(model),
             seq_len=model.config.seq_len,
             vocab_size=model.config.vocab_size,
-            evaluation=_evaluation(source.path),
+            evaluation={} if source.is_foreign else _evaluation(source.path),
         )
         self.loaded_at = int(time.time())
         engine = Engine(make_backend(model, max_slots, backend, threads), tokenizer)
@@ -146,7 +146,7 @@ def warm_up(engine: Engine, title: str) -> tuple[Answer, ...]:
     prompts = fitting_prompts(engine.tokenizer, engine.backend.config.seq_len)
     params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0)
     for prompt in prompts:
-        logits = engine.backend.prefill(0, [engine.tokenizer.eos_id, *engine.tokenizer.encode(prompt)])
+        logits = engine.backend.prefill(0, [engine.tokenizer.start_id, *engine.tokenizer.encode(prompt)])
         if logits is None or not np.isfinite(logits).all():
             raise BrokenModelError(f"{title} gives numbers that are not finite after {prompt!r}: it is not served")
     engine.generate([prompts[-1]] * engine.backend.max_slots, [params] * engine.backend.max_slots)

@@ -68,8 +68,11 @@ def _one_line(box: str) -> str:
 
 
 def take_option(name: str, default: str, argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Take one `--name VALUE` out of the arguments before the others are parsed. Returns its value and the rest."""
+    """Take one `--name VALUE` out of the arguments before the others are parsed. Returns its value and the rest.
+
+    `init_from` is `--init-from` as well.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--{name}", default=default)
+    parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest="value", default=default)
     known, rest = parser.parse_known_args(list(argv))
-    return str(getattr(known, name)), rest
+    return str(known.value), rest

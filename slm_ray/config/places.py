@@ -12,7 +12,7 @@ from typing import Any
 from slm_ray import storage
 from slm_ray.errors import without_secrets
 
-ADDRESSES = ("data", "output", "tracking_uri")
+ADDRESSES = ("data", "output", "tracking_uri", "init_from")
 """Fields of `TrainConfig` that name a place."""
 MAX_MODEL_NAME_BYTES = 200
 
@@ -32,7 +32,7 @@ def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def typed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields, with places below the working folder as seen from there."""
     saved = saved_config(config)
-    return saved | {name: _from_here(saved[name]) for name in ("data", "output") if name in saved}
+    return saved | {name: _from_here(saved[name]) for name in ("data", "output", "init_from") if name in saved}
 
 
 def _from_here(place: str) -> str:
@@ -40,6 +40,22 @@ def _from_here(place: str) -> str:
     if storage.is_remote(place) or not Path(place).is_relative_to(here):
         return place
     return Path(place).relative_to(here).as_posix()
+
+
+def origin_name(reference: str) -> str:
+    """What `init_from` names, as others may see it: of a folder the last name alone."""
+    if reference.startswith(("models:/", "hub:")):
+        return reference
+    return PurePosixPath(without_secrets(reference)).name
+
+
+def place_of(reference: str) -> str:
+    """A reference as every process of this machine takes it: a folder by its absolute path."""
+    path = Path(reference)
+    try:
+        return str(path.absolute()) if reference and path.is_dir() else reference
+    except (OSError, ValueError):  # said where it is opened
+        return reference
 
 
 def moved_data(data: str, output: str, output_now: Path) -> str:

@@ -88,6 +88,9 @@ class TrainConfig:
     """Folder of the runs; every worker must see it."""
     name: str = ""
     """Name of the run and of its folder under output; made from the time when not given."""
+    init_from: str = ""
+    """Model whose weights the run begins with, and whose shape it takes: a folder (ours, or of a Llama, Qwen3, GPT-2 or
+    GPT-Neo that others made), models:/NAME/VERSION or hub:OWNER/NAME; random weights when not given."""
     resume: bool = False
     """Continue the run NAME from its latest checkpoint (without a name: the newest run under output), or begin it."""
     force: bool = False

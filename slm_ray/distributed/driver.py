@@ -35,6 +35,7 @@ from slm_ray.training.checkpointing import is_out_of_patience
 from slm_ray.training.inputs import RunPlan, check_files, plan_run
 from slm_ray.training.preflight import refuse_conflicts, resolve
 from slm_ray.training.profiling import read_operators
+from slm_ray.training.starting_point import StartingPoint, starting_point
 
 LOGGER = logging.getLogger(__name__)
 
@@ -86,9 +87,10 @@ def run_training(
         plan.folder.fetch()
         latest = plan.folder.latest_valid()
         refuse_conflicts(plan, latest)
+        start = starting_point(plan) if latest is None and config.init_from else None
         cluster.connect()
         cluster.check_resources(config)
-        return _run_locked(plan, latest, parent_run_id, is_quiet, callbacks)
+        return _run_locked(plan, latest or start, parent_run_id, is_quiet, callbacks)
 
 
 def _plan(config: TrainConfig) -> RunPlan:
@@ -101,15 +103,18 @@ def _plan(config: TrainConfig) -> RunPlan:
 
 def _run_locked(
     plan: RunPlan,
-    latest: Checkpoint | None,
+    begin: Checkpoint | StartingPoint | None,
     parent_run_id: str,
     is_quiet: bool,
     callbacks: Sequence[UserCallback],
 ) -> TrainResult:
-    """The run, once nobody else can write to its folder."""
+    """The run, once nobody else can write to its folder: from its latest checkpoint, from given weights, or anew."""
+    latest = begin if isinstance(begin, Checkpoint) else None
     tracker = open_mlflow_run(plan, latest, parent_run_id)
     status = "FAILED"
     try:
+        if isinstance(begin, StartingPoint):
+            begin.write(tracker.run_id)
         if not _is_finished(plan, latest):
             with show_progress(plan.history, plan.max_steps, is_quiet=is_quiet), _place_of_a_stop(plan):
                 run_workers(plan, tracker.run_id, callbacks)

@@ -73,7 +73,7 @@ class SlmRayLM(LM):
             context, continuation = request.args
             before, whole = self._pair(context, continuation)
             n_wanted = len(whole) - len(before)
-            text = [self._tokenizer.eos_id, *whole][-max(self._scorer.seq_len, n_wanted) - 1 :]
+            text = [self._tokenizer.start_id, *whole][-max(self._scorer.seq_len, n_wanted) - 1 :]
             texts.append(np.array(text, np.int64))
             counted_from.append(len(text) - n_wanted)
         found = self._scorer.scored(texts, counted_from)
@@ -84,8 +84,8 @@ class SlmRayLM(LM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Log-likelihood of whole texts, without an end mark."""
-        eos_id = self._tokenizer.eos_id
-        texts = [np.array([eos_id, *self._tokenizer.encode(request.args[0])], np.int64) for request in requests]
+        start_id = self._tokenizer.start_id
+        texts = [np.array([start_id, *self._tokenizer.encode(request.args[0])], np.int64) for request in requests]
         return [-float(nats.sum()) for nats in self._scorer.nats(texts)]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

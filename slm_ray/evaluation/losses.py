@@ -66,8 +66,8 @@ class InfiniteLossError(UserError):
     """A model was read and its loss is no finite number."""
 
 
-def measure_stories(scorer: Scorer, blocks: Iterable[StoryBlock], eos_id: int) -> Measured:
-    """Score every story, each with the end-of-text token before it.
+def measure_stories(scorer: Scorer, blocks: Iterable[StoryBlock], start_id: int) -> Measured:
+    """Score every story, each after the token that texts of its tokenizer begin with.
 
     Raises:
         InfiniteLossError: the model gives a loss that is no finite number.
@@ -80,7 +80,7 @@ def measure_stories(scorer: Scorer, blocks: Iterable[StoryBlock], eos_id: int) -
         _check_vocabulary(block, scorer.vocab_size)
         for first in range(0, len(block), STORIES_AT_ONCE):
             numbers = range(first, min(first + STORIES_AT_ONCE, len(block)))
-            texts = [np.concatenate([[eos_id], block.story(number).astype(np.int64)]) for number in numbers]
+            texts = [np.concatenate([[start_id], block.story(number).astype(np.int64)]) for number in numbers]
             found = scorer.nats(texts)
             for number, nats in zip(numbers, found):
                 if not np.isfinite(nats).all():

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,13 +23,10 @@ from slm_ray.evaluation.scoring import Scorer
 from slm_ray.evaluation.stories import StoryBlock, encoded_anew, read_stories
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.model.decoder import Decoder
-from slm_ray.runs.checked_files import read_model
-from slm_ray.runs.checkpoint import load_model
 from slm_ray.runs.train_state import Evaluation
-from slm_ray.runs.verification import MARKER
 from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
-from slm_ray.tracking.registry import resolved_model
+from slm_ray.tracking.registry import load_model, resolved_model
 from slm_ray.training.context import TrainContext
 from slm_ray.training.evaluation import bits_per_byte, evaluate
 
@@ -46,6 +42,8 @@ class Subject:
     """Name and version, as `tinystories 3`."""
     model: Decoder
     tokenizer: Tokenizer
+    is_foreign: bool = False
+    """Whether it is no checkpoint of ours: then data is encoded in the tokens of its own tokenizer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +94,8 @@ class Measurement:
     data_fingerprint: str
     stories: Measured | None
     """Story by story; none by the windows of the stream."""
+    borders: str = ""
+    """Of a model that others made: which tokens stood before and after each story, and which file says so."""
 
     def summary(self) -> dict[str, Any]:
         """The numbers, without tables, as plain values."""
@@ -110,6 +110,7 @@ class Measurement:
             "tokens": self.n_tokens,
             "bytes": self.n_bytes,
             "data_fingerprint": self.data_fingerprint,
+            **({"borders": self.borders} if self.borders else {}),
             **{name.removeprefix("val_"): value for name, value in self.total.metrics.items()},
         }
         if self.stories is not None:
@@ -132,25 +133,15 @@ def finite(value: float) -> float | None:
 
 @contextlib.contextmanager
 def subject(reference: str, tracking_uri: str = "") -> Iterator[Subject]:
-    """Open a model by its reference, or an exported folder in Hugging Face's layout, for the length of a block.
+    """Open a model by its reference, which may be of a model that others made, for the length of a block.
 
     Raises:
-        UserError: there is no such model, or it is corrupt, or its `config.json` is not one that this project wrote.
+        UserError: there is no such model, or it is corrupt, or of an architecture that is not known.
     """
-    folder = Path(reference)
-    if is_exported(reference):
-        name = f"{folder.resolve().name} (exported)"
-        yield Subject(name=name, model=read_model(folder), tokenizer=Tokenizer.load(folder / TOKENIZER))
-        return
     with resolved_model(reference, tracking_uri) as found:
-        model, tokenizer = load_model(Path(found.path))
-        yield Subject(name=f"{found.name} {found.version}", model=model, tokenizer=tokenizer)
-
-
-def is_exported(reference: str) -> bool:
-    """Whether it is what `export.py` gives away for transformers: a model's files without their digests."""
-    folder = Path(reference)
-    return (folder / "config.json").is_file() and not (folder / MARKER).exists()
+        model, tokenizer = load_model(found)
+        name = f"{found.name} {found.version}"
+        yield Subject(name=name, model=model, tokenizer=tokenizer, is_foreign=found.is_foreign)
 
 
 @contextlib.contextmanager
@@ -186,7 +177,7 @@ def measure(found: Subject, data: Data, *, by: Measure = "stories", backend: Bac
     if by == "windows":
         return _by_windows(found, data, backend)
     scorer = _scorer(found.model, backend)
-    measured = measure_stories(scorer, _in_tokens_of(found.tokenizer, data), found.tokenizer.eos_id)
+    measured = measure_stories(scorer, _in_tokens_of(found.tokenizer, data), found.tokenizer.start_id)
     losses = measured.losses
     n_tokens, n_bytes = int(losses.n_tokens.sum()), int(losses.n_bytes.sum())
     return Measurement(
@@ -202,6 +193,7 @@ def measure(found: Subject, data: Data, *, by: Measure = "stories", backend: Bac
         total=Evaluation.of_nats(losses.total_nats, n_tokens, n_bytes),
         data_fingerprint=data.manifest.fingerprint,
         stories=measured,
+        borders=found.tokenizer.borders.origin,
     )
 
 

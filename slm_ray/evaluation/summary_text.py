@@ -6,6 +6,8 @@ In: the object that `evaluate.py --json` prints. Out: lines of text.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slm_ray.errors import visible
+
 _WAYS = {
     "stories": "each story after its own beginning",
     "windows": "windows of the stream of tokens, cut anywhere",
@@ -22,6 +24,8 @@ def measurement_text(result: Mapping[str, Any]) -> str:
         f"  loss           {with_error(result, 'loss')} nats a token",
         f"  perplexity     {result['perplexity']:.4f} a token",
     ]
+    if "borders" in result:
+        lines.append(f"  tokens         the model's own; {visible(result['borders'])}")
     if result.get("by_position"):
         lines += ["", *_table("place in story", result["by_position"], ("tokens", "loss"))]
         lines += ["", *_table("tokens of story", result["by_length"], ("stories", "tokens", "loss", "bits_per_byte"))]

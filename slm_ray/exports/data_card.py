@@ -56,12 +56,19 @@ def data_source(manifest: Manifest | None) -> DataSource:
     return DataSource(hub_name="", revision="", licence="", text=text)
 
 
+def licence(origin: Origin) -> str:
+    """SPDX identifier of what made the model: this project's, or unknown (empty) where others made it, or what it began
+    from."""
+    is_ours = origin.state is not None and origin.state.origin is None
+    return CODE_LICENCE if is_ours else ""
+
+
 def data_lines(origin: Origin) -> Iterator[str]:
     """The part of the card."""
     manifest, source = origin.manifest, data_source(origin.manifest)
     yield f"- **Source**: {source.text}"
     yield f"- **Licence of the data**: {source.licence or 'not known: ask whoever made the stories'}"
-    for fingerprint, step in origin.state.data_lineage:
+    for fingerprint, step in origin.state.data_lineage if origin.state else ():
         yield f"- **Data set** `{fingerprint}`, from step {step + 1:,} on"
     if manifest is None:
         return

@@ -5,7 +5,7 @@ In: a folder. Out: what each computes of it. `parity` compares that with torch.
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from slm_ray.exports.parity import TorchRuntime
-from slm_ray.runs.checked_files import read_model
+from slm_ray.model_files.reading import read_model
 
 Array = NDArray[Any]
 TOKENIZER = "tokenizer.json"
@@ -32,11 +32,11 @@ def encoder(folder: Path) -> Any:
     return found
 
 
-def own_folder(folder: Path, eos_id: int) -> TorchRuntime:
+def own_folder(folder: Path, stop_ids: Collection[int]) -> TorchRuntime:
     """Our own reader, for a shape that transformers does not know, or where it is not installed."""
     words = encoder(folder)
     return TorchRuntime(
-        read_model(folder), lambda text: list(words.encode(text, add_special_tokens=False).ids), eos_id, "slm-ray"
+        read_model(folder), lambda text: list(words.encode(text, add_special_tokens=False).ids), stop_ids, "slm-ray"
     )
 
 
@@ -57,9 +57,10 @@ def _quiet(log: Any) -> Iterator[None]:
 class TransformersRuntime:
     """`AutoModelForCausalLM` and `AutoTokenizer` in fp32, with the weights as they are in the folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stop_ids: Collection[int]) -> None:
         import transformers
 
+        self._ends = {"eos_token_id": sorted(stop_ids), "pad_token_id": min(stop_ids)}
         self.name = f"transformers {transformers.__version__}"
         with _quiet(transformers.utils.logging):
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -88,6 +89,6 @@ class TransformersRuntime:
         ids = torch.tensor([list(tokens)])
         with torch.inference_mode():
             found = self._model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, num_beams=1
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, num_beams=1, **self._ends
             )
         return [int(token) for token in found[0, len(tokens) :]]

@@ -4,7 +4,7 @@ In: a folder. Out: what each computes of it. `parity` compares that with torch.
 """
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ Array = NDArray[Any]
 class OnnxRuntime:
     """Plain ONNX Runtime and `tokenizers`: a graph without a cache, or one with a cache that is carried along."""
 
-    def __init__(self, folder: Path, graph: str, eos_id: int) -> None:
+    def __init__(self, folder: Path, graph: str, stop_ids: Collection[int]) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         path = str(folder / graph)
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._encoder = encoder(folder)
-        self._eos_id = eos_id
+        self._stop_ids = stop_ids
         self._past = {
             one.name: tuple(one.shape) for one in self._session.get_inputs() if one.name.startswith("past_key_values.")
         }
@@ -54,7 +54,7 @@ class OnnxRuntime:
             cache.update(fresh)
             return logits[-1]  # type: ignore[no-any-return]
 
-        return greedy(last_logits, tokens, count, self._eos_id)
+        return greedy(last_logits, tokens, count, self._stop_ids)
 
     def _run(self, tokens: Sequence[int], cache: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         """Logits (T, vocab_size), and the cache for the next call."""

@@ -12,12 +12,14 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import Manifest, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
-from slm_ray.runs import checkpoint, verification
+from slm_ray.model_files.folders import model_file
+from slm_ray.runs import checkpoint
 from slm_ray.runs.train_state import TrainState
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.evaluation_runs import recorded_evaluation
-from slm_ray.tracking.registry import REGISTERED, resolved_model
+from slm_ray.tracking.registry import REGISTERED, load_model, resolved_model, weights_digest
 
+CHAT_TEMPLATE = "chat_template.jinja"
 SHORT = 12
 """Digits of a fingerprint in a sentence."""
 
@@ -30,9 +32,10 @@ class Origin:
     """Of the registered model, or of the run where it is a folder."""
     version: str
     """Of the registered model, or `step-N`."""
-    checkpoint: Path
-    """Its folder."""
-    state: TrainState
+    path: Path
+    """Its folder: a checkpoint, or a model of others in Hugging Face's layout."""
+    state: TrainState | None
+    """Of the checkpoint; None of a model of others."""
     model: Decoder
     """In eval mode on the CPU."""
     tokenizer: Tokenizer
@@ -49,7 +52,7 @@ class Origin:
     @property
     def folder(self) -> Path:
         """Its files in Hugging Face's layout."""
-        return self.checkpoint / checkpoint.MODEL
+        return self.path if self.state is None else self.path / checkpoint.MODEL
 
     @property
     def title(self) -> str:
@@ -59,8 +62,12 @@ class Origin:
     @property
     def chat_template(self) -> str:
         """The template of conversations that the folder holds; empty without one."""
-        path = self.folder / "chat_template.jinja"
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        path = self.file(CHAT_TEMPLATE)
+        return "" if path is None else path.read_text(encoding="utf-8", errors="replace")
+
+    def file(self, name: str) -> Path | None:
+        """One of its files beside the weights; None where there is none. Raises: UserError for a link out of it."""
+        return model_file(self.folder, name)
 
 
 @contextlib.contextmanager
@@ -75,28 +82,32 @@ def opened(reference: str, data: str = "", tracking_uri: str = "") -> Iterator[O
         UserError: it is corrupt or no checkpoint, or `data` is not what it was trained on.
     """
     with resolved_model(reference, tracking_uri) as found:
-        model, tokenizer = checkpoint.load_model(found.path)
-        state = checkpoint.load_state(found.path)
+        model, tokenizer = load_model(found)
+        state = None if found.is_foreign else checkpoint.load_state(found.path)
         manifest, why = _manifest(state, data)
         is_registered = reference.startswith(REGISTERED)
         yield Origin(
             name=found.name,
             version=found.version,
-            checkpoint=Path(found.path),
+            path=Path(found.path),
             state=state,
             model=model,
             tokenizer=tokenizer,
-            run_id=found.run_id or state.run_id,
-            weights_sha256=verification.file_digest(found.path, f"{checkpoint.MODEL}/model.safetensors"),
+            run_id=found.run_id or (state.run_id if state else ""),
+            weights_sha256=weights_digest(found),
             manifest=manifest,
             why_no_manifest=why,
             evaluation=recorded_evaluation(found.name, found.version, tracking_uri) if is_registered else {},
         )
 
 
-def _manifest(state: TrainState, data: str) -> tuple[Manifest | None, str]:
+def _manifest(state: TrainState | None, data: str) -> tuple[Manifest | None, str]:
     """The data set that the last steps saw: the given one, or one of the same fingerprint where it is likely to lie;
     and where there is none, why not."""
+    if state is None:
+        if data:
+            raise UserError("--data is what a checkpoint was trained on, and this is a model that others made")
+        return None, "others made it"
     wanted = state.data_fingerprint
     if data:
         manifest = load_manifest(data)

@@ -6,7 +6,8 @@ figures, which lie beside the files as `parity.json`. An export that is further 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,8 +44,8 @@ AWKWARD_TEXTS = (
     "supercalifragilisticexpialidocious" * 3,
     "\x01\x7f",
 )
-"""Texts whose ids a tokenizer of another program may get wrong. Not among them: the letters of a special token, since
-each program has its own option whether these are text; and the character NUL, at which programs in C end a text."""
+"""Texts whose ids a tokenizer of another program may get wrong. Not among them: the character NUL, at which programs in C
+end a text."""
 
 
 class ParityError(UserError):
@@ -130,24 +131,31 @@ def expected(model: Decoder, tokenizer: Tokenizer) -> Expected:
     Raises:
         ParityError: its logits are not finite.
     """
-    reference = TorchRuntime(model, tokenizer.encode, tokenizer.eos_id, "torch")
+    reference = TorchRuntime(model, tokenizer.encode, tokenizer.stop_ids, "torch")
     stories = []
     for prompt in fitting_prompts(tokenizer, model.config.seq_len):
-        tokens = [tokenizer.eos_id, *tokenizer.encode(prompt)]
+        tokens = [tokenizer.start_id, *tokenizer.encode(prompt)]
         count = min(WRITTEN_TOKENS, model.config.seq_len - len(tokens))
         written = reference.write(tokens, count)
         logits = reference.logits([*tokens, *written][: model.config.seq_len])
         if not np.isfinite(logits).all():
             raise ParityError(f"the model gives numbers that are not finite after {prompt!r}")
         stories.append(Story(prompt=tuple(tokens), written=tuple(written), logits=logits))
-    return Expected(stories=tuple(stories), ids={text: tokenizer.encode(text) for text in AWKWARD_TEXTS})
+    return Expected(stories=tuple(stories), ids={text: tokenizer.encode(text) for text in plain_texts(tokenizer)})
+
+
+def plain_texts(tokenizer: Tokenizer) -> list[str]:
+    """`AWKWARD_TEXTS` without those that have the letters of one of its special tokens: whether these are text or token
+    is an option of each program."""
+    special = [one["content"] for one in json.loads(tokenizer.to_json())["added_tokens"] if one["special"]]
+    return [text for text in AWKWARD_TEXTS if not any(letters in text for letters in special)]
 
 
 class TorchRuntime:
     """A model in torch: the one that is exported, or what was read back from an export."""
 
-    def __init__(self, model: Decoder, encode: Callable[[str], list[int]], eos_id: int, name: str) -> None:
-        self._model, self._eos_id = model.eval(), eos_id
+    def __init__(self, model: Decoder, encode: Callable[[str], list[int]], stop_ids: Collection[int], name: str) -> None:
+        self._model, self._stop_ids = model.eval(), stop_ids
         self.encode = encode
         self.name = name
 
@@ -167,11 +175,13 @@ class TorchRuntime:
             last: Array = found[-1]
             return last
 
-        return greedy(last_logits, tokens, count, self._eos_id)
+        return greedy(last_logits, tokens, count, self._stop_ids)
 
 
-def greedy(last_logits: Callable[[Sequence[int]], Array], tokens: Sequence[int], count: int, eos_id: int) -> list[int]:
-    """Take the likeliest token again and again, up to an end-of-text token.
+def greedy(
+    last_logits: Callable[[Sequence[int]], Array], tokens: Sequence[int], count: int, stop_ids: Collection[int]
+) -> list[int]:
+    """Take the likeliest token again and again, up to one that ends a text.
 
     last_logits: gives (vocab_size,) after tokens that go on from those of the call before.
     """
@@ -179,7 +189,7 @@ def greedy(last_logits: Callable[[Sequence[int]], Array], tokens: Sequence[int],
     ahead = list(tokens)
     while len(written) < count:
         written.append(int(last_logits(ahead).argmax()))
-        if written[-1] == eos_id:
+        if written[-1] in stop_ids:
             break
         ahead = written[-1:]
     return written

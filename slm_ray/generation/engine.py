@@ -13,6 +13,8 @@ model than a training sample: those begin anywhere in a story too.
 import collections
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from slm_ray.errors import UserError
 from slm_ray.generation.backend import Backend, Logits
 from slm_ray.generation.request import Completion, Request
@@ -142,7 +144,7 @@ class Engine:
 
     def _decode(self) -> None:
         running = self._running
-        logits = self.backend.decode([request.last_token for request in running])  # (B, vocab_size)
+        logits = writable(self.backend.decode([request.last_token for request in running]), self.tokenizer)
         tokens = _draw(logits, running, self.tokenizer.eos_id)
         for request, token, own in zip(running, tokens, logits, strict=True):
             try:
@@ -201,7 +203,7 @@ class _Reading:
         try:
             logits = backend.prefill(slot, tokens, start=self.done, wants_logits=wants_logits)  # (T, vocab_size)
             if wants_logits and logits is not None:
-                request.accept_prompt(logits)
+                request.accept_prompt(logits[:, : request.vocab_size])
             self.done += len(tokens)
             if self.done == len(self.tokens):
                 request.end_prompt()
@@ -210,6 +212,15 @@ class _Reading:
         except BaseException as error:  # Rust's panics are no Exceptions
             request.fail(error)
         return max(len(tokens), 1)
+
+
+def writable(logits: Logits, tokenizer: Tokenizer) -> Logits:
+    """Logits of what the tokenizer has an entry for: (B, its vocab_size); the rest is padding, and is never written."""
+    own = logits[:, : tokenizer.vocab_size]  # a view: of our models all of it
+    if len(tokenizer.holes):
+        own = own.copy()
+        own[:, tokenizer.holes] = -np.inf
+    return own
 
 
 def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:

@@ -54,7 +54,7 @@ def compare_with_torch(model: Decoder, tokenizer: Tokenizer, backend: Backend) -
     torch_backend = TorchBackend(model, 1)
     error = size = 0.0
     for prompt in fitting_prompts(tokenizer, model.config.seq_len):
-        tokens = [tokenizer.eos_id, *tokenizer.encode(prompt)]
+        tokens = [tokenizer.start_id, *tokenizer.encode(prompt)]
         ours, theirs = torch_backend.prefill(0, tokens), backend.prefill(0, tokens)
         assert ours is not None and theirs is not None
         for _ in range(min(CONTINUED_TOKENS, model.config.seq_len - len(tokens))):

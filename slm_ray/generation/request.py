@@ -56,7 +56,7 @@ class Request:
         self.fault: BaseException | None = None
         """What it failed with, by itself."""
         self._tokenizer = tokenizer
-        self._tokens = [tokenizer.eos_id, *prompt_ids]
+        self._tokens = [tokenizer.start_id, *prompt_ids]
         self._seen = set(prompt_ids)
         self._random = params.random()
         self._text = TextStream(tokenizer, prompt_ids)
@@ -66,6 +66,11 @@ class Request:
         self._prompt_logprobs: list[TokenLogprob] = []
         self._end_logprob: TokenLogprob | None = None
         self._taken = (0, 0)  # texts and logprobs that `take_chunk` returned
+
+    @property
+    def vocab_size(self) -> int:
+        """Of its tokenizer: a model may have more rows."""
+        return self._tokenizer.vocab_size
 
     @property
     def is_finished(self) -> bool:
@@ -114,7 +119,7 @@ class Request:
 
     def accept(self, token: int, logits: Array) -> None:
         """Go on by one token, or end. logits: (vocab_size,), those that it was drawn from."""
-        if token == self._tokenizer.eos_id:
+        if token in self._tokenizer.stop_ids:
             if self.params.logprobs is not None:
                 (self._end_logprob,) = token_logprobs(logits[None], [token], self.params.logprobs, self._tokenizer)
             self._end("stop")

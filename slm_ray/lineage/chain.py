@@ -114,8 +114,12 @@ def trace(reference: str, tracking_uri: str = "") -> Lineage:
         RegistryError: there is no such model, or the store does not answer.
         UserError: it is no checkpoint, is corrupt, or does not say how its run went.
     """
-    _refuse_bare_model(Path(reference))
     with resolved_model(reference, tracking_uri) as found:
+        if found.is_foreign:
+            raise UserError(
+                f"{reference} is a model without {verification.STATE}, which says where it comes from: give the "
+                "checkpoint, or the registered version, that it was exported from"
+            )
         verification.verify(found.path)
         state = checkpoint.load_state(found.path)
         is_registered = reference.startswith(REGISTERED)
@@ -137,15 +141,6 @@ def trace(reference: str, tracking_uri: str = "") -> Lineage:
 
 def _digest(folder: Path, name: str) -> str:
     return verification.file_digest(folder, f"{checkpoint.MODEL}/{name}")
-
-
-def _refuse_bare_model(folder: Path) -> None:
-    """Raises: UserError for a folder that was exported for transformers, or made by others."""
-    if (folder / "config.json").is_file() and not (folder / verification.STATE).exists():
-        raise UserError(
-            f"{folder} is a model without {verification.STATE}, which says where it comes from: give the checkpoint, "
-            "or the registered version, that it was exported from"
-        )
 
 
 def _attempts(state: TrainState, reference: str) -> tuple[Attempt, ...]:

@@ -73,6 +73,7 @@ def as_json(lineage: Lineage, found: StepStories | None) -> str:
         "attempts": [_attempt_record(attempt) for attempt in lineage.attempts],
         "are_attempts_recorded": bool(state.attempts),
         "data_lineage": state.data_lineage,
+        "origin": dataclasses.asdict(state.origin) if state.origin else None,
         "preset": lineage.preset,
         "config_differences": {
             name: {"preset": preset, "run": own} for name, (preset, own) in lineage.differences.items()
@@ -149,6 +150,11 @@ def _chain(lineage: Lineage) -> Iterator[tuple[str, str]]:
     yield "step", f"{state.step:,}, after {state.samples_seen:,} samples"
     for number, attempt in enumerate(lineage.attempts, 1):
         yield f"attempt {number}", _attempt_text(attempt, is_recorded=bool(state.attempts))
+    if (origin := state.origin) is not None:
+        when = f" at step {origin.step:,}" if origin.step else ""
+        yield "begun from", visible(f"{origin.reference}{when}, weights of sha256 {origin.weights_sha256}")
+        for change in origin.changes:
+            yield "", visible(change)
     yield "config", f"as preset {lineage.preset}{', but for:' if lineage.differences else ''}"
     for name, (preset, own) in lineage.differences.items():
         yield "", visible(f"{name} {own} (there {preset})")

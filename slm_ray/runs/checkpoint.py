@@ -30,13 +30,15 @@ from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import Decoder
-from slm_ray.runs.checked_files import read_json, read_model
+from slm_ray.model_files.json_files import read_json
+from slm_ray.model_files.reading import read_model
 from slm_ray.runs.train_state import TrainState
 from slm_ray.runs.verification import FORMAT_VERSION, MARKER, STATE, read_errors, verify
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 PARTIAL = ".partial"
 """Ends the name of what is being written or removed."""
+_DOOMED = f".old{PARTIAL}"
 MODEL, OPTIMIZER = "model", "optimizer.pt"
 
 
@@ -134,15 +136,18 @@ def commit_partial(partial: Path, folder: Path) -> None:
     for path in partial.rglob("*"):
         _sync(path)
     _sync(partial)
-    if folder.exists():
-        remove(folder)
+    doomed = folder.with_name(folder.name + _DOOMED)
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():  # aside first and removed last: a kill in between leaves the one or the other
+        folder.rename(doomed)
     partial.rename(folder)
     _sync(folder.parent)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:
     """Remove a checkpoint: broken off half-way, what is left of it does not look like one."""
-    doomed = folder.with_name(folder.name + f".old{PARTIAL}")
+    doomed = folder.with_name(folder.name + _DOOMED)
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     shutil.rmtree(doomed)

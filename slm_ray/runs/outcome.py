@@ -10,7 +10,7 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.errors import UserError
-from slm_ray.runs.checked_files import MAX_JSON_BYTES
+from slm_ray.model_files.json_files import MAX_JSON_BYTES
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.train_state import Evaluation
 

@@ -80,6 +80,24 @@ class Attempt:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The model whose weights a run began with, by names that mean something elsewhere too."""
+
+    reference: str
+    """`models:/NAME/3`, `hub:OWNER/NAME@COMMIT`, or the last name of a folder."""
+    weights_sha256: str
+    """Of its `model.safetensors`, or of the names and digests of all its shards."""
+    step: int = 0
+    """Optimizer steps that it had, where it is one of ours."""
+    run_id: str = ""
+    """Run of the tracker that it came out of, where it is one of ours."""
+    lineage: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    """Data sets that it was trained on, as `TrainState.lineage`; empty where others made it."""
+    changes: list[str] = dataclasses.field(default_factory=list)
+    """What was changed in it before the first step, in words: rows of the embedding, the context."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
     """Where a run stands; together with weights and optimizer all that resuming needs."""
 
@@ -115,6 +133,8 @@ class TrainState:
     attempts: list[Attempt] = dataclasses.field(default_factory=list)
     """Those that led here, the first at step 0; of files of earlier versions, empty. One that left no checkpoint led
     nowhere."""
+    origin: Origin | None = None
+    """Of a run that began with given weights."""
 
     @property
     def known_attempts(self) -> list[Attempt]:
@@ -143,6 +163,8 @@ class TrainState:
         """Plain values for JSON; no password is among them."""
         best = {"step": self.best.step, **self.best.metrics} if self.best else {}
         fields = dataclasses.asdict(self) | {"config": saved_config(self.config)}
+        if self.origin is None:  # as in files of earlier versions, which know none
+            del fields["origin"]
         return fields | {"metrics": self.metrics.metrics if self.metrics else {}, "best": best}
 
     @classmethod

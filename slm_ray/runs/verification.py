@@ -10,7 +10,8 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.errors import UserError
-from slm_ray.runs.checked_files import listed_files, read_json
+from slm_ray.model_files.json_files import read_json
+from slm_ray.runs.checked_files import listed_files
 
 FORMAT_VERSION = 1
 MARKER, STATE = "complete.json", "state.json"

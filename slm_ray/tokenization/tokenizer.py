@@ -5,6 +5,7 @@ In: cleaned stories, or the `tokenizer.json` of a data set. Out: ids as Arrow li
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import tokenizers
 
@@ -32,6 +34,20 @@ EVERY_BYTE = "".join(map(chr, _SOME_OF_EACH))
 PROBES = (EVERY_BYTE, "  Two  spaces. ", " One.\nTwo.\n\n", "\u2581a\u2581", "<s></s><unk><pad><0x41>", "")
 """Texts that some tokenizers change."""
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end-of-text token: below it, some text could not be written
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextBorders:
+    """What stands before a text and after it, in the ids of a tokenizer."""
+
+    start_id: int
+    """The model sees it before a text's first token."""
+    eos_id: int
+    """Ends a text that is measured or trained on."""
+    stop_ids: frozenset[int]
+    """Any of these that a model writes ends its text."""
+    origin: str = ""
+    """Which file said so, of a tokenizer that others made."""
 
 
 class TokenizerError(UserError):
@@ -56,16 +72,31 @@ class Tokenizer:
     them: only the pipeline (after each story) and the model (when it stops) make end-of-text tokens.
     """
 
-    def __init__(self, inner: Any, name: str = "tokenizer") -> None:
+    def __init__(self, inner: Any, name: str = "tokenizer", borders: TextBorders | None = None) -> None:
         self._inner = inner
         self._inner.no_padding()
         self._inner.no_truncation()
         # Not stored in tokenizer.json, so set at every load: text that looks like a special token stays text.
         self._inner.encode_special_tokens = True
-        self.eos_id = _eos_id(inner, name)
+        self.borders = _end_of_text_around(_eos_id(inner, name)) if borders is None else borders
         self._words_are_apart = _cuts_at_spaces(json.loads(inner.to_str()))
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
         self._words = WordEncoder(inner, self.numpy_type)
+
+    @property
+    def eos_id(self) -> int:
+        """Ends each text in a data set: of our tokenizers `<|endoftext|>`, which stands before each text, too."""
+        return self.borders.eos_id
+
+    @property
+    def start_id(self) -> int:
+        """What a model sees before a text."""
+        return self.borders.start_id
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Those of which any ends what a model writes."""
+        return self.borders.stop_ids
 
     @classmethod
     def load(cls, path: str | StoragePath, *, must_keep_text: bool = False) -> "Tokenizer":
@@ -84,12 +115,7 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str, name: str = "tokenizer", *, must_keep_text: bool = False) -> "Tokenizer":
         """Make it from the content of a `tokenizer.json`; `name` appears in errors, which are those of `load`."""
-        try:
-            with _panics_as_errors():
-                inner = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the Rust side raises plain Exception
-            raise UserError(f"{name} is not a tokenizer.json of the `tokenizers` package: {error}") from error
-        tokenizer = cls(inner, name)
+        tokenizer = cls(parsed(text, name), name)
         if must_keep_text:
             config = json.loads(text)
             _check_keeps_text(tokenizer, name, config.get("normalizer"))
@@ -133,6 +159,17 @@ class Tokenizer:
             return [self._inner.decode([*before, token], skip_special_tokens=False)[skipped:] for token in ids]
 
     @functools.cached_property
+    def entries(self) -> dict[str, int]:
+        """Every entry with its id."""
+        found: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
+        return found
+
+    @functools.cached_property
+    def holes(self) -> npt.NDArray[np.int64]:
+        """Ids below `vocab_size` that no entry has; of most tokenizers none."""
+        return np.setdiff1d(np.arange(self.vocab_size), list(self.entries.values()))
+
+    @functools.cached_property
     def longest_entry(self) -> int:
         """Characters of the longest entry, which no token's text exceeds: a byte counts as one at least."""
         return max(map(len, self._inner.get_vocab()))
@@ -155,6 +192,19 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
+
+
+def parsed(text: str, name: str) -> Any:
+    """The package's own tokenizer out of the content of a `tokenizer.json`. Raises: UserError when it is none."""
+    try:
+        with _panics_as_errors():
+            return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the Rust side raises plain Exception
+        raise UserError(f"{name} is not a tokenizer.json of the `tokenizers` package: {error}") from error
+
+
+def _end_of_text_around(token: int) -> TextBorders:
+    return TextBorders(start_id=token, eos_id=token, stop_ids=frozenset({token}))
 
 
 @functools.lru_cache(maxsize=2)

@@ -106,6 +106,7 @@ def lineage(folder: Path) -> dict[str, str]:
         "step": str(state.step),
         "tokenizer_sha256": tokenizer,
         "weights_sha256": verification.file_digest(folder, f"{checkpoint.MODEL}/model.safetensors"),
+        **({"origin": f"{origin.reference} {origin.weights_sha256}"} if (origin := state.origin) else {}),
         **evaluation,
     }
 

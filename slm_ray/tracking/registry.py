@@ -1,12 +1,13 @@
 """Models by name: the references that lead to them.
 
-In: `models:/tinystories@champion`, `models:/tinystories/3` or a folder. Out: the folder of its checkpoint. `locate`
-says, cheaply, what a reference points to now, for those who wait until it moves. The store is that of `mlflow_runs`;
-`registration` makes versions.
+In: `models:/tinystories@champion`, `models:/tinystories/3`, a folder, or `hub:OWNER/NAME`. Out: the folder of its
+checkpoint, or of a model that others made, which has no `complete.json`. `locate` says, cheaply, what a reference
+points to now, for those who wait until it moves. The store is that of `mlflow_runs`; `registration` makes versions.
 """
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,15 +16,33 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError, one_line
+from slm_ray.generation.cache_size import check_weights
+from slm_ray.hub_reference import PREFIX
+from slm_ray.model.decoder import Decoder
+from slm_ray.model_files.folders import (
+    CONFIG,
+    INDEX,
+    PICKLE_SUFFIXES,
+    WEIGHTS,
+    pickle_refusal,
+    say_pickles,
+    weights_sha256,
+)
+from slm_ray.model_files.foreign_tokenizer import check_vocabulary, read_tokenizer
+from slm_ray.model_files.hub_models import fetch_model
+from slm_ray.model_files.json_files import MAX_JSON_BYTES
+from slm_ray.model_files.reading import read_model, read_shape, weights_bytes
 from slm_ray.runs import checkpoint, verification
-from slm_ray.runs.checked_files import MAX_JSON_BYTES
+from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.mlflow_model import checkpoint_in
 from slm_ray.tracking.mlflow_runs import OFF, client, is_place_there, lost_place, resolve_uri, store_errors
 
 REGISTERED = "models:/"
-PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
-"""File types that run their writer's code when they are read."""
+FOREIGN_DIGITS = 8
+"""Of the digest of a foreign model's weights, or of the hub's commit, which stand in place of a version."""
+_FOREIGN_SIGNS = (CONFIG, WEIGHTS, INDEX)
 
 
 class RegistryError(UserError):
@@ -44,10 +63,14 @@ class ResolvedModel:
     """What `locate` says of it: the same as long as the reference points to this very checkpoint."""
     scratch: Path | None = None
     """Folder made for a copy of what lies elsewhere, to be removed when the model is needed no more."""
+    is_foreign: bool = False
+    """Whether it is a folder in Hugging Face's layout and no checkpoint: others made it, or it was exported."""
+    pinned: str = ""
+    """A reference that names these very weights, today and later: by version or commit; empty of a folder."""
 
 
 def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
-    """Find the checkpoint behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a folder; fetch it where needed.
+    """Find the model behind `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `hub:NAME` or a folder; fetch it if needed.
 
     Raises:
         RegistryError: there is no such model or folder, or the store does not answer.
@@ -55,11 +78,46 @@ def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
     """
     if reference.startswith(REGISTERED):
         return _resolve_registered(reference, resolve_uri(tracking_uri))
+    if reference.startswith(PREFIX):
+        fetched = fetch_model(reference)
+        name, version = fetched.name, fetched.commit[:FOREIGN_DIGITS]
+        pinned = fetched.reference
+        return ResolvedModel(fetched.folder, name, version, "", "", 0, reference, is_foreign=True, pinned=pinned)
     path = _folder(reference)
+    if is_foreign(path):
+        say_pickles(path)
+        version, identity = f"hf-{weights_sha256(path)[:FOREIGN_DIGITS]}", _foreign_identity(path)
+        return ResolvedModel(path, path.name, version, "", "", 0, identity, is_foreign=True)
     _refuse_pickles(path)
     state = checkpoint.load_state(path)
     name, version = str(state.config.get("name") or path.name), f"step-{state.step}"
     return ResolvedModel(path, name, version, state.run_id, state.data_fingerprint, state.step, _folder_identity(path))
+
+
+def load_model(found: ResolvedModel) -> tuple[Decoder, Tokenizer]:
+    """The model and its tokenizer, in eval mode on the CPU: of a checkpoint, verified; of others, checked as strictly.
+
+    Raises:
+        UserError: a file is missing, corrupt or does not fit the others, or the weights do not fit into memory.
+    """
+    if not found.is_foreign:
+        return checkpoint.load_model(found.path)
+    check_weights(weights_bytes(found.path))
+    model, tokenizer = read_model(found.path), read_tokenizer(found.path)
+    check_vocabulary(tokenizer, model.config.vocab_size, found.path)
+    return model, tokenizer
+
+
+def model_shape(found: ResolvedModel) -> ModelConfig:
+    """Its shape, borne out by the headers of its weights. Raises: UserError when they do not fit each other."""
+    return read_shape(found.path if found.is_foreign else found.path / checkpoint.MODEL)
+
+
+def weights_digest(found: ResolvedModel) -> str:
+    """sha256 of its weights. Raises: UserError when they cannot be read."""
+    if found.is_foreign:
+        return weights_sha256(found.path)
+    return verification.file_digest(found.path, f"{checkpoint.MODEL}/{WEIGHTS}")
 
 
 @contextlib.contextmanager
@@ -84,8 +142,11 @@ def locate(reference: str, tracking_uri: str = "") -> str:
     Raises:
         RegistryError: as `resolve_model`.
     """
+    if reference.startswith(PREFIX):  # a branch of the hub may move: what was taken at the start is kept
+        return reference
     if not reference.startswith(REGISTERED):
-        return _folder_identity(_folder(reference))
+        folder = _folder(reference)
+        return _foreign_identity(folder) if is_foreign(folder) else _folder_identity(folder)
     return _version_identity(_version(open_store(reference, resolve_uri(tracking_uri)), reference))
 
 
@@ -94,12 +155,36 @@ def _folder(reference: str) -> Path:
     path = Path(reference)
     try:
         if path.is_file() and path.suffix in PICKLE_SUFFIXES:
-            raise UserError(_pickle_refusal(path))
+            raise UserError(pickle_refusal(path))
         if path.is_dir():
             return path.resolve()
     except (OSError, ValueError) as error:
         raise RegistryError(f"{reference!r} cannot be looked at: {one_line(error)}") from error
-    raise RegistryError(f"no model {reference!r}: expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
+    expected = "models:/NAME@ALIAS, models:/NAME/VERSION, hub:OWNER/NAME or a folder"
+    raise RegistryError(f"no model {reference!r}: expected {expected}")
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder is in Hugging Face's layout and no checkpoint of ours, which has a marker.
+
+    Raises:
+        RegistryError: that cannot be known now.
+    """
+    try:
+        has_marker = os.path.lexists(folder / verification.MARKER)
+        return not has_marker and any(os.path.lexists(folder / name) for name in _FOREIGN_SIGNS)
+    except (OSError, ValueError) as error:
+        raise RegistryError(f"{folder} cannot be looked at: {one_line(error)}") from error
+
+
+def _foreign_identity(folder: Path) -> str:
+    """Names, sizes and times of its files: whatever is written there changes it."""
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        known = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
+    except OSError as error:
+        raise RegistryError(f"{folder} cannot be read: {error.strerror}") from error
+    return f"{folder} {hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
 
 
 def _folder_identity(path: Path) -> str:
@@ -125,11 +210,7 @@ def _refuse_pickles(folder: Path) -> None:
     """Raises: UserError when weights are offered as a pickle; the optimizer's state is not read where one serves."""
     for path in sorted([*folder.glob("*"), *folder.glob(f"{checkpoint.MODEL}/*")]):
         if path.suffix in PICKLE_SUFFIXES and path != folder / checkpoint.OPTIMIZER:
-            raise UserError(_pickle_refusal(path))
-
-
-def _pickle_refusal(path: Path) -> str:
-    return f"{path} is a pickle, which can run any code when it is read: give a checkpoint with model.safetensors"
+            raise UserError(pickle_refusal(path))
 
 
 def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
@@ -157,7 +238,7 @@ def _resolve_registered(reference: str, uri: str) -> ResolvedModel:
             shutil.rmtree(scratch, ignore_errors=True)
         raise
     lineage_of, identity = (version.run_id or "", state.data_fingerprint, state.step), _version_identity(version)
-    return ResolvedModel(folder, version.name, str(version.version), *lineage_of, identity, scratch)
+    return ResolvedModel(folder, version.name, str(version.version), *lineage_of, identity, scratch, pinned=identity)
 
 
 def open_store(reference: str, uri: str) -> Any:

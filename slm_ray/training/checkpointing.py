@@ -132,7 +132,7 @@ class Checkpointer:
             seed=trainer.config.seed,
             world_size=self._context.world_size,
             data_fingerprint=fingerprint,
-            config=_as_others_may_see_it(trainer.config),
+            config=config_for_others(trainer.config),
             metrics=evaluation,
             best=best,
             n_stale_validations=self.n_stale_validations,
@@ -141,8 +141,14 @@ class Checkpointer:
             pending_losses=pending,
             pending_steps=trainer.loss_steps,
             lineage=self.restored.state.lineage_with(fingerprint) if self.restored else [(fingerprint, 0)],
-            attempts=[*(self.restored.state.known_attempts if self.restored else []), self._attempt()],
+            attempts=[*(self._begun.known_attempts if self._begun else []), self._attempt()],
+            origin=self.restored.state.origin if self.restored else None,
         )
+
+    @property
+    def _begun(self) -> TrainState | None:
+        """The state that was restored, if any step had been made then: given weights are no attempt."""
+        return self.restored.state if self.restored and self.restored.state.step else None
 
     def _attempt(self) -> Attempt:
         """What this process adds to the run."""
@@ -164,7 +170,7 @@ class Checkpointer:
         folder.publish(state.step, is_best=is_best, keep=config.keep_checkpoints, keep_best=config.keep_best)
 
 
-def _as_others_may_see_it(config: TrainConfig) -> dict[str, Any]:
+def config_for_others(config: TrainConfig) -> dict[str, Any]:
     """The fields of a config; of a run in an object store, places below the working folder as seen from there."""
     fields = dataclasses.asdict(config)
     return typed_config(fields) if storage.is_remote(config.output) else fields

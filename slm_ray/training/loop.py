@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from slm_ray.errors import UserError
+from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.outcome import RunStatus, RunSummary, write_summary
 from slm_ray.runs.run_folder import refuse_corrupt
 from slm_ray.runs.train_state import Evaluation
@@ -56,7 +57,7 @@ def fit(
     if context.is_main:
         checkpointer.tidy_up()
     log.rewind(trainer.step)
-    log.message(_opening(trainer, precision, is_compiled))
+    log.message(_opening(trainer, precision, is_compiled, checkpointer.restored))
     if checkpointer.restored is not None and (evaluation := checkpointer.restored.state.metrics):
         log.repeat(evaluation)
     log.message(trainer.metrics.measure_peak())
@@ -170,8 +171,10 @@ def _conclude(run: Run, status: RunStatus, reason: str, evaluation: Evaluation |
     return summary
 
 
-def _opening(trainer: Trainer, precision: str, is_compiled: bool) -> str:
+def _opening(trainer: Trainer, precision: str, is_compiled: bool, restored: Checkpoint | None) -> str:
     start = f"resumed at step {trainer.step:,}" if trainer.step else "training from the start"
+    if not trainer.step and restored is not None and (origin := restored.state.origin):
+        start = "; ".join([f"training from the weights of {origin.reference}", *origin.changes])
     how = f"{precision}, {'compiled (the first steps wait for the compiler)' if is_compiled else 'eager'}"
     workers = f"{trainer.context.world_size} worker(s)"
     return f"{start}: {workers}, {trainer.inputs.max_steps:,} steps, {how}"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from slm_ray import storage
 from slm_ray.config.files import from_dict
+from slm_ray.config.places import origin_name, place_of
 from slm_ray.config.resuming import FORCED, KEPT, differences
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import TOKENIZER, load_manifest
@@ -44,6 +45,7 @@ def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) 
         config,
         data=str(data),
         output=str(storage.storage_path(config.output)),
+        init_from=place_of(config.init_from),
         name=config.name or f"run-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
         workers=workers,
         model=dataclasses.replace(config.model, vocab_size=vocab_size),
@@ -77,6 +79,9 @@ def _refuse_other_options(plan: RunPlan, latest: Checkpoint) -> None:
     was = from_dict(TrainConfig, latest.state.config, str(latest.path))
     kept = [name for name in KEPT if not (plan.config.force and name in FORCED)]
     changed = differences(dataclasses.asdict(was), dataclasses.asdict(plan.config), kept)
+    before, now = origin_name(was.init_from), origin_name(plan.config.init_from)
+    if before != now:
+        changed["init_from"] = f"init_from was {before or 'not given'} and is now {now or 'not given'}"
     if not changed:
         return
     keeps = f"a resumed run keeps {'it' if len(changed) == 1 else 'them'}"

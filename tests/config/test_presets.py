@@ -58,10 +58,11 @@ def shape(model: ModelConfig) -> str:
 
 def count_by_formula(model: ModelConfig, vocab_size: int) -> int:
     """Embeddings, and a block's projections, norms and biases, written out."""
-    d, ff, b = model.d_model, model.d_ff, int(model.bias)
+    d, ff = model.d_model, model.d_ff
+    of_qkv, of_o, of_mlp = model.has_qkv_bias, model.has_o_bias, model.has_mlp_bias
     q, kv = model.n_heads * model.head_width, model.kv_heads * model.head_width
-    attention = (d + b) * (q + 2 * kv) + (q + b) * d
-    feed_forward = (d + b) * ff * (2 if model.mlp == "swiglu" else 1) + (ff + b) * d
+    attention = (d + of_qkv) * (q + 2 * kv) + (q + of_o) * d + 2 * model.head_width * model.qk_norm
+    feed_forward = (d + of_mlp) * ff * (2 if model.mlp == "swiglu" else 1) + (ff + of_mlp) * d
     norm = d * (2 if model.norm == "layer" and model.bias else 1)
     embeddings = vocab_size * d * (1 if model.tie_embeddings else 2)
     positions = model.seq_len * d if model.positions == "learned" else 0
@@ -88,7 +89,8 @@ def test_the_readme_states_what_the_preset_is(name: str) -> None:
     assert built == count_by_formula(model, vocab_size)
     assert row.shape == shape(model)
     family = hf_layout.family(dataclasses.replace(model, vocab_size=vocab_size))
-    assert row.opens_as == {"llama": "Llama", "gpt2": "GPT-2", hf_layout.OWN_FIELD: "no"}[family]
+    assert row.opens_as == (hf_layout.FAMILIES[family].title if family in hf_layout.FAMILIES else "no")
+    assert (row.opens_as == "GPT-Neo") == (name == "neo-2x512" or name.startswith("tinystories-"))
     assert row.source
 
 

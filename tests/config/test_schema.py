@@ -18,6 +18,7 @@ from slm_ray.train import parse_config
         (ModelConfig, {"n_heads": 8, "n_kv_heads": 3}, r"n_heads \(8\) must be divisible by n_kv_heads \(3\)"),
         (ModelConfig, {"d_head": 7}, "rotary positions need an even head width"),
         (ModelConfig, {"dropout": 1.0}, "dropout"),
+        (ModelConfig, {"local_window": -1}, r"local_window \(-1\) must not be negative"),
         (OptimConfig, {"lr": 1e-4, "min_lr": 1e-3}, r"min_lr \(0.001\) must be between 0 and lr \(0.0001\)"),
         (OptimConfig, {"lr": 0.0}, "lr"),
         (TrainConfig, {"name": "../escape"}, "plain folder name"),
@@ -39,6 +40,14 @@ def test_a_batch_must_be_shared_out_evenly() -> None:
 def test_the_final_rate_is_a_tenth_unless_given() -> None:
     assert OptimConfig(lr=1e-3).final_lr == pytest.approx(1e-4)
     assert OptimConfig(lr=1e-3, min_lr=0.0).final_lr == 0.0
+
+
+def test_a_bias_that_is_not_given_is_as_bias_says() -> None:
+    assert [ModelConfig(bias=bias).has_qkv_bias for bias in (False, True)] == [False, True]
+    config = from_dict(ModelConfig, {"bias": True, "qkv_bias": False, "mlp_bias": None}, "test")
+    assert (config.has_qkv_bias, config.has_o_bias, config.has_mlp_bias) == (False, True, True)
+    assert ModelConfig(o_bias=True).has_o_bias and ModelConfig(mlp_bias=True).has_mlp_bias
+    assert parse_config(["--model.qkv-bias", "True", "--model.qk-norm"]).model.has_qkv_bias
 
 
 @pytest.mark.parametrize("name", presets())

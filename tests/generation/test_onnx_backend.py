@@ -43,6 +43,13 @@ SHAPES: dict[str, dict[str, object]] = {
     "heads of 4, grouped": {"d_head": 4, "n_kv_heads": 2},
     "other rotary base": {"rope_theta": 500.0},
     "large eps": {"norm_eps": 0.5},
+    "gpt-neo": GPT2 | {"qkv_bias": False, "scale_attention": False, "local_window": 6},
+    "local window, rotary, grouped": {"local_window": 3, "n_kv_heads": 2},
+    "window of one token": {"local_window": 1, "d_head": 10},
+    "qk norm": {"qk_norm": True, "n_kv_heads": 2},
+    "qk norm, heads of 54": {"qk_norm": True, "d_head": 54, "norm_eps": 0.01, "local_window": 9},
+    "qk norm, learned positions": {"qk_norm": True, "d_head": 54, "positions": "learned"},
+    "biases apart": {"qkv_bias": True, "mlp_bias": True, "scale_attention": False},
 }
 
 
@@ -74,6 +81,8 @@ def assert_same_walk(first: Backend, second: Backend, atol: float) -> None:
     for backend in (first, second):
         assert backend.length(0) == first.config.seq_len
         assert backend.prefill(0, []) is None and backend.prefill(1, ids[1][:12], wants_logits=False) is None
+    more = [backend.prefill(1, ids[1][12:19], start=12) for backend in (first, second)]  # behind what is there
+    np.testing.assert_allclose(*more, atol=atol, rtol=0)
     np.testing.assert_allclose(first.decode([3, 4]), second.decode([3, 4]), atol=atol, rtol=0)
 
 
@@ -135,7 +144,10 @@ def test_prompt_logprobs_come_from_either_backend(tokenizer: Tokenizer) -> None:
     assert [one.logprob for one in got] == pytest.approx([one.logprob for one in expected], abs=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, GPT2, {"tie_embeddings": False, "bias": True, "n_kv_heads": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, GPT2, {"tie_embeddings": False, "bias": True, "n_kv_heads": 2}, {"qk_norm": True, "local_window": 9}],
+)
 def test_int8_stays_near_fp32_but_is_not_it(changes: dict[str, object]) -> None:
     model = talkative_model(train_bpe(SENTENCES, vocab_size=300), **changes)
     stream = TokenStream(some_tokens(300, rows=1, steps=200)[0].numpy(), n_bytes=700)

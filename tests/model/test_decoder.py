@@ -1,6 +1,8 @@
 """The decoder against naive code, against itself with a cache, and against transformers."""
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from slm_ray.model.decoder import (
     rotary_tables,
     rotate,
 )
+from slm_ray.model.rms_norm import RMSNorm
 from tests.support.tiny_model import random_model, some_tokens
 
 SHAPE = {"vocab_size": 97, "seq_len": 24, "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 48}
@@ -29,6 +32,9 @@ VARIANTS = {
     "gpt2": GPT2,
     "learned-grouped": ModelConfig(**SHAPE, positions="learned", n_kv_heads=2, d_head=7),
     "mixed": ModelConfig(**SHAPE, norm="layer", mlp="swiglu", d_head=6),
+    "qk-norm-grouped": ModelConfig(**SHAPE, qk_norm=True, n_kv_heads=2, d_head=10),
+    "gpt-neo": dataclasses.replace(GPT2, qkv_bias=False, scale_attention=False, local_window=5),
+    "rotary-local": ModelConfig(**SHAPE, qk_norm=True, local_window=7, o_bias=True, mlp_bias=True),
 }
 
 
@@ -83,18 +89,37 @@ def test_rotary_turns_pairs_by_position_times_frequency() -> None:
 
 
 @pytest.mark.parametrize("is_rotary", [False, True], ids=["learned", "rotary"])
-@pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
-def test_attention_and_its_gradients_equal_a_naive_loop(n_kv_heads: int, is_rotary: bool) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"n_kv_heads": 2},
+        {"n_kv_heads": 1},
+        {"qk_norm": True, "n_kv_heads": 2},
+        {"scale_attention": False},
+        {"local_window": 4, "qk_norm": True, "scale_attention": False},
+    ],
+    ids=lambda changes: "-".join(changes) or "plain",
+)
+def test_attention_and_its_gradients_equal_a_naive_loop(changes: dict[str, Any], is_rotary: bool) -> None:
     torch.manual_seed(0)
-    attention = Attention(ModelConfig(**SHAPE, n_kv_heads=n_kv_heads), layer=0).double()
+    config = ModelConfig(**SHAPE, **changes)
+    attention = Attention(config, layer=1).double()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
     cos, sin = (table[:9, None].double() for table in rotary_tables(24, 8, 100.0))
     x = torch.randn(2, 9, 32, dtype=torch.float64, requires_grad=True)
     q, k, v = (p(x).view(2, 9, -1, 8) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    if config.qk_norm:
+        q, k = naive_norm(q, attention.q_norm, config), naive_norm(k, attention.k_norm, config)
     if is_rotary:
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    steps = [naive_step(q, k, v, step) for step in range(9)]
+    scale, span = 1 / math.sqrt(8) if config.scale_attention else 1.0, config.attention_span(1)
+    steps = [naive_step(q, k, v, step, scale, span) for step in range(9)]
     expected = attention.o_proj(torch.stack(steps, dim=1))
-    got = attention(x, _Window(cos, sin) if is_rotary else _Window(None, None))
+    behind = torch.arange(9)[:, None] - torch.arange(9)
+    local = ((behind >= 0) & (behind < config.local_window))[None, None] if config.local_window else None
+    got = attention(x, _Window(*((cos, sin) if is_rotary else (None, None)), local_mask=local))
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-10)
     weights = [x, *attention.parameters()]
     upstream = torch.randn_like(got)
@@ -106,16 +131,48 @@ def test_attention_and_its_gradients_equal_a_naive_loop(n_kv_heads: int, is_rota
     )
 
 
-def naive_step(q: Tensor, k: Tensor, v: Tensor, step: int) -> Tensor:
+def naive_norm(x: Tensor, norm: RMSNorm, config: ModelConfig) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() * norm.weight
+
+
+def naive_step(q: Tensor, k: Tensor, v: Tensor, step: int, scale: float, span: int) -> Tensor:
     """What every head reads at one step, head after head: (B, H * d_head)."""
     group = q.shape[2] // k.shape[2]
     heads = []
     for head in range(q.shape[2]):
-        past = range(step + 1)
-        scores = torch.stack([(q[:, step, head] * k[:, i, head // group]).sum(-1) / math.sqrt(8) for i in past], dim=1)
-        weights = scores.softmax(dim=1)  # (B, step + 1)
-        heads.append(sum(weights[:, i, None] * v[:, i, head // group] for i in past))
+        past = range(max(0, step + 1 - span), step + 1)
+        scores = torch.stack([(q[:, step, head] * k[:, i, head // group]).sum(-1) * scale for i in past], dim=1)
+        weights = scores.softmax(dim=1)  # (B, len(past))
+        heads.append(sum(weights[:, n, None] * v[:, i, head // group] for n, i in enumerate(past)))
     return torch.cat(heads, dim=1)
+
+
+@torch.no_grad()
+def test_a_local_block_sees_its_window_and_every_second_block_is_one() -> None:
+    """One block after another hides what lies further back than the windows of the local ones together."""
+    assert [VARIANTS["gpt-neo"].attention_span(layer) for layer in range(4)] == [24, 5, 24, 5]
+    assert [ModelConfig(seq_len=8, local_window=9).attention_span(layer) for layer in range(2)] == [8, 8]
+    model, tokens = random_model(VARIANTS["gpt-neo"]), some_tokens(SHAPE["vocab_size"])
+    model.layers[0].self_attn.o_proj.weight.zero_()  # nothing is carried but by the local block
+    changed = tokens.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % SHAPE["vocab_size"]
+    moved = (model(tokens) - model(changed)).abs().amax(dim=(0, 2)) > 1e-6
+    assert moved.tolist() == [3 <= step < 8 for step in range(20)]
+
+
+@pytest.mark.parametrize("name", ["qk-norm-grouped", "gpt-neo", "rotary-local"])
+def test_in_bfloat16_loss_and_gradients_stay_near(name: str) -> None:
+    model, tokens = random_model(VARIANTS[name]).train(), some_tokens(SHAPE["vocab_size"])
+    losses, norms = [], []
+    for is_bfloat16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+            loss = model(tokens[:, :-1], tokens[:, 1:])
+        model.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9).item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
 
 def test_parameter_count_follows_the_formula() -> None:

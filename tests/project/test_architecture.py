@@ -21,6 +21,7 @@ EVERYWHERE = [
 FLOORS = [  # bottom up: a room imports only what lies on the floors below it, or beside it on the ground
     {"errors", "internals", "storage", "periodic", "locks", "hub_reference", "corpus", "config", "cli"},
     {"model", "dataset", "tokenization"},
+    {"model_files"},
     {"sources", "generation", "runs"},
     {"preparation", "tracking"},
     {"training"},
@@ -48,7 +49,10 @@ ENGINES = {  # package -> the only folders and files that may import it
     "onnxruntime_genai": {"slm_ray/exports/onnx_runtimes.py"},
     "pydantic": {"slm_ray/config", "slm_ray/runs/train_state.py", "serve"},
     "tyro": {"slm_ray/config", "pipelines/config.py", "pipelines/options.py"},
-    "torch": {f"slm_ray/{room}" for room in ("model", "generation", "runs", "training", "evaluation", "distributed")},
+    "torch": {
+        f"slm_ray/{room}"
+        for room in ("model", "model_files", "generation", "runs", "training", "evaluation", "distributed")
+    },
 }
 TORCH_ON_TOP = {
     "slm_ray/exports",

@@ -14,8 +14,9 @@ from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.cache_size import available_bytes, check_cache
 from slm_ray.model.decoder import Decoder
+from slm_ray.model_files.json_files import MAX_JSON_BYTES
+from slm_ray.model_files.reading import MAX_CONTEXT
 from slm_ray.runs import checkpoint, verification
-from slm_ray.runs.checked_files import MAX_CONTEXT, MAX_JSON_BYTES
 from tests.support.tiny_model import write_tiny_model
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from slm_ray.errors import UserError
+from slm_ray.model_files.json_files import MAX_JSON_BYTES
 from slm_ray.runs import outcome
-from slm_ray.runs.checked_files import MAX_JSON_BYTES
 from slm_ray.runs.outcome import RunStatus, RunSummary
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.train_state import Evaluation

@@ -1,7 +1,8 @@
-"""A stand-in of the Hugging Face hub on loopback: the routes that `datasets` asks for, served from a folder in memory.
+"""A stand-in of the Hugging Face hub on loopback: the routes that `datasets` asks for and the files of models, served
+from memory.
 
-In: data sets as `{name: {revision: {path: content}}}`. Out: an address for `HF_ENDPOINT`, and what was asked. It can
-break a file off in the middle and answer with 503 then, as a hub does that goes down.
+In: data sets or models as `{name: {revision: {path: content}}}`. Out: an address for `HF_ENDPOINT`, and what was asked.
+It can break a file off in the middle and answer with 503 then, as a hub does that goes down.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from typing import Any
 Files = dict[str, bytes]
 
 _API = re.compile(r"/api/datasets/(?P<name>[^/]+/[^/]+)(?:/(?P<what>revision|tree|paths-info)/(?P<rest>.*))?")
-_RESOLVE = re.compile(r"/datasets/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.*)")
+_RESOLVE = re.compile(r"(?:/datasets)?/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.*)")
 
 
 def commit_of(name: str, revision: str) -> str:
@@ -118,7 +119,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if found is None:
             self._send(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
         elif match["path"] not in found[1]:
-            self._send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": found[0]}
+            self._send(404, {"error": "Entry not found"}, headers)
         elif match["path"] in self.server.down and not self.server.breaking.get(match["path"]):
             self._send(503, {"error": "down"}, {"Retry-After": "0"})
         else:

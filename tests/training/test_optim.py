@@ -19,6 +19,7 @@ from slm_ray.training.optim import (
     set_learning_rate,
 )
 
+CONFIG_OF_MUON = OptimConfig(name="muon", lr=1e-2)
 CONFIG = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_steps=10)
 
 
@@ -88,6 +89,19 @@ def test_only_matrices_decay_and_only_embeddings_have_a_rate_of_their_own() -> N
     assert all(parameter.dim() == 1 for parameter in groups["vectors"]["params"])
     assert [tuple(parameter.shape) for parameter in groups["embeddings"]["params"]] == [(64, 32)]
     assert sum(len(group["params"]) for group in groups.values()) == len(list(model().parameters()))
+
+
+def test_norms_of_queries_and_keys_are_vectors_which_muon_leaves_alone() -> None:
+    config = ModelConfig(vocab_size=64, n_layers=2, d_model=32, n_heads=2, d_ff=48, qk_norm=True)
+    normed = Decoder(config)
+    vectors = {id(parameter) for parameter in parameter_groups(normed, CONFIG_OF_MUON)["vectors"]["params"]}
+    norms = [
+        parameter for name, parameter in normed.named_parameters() if name.endswith(("q_norm.weight", "k_norm.weight"))
+    ]
+    assert len(norms) == 4 and {id(norm) for norm in norms} <= vectors
+    before = [norm.detach().clone() for norm in norms]
+    train(normed, make_optimizer(normed, CONFIG_OF_MUON), range(2))
+    assert all(not torch.equal(*pair) for pair in zip(before, norms, strict=True))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -1,5 +1,6 @@
 """Operations a token, and the machine's own rate."""
 
+import dataclasses
 import time
 
 import pytest
@@ -32,6 +33,14 @@ def test_the_formula_agrees_with_counting_every_product(config: ModelConfig) -> 
     assert forward == train_flops_per_token(config) / 3  # the backward pass costs twice as much
     d_attn = config.n_heads * config.head_width
     assert forward == 2 * matmul_weights(config) + 4 * config.n_layers * d_attn * config.seq_len
+
+
+def test_a_local_block_counts_its_window() -> None:
+    everywhere = dataclasses.replace(SHAPES[1], qk_norm=True)
+    local = dataclasses.replace(everywhere, local_window=4)
+    fewer = train_flops_per_token(everywhere) - train_flops_per_token(local)
+    assert fewer == 12 * 24 * (16 - 4)  # 4 heads of 6, in the second of three blocks
+    assert matmul_weights(local) == matmul_weights(SHAPES[1])
 
 
 def test_the_peak_is_summed_over_workers_and_measured_once_in_less_than_a_second() -> None:

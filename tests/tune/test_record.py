@@ -12,6 +12,7 @@ from slm_ray.config.files import flatten
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.train import parse_config as parse_training
+from tests.support.tiny_model import write_tiny_model
 from tune.config import SweepConfig, space_of
 from tune.record import RECORD, newest_sweep, read_record, refuse_other_options, shared_options, write_record
 from tune.sweep import parse_config
@@ -109,8 +110,12 @@ OTHER_VALUES: dict[str, Any] = {
     "model.positions": "learned", "model.n_heads": 4, "model.n_kv_heads": 4, "model.vocab_size": 4096,
     "model.d_head": 16, "optim.name": "adamw", "optim.schedule": "cosine", "optim.min_lr": 1e-4, "lr": (0.5,),
     "d_ff": (8,), "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.momentum": 0.5, "optim.decay_share": 0.5,
+    "model.qkv_bias": True, "model.o_bias": True, "model.mlp_bias": True,
     "model.dropout": 0.5, "search": "random", "scheduler": "asha", "heat_map": ("optim.lr", "model.d_ff"),
 }  # fmt: skip
+
+OPEN = ("model.qkv_bias", "model.o_bias", "model.mlp_bias")
+"""Which are true, false or not given."""
 
 
 def other_value(name: str, value: Any) -> Any:
@@ -126,6 +131,8 @@ def other_value(name: str, value: Any) -> Any:
 
 def option(name: str, value: Any) -> list[str]:
     flag = name.replace("_", "-")
+    if name in OPEN:
+        return [f"--{flag}", str(value)]
     if isinstance(value, bool):
         return [f"--{flag}" if value else "--{}".format(".".join([*flag.split(".")[:-1], "no-" + flag.split(".")[-1]]))]
     return [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
@@ -137,6 +144,7 @@ def test_every_option_changes_what_is_run_or_is_refused(command: Any, tmp_path: 
     plain = flatten(dataclasses.asdict(command([])))
     refused = {"optim.lr", "model.d_ff", "space"} if command is parse_config else set()
     wanted = {name: other_value(name, default) for name, default in plain.items() if name not in refused}
+    wanted |= {"init_from": str(write_tiny_model(tmp_path / "origin"))}
     wanted |= {"output": str(tmp_path), "final": True}  # what is of the final training is refused without it
     words = [word for name, value in wanted.items() if name in plain for word in option(name, value)]
     found = flatten(dataclasses.asdict(command(words)))

@@ -13,7 +13,7 @@ from typing import Any
 from slm_ray.errors import UserError
 from slm_ray.evaluation.card.machine import machine_kind
 from slm_ray.evaluation.card.published import PUBLISHED
-from slm_ray.evaluation.measurement import Data, Subject, check_tokenizer, is_exported, measure
+from slm_ray.evaluation.measurement import Data, Subject, check_tokenizer, measure
 from slm_ray.evaluation.writing import WrittenStory
 from slm_ray.evaluation.written import Written, score, write_and_score
 from slm_ray.model.decoder import count_parameters
@@ -42,9 +42,11 @@ def card_subject(reference: str, tracking_uri: str = "") -> Iterator[CardSubject
     Raises:
         UserError: it is missing, corrupt, or an exported folder, which has no digests.
     """
-    if is_exported(reference):
-        raise UserError(f"{reference} was exported for transformers and has no digests: a card is of a checkpoint")
     with resolved_model(reference, tracking_uri) as resolved:
+        if resolved.is_foreign:
+            raise UserError(
+                f"{reference} is a model without digests (of others, or exported): a card is of a checkpoint"
+            )
         folder = Path(resolved.path)
         model, tokenizer = load_model(folder)
         state = load_state(folder)

@@ -6,7 +6,7 @@ In: an `Origin` and a number format. Out: `NAME-DTYPE.gguf`.
 import re
 from pathlib import Path
 
-from slm_ray.exports.data_card import CODE_LICENCE
+from slm_ray.exports.data_card import licence
 from slm_ray.exports.formats import Dtype
 from slm_ray.exports.gguf_files.file import Description, write_gguf
 from slm_ray.exports.gguf_files.llamacpp import LlamaCppRuntime, slack
@@ -24,13 +24,17 @@ def write_gguf_folder(folder: Path, origin: Origin, dtype: Dtype) -> None:
         OSError: it could not be written.
     """
     about = Description(
-        name=origin.title,
-        license=CODE_LICENCE.lower(),
-        source=f"Step {origin.state.step} of run {origin.run_id or 'not tracked'}, trained on data set "
-        f"{origin.state.data_fingerprint[:SHORT]}; the licence is of the code that made it",
-        chat_template=origin.chat_template,
+        name=origin.title, license=licence(origin).lower(), source=_source(origin), chat_template=origin.chat_template
     )
     write_gguf(_path(folder, origin, dtype), origin.model, origin.tokenizer, about, dtype)
+
+
+def _source(origin: Origin) -> str:
+    state = origin.state
+    if state is None:
+        return f"Weights with the sha256 {origin.weights_sha256}, exported by SLM-Ray"
+    data = f"data set {state.data_fingerprint[:SHORT]}; the licence is of the code that made it"
+    return f"Step {state.step} of run {origin.run_id or 'not tracked'}, trained on {data}"
 
 
 def check_gguf(folder: Path, origin: Origin, wanted: Expected, dtype: Dtype) -> list[Parity]:
@@ -41,9 +45,9 @@ def check_gguf(folder: Path, origin: Origin, wanted: Expected, dtype: Dtype) -> 
     """
     path = _path(folder, origin, dtype)
     largest_weight_error(path, origin.model, dtype)
-    found = [compare(read_back(path), wanted, dtype)]
+    found = [compare(read_back(path, origin.tokenizer.stop_ids), wanted, dtype)]
     if is_installed("llama_cpp"):
-        with LlamaCppRuntime(path) as runtime:
+        with LlamaCppRuntime(path, origin.tokenizer.stop_ids) as runtime:
             found.append(compare(runtime, wanted, dtype, slack(origin.model.config)))
     return found
 

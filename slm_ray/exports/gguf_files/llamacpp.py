@@ -6,7 +6,7 @@ arithmetic. It is a package that compiles for minutes: CI does without it, `make
 
 import ctypes
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,10 +30,11 @@ def slack(config: ModelConfig) -> float:
 class LlamaCppRuntime:
     """A model, its vocabulary and one context of its whole length. Close it, or use it as a context manager."""
 
-    def __init__(self, path: Path, threads: int = 2) -> None:
+    def __init__(self, path: Path, stop_ids: Collection[int], threads: int = 2) -> None:
         """Raises: ParityError when llama.cpp does not load the file."""
         import llama_cpp
 
+        self._stop_ids = stop_ids
         self._llama: Any = llama_cpp
         self.name = f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})"
         self._silent = llama_cpp.llama_log_callback(lambda *_: None)  # kept: C holds no reference
@@ -80,8 +81,7 @@ class LlamaCppRuntime:
     def write(self, tokens: Sequence[int], count: int) -> list[int]:
         """See `Runtime`."""
         self._forget()
-        end = int(self._llama.llama_vocab_eos(self._words))
-        return greedy(lambda ahead: self._decode(ahead)[-1], tokens, count, end)
+        return greedy(lambda ahead: self._decode(ahead)[-1], tokens, count, self._stop_ids)
 
     def _forget(self) -> None:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)

@@ -6,6 +6,7 @@ written. What is checked here needs no llama.cpp; `llamacpp` asks that.
 
 import importlib.metadata
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ _ROUNDING = {Kind.F32: 0.0, Kind.F16: 2.0**-11, Kind.BF16: 2.0**-8}
 _SMALLEST_F16 = 2.0**-24
 
 
-def read_back(path: Path) -> TorchRuntime:
-    """Build what the file describes.
+def read_back(path: Path, stop_ids: Collection[int]) -> TorchRuntime:
+    """Build what the file describes. `stop_ids` end what it writes.
 
     Raises:
         ParityError: it does not describe a model and a tokenizer that fit each other.
@@ -50,12 +51,7 @@ def read_back(path: Path) -> TorchRuntime:
     except (LookupError, ValueError, RuntimeError, TypeError) as error:
         raise ParityError(f"{path.name} cannot be read back: {type(error).__name__}: {error}") from error
     name = f"gguf {importlib.metadata.version('gguf')}, read back"
-    return TorchRuntime(
-        model,
-        lambda text: list(encoder.encode(text, add_special_tokens=False).ids),
-        _of(reader, "tokenizer.ggml.eos_token_id"),
-        name,
-    )
+    return TorchRuntime(model, lambda text: list(encoder.encode(text, add_special_tokens=False).ids), stop_ids, name)
 
 
 def largest_weight_error(path: Path, model: Decoder, dtype: Dtype) -> float:

@@ -55,7 +55,10 @@ class Vocabulary:
     """By id."""
     types: tuple[int, ...]
     """`gguf.TokenType` of each."""
+    start_id: int
+    """Stands before each text."""
     eos_id: int
+    """Ends it."""
     merges: tuple[tuple[str, str], ...] = ()
     scores: tuple[float, ...] = ()
     has_space_prefix: bool = False
@@ -87,6 +90,7 @@ def vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
         pre=_pre(config),
         tokens=tuple(text for text, _ in entries),
         types=tuple(kind for _, kind in entries),
+        start_id=tokenizer.start_id,
         eos_id=tokenizer.eos_id,
         merges=tuple(_pairs(model["merges"])),
     )
