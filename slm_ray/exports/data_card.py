@@ -59,8 +59,10 @@ def data_source(manifest: Manifest | None) -> DataSource:
 def licence(origin: Origin) -> str:
     """SPDX identifier of what made the model: this project's, or unknown (empty) where others made it, or what it began
     from."""
-    is_ours = origin.state is not None and origin.state.origin is None
-    return CODE_LICENCE if is_ours else ""
+    if origin.state is None:
+        return ""
+    begun_from = origin.state.origin
+    return CODE_LICENCE if begun_from is None or begun_from.lineage else ""
 
 
 def data_lines(origin: Origin) -> Iterator[str]:

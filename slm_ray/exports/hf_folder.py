@@ -1,7 +1,7 @@
 """A model as a folder in Hugging Face's layout, which transformers and what is built on it open.
 
 In: an `Origin` and a number format. Out: the files of `AutoModelForCausalLM` and `AutoTokenizer`. Weights are
-safetensors in that number format; everything else is as it is in the checkpoint.
+safetensors in that number format; the tokenizer's files are those of the checkpoint.
 """
 
 import json
@@ -15,29 +15,30 @@ from safetensors import SafetensorError
 
 from slm_ray.exports.formats import Dtype
 from slm_ray.exports.hf_runtimes import TransformersRuntime, is_installed, own_folder
-from slm_ray.exports.origin import Origin
+from slm_ray.exports.origin import CHAT_TEMPLATE, Origin
 from slm_ray.exports.parity import Expected, Parity, compare
 from slm_ray.model import hf_layout
-from slm_ray.tokenization.tokenizer import END_OF_TEXT
+from slm_ray.model_files.folders import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
 
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def write_hf(folder: Path, origin: Origin, dtype: Dtype) -> None:
     """Write the files into a folder that is there.
 
     Raises:
+        UserError: a file of a model of others leads out of its folder.
         OSError: they could not be written.
     """
-    left_out = shutil.ignore_patterns(*([] if dtype == "f32" else [WEIGHTS]))
-    shutil.copytree(origin.folder, folder, dirs_exist_ok=True, ignore=left_out)
-    ends = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
+    copy_tokenizer(folder, origin)
+    ends = {f"{kind}_token": token for kind, token in _end_tokens(origin).items()}
     write_json(folder / "special_tokens_map.json", ends)  # for programs that do not read tokenizer_config.json
-    if dtype == "f32":
+    content = hf_layout.config_json(origin.model.config, origin.tokenizer.eos_id)
+    ids = {"bos_token_id": origin.tokenizer.start_id, "dtype": str(TYPES[dtype]).removeprefix("torch.")}
+    write_json(folder / CONFIG, content | ids)
+    if dtype == "f32" and origin.state is not None:
+        shutil.copyfile(origin.folder / WEIGHTS, folder / WEIGHTS)
         return
-    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    write_json(folder / CONFIG, content | {"dtype": str(TYPES[dtype]).removeprefix("torch.")})
     tensors = hf_layout.to_hf(origin.model.state_dict(), origin.model.config)
     rounded = {name: tensor.to(TYPES[dtype]).contiguous() for name, tensor in tensors.items()}
     try:
@@ -46,12 +47,36 @@ def write_hf(folder: Path, origin: Origin, dtype: Dtype) -> None:
         raise OSError(str(error)) from error
 
 
+def copy_tokenizer(folder: Path, origin: Origin) -> None:
+    """The tokenizer's files, and what says how to write; those that a model of others lacks are made. Raises: as
+    `write_hf`."""
+    for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE):
+        if (path := origin.file(name)) is not None:
+            shutil.copyfile(path, folder / name)
+    tokenizer = origin.tokenizer
+    if not (folder / GENERATION_CONFIG).exists():
+        ends = sorted(tokenizer.stop_ids)
+        ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": ends, "pad_token_id": tokenizer.eos_id}
+        write_json(folder / GENERATION_CONFIG, ids)
+    if not (folder / TOKENIZER_CONFIG).exists():
+        tokens = {f"{kind}_token": token for kind, token in _end_tokens(origin).items()}
+        kept = {"clean_up_tokenization_spaces": False, "model_max_length": origin.model.config.seq_len}
+        write_json(folder / TOKENIZER_CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, **kept})
+
+
+def _end_tokens(origin: Origin) -> dict[str, str]:
+    """The tokens before and after a text, and for padding, by what transformers calls them."""
+    names = {number: text for text, number in origin.tokenizer.entries.items()}
+    start, end = names[origin.tokenizer.start_id], names[origin.tokenizer.eos_id]
+    return {"bos": start, "eos": end, "pad": end}
+
+
 def check_hf(folder: Path, origin: Origin, wanted: Expected, dtype: Dtype) -> list[Parity]:
     """Open the folder with transformers where it knows the shape and is installed, else with our own reader."""
     is_known = not hf_layout.why_not_transformers(origin.model.config)
     if is_known and is_installed("transformers"):
-        return [compare(TransformersRuntime(folder), wanted, dtype)]
-    return [compare(own_folder(folder, origin.tokenizer.eos_id), wanted, dtype)]
+        return [compare(TransformersRuntime(folder, origin.tokenizer.stop_ids), wanted, dtype)]
+    return [compare(own_folder(folder, origin.tokenizer.stop_ids), wanted, dtype)]
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -60,7 +60,8 @@ class TransformersRuntime:
     def __init__(self, folder: Path, stop_ids: Collection[int]) -> None:
         import transformers
 
-        self._ends = {"eos_token_id": sorted(stop_ids), "pad_token_id": min(stop_ids)}
+        ends = {"eos_token_id": sorted(stop_ids), "pad_token_id": min(stop_ids)}
+        self._greedy = {"do_sample": False, "num_beams": 1, **ends}
         self.name = f"transformers {transformers.__version__}"
         with _quiet(transformers.utils.logging):
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -88,7 +89,6 @@ class TransformersRuntime:
             return []
         ids = torch.tensor([list(tokens)])
         with torch.inference_mode():
-            found = self._model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, num_beams=1, **self._ends
-            )
+            mask = torch.ones_like(ids)
+            found = self._model.generate(ids, attention_mask=mask, max_new_tokens=count, **self._greedy)
         return [int(token) for token in found[0, len(tokens) :]]

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from slm_ray.exports.data_card import CODE_LICENCE, DataSource, data_lines, data_source
+from slm_ray.exports.data_card import DataSource, data_lines, data_source, licence
 from slm_ray.exports.formats import Dtype, Format
 from slm_ray.exports.origin import Origin
 from slm_ray.exports.parity import Parity
@@ -50,7 +50,7 @@ def recorded(origin: Origin) -> dict[str, float]:
     or else those of the last validation of its run."""
     known = {name: origin.evaluation.get(name, "") for name in METRICS}
     found = {name: float(value) for name, value in known.items() if _is_number(value)}
-    if not found and origin.state.metrics is not None:
+    if not found and origin.state is not None and origin.state.metrics is not None:
         validated = origin.state.metrics.metrics
         found = {name: validated[f"val_{name}"] for name in METRICS if f"val_{name}" in validated}
     return {name: value for name, value in found.items() if math.isfinite(value)}
@@ -88,7 +88,7 @@ def _metadata(origin: Origin, to: Format, source: DataSource, figures: dict[str,
         for name, value in figures.items()
     ]
     return ModelCardData(
-        license=CODE_LICENCE.lower(),
+        license=licence(origin).lower() or None,
         library_name=LIBRARIES[to],
         pipeline_tag="text-generation",
         tags=["slm-ray", hf_layout.family(origin.model.config), "stories"],
@@ -119,13 +119,11 @@ def _text(origin: Origin, to: Format, dtype: Dtype, found: Sequence[Parity]) -> 
     shape = f"{config.n_layers} x {config.d_model}, {config.n_heads} heads, FF {config.d_ff}, context {config.seq_len}"
     parts = [
         f"# {origin.title}",
-        f"A small language model that writes stories, made with SLM-Ray: {count_parameters(origin.model):,} parameters "
-        f"({shape}, vocabulary {config.vocab_size:,}), in {dtype}. This folder is for {OPENED_BY[to]}. A story begins "
-        f"after one end-of-text token (id {origin.tokenizer.eos_id}), which ends it too.",
+        f"A small language model, {_made(origin)} SLM-Ray: {count_parameters(origin.model):,} parameters "
+        f"({shape}, vocabulary {config.vocab_size:,}), in {dtype}. This folder is for {OPENED_BY[to]}. A text begins "
+        f"after the token {origin.tokenizer.start_id}, and {_ends(origin)} it.",
         "## Licence",
-        f"- **Code** that made it: {CODE_LICENCE}\n"
-        f"- **Data**: {data_source(origin.manifest).licence or 'not known'}\n\n"
-        "The metadata above names the licence of the code; whoever publishes the weights decides under which they are.",
+        "\n".join(_licences(origin)),
         "## Data",
         "\n".join(data_lines(origin)),
         "## Where it comes from",
@@ -138,10 +136,32 @@ def _text(origin: Origin, to: Format, dtype: Dtype, found: Sequence[Parity]) -> 
     return "\n\n".join(parts) + "\n"
 
 
+def _made(origin: Origin) -> str:
+    return "made by others and exported by" if origin.state is None else "made with"
+
+
+def _ends(origin: Origin) -> str:
+    ends = sorted(origin.tokenizer.stop_ids)
+    return f"any of {', '.join(map(str, ends))} ends" if len(ends) > 1 else f"{ends[0]} ends"
+
+
+def _licences(origin: Origin) -> Iterator[str]:
+    yield f"- **Code** that trained it: {licence(origin) or 'not only this project; see the model that it began from'}"
+    yield f"- **Data**: {data_source(origin.manifest).licence or 'not known'}"
+    if licence(origin):
+        yield ""
+        yield "The metadata above names the licence of the code; whoever publishes the weights decides on theirs."
+
+
 def _lineage(origin: Origin) -> Iterator[str]:
     state = origin.state
+    if state is None:
+        yield f"- **Weights**: sha256 `{origin.weights_sha256}`, of a model that others made: ask them"
+        return
     yield f"- **Run**: `{origin.run_id or 'not tracked'}`, step {state.step:,}, {state.samples_seen:,} samples"
     yield f"- **Weights**: sha256 `{origin.weights_sha256}` of the checkpoint's"
+    if state.origin is not None:
+        yield f"- **Begun from** `{state.origin.reference}`, weights sha256 `{state.origin.weights_sha256}`"
     for attempt in state.attempts:
         code = str(attempt.code_version) if attempt.code_version else "that no commit names"
         yield (

@@ -4,21 +4,24 @@ In: an `Origin` and a number format. Out: `model.onnx` with a cache and `genai_c
 opens; `model_no_cache.onnx` for hosts that only know ids in and logits out; the tokenizer.
 """
 
-import shutil
+import logging
 from pathlib import Path
 from typing import Any
 
 from slm_ray.config.schema import ModelConfig
+from slm_ray.errors import one_line
 from slm_ray.exports.formats import Dtype
-from slm_ray.exports.hf_folder import write_json
+from slm_ray.exports.hf_folder import copy_tokenizer, write_json
 from slm_ray.exports.hf_runtimes import is_installed
 from slm_ray.exports.onnx_graph import standard_graph
 from slm_ray.exports.onnx_runtimes import GenAiRuntime, OnnxRuntime
 from slm_ray.exports.origin import Origin
 from slm_ray.exports.parity import Expected, Parity, compare
+from slm_ray.tokenization.tokenizer import Tokenizer
 
+LOGGER = logging.getLogger(__name__)
 WITH_CACHE, NO_CACHE = "model.onnx", "model_no_cache.onnx"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+GENAI_CONFIG = "genai_config.json"
 
 
 def write_onnx(folder: Path, origin: Origin, dtype: Dtype) -> None:
@@ -28,26 +31,44 @@ def write_onnx(folder: Path, origin: Origin, dtype: Dtype) -> None:
         UserError: the weights are more than an ONNX file holds.
         OSError: they could not be written.
     """
+    tokenizer = origin.tokenizer
+    known = {
+        "context_length": origin.model.config.seq_len,
+        "start_token_id": tokenizer.start_id,
+        "end_token_ids": ",".join(map(str, sorted(tokenizer.stop_ids))),
+    }
     for name, with_cache in ((WITH_CACHE, True), (NO_CACHE, False)):
         graph = standard_graph(origin.model, with_cache=with_cache, is_int8=dtype == "int8")
+        for key, value in known.items():
+            graph.metadata_props.add(key=key, value=str(value))
         (folder / name).write_bytes(graph.SerializeToString())
-    for name in TOKENIZER_FILES:
-        if (origin.folder / name).is_file():
-            shutil.copy(origin.folder / name, folder / name)
-    write_json(folder / "genai_config.json", settings(origin.model.config, origin.tokenizer.eos_id))
+    copy_tokenizer(folder, origin)
+    write_json(folder / GENAI_CONFIG, settings(origin.model.config, tokenizer))
 
 
 def check_onnx(folder: Path, origin: Origin, wanted: Expected, dtype: Dtype) -> list[Parity]:
-    """Open both graphs with plain ONNX Runtime, and the folder with ONNX Runtime GenAI where that is installed."""
-    found = [
-        compare(OnnxRuntime(folder, name, origin.tokenizer.eos_id), wanted, dtype) for name in (WITH_CACHE, NO_CACHE)
-    ]
-    if is_installed("onnxruntime_genai"):
-        found.append(compare(GenAiRuntime(folder), wanted, dtype))
+    """Open both graphs with plain ONNX Runtime, and the folder with ONNX Runtime GenAI where that is installed.
+
+    Where GenAI does not open the folder, or its tokenizer gives other ids, the file for it is taken out and that is
+    said: the rest is for hosts that do without.
+    """
+    stops = origin.tokenizer.stop_ids
+    found = [compare(OnnxRuntime(folder, name, stops), wanted, dtype) for name in (WITH_CACHE, NO_CACHE)]
+    if not is_installed("onnxruntime_genai"):
+        return found
+    try:
+        genai = compare(GenAiRuntime(folder), wanted, dtype)
+        why = genai.fault
+    except Exception as error:  # it knows not every tokenizer, and has errors of its own
+        why = one_line(error)
+    if not why:
+        return [*found, genai]
+    LOGGER.warning("no %s is written: in ONNX Runtime GenAI %s", GENAI_CONFIG, why)
+    (folder / GENAI_CONFIG).unlink()
     return found
 
 
-def settings(config: ModelConfig, eos_id: int) -> dict[str, Any]:
+def settings(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """`genai_config.json` of the graph with a cache, for ONNX Runtime GenAI."""
     inputs = {
         "input_ids": "input_ids",
@@ -71,7 +92,12 @@ def settings(config: ModelConfig, eos_id: int) -> dict[str, Any]:
         "num_hidden_layers": config.n_layers,
         "num_key_value_heads": config.kv_heads,
     }
-    ends = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
+    stops = sorted(tokenizer.stop_ids)
+    ends = {
+        "bos_token_id": tokenizer.start_id,
+        "eos_token_id": stops if len(stops) > 1 else stops[0],
+        "pad_token_id": tokenizer.eos_id,
+    }
     return {
         "model": {
             **ends,

@@ -44,8 +44,8 @@ AWKWARD_TEXTS = (
     "supercalifragilisticexpialidocious" * 3,
     "\x01\x7f",
 )
-"""Texts whose ids a tokenizer of another program may get wrong. Not among them: the character NUL, at which programs in C
-end a text."""
+"""Texts whose ids a tokenizer of another program may get wrong. Not among them: the character NUL, at which programs in
+C end a text."""
 
 
 class ParityError(UserError):
@@ -154,7 +154,9 @@ def plain_texts(tokenizer: Tokenizer) -> list[str]:
 class TorchRuntime:
     """A model in torch: the one that is exported, or what was read back from an export."""
 
-    def __init__(self, model: Decoder, encode: Callable[[str], list[int]], stop_ids: Collection[int], name: str) -> None:
+    def __init__(
+        self, model: Decoder, encode: Callable[[str], list[int]], stop_ids: Collection[int], name: str
+    ) -> None:
         self._model, self._stop_ids = model.eval(), stop_ids
         self.encode = encode
         self.name = name

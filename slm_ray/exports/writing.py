@@ -102,7 +102,11 @@ def _writer(to: Format) -> Writer:
 
 def _write(folder: Path, origin: Origin, to: Target, dtype: Dtype, writers: Mapping[Format, Writer]) -> list[Parity]:
     if to == "checkpoint":
-        checkpoint.copy_for_serving(origin.checkpoint, folder)
+        if origin.state is None:
+            raise UserError(
+                f"{origin.path} is no checkpoint of ours, and serve/app.py serves it as it is: --to hf copies it"
+            )
+        checkpoint.copy_for_serving(origin.path, folder)
         return []
     wanted = expected(origin.model, origin.tokenizer)
     folder.mkdir()

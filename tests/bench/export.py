@@ -90,7 +90,7 @@ def families(folder: Path) -> Iterator[str]:
                 parameter += 0.1 * torch.randn_like(parameter)
         path = folder / "family.gguf"
         write_gguf(path, model, tokenizer, Description(name=name, license=""))
-        with LlamaCppRuntime(path) as runtime:
+        with LlamaCppRuntime(path, tokenizer.stop_ids) as runtime:
             found = compare(runtime, expected(model, tokenizer), "f32", slack(config))
         yield (
             f"| {name} | {found.largest_logit_error:.2g} | {found.bound:.2g} | "
@@ -100,10 +100,10 @@ def families(folder: Path) -> Iterator[str]:
 
 def story(origin: Origin, folder: Path) -> bool:
     """Whether torch and llama.cpp write the same greedy story up to the end of the context."""
-    tokens = [origin.tokenizer.eos_id, *origin.tokenizer.encode(PROMPT)]
+    tokens = [origin.tokenizer.start_id, *origin.tokenizer.encode(PROMPT)]
     count = origin.model.config.seq_len - len(tokens)
-    ours = TorchRuntime(origin.model, origin.tokenizer.encode, origin.tokenizer.eos_id, "torch").write(tokens, count)
-    with LlamaCppRuntime(next((folder / "gguf-f32").glob("*.gguf"))) as runtime:
+    ours = TorchRuntime(origin.model, origin.tokenizer.encode, origin.tokenizer.stop_ids, "torch").write(tokens, count)
+    with LlamaCppRuntime(next((folder / "gguf-f32").glob("*.gguf")), origin.tokenizer.stop_ids) as runtime:
         theirs = runtime.write(tokens, count)
     print(f"\nthe greedy story of {len(ours)} tokens in llama.cpp is {'the same' if ours == theirs else 'another'}:")
     print(PROMPT + origin.tokenizer.decode(theirs))
@@ -115,7 +115,7 @@ def ids(origin: Origin, folder: Path) -> bool:
     chosen = random.Random(1)
     texts = [f"a {chr(code)}b" for code in CHARACTERS]
     texts += ["".join(chosen.choices(PIECES, k=chosen.randint(1, 12))) for _ in range(MIXED_TEXTS)]
-    with LlamaCppRuntime(next((folder / "gguf-f32").glob("*.gguf"))) as runtime:
+    with LlamaCppRuntime(next((folder / "gguf-f32").glob("*.gguf")), origin.tokenizer.stop_ids) as runtime:
         wrong = [text for text in texts if runtime.encode(text) != origin.tokenizer.encode(text)]
     print(
         f"\nllama.cpp gives other ids for {len(wrong):,} of {len(texts):,} texts {[ascii(text) for text in wrong[:5]]}"

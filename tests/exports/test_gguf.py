@@ -23,6 +23,7 @@ from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.sentencepiece_models import MIXED, from_model
 from tests.support.tiny_model import talkative_model
 
+STOPS = (0,)
 ABOUT = Description(name="Tiny", license="apache-2.0", source="A test.", chat_template="{{ messages }}")
 GPT: dict[str, Any] = {"norm": "layer", "mlp": "gelu", "positions": "learned"}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -61,12 +62,12 @@ def test_every_shape_comes_back_out_of_the_file_alone(
 ) -> None:
     model, path = model_of(tiny_tokenizer, shape), tmp_path / "model.gguf"
     write_gguf(path, model, tiny_tokenizer, ABOUT)
-    found = compare(read_back(path), expected(model, tiny_tokenizer), "f32")
+    found = compare(read_back(path, tiny_tokenizer.stop_ids), expected(model, tiny_tokenizer), "f32")
     assert found.fault == ""
     assert found.largest_logit_error == 0
     assert largest_weight_error(path, model, "f32") == 0
     if is_installed("llama_cpp"):
-        with LlamaCppRuntime(path) as runtime:
+        with LlamaCppRuntime(path, STOPS) as runtime:
             assert compare(runtime, expected(model, tiny_tokenizer), "f32", slack(model.config)).fault == ""
 
 
@@ -137,7 +138,7 @@ def test_transformers_reads_the_same_ids_out_of_the_file(name: str, tiny_tokeniz
     tokenizer = with_pre_tokenizer(tiny_tokenizer, name)
     path = tmp_path / "model.gguf"
     write_gguf(path, talkative_model(tokenizer), tokenizer, ABOUT)
-    assert [*map(read_back(path).encode, AWKWARD_TEXTS)] == [*map(tokenizer.encode, AWKWARD_TEXTS)]
+    assert [*map(read_back(path, STOPS).encode, AWKWARD_TEXTS)] == [*map(tokenizer.encode, AWKWARD_TEXTS)]
     if name == "gpt-2":
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
         for text in AWKWARD_TEXTS:
@@ -149,7 +150,7 @@ def test_transformers_reads_the_same_ids_out_of_the_file(name: str, tiny_tokeniz
 def test_sentencepiece_s_bpe_keeps_its_ids(changes: dict[str, Any], tmp_path: Path) -> None:
     tokenizer, path = from_model("bpe", **changes), tmp_path / "model.gguf"
     write_gguf(path, talkative_model(tokenizer), tokenizer, ABOUT)
-    runtime = read_back(path)
+    runtime = read_back(path, STOPS)
 
     @given(MIXED | st.text())
     def same_ids(text: str) -> None:
@@ -201,7 +202,7 @@ def test_a_broken_file_is_no_traceback(tiny_tokenizer: Tokenizer, tmp_path: Path
     write_gguf(path, talkative_model(tiny_tokenizer), tiny_tokenizer, ABOUT)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ParityError, match=r"model\.gguf cannot be read back"):
-        read_back(path)
+        read_back(path, STOPS)
 
 
 @pytest.mark.skipif(
@@ -213,6 +214,6 @@ def test_llama_cpp_gives_the_same_ids(kind: str, tiny_tokenizer: Tokenizer, tmp_
     path = tmp_path / "model.gguf"
     write_gguf(path, talkative_model(tokenizer), tokenizer, ABOUT)
     code_points = np.r_[1:0x2581, 0x2582:0x3100, 0xAC00:0xAD00, 0xFB00:0x10000, 0x1F600:0x1F700]
-    with LlamaCppRuntime(path) as runtime:
+    with LlamaCppRuntime(path, STOPS) as runtime:
         for text in [*AWKWARD_TEXTS, *(f"a {chr(code)}b" for code in code_points)]:
             assert runtime.encode(text) == tokenizer.encode(text), repr(text)

@@ -14,6 +14,7 @@ from slm_ray.exports.onnx_folder import settings
 from slm_ray.exports.onnx_graph import standard_graph
 from slm_ray.exports.onnx_parts import quantized
 from slm_ray.model.decoder import Decoder
+from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.tiny_model import random_model, some_tokens
 
 GPT: dict[str, Any] = {"norm": "layer", "mlp": "gelu", "positions": "learned"}
@@ -112,9 +113,9 @@ def test_levels_of_a_row_of_zeros_are_zeros() -> None:
     assert scales.shape == (2, 1)
 
 
-def test_genai_s_settings_name_what_the_graph_has() -> None:
+def test_genai_s_settings_name_what_the_graph_has(tiny_tokenizer: Tokenizer) -> None:
     model = model_of({"n_kv_heads": 2, "d_head": 10})
-    decoder = settings(model.config, 0)["model"]["decoder"]
+    decoder = settings(model.config, tiny_tokenizer)["model"]["decoder"]
     graph = standard_graph(model, with_cache=True).graph
     inputs, outputs = decoder["inputs"], decoder["outputs"]
     expected_inputs = {inputs["input_ids"], inputs["attention_mask"]} | {

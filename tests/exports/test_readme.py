@@ -33,7 +33,7 @@ def test_thirty_lines_write_torch_s_story(
     exec(compile(program, "story.py", "exec"), {})
     printed = capsys.readouterr().out
     tokens = [tokenizer.eos_id, *tokenizer.encode(PROMPT)]
-    runtime = TorchRuntime(model, tokenizer.encode, tokenizer.eos_id, "torch")
+    runtime = TorchRuntime(model, tokenizer.encode, tokenizer.stop_ids, "torch")
     story = tokenizer.decode([*tokens, *runtime.write(tokens, model.config.seq_len - len(tokens))])
     assert printed.startswith(PROMPT)
     assert printed == f"{story}\n"
