@@ -54,8 +54,8 @@ class ExportConfig:
             raise ValueError(f"--to {self.to} and --format {self.format} are two names of one option: give one of them")
         if why := misfit(self.target, self.dtype):
             raise ValueError(why)
-        if self.push and self.target == "checkpoint":
-            raise ValueError("--push takes an export for others, not --to checkpoint")
+        if self.push and self.target in ("checkpoint", "all"):
+            raise ValueError(f"--push takes one export for others, not --to {self.target}")
 
     @property
     def target(self) -> Target:
@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"checked in {parity}", file=sys.stderr)
     if config.target in ("hf", "all") and (reason := hf_layout.why_not_transformers(done.shape)):
         print(f"note: {reason}; this project opens it with --to checkpoint", file=sys.stderr)
+    if done.note:
+        print(f"note: {done.note}", file=sys.stderr)
     if done.address:
         print(f"pushed to {done.address}", file=sys.stderr)
     return 0

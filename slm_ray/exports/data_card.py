@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from slm_ray.dataset.manifest import SPLITS, Manifest
-from slm_ray.exports.origin import Origin
+from slm_ray.exports.source_model import SourceModel
 from slm_ray.hub_reference import parse_hub_reference
 
 CODE_LICENCE = "Apache-2.0"
@@ -56,21 +56,21 @@ def data_source(manifest: Manifest | None) -> DataSource:
     return DataSource(hub_name="", revision="", licence="", text=text)
 
 
-def licence(origin: Origin) -> str:
+def licence(given: SourceModel) -> str:
     """SPDX identifier of what made the model: this project's, or unknown (empty) where others made it, or what it began
     from."""
-    if origin.state is None:
+    if given.state is None:
         return ""
-    begun_from = origin.state.origin
+    begun_from = given.state.origin
     return CODE_LICENCE if begun_from is None or begun_from.lineage else ""
 
 
-def data_lines(origin: Origin) -> Iterator[str]:
+def data_lines(given: SourceModel) -> Iterator[str]:
     """The part of the card."""
-    manifest, source = origin.manifest, data_source(origin.manifest)
+    manifest, source = given.manifest, data_source(given.manifest)
     yield f"- **Source**: {source.text}"
     yield f"- **Licence of the data**: {source.licence or 'not known: ask whoever made the stories'}"
-    for fingerprint, step in origin.state.data_lineage if origin.state else ():
+    for fingerprint, step in given.state.data_lineage if given.state else ():
         yield f"- **Data set** `{fingerprint}`, from step {step + 1:,} on"
     if manifest is None:
         return

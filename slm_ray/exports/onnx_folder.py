@@ -1,7 +1,7 @@
 """A model as ONNX graphs with what their hosts need beside them.
 
-In: an `Origin` and a number format. Out: `model.onnx` with a cache and `genai_config.json`, which ONNX Runtime GenAI
-opens; `model_no_cache.onnx` for hosts that only know ids in and logits out; the tokenizer.
+In: a `SourceModel` and a number format. Out: `model.onnx` with a cache and `genai_config.json`, which ONNX Runtime
+GenAI opens; `model_no_cache.onnx` for hosts that only know ids in and logits out; the tokenizer.
 """
 
 import logging
@@ -15,8 +15,8 @@ from slm_ray.exports.hf_folder import copy_tokenizer, write_json
 from slm_ray.exports.hf_runtimes import is_installed
 from slm_ray.exports.onnx_graph import standard_graph
 from slm_ray.exports.onnx_runtimes import GenAiRuntime, OnnxRuntime
-from slm_ray.exports.origin import Origin
 from slm_ray.exports.parity import Expected, Parity, compare
+from slm_ray.exports.source_model import SourceModel
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 LOGGER = logging.getLogger(__name__)
@@ -24,35 +24,35 @@ WITH_CACHE, NO_CACHE = "model.onnx", "model_no_cache.onnx"
 GENAI_CONFIG = "genai_config.json"
 
 
-def write_onnx(folder: Path, origin: Origin, dtype: Dtype) -> None:
+def write_onnx(folder: Path, given: SourceModel, dtype: Dtype) -> None:
     """Write the files into a folder that is there.
 
     Raises:
         UserError: the weights are more than an ONNX file holds.
         OSError: they could not be written.
     """
-    tokenizer = origin.tokenizer
+    tokenizer = given.tokenizer
     known = {
-        "context_length": origin.model.config.seq_len,
+        "context_length": given.model.config.seq_len,
         "start_token_id": tokenizer.start_id,
         "end_token_ids": ",".join(map(str, sorted(tokenizer.stop_ids))),
     }
     for name, with_cache in ((WITH_CACHE, True), (NO_CACHE, False)):
-        graph = standard_graph(origin.model, with_cache=with_cache, is_int8=dtype == "int8")
+        graph = standard_graph(given.model, with_cache=with_cache, is_int8=dtype == "int8")
         for key, value in known.items():
             graph.metadata_props.add(key=key, value=str(value))
         (folder / name).write_bytes(graph.SerializeToString())
-    copy_tokenizer(folder, origin)
-    write_json(folder / GENAI_CONFIG, settings(origin.model.config, tokenizer))
+    copy_tokenizer(folder, given)
+    write_json(folder / GENAI_CONFIG, settings(given.model.config, tokenizer))
 
 
-def check_onnx(folder: Path, origin: Origin, wanted: Expected, dtype: Dtype) -> list[Parity]:
+def check_onnx(folder: Path, given: SourceModel, wanted: Expected, dtype: Dtype) -> list[Parity]:
     """Open both graphs with plain ONNX Runtime, and the folder with ONNX Runtime GenAI where that is installed.
 
     Where GenAI does not open the folder, or its tokenizer gives other ids, the file for it is taken out and that is
     said: the rest is for hosts that do without.
     """
-    stops = origin.tokenizer.stop_ids
+    stops = given.tokenizer.stop_ids
     found = [compare(OnnxRuntime(folder, name, stops), wanted, dtype) for name in (WITH_CACHE, NO_CACHE)]
     if not is_installed("onnxruntime_genai"):
         return found

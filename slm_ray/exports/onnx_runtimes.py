@@ -87,7 +87,7 @@ class GenAiRuntime:
 
     def logits(self, tokens: Sequence[int]) -> Array:
         """See `Runtime`."""
-        generator = self._generator(len(tokens) + 1)
+        generator = self._generator(len(tokens))
         generator.append_tokens(np.array(tokens, dtype=np.int32))
         found: Array = generator.get_output("logits")
         return found[0]  # type: ignore[no-any-return]

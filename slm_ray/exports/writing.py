@@ -12,17 +12,17 @@ from pathlib import Path
 
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError, one_line
-from slm_ray.exports import origin as origins
+from slm_ray.exports import source_model
 from slm_ray.exports.formats import FORMATS, Dtype, Format, Target
 from slm_ray.exports.hf_folder import check_hf, write_hf, write_json
 from slm_ray.exports.model_card import made_with, write_card
-from slm_ray.exports.origin import Origin
 from slm_ray.exports.parity import PARITY, Expected, Parity, ParityError, expected, one_thread, require
 from slm_ray.exports.push import check_push, push
+from slm_ray.exports.source_model import SourceModel
 from slm_ray.runs import checkpoint
 
-Write = Callable[[Path, Origin, Dtype], None]
-Check = Callable[[Path, Origin, Expected, Dtype], list[Parity]]
+Write = Callable[[Path, SourceModel, Dtype], None]
+Check = Callable[[Path, SourceModel, Expected, Dtype], list[Parity]]
 Writer = tuple[Write, Check]
 
 
@@ -34,6 +34,8 @@ class Export:
     shape: ModelConfig
     checks: tuple[Parity, ...]
     """None of a checkpoint, which is copied with its digests."""
+    note: str = ""
+    """What the user may want to give another time."""
     address: str = ""
     """Of the commit on the hub, where it was pushed."""
 
@@ -61,12 +63,14 @@ def export_model(
         raise UserError(f"{output} exists already: name another --output")
     if push_to:
         check_push(push_to)
-    with origins.opened(reference, data, tracking_uri) as origin:
+    with source_model.opened(reference, data, tracking_uri) as given:
         with _appearing(output) as folder, one_thread():
-            checks = _write(folder, origin, to, dtype, writers)
-        done = Export(folder=output, shape=origin.model.config, checks=tuple(checks))
+            checks = _write(folder, given, to, dtype, writers)
+        note = f"the card says little of the data ({given.why_no_manifest}): name it with --data"
+        is_known = given.manifest is not None or given.state is None or to == "checkpoint"
+        done = Export(folder=output, shape=given.model.config, checks=tuple(checks), note="" if is_known else note)
         if push_to:
-            address = push(output, push_to, f"{origin.title} in {dtype}, by slm_ray/export.py --to {to}")
+            address = push(output, push_to, f"{given.title} in {dtype}, by slm_ray/export.py --to {to}")
             done = dataclasses.replace(done, address=address)
         return done
 
@@ -100,32 +104,34 @@ def _writer(to: Format) -> Writer:
     return write_hf, check_hf
 
 
-def _write(folder: Path, origin: Origin, to: Target, dtype: Dtype, writers: Mapping[Format, Writer]) -> list[Parity]:
+def _write(
+    folder: Path, given: SourceModel, to: Target, dtype: Dtype, writers: Mapping[Format, Writer]
+) -> list[Parity]:
     if to == "checkpoint":
-        if origin.state is None:
+        if given.state is None:
             raise UserError(
-                f"{origin.path} is no checkpoint of ours, and serve/app.py serves it as it is: --to hf copies it"
+                f"{given.path} is no checkpoint of ours, and serve/app.py serves it as it is: --to hf copies it"
             )
-        checkpoint.copy_for_serving(origin.path, folder)
+        checkpoint.copy_for_serving(given.path, folder)
         return []
-    wanted = expected(origin.model, origin.tokenizer)
+    wanted = expected(given.model, given.tokenizer)
     folder.mkdir()
     if to != "all":
-        return _write_format(folder, origin, to, dtype, wanted, writers[to])
+        return _write_format(folder, given, to, dtype, wanted, writers[to])
     found = []
     for name, writer in writers.items():
         (folder / name).mkdir()
-        found += _write_format(folder / name, origin, name, dtype, wanted, writer)
+        found += _write_format(folder / name, given, name, dtype, wanted, writer)
     return found
 
 
 def _write_format(
-    folder: Path, origin: Origin, to: Format, dtype: Dtype, wanted: Expected, writer: Writer
+    folder: Path, given: SourceModel, to: Format, dtype: Dtype, wanted: Expected, writer: Writer
 ) -> list[Parity]:
     write, check = writer
-    write(folder, origin, dtype)
+    write(folder, given, dtype)
     try:
-        found = check(folder, origin, wanted, dtype)
+        found = check(folder, given, wanted, dtype)
     except (UserError, OSError):
         raise
     except Exception as error:  # each program that opens it has errors of its own
@@ -136,11 +142,11 @@ def _write_format(
     record = {
         "format": to,
         "dtype": dtype,
-        "model": origin.title,
-        "weights_sha256": origin.weights_sha256,
+        "model": given.title,
+        "weights_sha256": given.weights_sha256,
         "checks": [parity.to_record() for parity in found],
         "made_with": made_with(),
     }
     write_json(folder / PARITY, record)
-    write_card(folder, origin, to, dtype, found)
+    write_card(folder, given, to, dtype, found)
     return found

@@ -21,8 +21,8 @@ from slm_ray.corpus.grammar import sample_stories
 from slm_ray.exports.formats import DTYPES, FORMATS
 from slm_ray.exports.gguf_files.file import Description, write_gguf
 from slm_ray.exports.gguf_files.llamacpp import LlamaCppRuntime, slack
-from slm_ray.exports.origin import Origin, opened
 from slm_ray.exports.parity import TorchRuntime, compare, expected
+from slm_ray.exports.source_model import SourceModel, opened
 from slm_ray.exports.writing import export_model
 from slm_ray.model.decoder import Decoder
 from slm_ray.tokenization.training import train
@@ -58,8 +58,8 @@ def main() -> None:
         print("|---|---|---|---|---|")
         for line in families(Path(folder)):
             print(line, flush=True)
-        with opened(given.model) as origin:
-            is_same = story(origin, Path(folder)) and ids(origin, Path(folder))
+        with opened(given.model) as given:
+            is_same = story(given, Path(folder)) and ids(given, Path(folder))
     sys.exit(0 if is_same else 1)
 
 
@@ -98,25 +98,25 @@ def families(folder: Path) -> Iterator[str]:
         )
 
 
-def story(origin: Origin, folder: Path) -> bool:
+def story(given: SourceModel, folder: Path) -> bool:
     """Whether torch and llama.cpp write the same greedy story up to the end of the context."""
-    tokens = [origin.tokenizer.start_id, *origin.tokenizer.encode(PROMPT)]
-    count = origin.model.config.seq_len - len(tokens)
-    ours = TorchRuntime(origin.model, origin.tokenizer.encode, origin.tokenizer.stop_ids, "torch").write(tokens, count)
-    with LlamaCppRuntime(next((folder / "gguf-f32").glob("*.gguf")), origin.tokenizer.stop_ids) as runtime:
+    tokens = [given.tokenizer.start_id, *given.tokenizer.encode(PROMPT)]
+    count = given.model.config.seq_len - len(tokens)
+    ours = TorchRuntime(given.model, given.tokenizer.encode, given.tokenizer.stop_ids, "torch").write(tokens, count)
+    with LlamaCppRuntime(next((folder / "gguf-f32").glob("*.gguf")), given.tokenizer.stop_ids) as runtime:
         theirs = runtime.write(tokens, count)
     print(f"\nthe greedy story of {len(ours)} tokens in llama.cpp is {'the same' if ours == theirs else 'another'}:")
-    print(PROMPT + origin.tokenizer.decode(theirs))
+    print(PROMPT + given.tokenizer.decode(theirs))
     return ours == theirs
 
 
-def ids(origin: Origin, folder: Path) -> bool:
+def ids(given: SourceModel, folder: Path) -> bool:
     """Whether llama.cpp gives our ids."""
     chosen = random.Random(1)
     texts = [f"a {chr(code)}b" for code in CHARACTERS]
     texts += ["".join(chosen.choices(PIECES, k=chosen.randint(1, 12))) for _ in range(MIXED_TEXTS)]
-    with LlamaCppRuntime(next((folder / "gguf-f32").glob("*.gguf")), origin.tokenizer.stop_ids) as runtime:
-        wrong = [text for text in texts if runtime.encode(text) != origin.tokenizer.encode(text)]
+    with LlamaCppRuntime(next((folder / "gguf-f32").glob("*.gguf")), given.tokenizer.stop_ids) as runtime:
+        wrong = [text for text in texts if runtime.encode(text) != given.tokenizer.encode(text)]
     print(
         f"\nllama.cpp gives other ids for {len(wrong):,} of {len(texts):,} texts {[ascii(text) for text in wrong[:5]]}"
     )

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from slm_ray import export
 from slm_ray.dataset.manifest import MANIFEST, load_manifest
 from slm_ray.exports.data_card import data_source
-from slm_ray.exports.origin import opened
+from slm_ray.exports.source_model import opened
 from slm_ray.runs import checkpoint
 from slm_ray.runs.code_version import CodeVersion
 from slm_ray.runs.train_state import Attempt, Evaluation
@@ -139,12 +139,30 @@ def test_a_data_set_that_is_not_at_hand_is_said_and_another_one_refused(
     options = ["--model", str(model), "--to", "gguf"]
     assert export.main([*options, "--output", "first"]) == 0
     assert "Not known here: the data set was not at hand." in card_of(tmp_path / "first")[1]
-    with opened(str(model)) as origin:
-        assert "no manifest.json in" in origin.why_no_manifest
+    with opened(str(model)) as given:
+        assert "no manifest.json in" in given.why_no_manifest
+    assert "note: the card says little of the data (no manifest.json in" in capsys.readouterr().err
     assert export.main([*options, "--output", "second", "--data", str(tiny_data)]) == 2
     assert "and the model was trained on" in capsys.readouterr().err
     assert export.main([*options, "--output", "third", "--data", "elsewhere"]) == 0
     assert "CDLA-Sharing-1.0" in card_of(tmp_path / "third")[1]
+
+
+def test_an_address_in_a_checkpoint_is_not_asked_and_no_word_of_it_breaks_a_line(
+    tiny_data: Path, tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = trained_on(tmp_path / "model", tiny_tokenizer, tiny_data)
+    state = dataclasses.replace(
+        checkpoint.load_state(model), config={"name": "a\n# b", "data": "s3://me:pw@bucket/x"}, run_id="r\u202e\x1b[1m"
+    )
+    checkpoint.save(model, talkative_model(tiny_tokenizer), tiny_tokenizer, state, {})
+    with opened(str(model)) as given:
+        assert given.why_no_manifest.startswith("s3://bucket/x is an address; no manifest.json in")
+    assert export.main(["--model", str(model), "--output", "out", "--to", "gguf"]) == 0
+    text = card_of(tmp_path / "out")[1]
+    assert "# a\\n# b step-12" in text
+    assert "r\\u202e\\x1b[1m" in text
 
 
 def test_the_sample_corpus_is_this_project_s_own(tiny_data: Path) -> None:

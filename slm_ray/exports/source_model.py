@@ -1,6 +1,6 @@
 """A model that is given away: its weights, its tokenizer and what is known of where it comes from.
 
-In: a reference to a model, perhaps a data set. Out: an `Origin`, of files that were verified.
+In: a reference to a model, perhaps a data set. Out: a `SourceModel`, of files that were verified.
 """
 
 import contextlib
@@ -10,11 +10,12 @@ from pathlib import Path
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import Manifest, load_manifest
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, visible, without_secrets
 from slm_ray.model.decoder import Decoder
 from slm_ray.model_files.folders import model_file
 from slm_ray.runs import checkpoint
 from slm_ray.runs.train_state import TrainState
+from slm_ray.storage import is_remote
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.evaluation_runs import recorded_evaluation
 from slm_ray.tracking.registry import REGISTERED, load_model, resolved_model, weights_digest
@@ -25,7 +26,7 @@ SHORT = 12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Origin:
+class SourceModel:
     """See the module."""
 
     name: str
@@ -56,8 +57,8 @@ class Origin:
 
     @property
     def title(self) -> str:
-        """Name and version."""
-        return f"{self.name} {self.version}"
+        """Name and version, on one line."""
+        return visible(f"{self.name} {self.version}")
 
     @property
     def chat_template(self) -> str:
@@ -71,7 +72,7 @@ class Origin:
 
 
 @contextlib.contextmanager
-def opened(reference: str, data: str = "", tracking_uri: str = "") -> Iterator[Origin]:
+def opened(reference: str, data: str = "", tracking_uri: str = "") -> Iterator[SourceModel]:
     """Open a model for the length of a block.
 
     data: folder of the data set that it was trained on; where the run had it, or where one lies by default, when not
@@ -86,7 +87,7 @@ def opened(reference: str, data: str = "", tracking_uri: str = "") -> Iterator[O
         state = None if found.is_foreign else checkpoint.load_state(found.path)
         manifest, why = _manifest(state, data)
         is_registered = reference.startswith(REGISTERED)
-        yield Origin(
+        yield SourceModel(
             name=found.name,
             version=found.version,
             path=Path(found.path),
@@ -119,6 +120,9 @@ def _manifest(state: TrainState | None, data: str) -> tuple[Manifest | None, str
         return manifest, ""
     why = []
     for place in dict.fromkeys((str(state.config.get("data") or TrainConfig.data), TrainConfig.data)):
+        if is_remote(place):  # an address that nobody typed here is not asked
+            why.append(f"{without_secrets(place)} is an address")
+            continue
         try:
             manifest = load_manifest(place)
         except UserError as error:
