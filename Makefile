@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 PORT ?= 8000
 
-.PHONY: setup demo test lint format bench bench-prepare bench-train bench-serve bench-learn clean help
+.PHONY: setup demo test lint format bench bench-prepare bench-train bench-serve bench-learn bench-export clean help
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,10 @@ bench-serve: $(READY)    ## serving speed against llama.cpp and transformers, an
 
 bench-learn: $(READY)    ## learning per token, one factor at a time, on DATA=FOLDER (hours)
 	$(BIN)/python tests/bench/learn.py $(if $(DATA),--data $(DATA))
+
+bench-export: $(READY)   ## exports in the programs that they are for, llama.cpp among them, of MODEL=FOLDER
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python tests/bench/export.py $(if $(MODEL),--model $(MODEL))
 
 bench: bench-prepare bench-train bench-serve  ## measure against named peers (see tests/bench)
 

@@ -11,8 +11,8 @@ from typing import Any
 from slm_ray.dataset.manifest import Manifest
 from slm_ray.errors import one_line
 from slm_ray.tracking import run_inputs
-from slm_ray.tracking.mlflow_runs import KIND, PARENT, client
-from slm_ray.tracking.registry import ResolvedModel
+from slm_ray.tracking.mlflow_runs import KIND, PARENT, client, resolve_uri, store_errors
+from slm_ray.tracking.registry import RegistryError, ResolvedModel
 
 LOGGER = logging.getLogger(__name__)
 EVALUATION = "evaluation"
@@ -54,3 +54,18 @@ def _record(uri: str, model: ResolvedModel, figures: Mapping[str, Any], manifest
     for name, value in {**figures, "run": run_id}.items():
         store.set_model_version_tag(model.name, model.version, f"{EVALUATION}.{name}", str(value))
     return run_id
+
+
+def recorded_evaluation(name: str, version: str, tracking_uri: str = "") -> dict[str, str]:
+    """What `record_evaluation` kept of a registered version, by its names; empty where it was never evaluated.
+
+    Raises:
+        RegistryError: the store does not answer.
+    """
+    uri = resolve_uri(tracking_uri)
+    try:
+        tags: Mapping[str, str] = client(uri).get_model_version(name, version).tags
+    except store_errors() as error:
+        raise RegistryError(f"{name} {version} is not available from {uri}: {one_line(error)}") from error
+    prefix = f"{EVALUATION}."
+    return {tag.removeprefix(prefix): value for tag, value in sorted(tags.items()) if tag.startswith(prefix)}

@@ -11,9 +11,9 @@ from typing import Any
 
 import llama_cpp as llama
 import numpy as np
-from gguf_file import write_gguf
 from serve_options import EOS_ID, PROMPT_TOKENS, measure, options
 
+from slm_ray.exports.gguf_files.file import Description, write_gguf
 from slm_ray.runs.checkpoint import load_model
 
 FLASH_ATTENTION = 1
@@ -77,7 +77,7 @@ def main() -> None:
     llama.llama_backend_init()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
-        write_gguf(path, model)
+        write_gguf(path, model, tokenizer, Description(name="bench", license=""))
         loaded = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
     assert loaded, "llama.cpp did not load the model"
     contexts: dict[int, Streams] = {}

@@ -25,7 +25,7 @@ FLOORS = [  # bottom up: a room imports only what lies on the floors below it, o
     {"sources", "generation", "runs"},
     {"preparation", "tracking"},
     {"training"},
-    {"evaluation", "lineage"},
+    {"evaluation", "lineage", "exports"},
     {"distributed"},
     {"train", "generate", "evaluate", "export"},
 ]
@@ -43,8 +43,11 @@ ENGINES = {  # package -> the only folders and files that may import it
     "fastapi": {"serve"},
     "lm_eval": {"slm_ray/evaluation/harness.py"},
     "model_signing": {"slm_ray/evaluation/card/signature.py"},
-    "onnx": {"slm_ray/generation/onnx_graph.py"},
-    "onnxruntime": {"slm_ray/generation/onnx_backend.py"},
+    "gguf": {"slm_ray/exports/gguf_files"},
+    "llama_cpp": {"slm_ray/exports/gguf_files/llamacpp.py"},
+    "onnx": {"slm_ray/generation/onnx_graph.py", "slm_ray/exports"},
+    "onnxruntime": {"slm_ray/generation/onnx_backend.py", "slm_ray/exports/onnx_runtimes.py"},
+    "onnxruntime_genai": {"slm_ray/exports/onnx_runtimes.py"},
     "pydantic": {"slm_ray/config", "slm_ray/runs/train_state.py", "serve"},
     "tyro": {"slm_ray/config", "pipelines/config.py", "pipelines/options.py"},
     "torch": {
@@ -53,12 +56,13 @@ ENGINES = {  # package -> the only folders and files that may import it
     },
 }
 TORCH_ON_TOP = {
+    "slm_ray/exports",
     "slm_ray/evaluate.py",
     "slm_ray/generate.py",
     "slm_ray/tracking/besides/tensorboard_tracker.py",
     "serve",
 }
-ENGINES["torch"] |= TORCH_ON_TOP
+ENGINES["torch"] |= TORCH_ON_TOP | {"slm_ray/exports"}
 MAX_FILES, MAX_LINES, MAX_FUNCTION_LINES, MAX_CLASS_LINES = 16, 300, 50, 150
 TABLES = {"slm_ray/corpus/words.py"}  # a list of words, longer than a file of code may be
 FOREIGN_TO_BEAM_WORKERS = {"torch", "ray", "mlflow", "pydantic"}

@@ -1,0 +1,1 @@
+"""Models given away: folders that other programs open, each checked against the model in torch before it appears."""
