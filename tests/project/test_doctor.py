@@ -56,7 +56,7 @@ def test_without_any_package_it_says_what_is_missing_and_ends_with_1() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "")
     missing = [line for line in done.stdout.splitlines() if line.startswith("X ")]
-    assert len(missing) == 1 and "base packages" in missing[0] and "make setup" in missing[0]
+    assert len(missing) == 1 and "base packages" in missing[0] and "-> `make setup`" in done.stdout
     assert "extra train" in done.stdout and "pip install -c constraints.txt -e '.[train]'" in done.stdout
 
 
