@@ -4,12 +4,16 @@ import contextlib
 import importlib
 import io
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from pipelines import options
+from slm_ray import train
 from tests.support.paths import ROOT
+from tune import sweep
 
 PAGE = ROOT / "infra" / "SEEDS.md"
 SEEDS = ROOT.parent / "shared" / "seeds.md"
@@ -102,6 +106,26 @@ def test_every_option_of_a_row_is_one_of_its_script() -> None:
     assert len(named) > 60
     unknown = {(script, option) for script, option in named if option not in BEAMS_OWN and not is_known(script, option)}
     assert unknown - ARRIVING == set()
+
+
+PARSERS = {
+    "pipelines/prepare.py": options.parse,
+    "slm_ray/train.py": train.parse_config,
+    "tune/sweep.py": sweep.parse_config,
+}
+PLACEHOLDER = re.compile(r"\b[A-Z]{3,}\b|gpt2|\.model\b")  # FILE, NAME, DIR; a tokenizer would be looked for
+
+
+def test_values_of_the_options_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(span) for cells in TABLE for span in spans(cells[2]) if span.startswith("python ")]
+    tried = 0
+    for _, script, *words in commands:
+        arriving = {name for place, name in ARRIVING if place == script}
+        if script in PARSERS and not PLACEHOLDER.search(" ".join(words)) and not arriving & set(words):
+            PARSERS[script](words)
+            tried += 1
+    assert tried > 30
 
 
 def test_options_are_looked_for_as_whole_words() -> None:
