@@ -47,7 +47,7 @@ def test_here_it_says_everything_and_writes_nothing(tmp_path: Path, capsys: pyte
     assert all(finding["found"] and finding["advice"] for finding in content["findings"])
     assert doctor.main(["--offline"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= doctor.WIDTH
+    assert all(len(line) <= doctor.WIDTH for line in lines if not line.lstrip().startswith("->"))  # commands stay whole
     assert [*tmp_path.iterdir()] == []
 
 
