@@ -1,4 +1,5 @@
-# Each target makes what it needs. `make demo ONCE=1` leaves after the first story.
+# Each target makes what it needs. `make demo ONCE=1` leaves after the first story. Options of a command go behind ARGS:
+# `make train ARGS='--config rope-4x64 --max-steps 200'`; DATA=FOLDER, MODEL=MODEL and PORT=8001 name what it works on.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,11 @@ READY := $(VENV)/.ready
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 PORT ?= 8000
 
-.PHONY: setup demo test lint format bench bench-prepare bench-train bench-serve bench-learn bench-export clean help
+DATA_SET := data/tinystories
+
+.NOTPARALLEL:  # two commands at once would want one folder and both cores
+
+.PHONY: setup demo data train sweep serve evaluate doctor champion test lint format bench bench-prepare bench-train bench-serve bench-learn bench-export clean help
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +28,32 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)   ## stories to a served model, offline, in minutes
 	@$(BIN)/python infra/demo.py --port $(PORT) $(if $(ONCE),--once)
+
+data: $(READY)   ## 20,000 stories of TinyStories, or ARGS='--source ...', as a data set
+	$(BIN)/python pipelines/prepare.py --runner DirectRunner $(if $(DATA),--output $(DATA)) $(ARGS)
+
+# Only where there is none: what is there may have been made with options.
+$(DATA_SET)/manifest.json: | $(READY)
+	$(BIN)/python pipelines/prepare.py --runner DirectRunner
+
+train: $(READY) $(if $(DATA),,$(DATA_SET)/manifest.json)  ## a model, on the data set or DATA=FOLDER
+	$(BIN)/python slm_ray/train.py $(if $(DATA),--data $(DATA)) $(ARGS)
+
+sweep: $(READY) $(if $(DATA),,$(DATA_SET)/manifest.json)  ## learning rate x FF width; the best becomes the champion
+	$(BIN)/python tune/sweep.py $(if $(DATA),--data $(DATA)) $(ARGS)
+
+# A sweep with its defaults, where the store on this disk has no model to serve.
+champion: $(READY)
+	@$(BIN)/python infra/doctor.py --champion || $(MAKE) sweep ARGS=
+
+serve: $(READY) $(if $(MODEL),,champion)  ## the champion over HTTP, or MODEL=MODEL, on PORT
+	$(BIN)/python serve/app.py --port $(PORT) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+evaluate: $(READY) $(if $(MODEL),,champion) $(if $(DATA),,$(DATA_SET)/manifest.json)  ## the champion, or MODEL, on held-out stories
+	$(BIN)/python slm_ray/evaluate.py $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+doctor:          ## what this machine has, and what follows for the commands
+	@python=$(BIN)/python; [ -x $$python ] || python=$(PYTHON); $$python infra/doctor.py $(ARGS)
 
 test: $(READY)   ## all tests, two processes at once
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder

@@ -204,6 +204,8 @@ STARTS_NONE = {  # they name a command, and start none that comes as far as a Ra
     "tests/cli/test_script.py",
     "tests/project/test_architecture.py",
     "tests/project/test_infra.py",
+    "tests/project/test_makefile.py",
+    "tests/project/test_seeds.py",
     "tests/pipelines/test_prepare.py",
     "tests/preparation/test_staging.py",
 }

@@ -1,4 +1,5 @@
-"""`make setup` finds a Python that is too old, and mends an environment that is half made or has no pip."""
+"""`make setup` finds a Python that is too old, and mends an environment that is half made or has no pip; the targets of
+the commands make what is not there yet, and nothing twice."""
 
 import shutil
 import subprocess
@@ -75,6 +76,70 @@ def test_an_environment_without_pip_gets_it(checkout: Path) -> None:
     python(checkout / ".venv/bin/python", modules="ensurepip", log=log)
     assert setup(checkout, script(checkout / "python3.8", "exit 1")) == (0, "")
     assert log.read_text().splitlines() == ["python ensurepip ", "python pip install"]
+
+
+@pytest.fixture
+def project(checkout: Path) -> Path:
+    """A checkout that is set up: its python notes what it is told, and leaves what the commands would."""
+    script(
+        checkout / ".venv/bin/python",
+        f'echo "$@" >> {checkout}/log',
+        'case "$*" in',
+        "  *--output*) ;;",
+        "  *prepare.py*) mkdir -p data/tinystories; touch data/tinystories/manifest.json ;;",
+        "  *sweep.py*) touch champion ;;",
+        "  *--champion*) [ -e champion ] ;;",
+        "esac",
+    )
+    (checkout / ".venv/.ready").touch()
+    return checkout
+
+
+PREPARE = "pipelines/prepare.py --runner DirectRunner"
+ASKED, SERVE = "infra/doctor.py --champion", "serve/app.py --port 8000"
+
+
+def ran(project: Path, *words: str) -> list[str]:
+    """What one `make` runs."""
+    log = project / "log"
+    log.unlink(missing_ok=True)
+    subprocess.run(["make", "--silent", *words], cwd=project, check=True, stdout=subprocess.DEVNULL)
+    return log.read_text().splitlines()
+
+
+def test_serving_makes_data_and_a_champion_once(project: Path) -> None:
+    assert ran(project, "serve") == [ASKED, PREPARE, "tune/sweep.py", SERVE]
+    assert ran(project, "serve", "PORT=8001") == [ASKED, "serve/app.py --port 8001"]
+    assert ran(project, "evaluate") == [ASKED, "slm_ray/evaluate.py"]
+
+
+def test_a_model_that_is_named_needs_no_champion(project: Path) -> None:
+    assert ran(project, "serve", "MODEL=runs/a/best") == [f"{SERVE} --model runs/a/best"]
+    given = ["MODEL=runs/a/best", "DATA=data/b", "ARGS=--json"]
+    assert ran(project, "evaluate", *given) == ["slm_ray/evaluate.py --model runs/a/best --data data/b --json"]
+
+
+def test_training_makes_its_data_once_and_options_go_to_the_command_alone(project: Path) -> None:
+    assert ran(project, "train", "ARGS=--max-steps 5") == [PREPARE, "slm_ray/train.py --max-steps 5"]
+    assert ran(project, "sweep", "ARGS=--no-final") == ["tune/sweep.py --no-final"]
+    assert ran(project, "train", "DATA=data/b") == ["slm_ray/train.py --data data/b"]
+    given = ["DATA=data/b", "ARGS=--source a.txt"]
+    assert ran(project, "data", *given) == [f"{PREPARE} --output data/b --source a.txt"]
+
+
+def test_the_doctor_comes_before_anything_is_installed(checkout: Path) -> None:
+    script(checkout / "python3.12", 'echo "$@" > log')
+    words = ["make", "--silent", "doctor", f"PYTHON={checkout}/python3.12", "ARGS=--offline"]
+    subprocess.run(words, cwd=checkout, check=True)
+    assert (checkout / "log").read_text() == "infra/doctor.py --offline\n"
+    assert not (checkout / ".venv").exists()
+
+
+def test_help_names_every_target_that_is_for_people(checkout: Path) -> None:
+    shown = subprocess.run(["make", "--silent", "help"], cwd=checkout, check=True, capture_output=True, text=True)
+    named = {line.split()[0] for line in shown.stdout.splitlines()}
+    phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
+    assert set(phony.split()[1:]) - named == {"champion"}
 
 
 def test_tests_that_need_a_browser_are_counted_in_the_last_lines() -> None:
