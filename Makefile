@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 PORT ?= 8000
 
-.PHONY: setup demo test lint format bench bench-prepare bench-train bench-serve bench-learn clean help
+.PHONY: setup demo test lint format bench bench-prepare bench-train bench-serve bench-learn sbom clean help
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,10 @@ bench-learn: $(READY)    ## learning per token, one factor at a time, on DATA=FO
 	$(BIN)/python tests/bench/learn.py $(if $(DATA),--data $(DATA))
 
 bench: bench-prepare bench-train bench-serve  ## measure against named peers (see tests/bench)
+
+sbom: $(READY)   ## lists of packages of the images (CycloneDX), in sbom/
+	@for target in prepare train serve; do \
+		$(BIN)/python infra/container_packages.py $$target --output sbom/$$target.json || exit 1; done
 
 clean:           ## remove what was made here: environment, caches; not data, runs and models
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import ray.train
 
+from slm_ray.distributed.ray_metrics import RayMetricsTracker
 from slm_ray.errors import UserError
 from slm_ray.tracking import mlflow_runs, system_metrics, tensorboard_tracker
 from slm_ray.tracking.attempts import Attempt
@@ -32,14 +33,21 @@ def tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[Tra
     is_main = ranks.get_world_rank() == 0
     record = inputs.history if is_main else None
     machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn, record)
-    tracker: Tracker = machine if is_main else NullTracker()
-    if config.tensorboard and is_main:
-        folder = inputs.folder.path / tensorboard_tracker.FOLDER
-        tracker = CompositeTracker(machine, tensorboard_tracker.TensorBoardTracker(folder, warn))
+    tracker: Tracker = NullTracker()
+    metrics = RayMetricsTracker(config.name, inputs.max_steps, ranks.get_world_size())
+    if is_main:
+        trackers: list[Tracker] = [machine, metrics]
+        if config.tensorboard:
+            folder = inputs.folder.path / tensorboard_tracker.FOLDER
+            trackers.append(tensorboard_tracker.TensorBoardTracker(folder, warn))
+        tracker = CompositeTracker(*trackers)
     node = f"node-{ranks.get_node_rank()}" if ranks.get_node_rank() else ""
     try:
         has_gpu = ray.train.torch.get_device().type == "cuda"
-        with system_metrics.logged(machine, node=node, has_gpu=has_gpu, warn=warn):
+        with (
+            metrics.shown() if is_main else contextlib.nullcontext(),
+            system_metrics.logged(machine, node=node, has_gpu=has_gpu, warn=warn),
+        ):
             yield dataclasses.replace(inputs, tracker=tracker)
     finally:
         tracker.close()

@@ -189,7 +189,8 @@ STARTS_A_RAY = re.compile(r"\blocal_ray\b|\bray\.init\(|cluster\.connect\(|[\"'/
 STARTS_NONE = {  # they name a command, and start none that comes as far as a Ray
     "tests/cli/test_script.py",
     "tests/project/test_architecture.py",
-    "tests/project/test_infra.py",
+    "tests/project/test_containers.py",
+    "tests/project/test_kubernetes.py",
     "tests/pipelines/test_prepare.py",
     "tests/preparation/test_staging.py",
 }
