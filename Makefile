@@ -11,7 +11,7 @@ DATA_SET := data/tinystories
 
 .NOTPARALLEL:  # two commands at once would want one folder and both cores
 
-.PHONY: setup demo data train sweep serve evaluate doctor champion test lint format bench bench-prepare bench-train bench-serve bench-learn bench-export clean help
+.PHONY: setup demo data train sweep serve evaluate doctor champion test lint format bench bench-prepare bench-train bench-serve bench-learn bench-export sbom clean help
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -97,6 +97,10 @@ bench-export: $(READY)   ## exports in the programs that they are for, llama.cpp
 	$(BIN)/python tests/bench/export.py $(if $(MODEL),--model $(MODEL))
 
 bench: bench-prepare bench-train bench-serve  ## measure against named peers (see tests/bench)
+
+sbom: $(READY)   ## lists of packages of the images (CycloneDX), in sbom/
+	@for target in prepare train serve; do \
+		$(BIN)/python infra/container_packages.py $$target --output sbom/$$target.json || exit 1; done
 
 clean:           ## remove what was made here: environment, caches; not data, runs and models
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -28,6 +28,7 @@ from serve.models.description import without_secrets
 from serve.models.rollout import Rollout, start_rollout
 from serve.options import AppConfig, ServeConfig, app_config
 from serve.ray_connection import check_no_other_serve, ray_connection
+from serve.replica_metrics import ReplicaMetrics, metrics_of
 from serve.replica_port import bind_replica_port, check_replica_port
 from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray import periodic
@@ -64,6 +65,7 @@ class Stories:
     async def check_health(self) -> None:
         """Ray Serve asks every few seconds, and starts another replica in place of one that raises."""
         self.app.state.record.look()
+        self.app.state.exported.look()
         await self._rollout.check()
 
     async def report(self) -> tuple[str, str]:
@@ -105,6 +107,8 @@ def build_app(config: AppConfig, settings: ApiSettings | None = None) -> Applica
         api.state.rollout = rollout
         replica = serve.get_replica_context().replica_id.unique_id
         api.state.record = DeploymentRecord(rollout, DeploymentLog(uri, f"{socket.gethostname()} replica {replica}"))
+        metrics = metrics_of(api)
+        api.state.exported = ReplicaMetrics(lambda: metrics.text(rollout.current.load), replica)
         return api
 
     deployment = serve.deployment(

@@ -25,6 +25,8 @@ MAX_CPU_WORKERS = 2
 LOGGER = logging.getLogger(__name__)
 LOCAL = "local"
 ANSWER_TIMEOUT_S = 5.0
+METRICS_PORT = "SLM_METRICS_PORT"
+"""Variable with the port at which a local Ray exports its metrics; by default a free one."""
 LEAN_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",  # a worker started ahead that nobody asks for stays
     "RAY_enable_worker_prestart": "0",
@@ -45,7 +47,8 @@ def connect(*, with_dashboard: bool = False) -> bool:
     asked for, without the dashboard, which Train's cleaner of lost trials asks who is alive.
 
     Raises:
-        UserError: RAY_ADDRESS names no cluster that answers, or a local Ray does not start.
+        UserError: RAY_ADDRESS names no cluster that answers, SLM_METRICS_PORT is no port, or a local Ray does not
+            start.
     """
     address = os.environ.get("RAY_ADDRESS") or LOCAL
     if ray.is_initialized():
@@ -72,15 +75,26 @@ def _start_local(with_dashboard: bool, options: dict[str, Any]) -> None:
     global _started_here  # a process is connected to one Ray
     for name, value in LEAN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    port = _metrics_port()
     surroundings.keep_token()
     folder = surroundings.session_folder()
     try:
         with _own_sigterm():
-            ray.init(LOCAL, include_dashboard=with_dashboard, _temp_dir=folder, **options)
+            ray.init(LOCAL, include_dashboard=with_dashboard, _temp_dir=folder, _metrics_export_port=port, **options)
     except Exception as error:  # a plain one is what Ray raises where its processes do not come up in time
         logs = f"{folder}/session_latest/logs"
         raise UserError(f"no local Ray could be started: {one_line(error)} (its logs are in {logs})") from error
     _started_here = ray.get_runtime_context().gcs_address
+
+
+def _metrics_port() -> int | None:
+    """The port of `SLM_METRICS_PORT`; None where it is not set. Raises: UserError when it is none."""
+    given = os.environ.get(METRICS_PORT, "")
+    if not given:
+        return None
+    if not (given.isascii() and given.isdigit() and 1 <= int(given) <= 65535):
+        raise UserError(f"{METRICS_PORT} ({given}) must be a port, 1 to 65535")
+    return int(given)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import ray.train
 
+from slm_ray.distributed.ray_metrics import RayMetricsTracker
 from slm_ray.errors import UserError
 from slm_ray.tracking import mlflow_runs, system_metrics
 from slm_ray.tracking.attempts import Attempt
@@ -34,11 +35,15 @@ def tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[Tra
     record = inputs.history if is_main else None
     machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn, record)
     besides = list(_besides(inputs, warn)) if is_main else []
-    tracker: Tracker = CompositeTracker(machine, *besides) if is_main else NullTracker()
+    metrics = RayMetricsTracker(inputs.config.name, inputs.max_steps, ranks.get_world_size())
+    tracker: Tracker = CompositeTracker(machine, metrics, *besides) if is_main else NullTracker()
     node = f"node-{ranks.get_node_rank()}" if ranks.get_node_rank() else ""
     try:
         has_gpu = ray.train.torch.get_device().type == "cuda"
-        with system_metrics.logged(machine, node=node, has_gpu=has_gpu, warn=warn):
+        with (
+            metrics.shown() if is_main else contextlib.nullcontext(),
+            system_metrics.logged(machine, node=node, has_gpu=has_gpu, warn=warn),
+        ):
             yield dataclasses.replace(inputs, tracker=tracker)
     except BaseException:
         for one in besides:  # the driver ends the run at MLflow

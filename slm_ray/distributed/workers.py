@@ -21,6 +21,7 @@ from ray.train.torch import TorchTrainer
 from slm_ray.cli.signals import Signals, StoppedError
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import cluster
+from slm_ray.distributed.ray_metrics import FailureCounter
 from slm_ray.distributed.worker_process import run_worker
 from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.locks.lease import LeaseLostError
@@ -138,7 +139,7 @@ def _trainer(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -> T
             storage_path=storage_path,
             storage_filesystem=storage_filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
-            callbacks=list(callbacks),
+            callbacks=[FailureCounter(config.name), *callbacks],
             worker_runtime_env={"env_vars": _environment(config)},
         ),
     )

@@ -126,3 +126,15 @@ def test_without_an_option_no_more_workers_are_taken_than_there_are_gpus_and_cpu
     assert workers == expected
     if cpus >= cpus_per_worker:
         cluster.check_resources(dataclasses.replace(config, workers=workers))
+
+
+@pytest.mark.parametrize("given", ["0", "65536", "80a", "-1"])
+def test_a_metrics_port_that_is_none_is_one_line_before_a_ray_starts(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv(cluster.METRICS_PORT, given)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: pytest.fail("a Ray starts"))
+    with pytest.raises(UserError, match=rf"^SLM_METRICS_PORT \({given}\) must be a port, 1 to 65535$"):
+        cluster.connect()

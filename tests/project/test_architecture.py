@@ -206,6 +206,8 @@ STARTS_NONE = {  # they name a command, and start none that comes as far as a Ra
     "tests/project/test_infra.py",
     "tests/project/test_makefile.py",
     "tests/project/test_seeds.py",
+    "tests/project/test_containers.py",
+    "tests/project/test_kubernetes.py",
     "tests/pipelines/test_prepare.py",
     "tests/preparation/test_staging.py",
 }
