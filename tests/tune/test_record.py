@@ -110,6 +110,7 @@ OTHER_VALUES: dict[str, Any] = {
     "model.d_head": 16, "optim.name": "adamw", "optim.schedule": "cosine", "optim.min_lr": 1e-4, "lr": (0.5,),
     "d_ff": (8,), "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.momentum": 0.5, "optim.decay_share": 0.5,
     "model.dropout": 0.5, "search": "random", "scheduler": "asha", "heat_map": ("optim.lr", "model.d_ff"),
+    "model.qkv_bias": True, "model.o_bias": True, "model.mlp_bias": True,
 }  # fmt: skip
 
 
@@ -124,9 +125,9 @@ def other_value(name: str, value: Any) -> Any:
     return value * 2 or 3
 
 
-def option(name: str, value: Any) -> list[str]:
+def option(name: str, value: Any, default: Any) -> list[str]:
     flag = name.replace("_", "-")
-    if isinstance(value, bool):
+    if isinstance(value, bool) and default is not None:  # else it is one of True, False and None
         return [f"--{flag}" if value else "--{}".format(".".join([*flag.split(".")[:-1], "no-" + flag.split(".")[-1]]))]
     return [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
 
@@ -138,7 +139,7 @@ def test_every_option_changes_what_is_run_or_is_refused(command: Any, tmp_path: 
     refused = {"optim.lr", "model.d_ff", "space"} if command is parse_config else set()
     wanted = {name: other_value(name, default) for name, default in plain.items() if name not in refused}
     wanted |= {"output": str(tmp_path), "final": True}  # what is of the final training is refused without it
-    words = [word for name, value in wanted.items() if name in plain for word in option(name, value)]
+    words = [word for name, value in wanted.items() if name in plain for word in option(name, value, plain[name])]
     found = flatten(dataclasses.asdict(command(words)))
     expected = {name: value for name, value in wanted.items() if name in plain}
     assert {name: found[name] for name in expected} == expected
