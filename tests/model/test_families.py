@@ -317,6 +317,9 @@ def test_a_tied_output_layer_is_the_embedding_or_refused() -> None:
     config, state, theirs = tensors_of("llama", tie_word_embeddings=True)
     embedding = theirs["model.embed_tokens.weight"]
     assert same(hf_layout.from_hf(theirs | {"lm_head.weight": embedding.clone()}, config), state)
+    ill = {"model.embed_tokens.weight": torch.full_like(embedding, math.nan)}  # that is said by whoever runs it
+    assert hf_layout.from_hf(theirs | ill, config).keys() == state.keys()
+    assert hf_layout.from_hf(theirs | ill | {"lm_head.weight": embedding * math.nan}, config).keys() == state.keys()
     with pytest.raises(ValueError, match=r"lm_head\.weight is not the embedding's, and config.json says that they are"):
         hf_layout.from_hf(theirs | {"lm_head.weight": embedding + 1}, config)
 
