@@ -186,11 +186,6 @@ def _has_bias(config: ModelConfig, name: str) -> bool:
 
 def _is_equal(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors hold the same; those without memory do where their shapes agree."""
-<<<<<<< HEAD
-    is_empty = first.is_meta or second.is_meta
-    return first is second or (first.shape == second.shape and (is_empty or torch.equal(first, second)))  # nan is not
-=======
     if first.shape != second.shape or first.is_meta or second.is_meta:
         return first.shape == second.shape
     return first is second or torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
->>>>>>> s8-shapes
