@@ -14,7 +14,8 @@ from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed.mlflow_run import send_record
 from slm_ray.errors import one_line
 from slm_ray.tracking import mlflow_runs, run_inputs
-from slm_ray.tracking.mlflow_runs import KIND, StoreAwayError
+from slm_ray.tracking.mlflow_runs import KIND
+from slm_ray.tracking.store_faults import StoreAwayError
 from slm_ray.tracking.tracker import Tracker
 from tune.outcomes import latest_state
 from tune.planning import Plan

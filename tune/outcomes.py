@@ -15,6 +15,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError, one_line
 from slm_ray.runs.outcome import SUMMARY, RunStatus, RunSummary
+from slm_ray.runs.remote_identity import MLFLOW_ID
 from slm_ray.runs.train_state import Evaluation, TrainState
 from tune.results import METRIC, Trial, TrialStatus
 from tune.space import Point
@@ -67,10 +68,10 @@ def ended_trial(config: TrainConfig, point: Point) -> Trial | None:
         return None
     if summary.status == RunStatus.DIVERGED:
         how = {"status": TrialStatus.DIVERGED, "reason": summary.reason, "step": summary.step}
-        return _trial(config, point, summary.run_id, None, **how)
+        return _trial(config, point, _run_id(config), None, **how)
     if summary.status != RunStatus.FINISHED or summary.best is None or not _has_checkpoint(config):
         return None
-    return _trial(config, point, summary.run_id, summary.best, step=summary.step)
+    return _trial(config, point, _run_id(config), summary.best, step=summary.step)
 
 
 def failed_trial(config: TrainConfig, point: Point, reason: str) -> Trial:
@@ -87,9 +88,9 @@ def _trial(config: TrainConfig, point: Point, run_id: str, best: Evaluation | No
 
 
 def _run_id(config: TrainConfig) -> str:
-    """Of its newest checkpoint; of its outcome, where the server was away until its end."""
-    state, summary = latest_state(config), _summary(config)
-    return (state.run_id if state else "") or (summary.run_id if summary else "")
+    """Of its newest checkpoint; or that which it got later, where the server was away."""
+    state = latest_state(config)
+    return (state.run_id if state else "") or _text(config, MLFLOW_ID).strip()
 
 
 def latest_state(config: TrainConfig) -> TrainState | None:

@@ -188,6 +188,11 @@ def _conclude(plan: RunPlan, tracker: Tracker) -> TrainResult:
     tracker.set_tags({"status": str(summary.status), "best_step": str(summary.best.step)})
     version, store = "", mlflow_runs.resolve_uri(config.tracking_uri)
     if config.register and store != mlflow_runs.OFF:
+        if not tracker.run_id:
+            raise UserError(
+                f"{config.name} is trained and kept, and not registered: the MLflow server does not answer; "
+                f"`--resume --name {config.name}` registers it"
+            )
         version = registration.registered_version(store, config.register, folder.best, tracker.run_id)
         version = version or registration.register(store, config.register, folder.best, tracker.run_id)
     return TrainResult(

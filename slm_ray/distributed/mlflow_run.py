@@ -16,13 +16,16 @@ from slm_ray.config.files import flatten
 from slm_ray.config.places import typed_config
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
+from slm_ray.errors import UserError
 from slm_ray.runs import run_lock
 from slm_ray.runs.checkpoint import Checkpoint
 from slm_ray.runs.code_version import code_version
-from slm_ray.runs.outcome import has_summary, read_summary, write_summary
+from slm_ray.runs.outcome import RunStatus, has_summary, read_summary
+from slm_ray.runs.remote_identity import MLFLOW_ID
 from slm_ray.tracking import mlflow_runs, registration, run_inputs
 from slm_ray.tracking.attempts import end_lost_attempts
-from slm_ray.tracking.mlflow_runs import KIND, StoreAwayError
+from slm_ray.tracking.mlflow_runs import KIND
+from slm_ray.tracking.store_faults import StoreAwayError
 from slm_ray.tracking.tracker import NullTracker, Tracker
 from slm_ray.training.inputs import RunPlan, plan_run
 from slm_ray.training.preflight import resolve
@@ -64,6 +67,7 @@ def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str
         later = "what it records is kept in its folder, and sent at its end or by --resume"
         LOGGER.warning("%s goes on without MLflow, %s: %s", config.name, later, error)
         return NullTracker()
+    _keep_run_id(plan, tracker.run_id)
     tracker.log_text(text, "config.yaml")
     _log_data_set(plan, store, tracker.run_id)
     if not parent_run_id:
@@ -73,17 +77,15 @@ def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str
 
 def reopen_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str, tracker: Tracker) -> Tracker:
     """Once the workers are done: the run's MLflow run, begun now where the server was away before. `latest` is the
-    checkpoint that the run went on from.
-
-    Raises:
-        UserError: the store cannot be used.
+    checkpoint that the run went on from. A store that cannot be used costs a warning: the model is trained.
     """
     if tracker.run_id or mlflow_runs.resolve_uri(plan.config.tracking_uri) == mlflow_runs.OFF:
         return tracker
-    found = open_mlflow_run(plan, latest, parent_run_id)
-    if found.run_id and has_summary(plan.folder):  # no checkpoint knows it
-        write_summary(plan.folder, dataclasses.replace(read_summary(plan.folder), run_id=found.run_id))
-    return found
+    try:
+        return open_mlflow_run(plan, latest, parent_run_id)
+    except UserError as error:
+        LOGGER.warning("%s ends without MLflow, --resume sends its record: %s", plan.config.name, error)
+        return tracker
 
 
 def send_record(config: TrainConfig, parent_run_id: str) -> str:
@@ -97,16 +99,26 @@ def send_record(config: TrainConfig, parent_run_id: str) -> str:
     with run_lock.locked(plan.folder):
         plan.folder.fetch()
         tracker = reopen_mlflow_run(plan, plan.folder.latest_valid(), parent_run_id, NullTracker())
-        if has_summary(plan.folder):
-            tracker.set_tags({"status": str(read_summary(plan.folder).status)})
-        close_mlflow_run(plan, tracker, "FINISHED")
+        status = read_summary(plan.folder).status if has_summary(plan.folder) else None
+        if status is not None:
+            tracker.set_tags({"status": str(status)})
+        is_good = status in (RunStatus.FINISHED, RunStatus.STOPPED)
+        close_mlflow_run(plan, tracker, "FINISHED" if is_good else "FAILED")
     return tracker.run_id
 
 
 def _recorded_run_id(plan: RunPlan, latest: Checkpoint | None) -> str:
-    if latest is not None and latest.state.run_id:
-        return latest.state.run_id
-    return read_summary(plan.folder).run_id if has_summary(plan.folder) else ""
+    """That of the checkpoint; where it was written without one, that which the run got later."""
+    if latest is None or latest.state.run_id:
+        return latest.state.run_id if latest else ""
+    return storage.read_if_there(plan.folder.path / MLFLOW_ID).decode("ascii", errors="replace").strip()
+
+
+def _keep_run_id(plan: RunPlan, run_id: str) -> None:
+    """Beside the checkpoints, which may know none; where it cannot be kept, the next start begins another run."""
+    with contextlib.suppress(OSError):
+        storage.replace_file(plan.folder.path / MLFLOW_ID, run_id.encode())
+        plan.folder.push_record()
 
 
 def _is_known(store: str, run_id: str, experiment: str) -> bool:

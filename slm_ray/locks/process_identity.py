@@ -12,25 +12,41 @@ PARTS = 4
 
 def own_process() -> str:
     """This process in one word: machine, its start and its namespace of processes, number, and when it began."""
-    import psutil
+    return f"{socket.gethostname()} {_process_space()} {os.getpid()} {_began(os.getpid())}"
 
-    return f"{socket.gethostname()} {_process_space()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+def is_near(process: str) -> bool:
+    """Whether it is, or was, a process of this machine since its start, and of this namespace: whose locks we see."""
+    parts = process.split(" ")
+    return len(parts) == PARTS and parts[:2] == [socket.gethostname(), _process_space()]
 
 
 def is_gone(process: str) -> bool:
     """Whether the process that `own_process` named has ended; False where that cannot be seen from here."""
     import psutil
 
-    parts = process.split(" ")
-    if len(parts) != PARTS or parts[:2] != [socket.gethostname(), _process_space()]:
+    if not is_near(process):
         return False
+    parts = process.split(" ")
     try:
-        found = psutil.Process(int(parts[2]))
-        return bool(abs(found.create_time() - float(parts[3])) > 1 or found.status() == psutil.STATUS_ZOMBIE)
+        number = int(parts[2])
+        found = psutil.Process(number)
+        return _began(number) != parts[3] or found.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, OSError, ValueError, OverflowError):
         return False
+
+
+def _began(number: int) -> str:
+    """When a process began, in ticks since the machine's start, which setting its clock does not move."""
+    import psutil
+
+    try:
+        fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return fields[19]  # starttime, the 22nd of all
+    except (OSError, IndexError):  # not Linux, or gone
+        return f"{psutil.Process(number).create_time():.0f}"
 
 
 def _process_space() -> str:

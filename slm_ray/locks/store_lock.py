@@ -11,9 +11,10 @@ from pathlib import Path
 from slm_ray import storage
 from slm_ray.locks import folder_lock
 from slm_ray.locks.lease import Lease
+from slm_ray.locks.process_identity import is_near, own_process
 
 LEASE_OWNER = ".lease-owner"
-"""In the folder of this machine: the last process here that had the lease."""
+"""In the folder of this machine: the last lease that a process here had, and which process."""
 
 
 @contextlib.contextmanager
@@ -27,9 +28,11 @@ def locked(lease: Lease, here: Path, refusal: str) -> Iterator[None]:
     with folder_lock.locked(here, refusal) as is_certain:
         mine, dead_owner = here / LEASE_OWNER, ""
         with contextlib.suppress(OSError):  # without it the next one has to wait
-            if is_certain:  # whoever wrote it had the lock, and has it no more
-                dead_owner = storage.read_if_there(mine).decode(errors="replace")
+            owner, _, process = storage.read_if_there(mine).decode(errors="replace").partition("\n")
+            # whoever wrote it had the lock and has it no more; but two machines may see the folder, each with its locks
+            if is_certain and is_near(process):
+                dead_owner = owner
         with lease.held(refusal, dead_owner):
             with contextlib.suppress(OSError):
-                storage.replace_file(mine, lease.owner.encode())
+                storage.replace_file(mine, f"{lease.owner}\n{own_process()}".encode())
             yield

@@ -9,7 +9,18 @@ from slm_ray.errors import UserError
 
 MARK = ".slm-ray-run"
 CONTENTS = ("best", "latest", "checkpoints", "metrics.jsonl", "summary.json", "error.txt", "refusal.txt", "loss.png")
-MORE_CONTENTS = ("profile", "tensorboard", "wandb", "stop", "run.id", ".ray", ".lease", ".lease-owner", MARK)
+MORE_CONTENTS = (
+    "profile",
+    "tensorboard",
+    "wandb",
+    "stop",
+    "run.id",
+    "mlflow.id",
+    ".ray",
+    ".lease",
+    ".lease-owner",
+    MARK,
+)
 
 
 def refuse_foreign(folder: Path) -> None:

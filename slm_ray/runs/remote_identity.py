@@ -13,7 +13,9 @@ from slm_ray.runs.remote_checkpoints import put_aside
 from slm_ray.storage import StoragePath
 
 IDENTITY = "run.id"
-RECORD = ("metrics.jsonl", "summary.json", "loss.png")
+MLFLOW_ID = "mlflow.id"
+"""The run's id at MLflow, for checkpoints that were written while the server was away."""
+RECORD = ("metrics.jsonl", "summary.json", "loss.png", MLFLOW_ID)
 """Of a run, beside its checkpoints."""
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from slm_ray.errors import UserError, one_line
 from slm_ray.locks import folder_lock
-from slm_ray.tracking.mlflow_runs import resolve_uri, sqlite_file, store_errors
+from slm_ray.tracking.mlflow_runs import resolve_uri, sqlite_file
 from slm_ray.tracking.registry import REGISTERED, RegistryError, open_store
+from slm_ray.tracking.store_faults import store_errors
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 BEFORE, SINCE = "champion_before", "champion_since"
@@ -55,7 +56,8 @@ def version_to_beat(uri: str, name: str, candidate: str) -> str:
         quote = '"' if "'" in name else "'"
         versions = {str(one.version): one.tags for one in store.search_model_versions(f"name = {quote}{name}{quote}")}
         versions.pop(candidate, None)
-        since = {number: tags[SINCE] for number, tags in versions.items() if SINCE in tags and ROLLED_BACK not in tags}
+        since = {number: tags.get(SINCE, "") for number, tags in versions.items()}
+        since = {number: at for number, at in since.items() if at > versions[number].get(ROLLED_BACK, "")}
         challenger = _aliases(store, name).get(CHALLENGER, "")
         return max(since, key=since.__getitem__) if since else challenger if challenger in versions else ""
 
@@ -92,7 +94,7 @@ def make_champion(uri: str, name: str, version: str, *, instead_of: str, tags: M
         now = _aliases(store, name).get(CHAMPION, "")
         if now != instead_of:
             return now
-        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
         for tag, value in {**tags, BEFORE: instead_of, SINCE: since}.items():
             store.set_model_version_tag(name, version, tag, value)
         store.set_registered_model_alias(name, CHAMPION, version)
@@ -128,7 +130,7 @@ def roll_back(uri: str, name: str) -> tuple[str, str]:
         if not before:
             raise UserError(f"version {version} of {name} is champion and nothing says which was before it")
         _check_version(store, name, version, before)
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
         store.set_model_version_tag(name, version, ROLLED_BACK, now)
         store.set_registered_model_alias(name, CHAMPION, before)
         return version, before

@@ -9,6 +9,7 @@ import datetime
 import functools
 import logging
 import time
+from collections import deque
 from typing import Any
 
 from slm_ray.locks.process_identity import is_gone, own_process
@@ -41,33 +42,46 @@ class DeploymentLog:
         self._uri, self._place = uri, place
         self._queue = DeliveryQueue("MLflow", LOGGER.warning)
         self._id = ""
+        self._to_end: deque[str] = deque()
         self._served: Served | None = None
         self._recorded: Served | None = None
         self._tried_s = 0.0
+        self._is_under_way = False
 
     def serve(self, served: Served) -> None:
         """Another version is served from now on."""
         self._served, self._tried_s = served, time.monotonic()
         if self._uri != OFF:
+            self._is_under_way = True
             self._queue.put(self._end)  # by itself: where that fails, what is served now is recorded all the same
-            self._queue.put(functools.partial(self._begin, served))
+            self._queue.put(functools.partial(self._try_to_begin, served))
 
     def repeat(self) -> None:
         """Tell the store again what is served, where it did not take it, once in a while; returns at once."""
-        is_due = time.monotonic() - self._tried_s >= RETRY_S
-        if self._served is not None and self._served != self._recorded and is_due:
+        if self._served is None or self._is_under_way or time.monotonic() - self._tried_s < RETRY_S:
+            return
+        if self._served != self._recorded:
             self.serve(self._served)
+        elif self._to_end:
+            self._tried_s = time.monotonic()
+            self._queue.put(self._end_before)
 
     def end(self) -> None:
         """Nothing is served any more."""
         self.flush()
-        if self._id:
+        if self._id or self._to_end:
             self._queue.put(self._end)
             self.flush()
 
     def flush(self) -> None:
         """Wait until the store has it, but not for long."""
         self._queue.flush(END_WITHIN_S)
+
+    def _try_to_begin(self, served: Served) -> None:
+        try:
+            self._begin(served)
+        finally:
+            self._is_under_way = False
 
     def _begin(self, served: Served) -> None:
         store = client(self._uri)
@@ -82,16 +96,23 @@ class DeploymentLog:
             PROCESS: own_process(),
         }
         begun = store.create_run(home, run_name=f"{DEPLOYMENT} of {title}", tags=tags)
-        self._id = begun.info.run_id
+        self._id, self._recorded = begun.info.run_id, served
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         value = f"{self._place} since {since}, run {self._id}"
         store.set_model_version_tag(served.name, served.version, DEPLOYMENT, value)
-        self._recorded = served
+
+    def _end_before(self) -> None:
+        """End what was served before and the store did not end; what is served now goes on."""
+        while self._to_end:
+            client(self._uri).set_terminated(self._to_end[0])
+            self._to_end.popleft()
 
     def _end(self) -> None:
-        run_id, self._id = self._id, ""
-        if run_id:
-            client(self._uri).set_terminated(run_id)
+        """End what is served no more, also what the store did not end before."""
+        if self._id:
+            self._to_end.append(self._id)
+            self._id = ""
+        self._end_before()
 
 
 def _end_lost(store: Any, home: str) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from slm_ray.dataset.manifest import Manifest
 from slm_ray.errors import one_line
 from slm_ray.tracking import run_inputs
-from slm_ray.tracking.mlflow_runs import KIND, PARENT, client, resolve_uri, store_errors
+from slm_ray.tracking.mlflow_runs import KIND, PARENT, client, resolve_uri
 from slm_ray.tracking.registry import RegistryError, ResolvedModel
+from slm_ray.tracking.store_faults import store_errors
 
 LOGGER = logging.getLogger(__name__)
 EVALUATION = "evaluation"

@@ -17,6 +17,7 @@ from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.runs.history import History
 from slm_ray.tracking.delivery_queue import DeliveryQueue
 from slm_ray.tracking.record_sync import SYSTEM, RecordSync
+from slm_ray.tracking.store_faults import StoreAwayError, store_errors, store_fault
 from slm_ray.tracking.tracker import NullTracker, Tracker
 
 LOGGER = logging.getLogger(__name__)
@@ -24,10 +25,6 @@ OFF = "none"
 PARENT, KIND = "mlflow.parentRunId", "slm_ray.kind"
 """Tags: the run above a run, and what a run is: sweep, training, attempt, evaluation or deployment."""
 _SQLITE = "sqlite:///"
-
-
-class StoreAwayError(UserError):
-    """A server does not answer now: what it has cannot be said, and it may answer later."""
 
 
 class MlflowTracker:
@@ -44,7 +41,7 @@ class MlflowTracker:
         record: History | None = None,
     ) -> None:
         """`record`: the run's own, from which is sent what MLflow lacks after a gap, a restart and at the end."""
-        self.run_id = run_id
+        self.run_id, self._uri = run_id, uri
         self._client = client(uri)
         self._sync = None if record is None else RecordSync(self._client, run_id, record)
         self._queue = DeliveryQueue("MLflow", warn, is_kept=record is not None)
@@ -60,6 +57,24 @@ class MlflowTracker:
         now = int(time.time() * 1000)
         values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
         self._queue.put(lambda: self._client.log_batch(self.run_id, metrics=values))
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record what the run was made with; a server that goes away now gets it later, or costs a warning.
+
+        Raises:
+            UserError: the store refuses it.
+        """
+        from mlflow.entities import Param
+
+        values = [Param(key, str(value)) for key, value in params.items()]
+        send = functools.partial(self._client.log_batch, self.run_id, params=values)
+        try:
+            send()
+        except store_errors() as error:
+            fault = store_fault(self._uri, error, is_server=sqlite_file(self._uri) is None)
+            if not isinstance(fault, StoreAwayError):
+                raise fault from error
+            self._queue.put(send)  # the run has begun: another one would be its double
 
     def log_text(self, text: str, name: str) -> None:
         """Keep a text as an artifact called `name`."""
@@ -156,17 +171,15 @@ def start_run(
     """
     if uri == OFF:
         return NullTracker()
-    from mlflow.entities import Param
-
     all_tags = dict(tags or {}) | ({PARENT: parent_run_id} if parent_run_id else {})
     store = client(uri)
     try:
         run = store.create_run(_experiment_id(store, uri, experiment), run_name=name, tags=all_tags)
-        store.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
     except store_errors() as error:
-        kind = StoreAwayError if sqlite_file(uri) is None else UserError
-        raise kind(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
-    return MlflowTracker(uri, run.info.run_id, record=record)
+        raise store_fault(uri, error, is_server=sqlite_file(uri) is None) from error
+    tracker = MlflowTracker(uri, run.info.run_id, record=record)
+    tracker.log_params(params)
+    return tracker
 
 
 def continue_run(
@@ -206,8 +219,7 @@ def has_run(uri: str, run_id: str, experiment: str = "") -> bool:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             LOGGER.warning("%s does not know run %s: a new one is begun", without_secrets(uri), run_id)
             return False
-        kind = StoreAwayError if sqlite_file(uri) is None else UserError
-        raise kind(f"the MLflow store {uri} cannot be used: {one_line(error)}") from error
+        raise store_fault(uri, error, is_server=sqlite_file(uri) is None) from error
     if run.info.lifecycle_stage == "deleted":
         LOGGER.warning("run %s was deleted at %s: a new one is begun", run_id, without_secrets(uri))
         return False
@@ -247,14 +259,6 @@ def ui_command(uri: str) -> str:
         return without_secrets(uri)
     here = f"{_SQLITE}{Path.cwd() / 'mlflow.db'}"
     return f"mlflow ui --backend-store-uri {'sqlite:///mlflow.db' if uri == here else uri}"
-
-
-def store_errors() -> tuple[type[Exception], ...]:
-    """What MLflow's client raises where its store is gone, or is none."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, OSError, SQLAlchemyError
 
 
 def _experiment_id(store: Any, uri: str, name: str) -> str:

@@ -14,8 +14,9 @@ from slm_ray import storage
 from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint, verification
 from slm_ray.tracking.mlflow_model import CHECKPOINT, write_mlflow_model
-from slm_ray.tracking.mlflow_runs import client, store_errors
+from slm_ray.tracking.mlflow_runs import client
 from slm_ray.tracking.registry import RegistryError
+from slm_ray.tracking.store_faults import store_errors
 
 KEPT = "checkpoints"
 """Folder of registered checkpoints among a run's artifacts; earlier versions wrote each over the last, to another."""

@@ -31,7 +31,8 @@ from slm_ray.model_files.reading import read_model, read_shape, weights_bytes
 from slm_ray.runs import checkpoint, verification
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.mlflow_model import checkpoint_in
-from slm_ray.tracking.mlflow_runs import OFF, client, is_place_there, lost_place, resolve_uri, store_errors
+from slm_ray.tracking.mlflow_runs import OFF, client, is_place_there, lost_place, resolve_uri
+from slm_ray.tracking.store_faults import store_errors
 
 REGISTERED = "models:/"
 FOREIGN_DIGITS = 8

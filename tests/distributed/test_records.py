@@ -13,6 +13,7 @@ from slm_ray.distributed import workers
 from slm_ray.distributed.mlflow_run import close_mlflow_run, open_mlflow_run, reopen_mlflow_run
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
+from slm_ray.runs.outcome import clear_outcome
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.tracker import NullTracker
@@ -108,3 +109,7 @@ def test_a_server_that_is_away_stops_no_run_and_gets_the_record_when_it_is_back(
     store = mlflow_runs.client(tiny_config.tracking_uri)
     steps = [metric.step for metric in store.get_metric_history(tracker.run_id, "val_loss")]
     assert steps == sorted(set(plan.history.series("val_loss")[0]))
+    more = dataclasses.replace(back, max_steps=8)  # a start that is killed before its first checkpoint
+    plan = load_inputs(resolve(more, lambda: 1), NullTracker())
+    clear_outcome(plan.folder)
+    assert open_mlflow_run(plan, plan.folder.latest_valid(), "").run_id == tracker.run_id

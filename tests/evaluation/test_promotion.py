@@ -116,6 +116,22 @@ def test_a_version_is_compared_with_the_last_champion_where_the_alias_was_taken_
     assert aliases.versions_by_alias(mlflow_uri, name)["champion"] == "3"
 
 
+def test_a_version_that_was_rolled_back_and_promoted_again_was_the_last_champion(add: Any, mlflow_uri: str) -> None:
+    for seed in (1, 2, 3):
+        add("returned", seed)
+    promotion.promote("models:/returned/1", nobody, mlflow_uri)
+    better = lambda *_: difference(*BETTER)  # noqa: E731
+    promotion.promote("models:/returned/2", better, mlflow_uri)
+    aliases.roll_back(mlflow_uri, "returned")
+    store = mlflow_runs.client(mlflow_uri)
+    store.delete_registered_model_alias("returned", "champion")
+    assert aliases.version_to_beat(mlflow_uri, "returned", "3") == "1"
+    promotion.promote("models:/returned/1", better, mlflow_uri)
+    promotion.promote("models:/returned/2", better, mlflow_uri)
+    store.delete_registered_model_alias("returned", "champion")
+    assert aliases.version_to_beat(mlflow_uri, "returned", "3") == "2"
+
+
 def test_a_model_that_the_serving_backend_computes_otherwise_is_refused_without_a_comparison(
     add: Any, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

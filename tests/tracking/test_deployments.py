@@ -5,17 +5,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow.entities import Run
 
 from slm_ray.dataset.manifest import load_manifest
-from slm_ray.locks.process_identity import own_process
+from slm_ray.locks.process_identity import is_gone, own_process
 from slm_ray.tracking import deployments, mlflow_runs
 from slm_ray.tracking.deployments import DeploymentLog, Served
 from slm_ray.tracking.evaluation_runs import record_evaluation
 from slm_ray.tracking.registry import ResolvedModel
 
-SAYS_WHO_IT_IS = "from slm_ray.locks.process_identity import own_process; print(own_process())"
+SAYS_WHO_IT_IS = "from slm_ray.locks.process_identity import is_gone, own_process; print(own_process())"
 
 
 def children(uri: str, run_id: str, kind: str) -> list[Run]:
@@ -68,6 +69,45 @@ def test_a_deployment_that_the_store_did_not_take_is_told_again(
         log.repeat()
         log.flush()
     assert len(children(mlflow_uri, run_id, "deployment")) == 1
+
+
+def test_a_tag_that_cannot_be_set_makes_no_second_run(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, run_id = registered(mlflow_uri, "untagged", tmp_path, 1)
+    store.delete_model_version("untagged", "1")
+    monkeypatch.setattr(deployments, "RETRY_S", 0.0)
+    log = DeploymentLog(mlflow_uri, "here")
+    log.serve(Served("untagged", "1", run_id))
+    log.flush()
+    for _ in range(3):
+        log.repeat()
+        log.flush()
+    assert len(children(mlflow_uri, run_id, "deployment")) == 1
+
+
+def test_an_end_that_the_store_did_not_take_is_told_again(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run_id = registered(mlflow_uri, "ended", tmp_path, 2)
+    log = DeploymentLog(mlflow_uri, "here")
+    log.serve(Served("ended", "1", run_id))
+    log.flush()
+    with monkeypatch.context() as away:
+        away.setattr("mlflow.MlflowClient.set_terminated", lambda *_: (_ for _ in ()).throw(OSError("away")))
+        log.serve(Served("ended", "2", run_id))
+        log.flush()
+    monkeypatch.setattr(deployments, "RETRY_S", 0.0)
+    log.repeat()
+    log.flush()
+    assert [run.info.status for run in children(mlflow_uri, run_id, "deployment")] == ["FINISHED", "RUNNING"]
+
+
+def test_setting_the_clock_ends_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = own_process()
+    created = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: created(self) + 3600)
+    assert not is_gone(known)
 
 
 def test_a_deployment_whose_process_was_killed_is_ended_by_the_next(mlflow_uri: str, tmp_path: Path) -> None:

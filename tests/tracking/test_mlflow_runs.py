@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.tracking import mlflow_runs, system_metrics
+from slm_ray.tracking.store_faults import StoreAwayError, store_fault
 from slm_ray.tracking.tracker import NullTracker, Tracker
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import load_inputs
@@ -147,3 +151,33 @@ def test_a_place_that_cannot_be_looked_at_is_not_taken_for_an_absent_one(monkeyp
     with pytest.raises(UserError, match="keeps files in /root/mlruns, which cannot be read: Permission denied"):
         mlflow_runs.lost_place("sqlite:////home/me/mlflow.db?timeout=9", "file:///root/mlruns")
     assert mlflow_runs.sqlite_file("sqlite:////home/me/mlflow.db?timeout=9") == Path("/home/me/mlflow.db")
+
+
+@pytest.mark.parametrize(
+    ("code", "is_away"),
+    [("UNAUTHENTICATED", False), ("PERMISSION_DENIED", False), ("ENDPOINT_NOT_FOUND", False),
+     ("INTERNAL_ERROR", True), ("TEMPORARILY_UNAVAILABLE", True), ("REQUEST_LIMIT_EXCEEDED", True)],
+)  # fmt: skip
+def test_a_server_that_refuses_is_not_away(code: str, is_away: bool) -> None:
+    """A wrong password or address is said before the training, not after it."""
+    error = MlflowException("no", error_code=ErrorCode.Value(code))
+    assert isinstance(store_fault("http://host", error, is_server=True), StoreAwayError) == is_away
+    assert not isinstance(store_fault("sqlite:///x.db", error, is_server=False), StoreAwayError)
+
+
+def test_a_server_that_goes_away_between_run_and_parameters_has_one_run(
+    mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, real = [], MlflowClient.log_batch
+
+    def fail_once(self: MlflowClient, *words: Any, **given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise MlflowException("gone", error_code=ErrorCode.Value("TEMPORARILY_UNAVAILABLE"))
+        return real(self, *words, **given)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", fail_once)
+    monkeypatch.setattr(mlflow_runs, "sqlite_file", lambda uri: None)
+    tracker = mlflow_runs.start_run(mlflow_uri, "tests", "one", {"lr": 0.5})
+    tracker.close()
+    assert mlflow_runs.client(mlflow_uri).get_run(tracker.run_id).data.params == {"lr": "0.5"}

@@ -10,6 +10,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import mlflow_run
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.mlflow_runs import PARENT
+from slm_ray.tracking.store_faults import StoreAwayError
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
@@ -28,7 +29,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     real = mlflow_runs.start_run
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise mlflow_runs.StoreAwayError("the MLflow store does not answer")
+        raise StoreAwayError("the MLflow store does not answer")
 
     def switch(is_away: bool) -> None:
         monkeypatch.setattr(mlflow_runs, "start_run", refuse if is_away else real)
@@ -115,7 +116,7 @@ def test_a_sweep_that_goes_on_while_the_server_is_away_keeps_its_run(
     begun.finish()
 
     def refuse(*_: Any) -> None:
-        raise mlflow_runs.StoreAwayError("the MLflow store does not answer")
+        raise StoreAwayError("the MLflow store does not answer")
 
     monkeypatch.setattr(mlflow_runs, "has_run", refuse)
     assert open_sweep(plan).run_id == begun.run_id
