@@ -20,7 +20,7 @@ from tune.config import SweepConfig, space_of
 from tune.space import Point, Space, make_space
 
 RECORD = "sweep.json"
-KEPT = ("seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision", "model", "optim")
+KEPT = ("seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision", "init_from", "model", "optim")
 """What makes two trials comparable; the data set does too, by its fingerprint. The rest may change on `--resume`: the
 grid, the workers, what is registered."""
 KEPT_BY_ASHA = ("reduction_factor", "eval_interval_steps")
@@ -32,7 +32,7 @@ def shared_options(sweep: SweepConfig, space: Space) -> dict[str, Any]:
 
     Of a random or Optuna search the whole space, since its points follow from it. A grid may grow.
     """
-    fields = flatten({name: dataclasses.asdict(sweep)[name] for name in KEPT})
+    fields = flatten({name: saved_config(dataclasses.asdict(sweep))[name] for name in KEPT})
     shared = {name: value for name, value in fields.items() if name not in space}
     shared |= {"data_fingerprint": load_manifest(sweep.data).fingerprint, "varied": sorted(space)}
     shared |= {"search": sweep.search, "scheduler": sweep.scheduler}

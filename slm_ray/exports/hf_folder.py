@@ -5,6 +5,7 @@ safetensors in that number format; the tokenizer's files are those of the checkp
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from slm_ray.exports.source_model import CHAT_TEMPLATE, SourceModel
 from slm_ray.model import hf_layout
 from slm_ray.model_files.folders import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
 
+MAKERS_OWN = frozenset(("auto_map", "custom_generate", "name_or_path", "special_tokens_map_file", "tokenizer_file"))
+"""Fields of a stranger's files that name code, or places on another machine."""
+_PLACE = re.compile(r"(?:[~/\\]|[A-Za-z]:[\\/]|[a-z][a-z0-9+.-]*://)\S+")
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -51,7 +55,11 @@ def copy_tokenizer(folder: Path, given: SourceModel) -> None:
     """The tokenizer's files, and what says how to write; those that a model of others lacks are made. Raises: as
     `write_hf`."""
     for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE):
-        if (path := given.file(name)) is not None:
+        if (path := given.file(name)) is None:
+            continue
+        if given.state is None and name in (TOKENIZER_CONFIG, GENERATION_CONFIG):
+            write_json(folder / name, _public(json.loads(path.read_text(encoding="utf-8"))))
+        else:
             shutil.copyfile(path, folder / name)
     tokenizer = given.tokenizer
     if not (folder / GENERATION_CONFIG).exists():
@@ -62,6 +70,17 @@ def copy_tokenizer(folder: Path, given: SourceModel) -> None:
         tokens = {f"{kind}_token": token for kind, token in _end_tokens(given).items()}
         kept = {"clean_up_tokenization_spaces": False, "model_max_length": given.model.config.seq_len}
         write_json(folder / TOKENIZER_CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, **kept})
+
+
+def _public(content: dict[str, Any]) -> dict[str, Any]:
+    """What a stranger's file says of the model: no code to run, no place or address of its maker."""
+    return {
+        name: value
+        for name, value in content.items()
+        if not name.startswith("_")
+        and name not in MAKERS_OWN
+        and not (isinstance(value, str) and _PLACE.fullmatch(value))
+    }
 
 
 def _end_tokens(given: SourceModel) -> dict[str, str]:

@@ -61,14 +61,18 @@ class TransformersRuntime:
         import transformers
 
         ends = {"eos_token_id": sorted(stop_ids), "pad_token_id": min(stop_ids)}
-        self._greedy = {"do_sample": False, "num_beams": 1, **ends}
+        # in place of what the folder says, which may have penalties
+        self._greedy = transformers.GenerationConfig(do_sample=False, num_beams=1, **ends)
         self.name = f"transformers {transformers.__version__}"
         with _quiet(transformers.utils.logging):
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             found = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
         self._model: Any = found.eval()
+        self._model.generation_config = self._greedy  # which fills in what is not given to `generate`
         self._log = transformers.utils.logging
 
     def encode(self, text: str) -> list[int]:
@@ -90,5 +94,5 @@ class TransformersRuntime:
         ids = torch.tensor([list(tokens)])
         with torch.inference_mode():
             mask = torch.ones_like(ids)
-            found = self._model.generate(ids, attention_mask=mask, max_new_tokens=count, **self._greedy)
+            found = self._model.generate(ids, attention_mask=mask, max_new_tokens=count, generation_config=self._greedy)
         return [int(token) for token in found[0, len(tokens) :]]

@@ -26,7 +26,8 @@ PARITY = "parity.json"
 WRITTEN_TOKENS = 32
 """Greedy tokens after each prompt, as far as the context reaches."""
 BOUNDS: dict[Dtype, float] = {"f32": TOLERANCE, "f16": 5e-3, "bf16": 4e-2, "q8_0": 5e-2, "int8": 5e-2}
-"""Largest error of a logit, relative to the largest logit by its size (or to 1). A model that is rounded to f16, bf16
+"""Largest error of a logit, relative to the largest distance of one from the mean of its row (or to 1): what is added
+to all of them means nothing. A model that is rounded to f16, bf16
 or 8 bits is another model; these say how far it may be from the one that was trained."""
 AWKWARD_TEXTS = (
     "",
@@ -124,6 +125,12 @@ class Expected:
         """By its size."""
         return max(float(np.abs(story.logits).max()) for story in self.stories)
 
+    @property
+    def largest_distance(self) -> float:
+        """Of a logit from the mean of its row."""
+        rows = [story.logits - story.logits.mean(axis=-1, keepdims=True) for story in self.stories]
+        return max(float(np.abs(row).max()) for row in rows)
+
 
 def expected(model: Decoder, tokenizer: Tokenizer) -> Expected:
     """Ask the model itself.
@@ -203,7 +210,7 @@ def compare(runtime: Runtime, wanted: Expected, dtype: Dtype, slack: float = 0.0
     slack: added to the bound of the number format, for a program that is known to compute less exactly.
     """
     size = wanted.largest_logit
-    bound = (BOUNDS[dtype] + slack) * max(1.0, size)
+    bound = (BOUNDS[dtype] + slack) * max(1.0, wanted.largest_distance)
     error, equal, faults = 0.0, 0, []
     for story in wanted.stories:
         tokens = [*story.prompt, *story.written][: len(story.logits)]

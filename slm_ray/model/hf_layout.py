@@ -17,7 +17,7 @@ from slm_ray.config.files import from_dict
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model.families.family import Family
-from slm_ray.model.families.fields import HfFields, shown
+from slm_ray.model.families.fields import MAX_LAYERS, HfFields, shown
 from slm_ray.model.families.gpt2 import GPT2
 from slm_ray.model.families.gpt_neo import GPT_NEO
 from slm_ray.model.families.llama import LLAMA, NAMES
@@ -73,13 +73,21 @@ def model_config(content: Mapping[str, Any], origin: str) -> ModelConfig:
         if not isinstance(own, Mapping):
             raise UserError(f"{origin}: {OWN_FIELD} is {shown(own)}, and an object is expected")
         config = from_dict(ModelConfig, own, origin)
+        if config.n_layers > MAX_LAYERS:
+            raise UserError(f"{origin}: n_layers is {config.n_layers}, and at most {MAX_LAYERS:,} are supported")
+        if kind is None and content.get("model_type", OWN_FIELD) != OWN_FIELD:  # what it says of itself counts
+            raise _unknown_model(content, origin)
         if kind is not None:
             _refuse_two_meanings(config, _read(kind, content, origin), kind, origin)
         return config
     if kind is None:
-        known = ", ".join(f"{one.title} ({name})" for name, one in FAMILIES.items())
-        raise UserError(f"{origin}: model_type is {shown(content.get('model_type'))}, and the known are {known}")
+        raise _unknown_model(content, origin)
     return _read(kind, content, origin)
+
+
+def _unknown_model(content: Mapping[str, Any], origin: str) -> UserError:
+    known = ", ".join(f"{one.title} ({name})" for name, one in FAMILIES.items())
+    return UserError(f"{origin}: model_type is {shown(content.get('model_type'))}, and the known are {known}")
 
 
 def _read(kind: Family, content: Mapping[str, Any], origin: str) -> ModelConfig:

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
 from slm_ray import export
+from slm_ray.exports.parity import Expected, Story
 from slm_ray.tokenization.from_sentencepiece import convert
 from tests.support.foreign_models import SHAPES, write_foreign
 from tests.support.sentencepiece_models import sentencepiece_model
@@ -90,3 +92,35 @@ def test_what_is_no_checkpoint_is_not_copied_as_one(
     (made / "chat_template.jinja").unlink()
     assert export.main(options) == 0
     assert not (tmp_path / "out" / "evil.bin").exists()
+
+
+def test_neither_code_nor_a_place_of_its_maker_goes_into_an_export(tmp_path: Path) -> None:
+    """Nor does a penalty that its maker wrote with make a right export fail."""
+    made = write_foreign(tmp_path / "made", "gpt2")
+    theirs = {
+        "tokenizer_config.json": {
+            "auto_map": {"AutoTokenizer": ["evil--repo--x.Foo", None]},
+            "name_or_path": "/home/alice/secret",
+            "note": "C:\\secret\\x",
+        },
+        "generation_config.json": {"_from": "http://bob:pw@host/x", "repetition_penalty": 1.3},
+    }
+    for name, fields in theirs.items():
+        path = made / name
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(known | fields))
+    for to in ("hf", "onnx"):
+        assert export.main(["--model", str(made), "--to", to, "--output", str(tmp_path / to)]) == 0
+        for file in (tmp_path / to).glob("*.json"):
+            text = file.read_text(encoding="utf-8")
+            assert not any(word in text for word in ("evil", "alice", "secret", "bob", "pw@"))
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["repetition_penalty"] == 1.3
+
+
+def test_what_is_added_to_all_logits_allows_no_larger_error() -> None:
+    rows = np.random.default_rng(0).normal(size=(5, 50))
+    for shift in (0.0, -100.0):
+        story = Story(prompt=(1, 2), written=(3,), logits=rows + shift)
+        assert Expected(stories=(story,), ids={}).largest_distance == pytest.approx(
+            np.abs(rows - rows.mean(axis=-1, keepdims=True)).max()
+        )

@@ -259,6 +259,36 @@ def test_a_missing_size_is_named(name: str) -> None:
         shape_of("llama", **{name: None})
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "field"),
+    [
+        ("gpt2", {"num_attention_heads": 2}, "num_attention_heads"),
+        ("gpt_neo", {"num_attention_heads": 2}, "num_attention_heads"),
+        ("gpt_neo", {"attention_layers": ["global"] * 4}, "attention_layers"),
+        ("gpt_neo", {"attention_types": [[[], 10**30]]}, "attention_types"),
+        (
+            "llama",
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+                "rope_scaling": {"rope_type": "default", "rope_theta": 100.0},
+            },
+            "rope_scaling",
+        ),
+    ],
+)
+def test_a_second_name_that_says_something_else_is_refused(name: str, changes: dict[str, Any], field: str) -> None:
+    """transformers takes the second: read without a word, the model would have other logits."""
+    with pytest.raises(UserError, match=f"^config.json: {field} is "):
+        hf_layout.model_config(config_of(name, **changes), "config.json")
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "gemma"])
+def test_an_unknown_model_is_refused_also_with_our_field_beside_it(model_type: str) -> None:
+    content = hf_layout.config_json(ModelConfig(vocab_size=97), 0) | {"model_type": model_type}
+    with pytest.raises(UserError, match=f"model_type is '{model_type}', and the known are Llama"):
+        hf_layout.model_config(content, "config.json")
+
+
 def test_our_config_and_another_beside_it_are_refused() -> None:
     content = hf_layout.config_json(shape_of("llama"), eos_id=0)
     with pytest.raises(UserError, match="vocab_size is 97 under slm_ray, and 98 by Llama's own fields: remove slm_ray"):

@@ -67,6 +67,16 @@ class HfFields:
         if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values):
             self.refuse(name, " or ".join(json_word(one) for one in values))
 
+    def refuse_other_names(self, names: Mapping[str, str]) -> None:
+        """Refuse a second name of a field, which transformers prefers, that says something else: `{second: first}`.
+
+        Raises:
+            UserError: one does.
+        """
+        for second, first in names.items():
+            if self.get(second) is not None and self.get(second) != self.get(first):
+                self.refuse(second, f"that of {first} ({shown(self.get(first))})")
+
     def shape(self, **values: Any) -> ModelConfig:
         """The `ModelConfig` of these values. Raises: UserError where it refuses them."""
         try:

@@ -59,6 +59,14 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+_OTHER_NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+
 def read(fields: HfFields) -> ModelConfig:
     """GPT-2's shape. Raises: UserError.
 
@@ -67,6 +75,7 @@ def read(fields: HfFields) -> ModelConfig:
     fields.expect("activation_function", *ACTIVATIONS)
     fields.expect("scale_attn_by_inverse_layer_idx", False)
     fields.expect("add_cross_attention", False)
+    fields.refuse_other_names(_OTHER_NAMES)
     d_model = fields.size("n_embd")
     return fields.shape(
         vocab_size=fields.size("vocab_size"),

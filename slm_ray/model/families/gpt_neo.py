@@ -54,6 +54,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 def read(fields: HfFields) -> ModelConfig:
     """GPT-Neo's shape. Raises: UserError."""
     fields.expect("activation_function", *ACTIVATIONS)
+    fields.refuse_other_names({"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"})
     d_model, n_layers = fields.size("hidden_size"), fields.size("num_layers", most=MAX_LAYERS)
     return fields.shape(
         vocab_size=fields.size("vocab_size"),
@@ -79,6 +80,8 @@ def read(fields: HfFields) -> ModelConfig:
 def _local_window(fields: HfFields, n_layers: int) -> int:
     """The window of every second layer, 0 where none is local."""
     window, kinds = fields.size("window_size", _WINDOW), _kinds_of_layers(fields, n_layers)
+    if fields.get("attention_layers", kinds) != kinds:
+        fields.refuse("attention_layers", "that of attention_types")
     if kinds == ["global"] * n_layers:
         return 0
     if kinds != [_ALTERNATING[layer % 2] for layer in range(n_layers)]:
@@ -92,7 +95,7 @@ def _kinds_of_layers(fields: HfFields, n_layers: int) -> list[str]:
     groups = fields.get("attention_types", [[list(_ALTERNATING), 12]])
     for group in groups if isinstance(groups, Sequence) else []:
         match group:
-            case [[*names], int(times)] if 0 <= times * len(names) <= n_layers and set(map(type, names)) <= {str}:
+            case [[_, *_] as names, int(times)] if 1 <= times <= n_layers and set(map(type, names)) <= {str}:
                 kinds += [str(name) for name in names] * times
             case _:
                 return []

@@ -116,6 +116,8 @@ def _rope_theta(fields: HfFields) -> float:
             fields.refuse(name, "rope_type default with rope_theta alone")
         HfFields(inner, f"{fields.origin}: {name}").expect("partial_rotary_factor", 1.0)
     fields.expect("partial_rotary_factor", 1.0)
+    if fields.get("rope_parameters") and fields.get("rope_scaling", {}) not in ({}, fields.get("rope_parameters")):
+        fields.refuse("rope_scaling", "that of rope_parameters")  # which of them counts changed between versions
     inner = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     theta = fields.number("rope_theta", _THETA)
     its_theta = HfFields(inner, f"{fields.origin}: rope_parameters").number("rope_theta", theta)
