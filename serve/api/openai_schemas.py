@@ -5,11 +5,11 @@ completions); `top_k`, `min_p` and `repetition_penalty` are extensions, as vLLM 
 a conversation.
 """
 
-from typing import Annotated, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serve.api.schemas import MAX_TOKENS, LogitBias, StopText, TokenPenalty, biases
+from serve.api.schemas import MAX_TOKENS, LogitBias, TokenPenalty, biases
 from slm_ray.generation.sampling import MAX_PENALTY, MAX_SEED, MAX_STOP_LENGTH, MIN_PENALTY, SamplingParams
 
 MAX_PROMPTS = 64
@@ -45,7 +45,7 @@ class OpenaiRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="0 takes the likeliest token.")
     n: int | None = Field(None, ge=1, le=128, description="Stories for every prompt.")
-    stop: OpenaiStop | Many[StopText] | None = Field(
+    stop: OpenaiStop | Many[OpenaiStop] | None = Field(
         None, description="Up to 4 texts that end the story before them; an empty text ends nothing."
     )
     seed: int | None = Field(
@@ -82,6 +82,14 @@ class OpenaiRequest(BaseModel):
         """The stop texts."""
         given = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return tuple(filter(None, given))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_fields(cls, body: Any) -> Any:
+        """Clients that write out every field of OpenAI's send null for those that they do not use."""
+        if not isinstance(body, dict):
+            return body
+        return {name: value for name, value in body.items() if value is not None or name in cls.model_fields}
 
     @property
     def most_tokens(self) -> int:

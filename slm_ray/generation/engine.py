@@ -91,7 +91,7 @@ class Engine:
             BiasError: a bias is for none of them.
         """
         _check_biases(params, self.tokenizer)
-        ids = _prompt_ids(prompt, self.backend.config.seq_len - 1, self.tokenizer, may_cut=may_cut)
+        ids = prompt_ids(prompt, self.backend.config.seq_len - 1, self.tokenizer, may_cut=may_cut)
         return Request(self.tokenizer, ids, params)
 
     def add(self, request: Request) -> None:
@@ -227,7 +227,7 @@ def writable(logits: Logits, tokenizer: Tokenizer) -> Logits:
     return own
 
 
-def _prompt_ids(prompt: str | Sequence[int], limit: int, tokenizer: Tokenizer, *, may_cut: bool) -> list[int]:
+def prompt_ids(prompt: str | Sequence[int], limit: int, tokenizer: Tokenizer, *, may_cut: bool) -> list[int]:
     """Tokens of a prompt, or of one that has more than `limit` and may be cut those that half a context holds."""
     most = limit * tokenizer.longest_entry
     if isinstance(prompt, str) and len(prompt) > most:  # not read to count it

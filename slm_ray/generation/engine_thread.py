@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from slm_ray.generation.engine import Engine
+from slm_ray.generation.engine import Engine, prompt_ids
 from slm_ray.generation.request import Chunk, Completion, Request
 from slm_ray.generation.sampling import SamplingParams
 
@@ -65,6 +65,25 @@ class _Reply:
     sent_s: float = -math.inf  # when a chunk was sent, in perf_counter's time, which may begin at 0 with the machine
 
 
+def _refuse_too_many(taken: int, more: int, most: int) -> None:
+    if taken + more > most:
+        raise EngineBusyError(f"{taken} stories are being written or wait, of {most} at most")
+
+
+def _requests(engine: Engine, orders: "Sequence[Order]") -> "list[tuple[Request, _Reply]]":
+    """The requests; a prompt of several stories is read once."""
+    ids: dict[tuple[object, bool], list[int]] = {}
+    requests = []
+    for one in orders:
+        prompt = one.prompt if isinstance(one.prompt, str) else tuple(one.prompt)
+        limit = engine.backend.config.seq_len - 1
+        if (prompt, one.may_cut) not in ids:
+            ids[prompt, one.may_cut] = prompt_ids(one.prompt, limit, engine.tokenizer, may_cut=one.may_cut)
+        request = engine.request(ids[prompt, one.may_cut], one.params)
+        requests.append((request, _Reply(Future(), one.on_chunk)))
+    return requests
+
+
 class EngineThread:
     """Owns an `Engine`: after this nobody else may step it.
 
@@ -103,17 +122,13 @@ class EngineThread:
 
     def submit_all(self, orders: "Sequence[Order]") -> "list[Future[Completion]]":
         """Ask for several continuations; where there is not room for all, none is taken. Raises: as `submit`."""
-        requests = [
-            (self._engine.request(one.prompt, one.params, may_cut=one.may_cut), _Reply(Future(), one.on_chunk))
-            for one in orders
-        ]
+        with self._changed:
+            _refuse_too_many(len(self._replies), len(orders), self._most)  # before any prompt is read
+        requests = _requests(self._engine, orders)
         with self._changed:
             if self._is_closing:
                 raise EngineClosedError("the engine is closed")
-            if len(self._replies) + len(requests) > self._most:
-                raise EngineBusyError(
-                    f"{len(self._replies)} stories are being written or wait, of {self._most} at most"
-                )
+            _refuse_too_many(len(self._replies), len(requests), self._most)
             self._replies.update(requests)
             self._arrived.extend(request for request, _ in requests)
             self._changed.notify_all()

@@ -9,7 +9,7 @@ import torch
 
 from slm_ray.generation.detokenizer import TextStream
 from slm_ray.generation.engine import Engine, PromptError
-from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineThread
+from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineThread, Order
 from slm_ray.generation.request import Completion, Request
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
@@ -204,11 +204,11 @@ def test_thread_answers_many_as_each_alone(thread: EngineThread, model: Decoder,
 
 def test_thread_refuses_what_it_cannot_hold_and_cancelling_frees_it(thread: EngineThread) -> None:
     endless = SamplingParams(max_tokens=10**6, seed=0)
+    with pytest.raises(PromptError):
+        thread.submit("x" * 64, endless)
     futures = [thread.submit("Once", endless) for _ in range(5)]
     with pytest.raises(EngineBusyError):
         thread.submit("Once", endless)
-    with pytest.raises(PromptError):
-        thread.submit("x" * 64, endless)
     assert all(future.cancel() for future in futures)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # the engine sees it at its next token
@@ -218,6 +218,21 @@ def test_thread_refuses_what_it_cannot_hold_and_cancelling_frees_it(thread: Engi
             continue
         break
     assert short.result(timeout=60).finish_reason == "length"
+
+
+def test_a_prompt_of_several_stories_is_read_once_and_not_at_all_where_there_is_no_room(
+    thread: EngineThread, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read in the thread of the caller, which holds up everybody's answers."""
+    read, encode = [], Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: read.append(text) or encode(self, text))
+    short = SamplingParams(max_tokens=2, seed=0)
+    futures = thread.submit_all([Order("Once", short), Order("Once", short), Order("Then", short)])
+    assert read == ["Once", "Then"]
+    assert len({future.result(timeout=60).text for future in futures[:2]}) == 1
+    with pytest.raises(EngineBusyError):
+        thread.submit_all([Order("Once", short)] * 6)
+    assert read == ["Once", "Then"]
 
 
 def test_thread_survives_a_failed_step(thread: EngineThread, model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,8 @@ def test_what_only_steers_openais_own_service_is_taken(client: openai.OpenAI) ->
     formats = {"response_format": {"type": "text"}, "modalities": ["text"], "logit_bias": {}, "presence_penalty": None}
     plain = chat(client).choices[0].message.content
     assert chat(client, **tools, **others, **formats).choices[0].message.content == plain
+    nulls = {"audio": None, "web_search_options": None, "a_field_of_tomorrow": None, "stop": [""]}
+    assert chat(client, extra_body=nulls).choices[0].message.content == plain
     nothing = {"tools": [], "functions": [], "stop": None, "logprobs": False, "top_logprobs": 0, "n": None}
     assert chat(client, **nothing, extra_body={"stream_options": None}).choices[0].message.content == plain
     assert chat(client, max_tokens=None, max_completion_tokens=12).choices[0].message.content == plain

@@ -136,7 +136,7 @@ def test_a_hundred_at_once_are_written_whole_or_asked_to_retry(url: str) -> None
     assert sum(answer.status_code == 200 for answer in answers) >= 8
 
 
-@pytest.mark.parametrize("stop", ["x" * 257, 5, [""], ["a"] * 1000, {"a": 1}])
+@pytest.mark.parametrize("stop", ["x" * 257, 5, ["a"] * 1000, {"a": 1}, [5]])
 def test_strange_stop_lists_are_refused(url: str, stop: object) -> None:
     said = [{"role": "user", "content": "Once"}]
     bodies = {
