@@ -35,7 +35,11 @@ CHAT_TEMPLATE = "chat_template.jinja"
 _LAST_USER = """\
 {%- set said = namespace(text='') -%}
 {%- for message in messages -%}
-{%- if message['role'] == 'user' -%}{%- set said.text = message['content'] -%}{%- endif -%}
+{%- if message['role'] == 'user' -%}
+{%- set parts = message['content'] or '' -%}
+{%- set parts = [parts] if parts is string else parts | selectattr('text', 'defined') | map(attribute='text') | list -%}
+{%- set said.text = parts | join('\\n') -%}
+{%- endif -%}
 {%- endfor -%}
 """
 STORY_TEMPLATE = "{{- bos_token -}}\n" + _LAST_USER + "{{- said.text -}}\n"

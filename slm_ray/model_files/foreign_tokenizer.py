@@ -30,8 +30,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         UserError: it is missing, no tokenizer file, or the folder names no token that ends a text.
     """
-    path = needed_file(folder, TOKENIZER, "AutoTokenizer.from_pretrained(...).save_pretrained(DIR) writes it")
     try:
+        path = needed_file(folder, TOKENIZER, "AutoTokenizer.from_pretrained(...).save_pretrained(DIR) writes it")
         with path.open("rb") as file:
             content = file.read(MAX_TOKENIZER_BYTES + 1)
         configs = {name: _optional(folder, name) for name in (GENERATION_CONFIG, CONFIG, TOKENIZER_CONFIG)}

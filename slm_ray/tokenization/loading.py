@@ -8,13 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from slm_ray.errors import UserError, one_line
 from slm_ray.hub_reference import ANSWER_TIMEOUT_S, PREFIX, parse_hub_reference
 from slm_ray.storage import StoragePath, storage_path
 from slm_ray.tokenization.from_sentencepiece import convert
-from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
+from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer, parsed
 
 GPT2 = f"{PREFIX}openai-community/gpt2"
 _TOKENIZER_FILE = "tokenizer.json"
@@ -62,10 +60,7 @@ def with_end_of_text(text: str, name: str = "tokenizer") -> str:
     Raises:
         UserError: it is no tokenizer file, or its ids have holes where the end-of-text token would go.
     """
-    try:
-        inner = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the Rust side raises plain Exception
-        raise UserError(f"{name} is not a tokenizer.json of the `tokenizers` package: {error}") from error
+    inner = parsed(text, name)
     config = json.loads(text)
     named = [token for token in config.get("added_tokens") or [] if token["content"] == END_OF_TEXT]
     if named:

@@ -44,11 +44,12 @@ class TokenizerError(UserError):
 
 @contextlib.contextmanager
 def _panics_as_errors() -> Iterator[None]:
-    """A panic of its Rust side is a BaseException, past every `except Exception` and so the end of a thread."""
+    """A panic of its Rust side is a BaseException, past every `except Exception` and so the end of a thread; what it
+    has no word for, as an unknown piece without an unknown token, is a plain Exception."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise TokenizerError(f"the tokenizer is broken: {' '.join(str(error).split())}") from error
 

@@ -129,6 +129,10 @@ def test_transformers_makes_the_prompt_of_the_server(exported: Any, tiny_tokeniz
         messages += [{"role": "assistant", "content": "No."}, {"role": "user", "content": text}]
         prompt = instruction_prompt(text) if is_instructed else text
         assert opened.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == END_OF_TEXT + prompt
+        parts = [{"type": "text", "text": text}, {"type": "text", "text": "kite"}]
+        joined = instruction_prompt(f"{text}\nkite") if is_instructed else f"{text}\nkite"
+        asked = [{"role": "user", "content": parts}]
+        assert opened.apply_chat_template(asked, tokenize=False) == END_OF_TEXT + joined
         ids = opened.apply_chat_template(messages, return_dict=False)
         assert ids == [tiny_tokenizer.eos_id, *tiny_tokenizer.encode(prompt)]
 

@@ -19,9 +19,21 @@ LARGE = 8_000_000
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
 
+BEGUN: list[str] = []
+"""Requests whose body is read or was: their heads have arrived."""
+
+
+def wait_for(count: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(BEGUN) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 async def application(scope: Any, receive: Any, send: Any) -> None:
     """Reads the body where it is asked to, and answers with its size, or with much more than a client reads."""
     size, more = 0, scope["path"] == "/read"
+    BEGUN.extend([scope["path"]] if more else [])
     while more:
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
@@ -186,8 +198,9 @@ def test_a_silent_connection_gives_way_and_one_that_is_answered_does_not(
         assert closed(silent[0])
         busy = [stack.enter_context(socket.create_connection(address)) for _ in range(4)]
         for one in busy:
+            before = len(BEGUN)
             one.sendall(b"POST /read HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
-            time.sleep(0.05)
+            wait_for(before + 1)
         assert all(closed(one) for one in silent)
         assert status(address, GET + b"\r\n") == 503
         assert b"x-size: 9" in answer(busy[0], b"123456789")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_ray.errors import UserError
-from slm_ray.tokenization.tokenizer import END_OF_TEXT, EVERY_BYTE, Tokenizer
+from slm_ray.tokenization.tokenizer import END_OF_TEXT, EVERY_BYTE, Tokenizer, TokenizerError
 from slm_ray.tokenization.training import train_bpe
 
 STORIES = [
@@ -198,3 +198,10 @@ def test_a_tokenizer_that_encodes_a_text_anew_each_time_is_refused(tokenizer):
     config["model"]["dropout"] = 0.3
     with pytest.raises(UserError, match=r"x\.json has BPE dropout"):
         Tokenizer.from_json(json.dumps(config), "x.json", must_keep_text=True)
+
+
+def test_a_tokenizer_without_an_entry_for_unknown_letters_ends_in_an_error_of_ours() -> None:
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, END_OF_TEXT: 1}, unk_token="<none>"))
+    inner.add_special_tokens([END_OF_TEXT])
+    with pytest.raises(TokenizerError):
+        Tokenizer.from_json(inner.to_str()).encode("b")

@@ -52,19 +52,19 @@ def test_a_registered_version_carries_its_lineage_and_is_found_as_champion(
     mlflow_uri: str, folder: Path, tiny_tokenizer: Tokenizer
 ) -> None:
     run = start(mlflow_uri)
-    first = register_champion(mlflow_uri, "stories", folder, run.run_id)
-    second = register_champion(mlflow_uri, "stories", folder, run.run_id)
+    first = register_champion(mlflow_uri, "told", folder, run.run_id)
+    second = register_champion(mlflow_uri, "told", folder, run.run_id)
     assert (first, second) == ("1", "2")
-    tags = mlflow_runs.client(mlflow_uri).get_model_version("stories", "2").tags
+    tags = mlflow_runs.client(mlflow_uri).get_model_version("told", "2").tags
     assert tags["data_fingerprint"] == "abc"
     assert tags["step"] == "7"
     assert tags["val_bits_per_byte"] == "0.75"
     assert tags["tokenizer_sha256"] == tiny_tokenizer.sha256
-    found = registry.resolve_model("models:/stories@champion", mlflow_uri)
-    assert (found.name, found.version, found.run_id, found.step) == ("stories", "2", run.run_id, 7)
+    found = registry.resolve_model("models:/told@champion", mlflow_uri)
+    assert (found.name, found.version, found.run_id, found.step) == ("told", "2", run.run_id, 7)
     checkpoint.load_model(found.path)
     assert not (found.path / checkpoint.OPTIMIZER).exists()
-    assert registry.resolve_model("models:/stories/1", mlflow_uri).version == "1"
+    assert registry.resolve_model("models:/told/1", mlflow_uri).version == "1"
 
 
 def test_a_folder_is_a_reference_too(folder: Path) -> None:
