@@ -196,9 +196,11 @@ def test_a_silent_connection_gives_way_and_one_that_is_answered_does_not(
         silent = [stack.enter_context(socket.create_connection(address)) for _ in range(4)]
         assert status(address, GET + b"\r\n") == 200
         assert closed(silent[0])
-        busy = [stack.enter_context(socket.create_connection(address)) for _ in range(4)]
-        for one in busy:
+        busy = []
+        for _ in range(4):
             before = len(BEGUN)
+            one = stack.enter_context(socket.create_connection(address))
+            busy.append(one)
             one.sendall(b"POST /read HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
             wait_for(before + 1)
         assert all(closed(one) for one in silent)
