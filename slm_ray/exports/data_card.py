@@ -57,12 +57,9 @@ def data_source(manifest: Manifest | None) -> DataSource:
 
 
 def licence(given: SourceModel) -> str:
-    """SPDX identifier of what made the model: this project's, or unknown (empty) where others made it, or what it began
-    from."""
-    if given.state is None:
-        return ""
-    begun_from = given.state.origin
-    return CODE_LICENCE if begun_from is None or begun_from.lineage else ""
+    """SPDX identifier of what made the model: this project's, or unknown (empty) where others made it, or it began from
+    another, of which nothing says what that began from."""
+    return CODE_LICENCE if given.state is not None and given.state.origin is None else ""
 
 
 def data_lines(given: SourceModel) -> Iterator[str]:

@@ -14,7 +14,7 @@ from slm_ray.exports.data_card import data_source
 from slm_ray.exports.source_model import opened
 from slm_ray.runs import checkpoint
 from slm_ray.runs.code_version import CodeVersion
-from slm_ray.runs.train_state import Attempt, Evaluation
+from slm_ray.runs.train_state import Attempt, Evaluation, Origin
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import evaluation_runs, mlflow_runs
 from tests.support.champions import register_champion
@@ -24,7 +24,7 @@ from tests.support.tiny_model import talkative_model
 COMMIT = "c0ffee" * 6 + "c0ff"
 
 
-def trained_on(folder: Path, tokenizer: Tokenizer, data: Path) -> Path:
+def trained_on(folder: Path, tokenizer: Tokenizer, data: Path, origin: Origin | None = None) -> Path:
     """A checkpoint with a record as a real run writes it."""
     fingerprint = load_manifest(data).fingerprint
     state = checkpoint.TrainState(
@@ -36,6 +36,7 @@ def trained_on(folder: Path, tokenizer: Tokenizer, data: Path) -> Path:
         config={"name": "tiny", "data": str(data)},
         metrics=Evaluation(val_loss=2.5, val_perplexity=12.2, val_bits_per_byte=1.25, step=12),
         run_id="run-1",
+        origin=origin,
         attempts=[
             Attempt(
                 step=0,
@@ -99,6 +100,18 @@ def test_a_card_says_licences_data_lineage_and_evaluation(
     ):
         assert part in text, part
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("lineage", [[], [("f" * 64, 0)]], ids=["of others", "of ours"])
+def test_a_model_that_began_from_another_is_under_no_licence_of_ours(
+    data: Path, tiny_tokenizer: Tokenizer, tmp_path: Path, lineage: list[tuple[str, int]]
+) -> None:
+    """Also from one of ours, which may have begun from somebody's."""
+    model = trained_on(
+        tmp_path / "model", tiny_tokenizer, data, Origin(reference="a", weights_sha256="", lineage=lineage)
+    )
+    assert export.main(["--model", str(model), "--output", str(tmp_path / "out")]) == 0
+    assert "license" not in card_of(tmp_path / "out")[0]
 
 
 def test_an_evaluation_is_written_as_the_hub_reads_it(data: Path, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
