@@ -121,7 +121,7 @@ def test_two_workers_train_register_and_resume(tiny_config: TrainConfig, local_r
     folder = folder_of(config)
     assert (folder.best.exists(), folder.latest.exists()) == (True, True)
     assert sorted(path.name for path in folder.path.iterdir()) == [
-        ".slm-ray-run", "best", "checkpoints", "latest", "loss.png", "metrics.jsonl", "summary.json",
+        ".slm-ray-run", "best", "checkpoints", "latest", "loss.png", "metrics.jsonl", "mlflow.id", "summary.json",
     ]  # fmt: skip
     assert result.version == "1"
     found = registry.resolve_model("models:/tiny-stories/1", config.tracking_uri)

@@ -397,7 +397,16 @@ def test_ray_train_keeps_a_run_in_the_store(s3: Callable[..., Any], local_ray: A
     assert f"kept     {config.output}/tiny" in describe(result)
     files = {name for name in contents(config) if not name.startswith("checkpoints/")}
     right = ".lease/00000001.json"
-    assert files == {"latest.txt", "best.txt", "metrics.jsonl", "summary.json", "loss.png", "run.id", right}
+    assert files == {
+        "latest.txt",
+        "best.txt",
+        "metrics.jsonl",
+        "summary.json",
+        "loss.png",
+        "run.id",
+        "mlflow.id",
+        right,
+    }
     shutil.rmtree(result.best.parent)
     longer = parse_config(["--resume", "--output", config.output, "--name", "tiny", "--max-steps", "12"])
     assert run_training(longer, is_quiet=True).metrics.step == 12

@@ -47,7 +47,7 @@ def assert_same_run(folder: RunFolder, expected: RunFolder) -> None:
 
 def assert_no_orphans(folder: RunFolder) -> None:
     """Nothing but the run: its record, its links, and complete checkpoints, no more than it is to keep."""
-    allowed = {"best", "latest", "checkpoints", "metrics.jsonl", "summary.json", "loss.png", MARK}
+    allowed = {"best", "latest", "checkpoints", "metrics.jsonl", "summary.json", "loss.png", "mlflow.id", MARK}
     assert {path.name for path in folder.path.iterdir()} <= allowed
     assert len(folder.checkpoints()) <= 3
     there = sorted(path for path in (folder.path / "checkpoints").iterdir() if path.suffix != CORRUPT)
