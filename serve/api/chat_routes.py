@@ -21,7 +21,7 @@ from serve.api.chat_schemas import (
     ChatRequest,
     TopLogprob,
 )
-from serve.api.error_responses import error_docs
+from serve.api.error_responses import answer_docs
 from serve.api.metrics import Metrics
 from serve.api.openai_jobs import Fault, Job, rejected
 from serve.api.openai_schemas import CompletionUsage
@@ -99,11 +99,7 @@ def _chance(token: int, text: str, logprob: float, tokenizer: Tokenizer) -> TopL
 
 def add_chat_route(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:
     """Add it to the application."""
-    responses = error_docs(400, 401, 404, 408, 413, 429, 500, 503, 504, is_openai=True)
-    responses[200] = {
-        "description": "The answers; with `stream`, a chunk for each piece, and `[DONE]` at the end.",
-        "content": {"text/event-stream": {}},
-    }
+    responses = answer_docs("answers")
 
     @api.post(PATH, responses=responses, response_model=ChatAnswer)
     async def chat(body: ChatRequest, request: Request) -> ChatAnswer | Response:

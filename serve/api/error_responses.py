@@ -53,3 +53,12 @@ def error_docs(*statuses: int, is_openai: bool = False) -> dict[int | str, dict[
     """The error responses of a route, for its OpenAPI description."""
     model = OpenaiError if is_openai else ErrorAnswer
     return {status: {"model": model, "description": _MEANINGS[status]} for status in statuses}
+
+
+def answer_docs(what: str) -> dict[int | str, dict[str, Any]]:
+    """Everything that a route of OpenAI's answers with: `what`, whole or streamed, or an error."""
+    whole = {
+        "description": f"The {what}; with `stream`, a chunk for each piece, and `[DONE]` at the end.",
+        "content": {"text/event-stream": {}},
+    }
+    return error_docs(400, 401, 404, 408, 413, 429, 500, 503, 504, is_openai=True) | {200: whole}

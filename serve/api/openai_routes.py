@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from serve.api.error_responses import error_docs
+from serve.api.error_responses import answer_docs, error_docs
 from serve.api.metrics import Metrics
 from serve.api.openai_jobs import Fault, Job, no_model, rejected
 from serve.api.openai_schemas import (
@@ -87,11 +87,7 @@ class _Job(Job[Choice]):
 
 def add_openai_routes(api: FastAPI, rollout: Rollout, settings: ApiSettings, metrics: Metrics) -> None:
     """Add them to the application."""
-    responses = error_docs(400, 401, 404, 408, 413, 429, 500, 503, 504, is_openai=True)
-    responses[200] = {
-        "description": "The stories; with `stream`, a chunk for each piece, and `[DONE]` at the end.",
-        "content": {"text/event-stream": {}},
-    }
+    responses = answer_docs("stories")
 
     @api.post(PATH, responses=responses, response_model=CompletionAnswer)
     async def completions(body: CompletionRequest, request: Request) -> CompletionAnswer | Response:
