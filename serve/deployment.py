@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
@@ -33,6 +34,7 @@ from serve.replica_port import bind_replica_port, check_replica_port
 from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray import periodic
 from slm_ray.errors import UserError
+from slm_ray.model.device import ON_GPUS, DeviceName
 from slm_ray.tracking.deployments import DeploymentLog
 from slm_ray.tracking.mlflow_runs import resolve_uri
 
@@ -89,6 +91,7 @@ def build_app(config: AppConfig, settings: ApiSettings | None = None) -> Applica
     """The Serve application; without settings, the keys are those of this process's environment."""
     reference, uri = _absolute(config.model), resolve_uri(config.tracking_uri)
     settings = settings or config.api_settings()
+    device = device_for(config)
 
     def build() -> FastAPI:
         bind_replica_port()
@@ -100,6 +103,7 @@ def build_app(config: AppConfig, settings: ApiSettings | None = None) -> Applica
             max_slots=config.rows,
             max_waiting=config.max_waiting,
             backend=config.backend,
+            device=device,
             watch_interval_s=config.watch_interval_s,
             drain_s=config.request_timeout_s,
         )
@@ -115,7 +119,7 @@ def build_app(config: AppConfig, settings: ApiSettings | None = None) -> Applica
         name=DEPLOYMENT,
         **_scale(config),
         # A reservation, not a limit: with one, training on a small cluster would wait for ever for its last core.
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0} | ({"num_gpus": 1} if device == "cuda" else {}),
         max_ongoing_requests=config.rows + config.max_waiting + SPARE_ONGOING,
         max_queued_requests=MAX_QUEUED,
         backpressure_config={"status_code": 429, "retry_after_s": RETRY_AFTER_S},
@@ -141,6 +145,14 @@ def _scale(config: AppConfig) -> dict[str, Any]:
         "downscale_delay_s": 300,
     }
     return {"autoscaling_config": autoscaling}
+
+
+def device_for(config: AppConfig) -> DeviceName:
+    """`auto` settled before the replicas start: Ray shows a GPU only to those that have asked for one."""
+    if config.device != "auto" or config.backend not in ON_GPUS:
+        return "cuda" if config.device == "cuda" else "cpu"
+    has_gpus = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= config.most_replicas
+    return "cuda" if has_gpus else "cpu"
 
 
 def _log_as_serve_does() -> None:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from serve.api.settings import ApiSettings, key_digests
 from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import BackendName
+from slm_ray.model.device import DeviceName, check_device
 
 DEFAULT_MODEL = "models:/tinystories@champion"
 
@@ -42,6 +43,8 @@ class AppConfig:
     """Requests that may wait in a replica for a row; more are answered with 429."""
     backend: BackendName = "auto"
     """What executes the model: auto is the fast one where there is one."""
+    device: DeviceName = "auto"
+    """Where it runs: auto is a GPU for each replica where the cluster has so many, else the CPU."""
     watch_interval_s: float = 5.0
     """Seconds between two looks at whether --model points to another version."""
     request_timeout_s: float = 300.0
@@ -63,6 +66,7 @@ class AppConfig:
             _check(name, getattr(self, name), 1)
         for name in ("max_waiting", "drain_s", "requests_per_minute"):
             _check(name, getattr(self, name), 0)
+        check_device(self.device, self.backend)
         if self.max_replicas and self.max_replicas < self.replicas:
             raise UserError(f"max_replicas ({self.max_replicas}) must be at least replicas ({self.replicas})")
         for name in ("watch_interval_s", "request_timeout_s"):

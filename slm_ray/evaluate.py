@@ -48,6 +48,7 @@ from slm_ray.evaluation.summary_text import measurement_text
 from slm_ray.evaluation.written import Written, write_and_score
 from slm_ray.generation.backend_choice import BackendName
 from slm_ray.lineage.explain import explanation
+from slm_ray.model.device import DeviceName, find_device
 from slm_ray.tracking.aliases import registered_name, roll_back
 from slm_ray.tracking.mlflow_runs import resolve_uri
 
@@ -70,6 +71,8 @@ class EvaluateConfig:
     """Another model, compared on the same stories, also where its tokenizer is another."""
     backend: BackendName = "torch"
     """What computes: torch in fp32, or a backend of the server, to see what its numbers lose."""
+    device: DeviceName = "cpu"
+    """Where torch computes. A GPU is faster and gives other last digits; auto takes one where there is one."""
     threads: int = 0
     """Threads that compute; 0 takes one a core. Losses by torch do not depend on it, to the last digit."""
     writing: bool = False
@@ -163,13 +166,14 @@ def evaluate_model(config: EvaluateConfig) -> Found:
     """
     if config.picture:
         check_file(config.picture)
+    device = find_device(config.device, config.backend)
     data = Data.open(config.data, config.split)
     with torch_threads(config.threads), contextlib.ExitStack() as opened:
-        found = opened.enter_context(subject(config.model, config.tracking_uri))
+        found = opened.enter_context(subject(config.model, config.tracking_uri, device))
         if config.writing or not found.is_foreign:
             check_tokenizer(found, data)
         # What is not there is said before minutes of measuring.
-        against = opened.enter_context(subject(config.against, config.tracking_uri)) if config.against else None
+        against = opened.enter_context(subject(config.against, config.tracking_uri, device)) if config.against else None
         own = measure(found, data, by=config.measure, backend=config.backend)
         written = write_and_score(found, data, config.beginnings) if config.writing else None
         other = measure(against, data, backend=config.backend) if against else None

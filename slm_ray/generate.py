@@ -34,6 +34,7 @@ from slm_ray.generation.engine import Engine, PromptError
 from slm_ray.generation.prompt_files import Prompt, read_prompts
 from slm_ray.generation.request import Request
 from slm_ray.generation.sampling import MAX_SEED, SamplingParams
+from slm_ray.model.device import DeviceName, find_device, moved
 from slm_ray.sources.addresses import as_text
 from slm_ray.tracking.registry import load_model, resolved_model
 
@@ -79,6 +80,8 @@ class GenerateConfig:
     """The same seed writes the same story, here and in the server; a fresh one each time when not given."""
     backend: BackendName = "auto"
     """What executes the model: auto is the fast one where there is one, as in the server."""
+    device: DeviceName = "auto"
+    """Where it runs: auto is a GPU where torch sees one."""
     rows: int = 8
     """Stories that are written at once, of several."""
     json: bool = False
@@ -193,14 +196,15 @@ def make_writer(config: GenerateConfig, most_stories: int) -> Writer:
     """Load the model, with a row of its cache for each of so many stories, up to those of the config.
 
     Raises:
-        UserError: no such model, a corrupt one, one whose cache is too large for this machine, or a backend that cannot
-            run it.
+        UserError: no such model, a corrupt one, one whose cache is too large for this machine, no such device, or a
+            backend that cannot run it.
     """
+    device = find_device(config.device, config.backend)
     with resolved_model(config.model, config.tracking_uri) as found:
         model, tokenizer = load_model(found)
     rows = min(config.rows, most_stories)
     check_cache(model.config, rows, "it is no model for this machine" if rows == 1 else "give fewer --rows")
-    backend = make_backend(model, rows, config.backend)
+    backend = make_backend(moved(model, device), rows, config.backend)
     return Writer(config, Engine(backend, tokenizer), f"{found.name} {found.version}")
 
 

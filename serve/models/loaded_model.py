@@ -23,6 +23,7 @@ from slm_ray.generation.golden import BrokenModelError, fitting_prompts
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
+from slm_ray.model.device import DeviceName, find_device, moved
 from slm_ray.runs import checkpoint
 from slm_ray.tracking.registry import REGISTERED, ResolvedModel, discard, has_instructions, load_model
 
@@ -46,7 +47,7 @@ class LoadedModel:
     """One version of a model with its engine.
 
     Raises:
-        UserError: the checkpoint is corrupt, or the files of a foreign model do not fit each other.
+        UserError: the checkpoint is corrupt, the files of a foreign model do not fit each other, or no such device.
         BrokenModelError: its logits are not finite, or it writes no text.
     """
 
@@ -57,6 +58,7 @@ class LoadedModel:
         max_waiting: int = 64,
         backend: BackendName = "auto",
         threads: int = 1,
+        device: DeviceName = "cpu",
     ) -> None:
         weights = source.path / checkpoint.MODEL / "model.safetensors"
         if weights.is_file():  # a process that runs out of memory is killed, with the version that serves
@@ -82,7 +84,8 @@ class LoadedModel:
             evaluation={} if source.is_foreign else _evaluation(source.path),
         )
         self.loaded_at = int(time.time())
-        engine = Engine(make_backend(model, max_slots, backend, threads), tokenizer)
+        placed = moved(model, find_device(device, backend))
+        engine = Engine(make_backend(placed, max_slots, backend, threads), tokenizer)
         self.answers = warm_up(engine, self.title)
         self._source = source
         self._thread: EngineThread | None = EngineThread(engine, max_waiting)

@@ -29,6 +29,7 @@ from slm_ray.generation.backend_choice import BackendName
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineError, Order
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.model.device import DeviceName
 from slm_ray.tracking.registry import REGISTERED, RegistryError, discard, locate, resolve_model
 from slm_ray.training.hardware import cpu_count
 
@@ -235,6 +236,7 @@ def start_rollout(
     max_slots: int = 8,
     max_waiting: int = 64,
     backend: BackendName = "auto",
+    device: DeviceName = "cpu",
     watch_interval_s: float = 5.0,
     drain_s: float = 300.0,
 ) -> Rollout:
@@ -250,7 +252,7 @@ def start_rollout(
     def load() -> LoadedModel:
         source = resolve_model(reference, tracking_uri)
         try:
-            return LoadedModel(source, max_slots, max_waiting, backend, threads)
+            return LoadedModel(source, max_slots, max_waiting, backend, threads, device)
         except BaseException:
             discard(source)
             raise

@@ -23,6 +23,7 @@ from slm_ray.evaluation.scoring import Scorer
 from slm_ray.evaluation.stories import StoryBlock, encoded_anew, read_stories
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.model.decoder import Decoder
+from slm_ray.model.device import CPU, moved
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
@@ -132,8 +133,8 @@ def finite(value: float) -> float | None:
 
 
 @contextlib.contextmanager
-def subject(reference: str, tracking_uri: str = "") -> Iterator[Subject]:
-    """Open a model by its reference, which may be of a model that others made, for the length of a block.
+def subject(reference: str, tracking_uri: str = "", device: torch.device = CPU) -> Iterator[Subject]:
+    """Open a model by its reference, which may be of a model that others made, on a device for the length of a block.
 
     Raises:
         UserError: there is no such model, or it is corrupt, or of an architecture that is not known.
@@ -141,7 +142,7 @@ def subject(reference: str, tracking_uri: str = "") -> Iterator[Subject]:
     with resolved_model(reference, tracking_uri) as found:
         model, tokenizer = load_model(found)
         name = f"{found.name} {found.version}"
-        yield Subject(name=name, model=model, tokenizer=tokenizer, is_foreign=found.is_foreign)
+        yield Subject(name=name, model=moved(model, device), tokenizer=tokenizer, is_foreign=found.is_foreign)
 
 
 @contextlib.contextmanager
@@ -216,7 +217,8 @@ def _by_windows(found: Subject, data: Data, backend: BackendName) -> Measurement
     stream = TokenStream.of_split(tokens, n_bytes, found.tokenizer.eos_id)
     seq_len = found.model.config.seq_len
     if backend == "torch":
-        total = evaluate(found.model, stream, seq_len=seq_len, context=TrainContext())
+        context = TrainContext(device=next(found.model.parameters()).device)
+        total = evaluate(found.model, stream, seq_len=seq_len, context=context)
     else:
         bits = bits_per_byte(make_backend(found.model, 1, backend), stream)
         total = Evaluation.of_nats(bits * math.log(2) * stream.n_bytes, stream.n_targets, stream.n_bytes)
