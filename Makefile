@@ -11,7 +11,7 @@ DATA_SET := data/tinystories
 
 .NOTPARALLEL:  # two commands at once would want one folder and both cores
 
-.PHONY: setup demo data train sweep serve evaluate doctor champion test lint format bench bench-prepare bench-train bench-serve bench-learn bench-export sbom clean help
+.PHONY: setup demo data train sweep serve evaluate doctor champion test test-gpu lint format bench bench-prepare bench-train bench-serve bench-learn bench-export bench-gpu bench-scale sbom clean help
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,12 @@ bench-prepare: $(READY)  ## preparation against datasets.map and datatrove, on S
 	$(BIN)/python tests/bench/prepare.py $(if $(SOURCE),--source $(SOURCE))
 	$(BIN)/python tests/bench/prepare_memory.py $(if $(SOURCE),--source $(SOURCE))
 
+test-gpu: $(READY)  ## tests that need a GPU
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+bench-gpu: $(READY)  ## training speed on one GPU against nanoGPT's recipe, into gpu.json
+	$(BIN)/python tests/bench/gpu.py $(ARGS)
+
 bench-train: $(READY)    ## training speed against a bare loop, nanoGPT's recipe and transformers, on DATA=FOLDER
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python tests/bench/train.py $(if $(DATA),--data $(DATA))
@@ -88,6 +94,10 @@ bench-train: $(READY)    ## training speed against a bare loop, nanoGPT's recipe
 bench-serve: $(READY)    ## serving speed against llama.cpp and transformers, and over HTTP
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python tests/bench/serve.py $(if $(MODEL),--model $(MODEL))
+
+bench-scale: $(READY)    ## on paper: sizes that no machine here can measure, from what was measured
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-scale]'
+	$(BIN)/python tests/bench/scale.py $(ARGS)
 
 bench-learn: $(READY)    ## learning per token, one factor at a time, on DATA=FOLDER (hours)
 	$(BIN)/python tests/bench/learn.py $(if $(DATA),--data $(DATA))

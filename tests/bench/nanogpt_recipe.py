@@ -53,7 +53,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers) if is_output else 0.02)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        h = self.tokens(x) + self.positions(torch.arange(x.shape[1]))
+        h = self.tokens(x) + self.positions(torch.arange(x.shape[1], device=x.device))
         for block in self.blocks:
             h = block(h)
         logits = F.linear(self.norm(h), self.tokens.weight)
