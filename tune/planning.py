@@ -28,7 +28,7 @@ from slm_ray.tracking.besides.wandb_tracker import require_wandb
 from slm_ray.training import hardware
 from slm_ray.training.inputs import check_files, check_length, n_steps
 from slm_ray.training.preflight import resolve
-from slm_ray.training.starting_point import check_origin
+from slm_ray.training.starting_point import check_origin, pinned_origin
 from tune.config import MODEL_NAME, SweepConfig, run_config
 from tune.halving import first_rung, rung_steps
 from tune.record import read_record, space_to_sweep
@@ -49,6 +49,7 @@ class Plan:
     space: Space
     rungs: tuple[int, ...]  # steps, the last of them the end of a trial
     eval_interval: int
+    origin_sha256: str  # of the weights that every trial begins with; empty of random ones
 
     @property
     def folder(self) -> StoragePath:
@@ -127,7 +128,7 @@ class Plan:
 
 
 def plan_sweep(sweep: SweepConfig) -> Plan:
-    """Settle what is open, without a Ray.
+    """Settle what is open, without a Ray: also which weights `init_from` means, by an alias or the link `best`.
 
     Raises:
         UserError: the sweep, its space or the data set does not allow it.
@@ -140,30 +141,32 @@ def plan_sweep(sweep: SweepConfig) -> Plan:
     if sweep.wandb:
         require_wandb()
     name = sweep.name or f"sweep-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    init_from, origin_sha256 = pinned_origin(sweep)
     sweep = dataclasses.replace(
         sweep,
         name=name,
+        init_from=init_from,
         data=str(storage.storage_path(sweep.data)),
         output=str(storage.storage_path(sweep.output)),
         space=str(Path(sweep.space).absolute()) if sweep.space else "",
         register=registered_name(sweep.register, mlflow_runs.resolve_uri(sweep.tracking_uri)),
     )
     record = read_record(storage.storage_path(sweep.output) / name) if sweep.resume else None
-    plan = _with_rungs(sweep, space_to_sweep(sweep, record))
+    plan = _with_rungs(sweep, space_to_sweep(sweep, record), origin_sha256)
     if unknown := set(sweep.heat_map) - plan.space.keys():
         raise UserError(f"heat_map: {min(unknown)} is not varied: {', '.join(plan.space)} are")
     plan.searcher.check()
     return plan
 
 
-def _with_rungs(sweep: SweepConfig, space: Space) -> Plan:
+def _with_rungs(sweep: SweepConfig, space: Space, origin_sha256: str) -> Plan:
     steps = sweep.trial_steps or max(1, min(200, n_steps(sweep, load_manifest(sweep.data)) // 5))
     rungs: tuple[int, ...] = (steps,)
     interval = sweep.eval_interval_steps or -(-steps // THIRDS)
     if sweep.scheduler == "asha":
         first = first_rung(steps, sweep.reduction_factor, sweep.eval_interval_steps)
         rungs, interval = rung_steps(steps, first, sweep.reduction_factor), sweep.eval_interval_steps or first
-    return Plan(sweep=sweep, space=space, rungs=rungs, eval_interval=interval)
+    return Plan(sweep=sweep, space=space, rungs=rungs, eval_interval=interval, origin_sha256=origin_sha256)
 
 
 def check_cluster(plan: Plan) -> None:

@@ -14,27 +14,33 @@ from slm_ray.config.files import flatten, from_dict
 from slm_ray.config.places import moved_data, saved_config
 from slm_ray.config.resuming import differences, overlaid
 from slm_ray.dataset.manifest import load_manifest
-from slm_ray.errors import UserError, one_line
+from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.storage import StoragePath
 from tune.config import SweepConfig, space_of
 from tune.space import Point, Space, make_space
 
 RECORD = "sweep.json"
-KEPT = ("seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision", "init_from", "model", "optim")
-"""What makes two trials comparable; the data set does too, by its fingerprint. The rest may change on `--resume`: the
+KEPT = ("seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision", "model", "optim")
+"""What makes two trials comparable; the data set does too, by its fingerprint, and the weights that they begin with, by
+their sha256. The rest may change on `--resume`: the
 grid, the workers, what is registered."""
 KEPT_BY_ASHA = ("reduction_factor", "eval_interval_steps")
 """Of a sweep with early stopping too: where the rungs are."""
 
 
-def shared_options(sweep: SweepConfig, space: Space) -> dict[str, Any]:
-    """What every trial of a sweep has in common, its data set included; and how it searches.
+ORIGIN, ORIGIN_SHA256 = "init_from", "origin_sha256"
+
+
+def shared_options(sweep: SweepConfig, space: Space, origin_sha256: str) -> dict[str, Any]:
+    """What every trial of a sweep has in common, its data set and the weights that it begins with included; and how it
+    searches. `origin_sha256` is of these weights, empty of random ones.
 
     Of a random or Optuna search the whole space, since its points follow from it. A grid may grow.
     """
     fields = flatten({name: saved_config(dataclasses.asdict(sweep))[name] for name in KEPT})
     shared = {name: value for name, value in fields.items() if name not in space}
     shared |= {"data_fingerprint": load_manifest(sweep.data).fingerprint, "varied": sorted(space)}
+    shared |= {ORIGIN: without_secrets(sweep.init_from), ORIGIN_SHA256: origin_sha256}
     shared |= {"search": sweep.search, "scheduler": sweep.scheduler}
     if sweep.scheduler == "asha":
         shared |= {name: getattr(sweep, name) for name in KEPT_BY_ASHA}
@@ -61,9 +67,15 @@ def space_to_sweep(sweep: SweepConfig, record: Mapping[str, Any] | None) -> Spac
 
 
 def write_record(
-    folder: StoragePath, sweep: SweepConfig, run_id: str, space: Space, batches: Sequence[Sequence[Point]] = ()
+    folder: StoragePath,
+    sweep: SweepConfig,
+    run_id: str,
+    space: Space,
+    origin_sha256: str,
+    batches: Sequence[Sequence[Point]] = (),
 ) -> None:
-    """Leave the record in a sweep's folder: `batches` are the points that were suggested so far.
+    """Leave the record in a sweep's folder: `batches` are the points that were suggested so far; `origin_sha256` as of
+    `shared_options`.
 
     Raises:
         UserError: it cannot be written.
@@ -71,7 +83,7 @@ def write_record(
     config = saved_config(dataclasses.asdict(sweep))
     content: dict[str, Any] = {
         "run_id": run_id,
-        "shared": shared_options(sweep, space),
+        "shared": shared_options(sweep, space, origin_sha256),
         "space": plain_space(space),
         "config": config,
     }
@@ -106,9 +118,24 @@ def read_record(folder: StoragePath) -> dict[str, Any] | None:
 
 def refuse_other_options(folder: StoragePath, record: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
     """Raises: UserError, with each option that makes the trials another sweep's."""
-    if changed := differences(record["shared"], shared, tuple(shared)):
+    changed = differences(record["shared"], shared, [name for name in shared if name not in (ORIGIN, ORIGIN_SHA256)])
+    if other := _other_origin(record["shared"], shared):
+        changed[ORIGIN] = other
+    if changed:
         said = ", ".join(changed.values())
         raise UserError(f"{folder}: {said}: a sweep keeps what its trials share; leave it out, or take another --name")
+
+
+def _other_origin(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How the trials would begin with other weights than those before; empty where they begin with the same, wherever
+    these lie."""
+    before, its_weights = was.get(ORIGIN, ""), was.get(ORIGIN_SHA256, "")
+    if its_weights == now[ORIGIN_SHA256] and (its_weights or not before):
+        return ""
+    if before and not its_weights:
+        return f"{ORIGIN} was {before}, and an earlier version did not record which weights that led to"
+    other = ", which has other weights" if before and now[ORIGIN] else ""
+    return f"{ORIGIN} was {before or 'not given'} and is now {now[ORIGIN] or 'not given'}{other}"
 
 
 def config_to_resume(base: SweepConfig, origin: str, output: str, name: str) -> SweepConfig:

@@ -123,7 +123,7 @@ def _refuse_conflicts(plan: Plan) -> None:
         return
     if not plan.sweep.resume:
         raise UserError(f"{folder} holds a sweep already: add --resume to continue it, or take another --name")
-    refuse_other_options(folder, known, shared_options(plan.sweep, plan.space))
+    refuse_other_options(folder, known, shared_options(plan.sweep, plan.space, plan.origin_sha256))
 
 
 def _is_in_use(folder: StoragePath) -> bool:
@@ -146,6 +146,7 @@ def _run_trials(plan: Plan, parent_run_id: str) -> list[Trial]:
             folder=plan.run_folder,
             at_once=at_once,
             parent_run_id=parent_run_id,
+            origin_sha256=plan.origin_sha256,
             tracking_uri=mlflow_runs.resolve_uri(sweep.tracking_uri),
             view=view,
         )
@@ -159,7 +160,7 @@ def _run_trials(plan: Plan, parent_run_id: str) -> list[Trial]:
             trial_config=lambda point: plan.trial_config(point, threads),
             run=runner.run,
             recorded=recorded_batches(plan),
-            record=lambda batches: write_record(folder, sweep, parent_run_id, plan.space, batches),
+            record=lambda batches: write_record(folder, sweep, parent_run_id, plan.space, plan.origin_sha256, batches),
             view=view,
         )
         return ranked(run_rounds(rounds))
@@ -172,7 +173,7 @@ def _train_final(plan: Plan, point: Point, parent_run_id: str) -> TrainResult:
     """
     name = f"final-{trial_name(point)}"
     config = run_config(plan.sweep, point, output=str(plan.folder), name=name, resume=True)
-    return run_training(config, parent_run_id=parent_run_id)
+    return run_training(config, parent_run_id=parent_run_id, origin_sha256=plan.origin_sha256)
 
 
 def parse_config(argv: Sequence[str] | None) -> SweepConfig:

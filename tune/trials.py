@@ -69,6 +69,7 @@ class TrialRunner:
     folder: RunFolder  # the sweep's
     at_once: int
     parent_run_id: str
+    origin_sha256: str  # of the weights that each trial begins with; empty of random ones
     tracking_uri: str  # resolved
     view: View
 
@@ -79,10 +80,10 @@ class TrialRunner:
         """
         plain = {name: dataclasses.asdict(config) for name, config in configs.items()}
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this folder is not installed on the workers
-        parent_run_id, tracking_uri = self.parent_run_id, self.tracking_uri
+        fixed = self.parent_run_id, self.tracking_uri, until, self.origin_sha256
 
         def train_point(point: dict[str, Any]) -> None:
-            train_trial(plain[point["trial"]], parent_run_id, tracking_uri, until)
+            train_trial(plain[point["trial"]], *fixed)
 
         for config in configs.values():
             storage.remove(log_path(config))
@@ -119,7 +120,9 @@ def _keep_failure(config: TrainConfig, error: Exception) -> str:
     return reason
 
 
-def train_trial(plain: Mapping[str, Any], parent_run_id: str, tracking_uri: str, until: int) -> None:
+def train_trial(
+    plain: Mapping[str, Any], parent_run_id: str, tracking_uri: str, until: int, origin_sha256: str
+) -> None:
     """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped, up to a step.
 
     What the sweep's address means is settled where the sweep runs; a trial's config does not keep it. One that diverges
@@ -139,6 +142,7 @@ def train_trial(plain: Mapping[str, Any], parent_run_id: str, tracking_uri: str,
                 is_quiet=True,
                 callbacks=[TuneReportCallback()],
                 pause_at=pause_at,
+                origin_sha256=origin_sha256,
             )
         except PausedError:
             return

@@ -112,6 +112,23 @@ class ModelConfig:
         """Whether the feed-forward block has biases, resolved."""
         return self.bias if self.mlp_bias is None else self.mlp_bias
 
+    @property
+    def resolved(self) -> "ModelConfig":
+        """The same shape in one spelling: what 0 or None leave open is filled in, and what has no effect is as by
+        default. Two configs are the same model if these are equal."""
+        is_local = self.n_layers > 1 and 0 < self.local_window < self.seq_len
+        return dataclasses.replace(
+            self,
+            n_kv_heads=self.kv_heads,
+            d_head=self.head_width,
+            rope_theta=self.rope_theta if self.positions == "rotary" else ModelConfig.rope_theta,
+            bias=self.bias and self.norm == "layer",
+            qkv_bias=self.has_qkv_bias,
+            o_bias=self.has_o_bias,
+            mlp_bias=self.has_mlp_bias,
+            local_window=self.local_window if is_local else 0,
+        )
+
     def attention_span(self, layer: int) -> int:
         """Tokens that block `layer` (from 0) looks back on, its own included: the context, or a shorter window."""
         is_local = self.local_window > 0 and layer % 2 == 1

@@ -34,7 +34,7 @@ from slm_ray.tracking.besides.wandb_tracker import require_wandb
 from slm_ray.tracking.tracker import Tracker
 from slm_ray.training.checkpointing import is_out_of_patience
 from slm_ray.training.inputs import RunPlan, check_files, plan_run
-from slm_ray.training.preflight import refuse_conflicts, resolve
+from slm_ray.training.preflight import refuse_conflicts, resolve, with_its_origin
 from slm_ray.training.profiling import read_operators
 from slm_ray.training.starting_point import StartingPoint, starting_point
 
@@ -67,11 +67,13 @@ def run_training(
     is_quiet: bool = False,
     callbacks: Sequence[UserCallback] = (),
     pause_at: int = 0,
+    origin_sha256: str = "",
 ) -> TrainResult:
     """Train as the config says, through Ray Train. Returns where the result lies.
 
     With `pause_at`, it leaves off after the validation of that step; the next call goes on as if nothing had happened.
-    `callbacks` are Ray Train's own, called with what each validation reports.
+    `callbacks` are Ray Train's own, called with what each validation reports. `origin_sha256` is that of the weights
+    that the run must begin with, or must have begun with; any, when not given.
     Starts a local Ray, or joins the cluster that RAY_ADDRESS names, unless Ray is already running in this process.
 
     Raises:
@@ -90,10 +92,21 @@ def run_training(
         plan.folder.fetch()
         latest = plan.folder.latest_valid()
         refuse_conflicts(plan, latest)
+        plan = with_its_origin(plan, latest) if latest else plan
         start = starting_point(plan) if latest is None and config.init_from else None
+        _check_origin(plan, latest or start, origin_sha256)
         cluster.connect()
         cluster.check_resources(config)
         return _run_locked(plan, latest or start, parent_run_id, is_quiet, callbacks)
+
+
+def _check_origin(plan: RunPlan, begin: Checkpoint | StartingPoint | None, wanted: str) -> None:
+    """Raises: UserError when the run's first weights are not those of a sha256, where one is given."""
+    origin = begin.state.origin if isinstance(begin, Checkpoint) else begin.origin if begin else None
+    if not wanted or (origin and origin.weights_sha256 == wanted):
+        return
+    what = f"{plan.config.init_from} has" if isinstance(begin, StartingPoint) else f"{plan.folder.address} began with"
+    raise UserError(f"{what} other weights than were asked for (sha256 {wanted[:12]})")
 
 
 def _plan(config: TrainConfig) -> RunPlan:

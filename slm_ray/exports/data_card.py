@@ -11,6 +11,7 @@ from typing import Any
 from slm_ray.dataset.manifest import SPLITS, Manifest
 from slm_ray.exports.source_model import SourceModel
 from slm_ray.hub_reference import parse_hub_reference
+from slm_ray.runs.train_state import Origin
 
 CODE_LICENCE = "Apache-2.0"
 HUB_LICENCES = {
@@ -57,9 +58,57 @@ def data_source(manifest: Manifest | None) -> DataSource:
 
 
 def licence(given: SourceModel) -> str:
-    """SPDX identifier of what made the model: this project's, or unknown (empty) where others made it, or it began from
-    another, of which nothing says what that began from."""
-    return CODE_LICENCE if given.state is not None and given.state.origin is None else ""
+    """SPDX identifier of what made the model: this project's; or unknown (empty) where others made it or any model that
+    it goes back to, or where nothing says what one of these began from."""
+    if given.state is None:
+        return ""
+    origin = given.state.origin
+    return CODE_LICENCE if origin is None or origin.is_ours else ""
+
+
+def licence_text(given: SourceModel) -> str:
+    """The same in words: why it is unknown."""
+    if known := licence(given):
+        return known
+    origin = given.state.origin if given.state else None
+    if origin is None or any(link.is_of_others for link in origin.chain):
+        return "not only this project; see the model that it began from"
+    return "not known: nothing says what all the models that it goes back to began from"
+
+
+def origin_lines(origin: Origin) -> Iterator[str]:
+    """The models that it goes back to, the nearest first."""
+    for number, link in enumerate(origin.chain):
+        step = f" at step {link.step:,}" if link.step else ""
+        run = f" of run `{link.run_id}`" if link.run_id else ""
+        others = ", made by others: ask them" if link.is_of_others else ""
+        begun = "Which began from" if number else "Begun from"
+        yield f"- **{begun}** `{link.reference}`{step}{run}, weights sha256 `{link.weights_sha256}`{others}"
+        yield from (f"  - with {change}" for change in link.changes)
+    if origin.is_ours:
+        yield "- **Which began from** random weights"
+    elif not origin.chain[-1].is_of_others:
+        yield "- What that began from is not known"
+
+
+def data_licence(given: SourceModel) -> str:
+    """Licence of the stories, in words: of the data set at hand, which may not be the only one."""
+    known, state = data_source(given.manifest).licence, given.state
+    if not known:
+        return "not known"
+    origin = state.origin if state else None
+    seen = {data for lineage in _lineages(given) for data, _ in lineage}
+    if len(seen) < 2 and (origin is None or origin.is_ours):
+        return known
+    return f"{known} of the data set described below; what else it learned from may have others, not known here"
+
+
+def _lineages(given: SourceModel) -> list[list[tuple[str, int]]]:
+    """Data sets that the model and those before it were trained on."""
+    if given.state is None:
+        return []
+    origin = given.state.origin
+    return [given.state.data_lineage, *(link.lineage for link in (origin.chain if origin else ()))]
 
 
 def data_lines(given: SourceModel) -> Iterator[str]:
@@ -67,8 +116,10 @@ def data_lines(given: SourceModel) -> Iterator[str]:
     manifest, source = given.manifest, data_source(given.manifest)
     yield f"- **Source**: {source.text}"
     yield f"- **Licence of the data**: {source.licence or 'not known: ask whoever made the stories'}"
-    for fingerprint, step in given.state.data_lineage if given.state else ():
-        yield f"- **Data set** `{fingerprint}`, from step {step + 1:,} on"
+    for number, lineage in enumerate(_lineages(given)):
+        whose = " of a model that it goes back to" if number else ""
+        for fingerprint, step in lineage:
+            yield f"- **Data set**{whose} `{fingerprint}`, from step {step + 1:,} on"
     if manifest is None:
         return
     tokenizer = manifest.tokenizer

@@ -15,7 +15,15 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from slm_ray.errors import visible_lines
-from slm_ray.exports.data_card import DataSource, data_lines, data_source, licence
+from slm_ray.exports.data_card import (
+    DataSource,
+    data_licence,
+    data_lines,
+    data_source,
+    licence,
+    licence_text,
+    origin_lines,
+)
 from slm_ray.exports.formats import Dtype, Format
 from slm_ray.exports.parity import Parity
 from slm_ray.exports.source_model import SourceModel
@@ -145,8 +153,8 @@ def _ends(given: SourceModel) -> str:
 
 
 def _licences(given: SourceModel) -> Iterator[str]:
-    yield f"- **Code** that trained it: {licence(given) or 'not only this project; see the model that it began from'}"
-    yield f"- **Data**: {data_source(given.manifest).licence or 'not known'}"
+    yield f"- **Code** that trained it: {licence_text(given)}"
+    yield f"- **Data**: {data_licence(given)}"
     if licence(given):
         yield ""
         yield "The metadata above names the licence of the code; whoever publishes the weights decides on theirs."
@@ -160,7 +168,7 @@ def _lineage(given: SourceModel) -> Iterator[str]:
     yield f"- **Run**: `{given.run_id or 'not tracked'}`, step {state.step:,}, {state.samples_seen:,} samples"
     yield f"- **Weights**: sha256 `{given.weights_sha256}` of the checkpoint's"
     if state.origin is not None:
-        yield f"- **Begun from** `{state.origin.reference}`, weights sha256 `{state.origin.weights_sha256}`"
+        yield from origin_lines(state.origin)
     for attempt in state.attempts:
         code = str(attempt.code_version) if attempt.code_version else "that no commit names"
         yield (

@@ -12,7 +12,7 @@ from typing import Any
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError, visible
 from slm_ray.lineage.chain import SHORT, Lineage, Piece, StepStories, stories_of_step, trace
-from slm_ray.runs.train_state import Attempt
+from slm_ray.runs.train_state import Attempt, Origin
 
 OPTION = "--explain"
 
@@ -150,16 +150,25 @@ def _chain(lineage: Lineage) -> Iterator[tuple[str, str]]:
     yield "step", f"{state.step:,}, after {state.samples_seen:,} samples"
     for number, attempt in enumerate(lineage.attempts, 1):
         yield f"attempt {number}", _attempt_text(attempt, is_recorded=bool(state.attempts))
-    if (origin := state.origin) is not None:
-        when = f" at step {origin.step:,}" if origin.step else ""
-        yield "begun from", visible(f"{origin.reference}{when}, weights of sha256 {origin.weights_sha256}")
-        for change in origin.changes:
-            yield "", visible(change)
+    if state.origin is not None:
+        yield from _origin_lines(state.origin)
     yield "config", f"as preset {lineage.preset}{', but for:' if lineage.differences else ''}"
     for name, (preset, own) in lineage.differences.items():
         yield "", visible(f"{name} {own} (there {preset})")
     for number, (data, step) in enumerate(state.data_lineage):
         yield "" if number else "data", f"{visible(data)} from step {step + 1:,} on"
+
+
+def _origin_lines(origin: Origin) -> Iterator[tuple[str, str]]:
+    """Every model that it goes back to, the nearest first."""
+    for link in origin.chain:
+        when = f" at step {link.step:,}" if link.step else ""
+        run = f" of run {link.run_id}" if link.run_id else ""
+        yield "begun from", visible(f"{link.reference}{when}{run}, weights of sha256 {link.weights_sha256}")
+        for change in link.changes:
+            yield "", visible(change)
+    if not origin.is_ours:
+        yield "", "made by others" if origin.chain[-1].is_of_others else "what that began from is not known"
 
 
 def _attempt_text(attempt: Attempt, *, is_recorded: bool) -> str:

@@ -16,6 +16,8 @@ from slm_ray.runs.code_version import CodeVersion
 
 RENAMED_FIELDS = {"n_unimproved": "n_stale_validations"}
 """Fields of `state.json` under the names that earlier versions wrote."""
+MAX_ORIGINS = 32
+"""Links of the chain that a state keeps, the nearest first: what is beyond is not kept, and so not known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,34 @@ class Origin:
     """Data sets that it was trained on, as `TrainState.lineage`; empty where others made it."""
     changes: list[str] = dataclasses.field(default_factory=list)
     """What was changed in it before the first step, in words: rows of the embedding, the context."""
+    origin: "Origin | None" = None
+    """What it began from itself; None where that was random weights, or is not known."""
+    is_start_known: bool = False
+    """Whether `origin` is the whole answer: not of a model of others, of files of earlier versions, or of a link beyond
+    which the chain was cut."""
+
+    @property
+    def chain(self) -> list["Origin"]:
+        """It and all before it, the nearest first; at least one."""
+        return [self, *(self.origin.chain if self.origin else [])]
+
+    @property
+    def is_of_others(self) -> bool:
+        """Whether others made it: a model of ours knows the data sets that it saw."""
+        return not self.lineage
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether every link is known and ours, down to one that began with random weights."""
+        return all(not link.is_of_others and link.is_start_known for link in self.chain)
+
+    def shortened(self, links: int = MAX_ORIGINS) -> "Origin":
+        """The chain's nearest links, at least one; where it is cut, nothing is known of what came before."""
+        if self.origin is None:
+            return self
+        if links <= 1:
+            return dataclasses.replace(self, origin=None, is_start_known=False)
+        return dataclasses.replace(self, origin=self.origin.shortened(links - 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,6 +206,7 @@ class TrainState:
             fields["best"] = Evaluation.from_record(fields.get("best", {}))
             fields["lineage"] = [(str(data), int(step)) for data, step in fields.get("lineage", [])]
             cls(**fields)  # refuses names that there are not
+            _check_chain(fields.get("origin"))
             return TypeAdapter(cls).validate_python(fields)
         except ValidationError as error:
             first = error.errors()[0]
@@ -184,3 +215,12 @@ class TrainState:
             raise ValueError(f"{error.args[0]} is missing") from error
         except (TypeError, AttributeError, OverflowError) as error:
             raise ValueError(str(error)) from error
+
+
+def _check_chain(record: Any) -> None:
+    """Raises: ValueError for more links than any version writes."""
+    links = 0
+    while isinstance(record, Mapping):
+        record, links = record.get("origin"), links + 1
+    if links > MAX_ORIGINS:
+        raise ValueError(f"origin: a chain of {links} models, and {MAX_ORIGINS} are read")

@@ -8,18 +8,22 @@ import dataclasses
 import datetime
 import uuid
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from slm_ray import storage
 from slm_ray.config.files import from_dict
-from slm_ray.config.places import origin_name, place_of
+from slm_ray.config.places import place_of
 from slm_ray.config.resuming import FORCED, KEPT, differences
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import TOKENIZER, load_manifest
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, without_secrets
+from slm_ray.hub_reference import PREFIX
 from slm_ray.runs.checkpoint import MODEL, OPTIMIZER, Checkpoint
 from slm_ray.runs.run_folder import refuse_corrupt
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
+from slm_ray.tracking.registry import REGISTERED, resolved_model, weights_digest
 from slm_ray.training.inputs import RunPlan, check_length
 
 
@@ -75,13 +79,19 @@ def refuse_conflicts(plan: RunPlan, latest: Checkpoint | None) -> None:
     _refuse_other_state(plan, latest)
 
 
+def with_its_origin(plan: RunPlan, latest: Checkpoint) -> RunPlan:
+    """The plan of a resumed run with the `init_from` that the run began with: what was given now, once
+    `refuse_conflicts` found it to be the same weights, may not be where `origin` says that they come from."""
+    was = str(latest.state.config.get("init_from", ""))
+    return dataclasses.replace(plan, config=dataclasses.replace(plan.config, init_from=was))
+
+
 def _refuse_other_options(plan: RunPlan, latest: Checkpoint) -> None:
     was = from_dict(TrainConfig, latest.state.config, str(latest.path))
     kept = [name for name in KEPT if not (plan.config.force and name in FORCED)]
-    changed = differences(dataclasses.asdict(was), dataclasses.asdict(plan.config), kept)
-    before, now = origin_name(was.init_from), origin_name(plan.config.init_from)
-    if before != now:
-        changed["init_from"] = f"init_from was {before or 'not given'} and is now {now or 'not given'}"
+    changed = differences(_options(was), _options(plan.config), kept)
+    if other := _other_origin(was.init_from, latest, plan.config):
+        changed["init_from"] = other
     if not changed:
         return
     keeps = f"a resumed run keeps {'it' if len(changed) == 1 else 'them'}"
@@ -90,6 +100,34 @@ def _refuse_other_options(plan: RunPlan, latest: Checkpoint) -> None:
     else:
         how = "leave it out, or take another --name"
     raise UserError(f"{plan.folder.address}: {', '.join(changed.values())}: {keeps}; {how}")
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    """The fields, with a shape that is spelled in another way as one shape."""
+    return dataclasses.asdict(dataclasses.replace(config, model=config.model.resolved))
+
+
+def _other_origin(was: str, latest: Checkpoint, config: TrainConfig) -> str:
+    """How a run would begin with other weights than it did; empty where `init_from` is the place that it was, at which
+    nothing is looked, or leads to the same weights."""
+    now, origin = config.init_from, latest.state.origin
+    if _place(now) == _place(was):
+        return ""
+    said = f"init_from was {was or 'not given'} and is now {without_secrets(now) or 'not given'}"
+    if not now or origin is None:
+        return said
+    try:
+        with resolved_model(now, config.tracking_uri) as found:
+            digest = weights_digest(found)
+    except UserError as error:
+        return f"{said}, whose weights cannot be compared ({error})"
+    return "" if digest == origin.weights_sha256 else f"{said}, which has other weights"
+
+
+def _place(reference: str) -> str:
+    """A reference, or the absolute path of a folder, also of one that is there no more."""
+    is_path = bool(reference) and not reference.startswith((REGISTERED, PREFIX))
+    return str(Path(without_secrets(reference)).absolute()) if is_path else reference
 
 
 def _refuse_other_state(plan: RunPlan, latest: Checkpoint) -> None:

@@ -30,7 +30,7 @@ from slm_ray.training.optim import make_optimizer
 
 FREE = ("seq_len", "vocab_size", "dropout", "init_std")
 """Of a shape, what weights leave open, or what is compared with more than one number."""
-_EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
+_READ, _WRITTEN = "embed_tokens.weight", "lm_head.weight"
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -53,6 +53,19 @@ def begun_from(base: Config, config_file: str, words: Sequence[str]) -> Config:
     return dataclasses.replace(base, init_from=given["init_from"], model=model)
 
 
+def pinned_origin(config: TrainConfig) -> tuple[str, str]:
+    """A reference to the very weights that `init_from` leads to now, for one that may move (an alias, a branch, the
+    link `best`), and their sha256; both empty of a run that begins with random ones.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if not config.init_from:
+        return "", ""
+    with resolved_model(config.init_from, config.tracking_uri) as found:
+        return found.pinned or str(found.path), weights_digest(found)
+
+
 def check_origin(config: TrainConfig) -> None:
     """Refuse a config whose model is not that of `init_from`. Raises: UserError, also when there is no such model."""
     with resolved_model(config.init_from, config.tracking_uri) as found:
@@ -60,8 +73,9 @@ def check_origin(config: TrainConfig) -> None:
 
 
 def _check_shape(config: TrainConfig, shape: ModelConfig) -> None:
-    """Raises: UserError, with each option that is not as the weights are."""
-    own, theirs = dataclasses.asdict(config.model), dataclasses.asdict(shape)
+    """Raises: UserError, with each option that is not as the weights are, however it is spelled."""
+    own = dataclasses.asdict(config.model.resolved)
+    theirs = dataclasses.asdict(dataclasses.replace(shape, seq_len=config.model.seq_len).resolved)
     changed = [
         f"model.{name} is {own[name]} and there {value}"
         for name, value in theirs.items()
@@ -143,18 +157,21 @@ def starting_point(plan: RunPlan) -> StartingPoint:
 
 
 def _origin(config: TrainConfig, found: ResolvedModel) -> Origin:
-    """Which weights, without any place of this machine."""
+    """Which weights, and what they began from themselves, without any place of this machine."""
     digest = weights_digest(found)
     if found.is_foreign:
         return Origin(reference=origin_name(found.pinned or config.init_from), weights_sha256=digest)
     state = checkpoint.load_state(found.path)
-    return Origin(
+    whole = Origin(
         reference=origin_name(found.pinned or config.init_from),
         weights_sha256=digest,
         step=state.step,
         run_id=found.run_id or state.run_id,
         lineage=state.data_lineage,
+        origin=state.origin,
+        is_start_known=True,
     )
+    return whole.shortened()
 
 
 def _another_tokenizer(config: TrainConfig, found: ResolvedModel, why: ValueError) -> str:
@@ -191,8 +208,10 @@ def _vocabulary_changes(
 def _fitted(model: Decoder, tokenizer: Tokenizer, added: Mapping[str, int], wanted: ModelConfig) -> Decoder:
     """The model with the vocabulary and the context of the run."""
     weights: dict[str, Tensor] = dict(model.state_dict())
-    for name in _EMBEDDINGS:
-        weights[name] = _rows(weights[name], tokenizer, added, wanted.vocab_size)
+    start, end = tokenizer.start_id, tokenizer.eos_id
+    weights[_READ] = _rows(weights[_READ], tokenizer, added, wanted.vocab_size, end_of_text=start)
+    written = start if wanted.tie_embeddings else end
+    weights[_WRITTEN] = _rows(weights[_WRITTEN], tokenizer, added, wanted.vocab_size, end_of_text=written)
     if "embed_positions.weight" in weights:
         weights["embed_positions.weight"] = weights["embed_positions.weight"][: wanted.seq_len]
     fitted = Decoder(wanted)
@@ -200,17 +219,19 @@ def _fitted(model: Decoder, tokenizer: Tokenizer, added: Mapping[str, int], want
     return fitted
 
 
-def _rows(old: Tensor, tokenizer: Tokenizer, added: Mapping[str, int], vocab_size: int) -> Tensor:
-    """An embedding, (rows, d_model), with a row for each token of the run.
+def _rows(old: Tensor, tokenizer: Tokenizer, added: Mapping[str, int], vocab_size: int, end_of_text: int) -> Tensor:
+    """An embedding or output layer, (rows, d_model), with a row for each token of the run.
 
     A new token begins as the mean of all, which none of the old ones is far from (Hewitt, "Initializing New Word
-    Embeddings for Pretrained Language Models", 2021); the data's end-of-text token as the one before a text, which is
-    what it stands for.
+    Embeddings for Pretrained Language Models", 2021); the data's end-of-text token as `end_of_text`: where it is read,
+    as the token before a text, for the first position of every text is that; where it is written, as the token after
+    one. Tied, one row is both, and the first counts: a start that the model does not know is felt at every token of a
+    text, an end that it does not expect at one.
     """
     known = old[: tokenizer.vocab_size]
     rows = known.mean(dim=0).repeat(vocab_size, 1)  # (vocab_size, d_model)
     kept = min(len(known), vocab_size)
     rows[:kept] = known[:kept]
     for entry, token in added.items():
-        rows[token] = known[tokenizer.start_id] if entry == END_OF_TEXT else known.mean(dim=0)
+        rows[token] = known[end_of_text] if entry == END_OF_TEXT else known.mean(dim=0)
     return rows

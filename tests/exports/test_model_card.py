@@ -102,16 +102,38 @@ def test_a_card_says_licences_data_lineage_and_evaluation(
     assert str(tmp_path) not in text
 
 
-@pytest.mark.parametrize("lineage", [[], [("f" * 64, 0)]], ids=["of others", "of ours"])
-def test_a_model_that_began_from_another_is_under_no_licence_of_ours(
-    data: Path, tiny_tokenizer: Tokenizer, tmp_path: Path, lineage: list[tuple[str, int]]
+OURS = Origin(reference="best", weights_sha256="a1", step=12, run_id="run-0", lineage=[("f" * 64, 0)])
+"""As earlier versions wrote it: nothing says what it began from."""
+OTHERS = Origin(reference="hub:someone/noncommercial", weights_sha256="b2", changes=["a context of 32 tokens"])
+WHOLE = dataclasses.replace(OURS, is_start_known=True)
+
+
+@pytest.mark.parametrize(
+    ("origin", "licence", "said"),
+    [
+        (OTHERS, None, "hub:someone/noncommercial`, weights sha256 `b2`, made by others"),
+        (OURS, None, "What that began from is not known"),
+        (WHOLE, "apache-2.0", "**Which began from** random weights"),
+        (dataclasses.replace(WHOLE, origin=OTHERS), None, "**Which began from** `hub:someone/noncommercial`"),
+        (dataclasses.replace(WHOLE, origin=OURS), None, "What that began from is not known"),
+        (dataclasses.replace(WHOLE, origin=WHOLE), "apache-2.0", "**Which began from** random weights"),
+    ],
+    ids=["others", "ours, of before", "ours", "ours of others", "ours, of ours of before", "ours of ours"],
+)
+def test_a_model_is_under_our_licence_only_if_all_that_it_goes_back_to_is_known_and_ours(
+    data: Path, tiny_tokenizer: Tokenizer, tmp_path: Path, origin: Origin, licence: str | None, said: str
 ) -> None:
-    """Also from one of ours, which may have begun from somebody's."""
-    model = trained_on(
-        tmp_path / "model", tiny_tokenizer, data, Origin(reference="a", weights_sha256="", lineage=lineage)
-    )
+    model = trained_on(tmp_path / "model", tiny_tokenizer, data, origin)
     assert export.main(["--model", str(model), "--output", str(tmp_path / "out")]) == 0
-    assert "license" not in card_of(tmp_path / "out")[0]
+    metadata, text = card_of(tmp_path / "out")
+    assert metadata.get("license") == licence
+    assert said in text
+    assert "**Data**: CDLA-Sharing-1.0 of the data set described below; what else it learned from" in text
+    for link in origin.chain:
+        assert f"began from** `{link.reference}`" in text.replace("Begun from", "began from")
+        assert all(f"  - with {change}" in text for change in link.changes)
+        assert not link.step or f"`{link.reference}` at step 12 of run `run-0`, weights sha256 `a1`" in text
+        assert all(f"of a model that it goes back to `{data}`" in text for data, _ in link.lineage)
 
 
 def test_an_evaluation_is_written_as_the_hub_reads_it(data: Path, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:

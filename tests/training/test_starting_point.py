@@ -2,22 +2,32 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from slm_ray.config.schema import TrainConfig
+from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.errors import UserError
+from slm_ray.lineage.explain import explanation
+from slm_ray.model_files.foreign_tokenizer import read_tokenizer
 from slm_ray.runs import checkpoint
 from slm_ray.runs.outcome import RunStatus
+from slm_ray.tokenization.loading import with_end_of_text
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train_bpe
-from slm_ray.training.preflight import refuse_conflicts
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.train import parse_config
+from slm_ray.training.inputs import TrainInputs, load_inputs
+from slm_ray.training.preflight import refuse_conflicts, resolve, with_its_origin
 from slm_ray.training.starting_point import begun_from, check_origin
 from tests.support.begun_runs import begin, go_on, train
 from tests.support.data_sets import write_data
+from tests.support.foreign_models import opened_by_transformers, write_foreign
 from tests.support.saved_models import save_model, save_talkative
 from tests.support.tiny_model import SENTENCES, random_model, talkative_model
 
@@ -58,6 +68,26 @@ def test_it_begins_with_the_weights_and_says_where_they_come_from(tiny_config: T
     assert str(origin.parent) not in json.dumps(dataclasses.asdict(state.origin))
 
 
+def test_every_model_that_it_goes_back_to_is_named(tiny_config: TrainConfig, origin: Path) -> None:
+    """Also somebody's, two hops away."""
+    theirs = origin / "model"  # in Hugging Face's layout, and no checkpoint
+    first = begin(tiny_config, theirs, "first", model={"seq_len": 32})
+    second = begin(tiny_config, first.folder.latest, "second")
+    state = checkpoint.load_state(second.folder.latest)
+    assert state.origin is not None
+    assert [link.reference for link in state.origin.chain] == ["latest", "model"]
+    assert [link.lineage for link in state.origin.chain] == [[(first.data_fingerprint, 0)], []]
+    assert [link.changes for link in state.origin.chain] == [[], ["a context of 32 tokens, of its 64"]]
+    assert not state.origin.is_ours
+    ours = begin(tiny_config, origin, "ours")
+    assert checkpoint.load_state(ours.folder.latest).origin.is_ours  # type: ignore[union-attr]
+    told = " ".join(str(explanation(["--explain", str(second.folder.latest)])).split())
+    assert "begun from latest, weights of sha256" in told
+    assert "begun from model, weights of sha256" in told and "a context of 32 tokens, of its 64 made by others" in told
+    chain = json.loads(str(explanation(["--explain", str(second.folder.latest), "--json"])))["origin"]
+    assert chain["origin"]["reference"] == "model"
+
+
 def test_it_resumes_without_its_origin_as_if_never_interrupted(tiny_config: TrainConfig, origin: Path) -> None:
     whole = begin(tiny_config, origin, "whole")
     train(whole)
@@ -71,14 +101,78 @@ def test_it_resumes_without_its_origin_as_if_never_interrupted(tiny_config: Trai
     assert [attempt.step for attempt in state.attempts] == [0, 4]
 
 
-def test_a_resumed_run_keeps_its_origin_by_name(tiny_config: TrainConfig, origin: Path) -> None:
-    inputs = begin(tiny_config, origin)
+def resumed(inputs: TrainInputs, init_from: Path | str) -> TrainInputs:
+    """The run, gone on with from `--init-from`, once nothing stands in the way."""
     latest = inputs.folder.latest_valid()
-    moved = dataclasses.replace(inputs.config, resume=True, init_from="/elsewhere/origin")
-    refuse_conflicts(dataclasses.replace(inputs, config=moved), latest)
-    other = dataclasses.replace(moved, init_from="/elsewhere/another")
-    with pytest.raises(UserError, match="init_from was origin and is now another: a resumed run keeps it"):
-        refuse_conflicts(dataclasses.replace(inputs, config=other), latest)
+    assert latest is not None
+    config = dataclasses.replace(inputs.config, resume=True, init_from=str(init_from))
+    again = dataclasses.replace(inputs, config=resolve(config, lambda _: 1))
+    refuse_conflicts(again, latest)
+    return dataclasses.replace(again, config=with_its_origin(again, latest).config)
+
+
+def test_a_resumed_run_takes_the_same_weights_of_another_place_and_keeps_the_name(
+    tiny_config: TrainConfig, origin: Path, tmp_path: Path
+) -> None:
+    inputs = begin(tiny_config, origin)
+    assert inputs.config.init_from == str(origin)
+    for same in (origin, shutil.copytree(origin, tmp_path / "copy")):
+        again = resumed(inputs, same)
+        assert again.config.init_from == str(origin)
+    shutil.rmtree(origin)  # what is named as it was is not looked at
+    assert resumed(inputs, origin).config == again.config
+
+
+def test_a_resumed_run_refuses_other_weights_under_the_same_last_name(
+    tiny_config: TrainConfig, origin: Path, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    inputs = begin(tiny_config, origin)
+    other = save_talkative(tmp_path / "elsewhere" / "origin", tiny_tokenizer, noise=0.1)
+    said = f"init_from was {origin} and is now {other}, which has other weights: a resumed run keeps it; leave it out"
+    with pytest.raises(UserError, match=said):
+        resumed(inputs, other)
+    with pytest.raises(UserError, match="and is now not given: a resumed run keeps it"):
+        resumed(inputs, "")
+    plain = load_inputs(resolve(dataclasses.replace(tiny_config, name="plain"), lambda _: 1), NullTracker())
+    train(dataclasses.replace(plain, pause_at=4))
+    with pytest.raises(UserError, match=f"init_from was not given and is now {origin}: a resumed run keeps it"):
+        resumed(plain, origin)
+
+
+@pytest.mark.parametrize("place", ["/elsewhere/origin", "models:/origin@champion"])
+def test_weights_that_cannot_be_looked_at_are_not_the_same(tiny_config: TrainConfig, origin: Path, place: str) -> None:
+    inputs = begin(tiny_config, origin)
+    with pytest.raises(UserError, match=f"is now {place}, whose weights cannot be compared .*leave it out") as said:
+        resumed(inputs, place)
+    assert "\n" not in str(said.value)
+
+
+def test_a_run_that_is_spelled_in_another_way_goes_on(tiny_config: TrainConfig, origin: Path) -> None:
+    inputs = begin(tiny_config, origin)
+    model = dataclasses.replace(inputs.config.model, n_kv_heads=4, d_head=8, qkv_bias=False)
+    again = dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, model=model))
+    assert resumed(again, origin).config.model == model
+    other = dataclasses.replace(again, config=dataclasses.replace(again.config, model=ModelConfig(n_kv_heads=2)))
+    with pytest.raises(UserError, match="n_kv_heads was 4 and is now 2"):
+        resumed(other, origin)
+
+
+def test_the_same_words_begin_a_run_with_given_weights_and_go_on_with_it(
+    tiny_config: TrainConfig, origin: Path, tmp_path: Path
+) -> None:
+    fields = dataclasses.asdict(tiny_config) | {"model": {"seq_len": 48}, "tracking_uri": "none"}
+    del fields["init_from"]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
+    words = ["--config", str(tmp_path / "run.yaml"), "--init-from", str(origin), "--resume"]
+    first = parse_config(words)
+    inputs = begin(first, origin, first.name, model={"seq_len": 48})
+    for again in (words, [*words[:2], "--resume"]):
+        config = parse_config(again)
+        assert (config.model.n_layers, config.model.seq_len) == (2, 48)
+        resumed(dataclasses.replace(inputs, config=config), config.init_from)
+    with pytest.raises(UserError, match=r"model\.d_model was 32 and is now 256"):
+        config = parse_config(["--config", "story-5m", *words[2:], "--name", first.name, "--output", first.output])
+        resumed(dataclasses.replace(inputs, config=config), origin)
 
 
 def test_muon_and_a_shorter_context_begin_too(tiny_config: TrainConfig, origin: Path) -> None:
@@ -121,6 +215,47 @@ def test_options_of_another_shape_are_refused_by_name(tiny_config: TrainConfig, 
         check_origin(config)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "spelled"),
+    [
+        ({}, {"n_kv_heads": 4, "d_head": 8, "qkv_bias": False, "o_bias": False, "mlp_bias": False}),
+        ({}, {"bias": True, "qkv_bias": False, "o_bias": False, "mlp_bias": False}),  # RMSNorm has none
+        ({"n_kv_heads": 4, "d_head": 8}, {"n_kv_heads": 0, "d_head": 0}),
+        ({"bias": True, "norm": "layer"}, {"qkv_bias": True, "o_bias": True, "mlp_bias": True}),
+        ({"positions": "learned"}, {"rope_theta": 50.0}),
+        ({"local_window": 40}, {"local_window": 0, "seq_len": 40}),
+    ],
+)
+def test_another_spelling_of_the_shape_is_the_same_shape(
+    tiny_config: TrainConfig,
+    tiny_tokenizer: Tokenizer,
+    tmp_path: Path,
+    theirs: dict[str, Any],
+    spelled: dict[str, Any],
+) -> None:
+    origin = save_model(tmp_path / "origin", talkative_model(tiny_tokenizer, **theirs), tiny_tokenizer)
+    inputs = begin(tiny_config, origin, model=spelled)
+    assert_equal(weights(inputs.folder.latest), weights(origin))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"n_kv_heads": 2}, "model.n_kv_heads is 2 and there 4"),
+        ({"d_head": 4}, "model.d_head is 4 and there 8"),
+        ({"bias": True}, "model.qkv_bias is True and there False"),
+        ({"local_window": 16}, "model.local_window is 16 and there 0"),
+        ({"rope_theta": 50.0}, "model.rope_theta is 50.0 and there 10000.0"),
+        ({"bias": True, "norm": "layer", "qkv_bias": False}, "model.norm is layer and there rms, model.bias is True"),
+    ],
+)
+def test_another_shape_is_refused_however_it_is_spelled(
+    tiny_config: TrainConfig, origin: Path, changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        begin(tiny_config, origin, model=changed)
+
+
 def test_another_tokenizer_is_refused_with_the_way_out(
     tiny_config: TrainConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -153,6 +288,24 @@ def test_an_extended_tokenizer_gets_rows_in_the_embedding(
     assert torch.equal(after[:512], before) and after.shape == (514, 32)
     torch.testing.assert_close(after[512], before.mean(dim=0))
     assert train(inputs).status == RunStatus.FINISHED
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_end_of_text_token_begins_as_what_it_stands_for(
+    tiny_config: TrainConfig, tmp_path: Path, is_tied: bool
+) -> None:
+    """It is read as the token before a text, and written as the one after it; of tied weights one row is both."""
+    theirs = write_foreign(tmp_path / "theirs", "llama", tie_word_embeddings=is_tied)
+    tokenizer = Tokenizer.from_json(with_end_of_text((theirs / "tokenizer.json").read_text(encoding="utf-8")))
+    write_data(tmp_path / "extended", tokenizer, {"train": [(0, 60)], "validation": [(110, 120)]})
+    inputs = begin(tiny_config, theirs, data=str(tmp_path / "extended"), model={"seq_len": 32})
+    before, after = opened_by_transformers(theirs).state_dict(), weights(inputs.folder.latest)
+    its_own = read_tokenizer(theirs)
+    assert its_own.start_id != its_own.eos_id
+    read, written = after["embed_tokens.weight"][tokenizer.eos_id], after["lm_head.weight"][tokenizer.eos_id]
+    assert torch.equal(read, before["model.embed_tokens.weight"][its_own.start_id])
+    assert torch.equal(written, before["lm_head.weight"][its_own.start_id if is_tied else its_own.eos_id])
+    assert torch.equal(read, written) == is_tied
 
 
 def test_a_model_whose_weights_are_no_numbers_diverges_at_once(

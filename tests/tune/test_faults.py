@@ -38,12 +38,12 @@ def test_trials_that_fail_diverge_and_are_killed_are_rows_and_the_others_go_on(
     sweep = sweep_of(tiny_config, trial_steps=4, lr=(1e-2, 1e6), d_ff=(32, 64), trial_retries=0)
     real = trials_module.train_trial
 
-    def struck(plain: Mapping[str, Any], parent_run_id: str, tracking_uri: str, until: int) -> None:
+    def struck(plain: Mapping[str, Any], *rest: Any) -> None:
         if plain["name"] == "lr0.01-dff64":
             raise OSError(28, "No space left on device")
         if plain["name"] == "lr1e+06-dff64":
             os.kill(os.getpid(), signal.SIGKILL)
-        real(plain, parent_run_id, tracking_uri, until)
+        real(plain, *rest)
 
     monkeypatch.setattr(trials_module, "train_trial", struck)
     monkeypatch.setattr(sweep_module, "parse_config", lambda _: sweep)

@@ -31,14 +31,14 @@ def words(tiny_config: TrainConfig, tmp_path: Path) -> list[str]:
 def begin(sweep: SweepConfig) -> Path:
     folder = Path(sweep.output) / sweep.name
     folder.mkdir(parents=True)
-    write_record(folder, sweep, "run", space_of(sweep))
+    write_record(folder, sweep, "run", space_of(sweep), "")
     return folder
 
 
 def refused(sweep: SweepConfig, folder: Path) -> None:
     record = read_record(folder)
     assert record is not None
-    refuse_other_options(folder, record, shared_options(sweep, space_of(sweep)))
+    refuse_other_options(folder, record, shared_options(sweep, space_of(sweep), ""))
 
 
 def test_the_same_words_begin_a_sweep_and_go_on_with_it(words: list[str]) -> None:
