@@ -81,7 +81,7 @@ def _start_local(with_dashboard: bool, options: dict[str, Any]) -> None:
     folder = surroundings.session_folder()
     options["num_cpus"] = core_count()  # Ray knows no affinity and no group above, and of half a CPU it makes none
     try:
-        with _own_sigterm():
+        with _own_sigterm(), surroundings.short_tmpdir(folder):
             ray.init(LOCAL, include_dashboard=with_dashboard, _temp_dir=folder, _metrics_export_port=port, **options)
     except Exception as error:  # a plain one is what Ray raises where its processes do not come up in time
         logs = f"{folder}/session_latest/logs"
