@@ -360,3 +360,14 @@ def test_few_of_many_stories_are_in_line_at_a_time_and_a_file_is_told_of(
     monkeypatch.setattr(generate, "PROGRESS_S", 30.0)
     assert generate.main([*words, "--seed", "1"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_prompt_far_behind_that_is_too_long_is_said_before_anything_is_written(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text("The cat\n" * 20 + "The cat sat. " * 100)
+    words = ["--model", model, "--prompts", str(tmp_path / "p.txt"), "--max-tokens", "1", "--rows", "1"]
+    assert generate.main(words) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert f"{tmp_path / 'p.txt'}, line 21: " in error
