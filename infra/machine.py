@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from infra.limits import cpu_limit, memory_limit, memory_within
+from slm_ray.limits import allowed_cores, core_count, cpu_limit, memory_limit, memory_within
 
 GIB = 2**30
 OLDEST_PYTHON = (3, 11)
@@ -153,11 +153,12 @@ def cpu_features(root: Path = Path("/")) -> Finding:
 
 def cores(root: Path = Path("/")) -> Finding:
     """Those that this process may use, within its control group."""
-    may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = cpu_limit(root)
+    may, limit, count = allowed_cores(), cpu_limit(root), core_count(root)
     found = f"{may}" if limit is None or limit >= may else f"{may}, of which a limit leaves {limit:g}"
     if limit is not None and limit < may:
-        advice = f"threads are counted by the {may}: give --workers {max(1, int(limit))} --threads 1"
+        advice = (
+            f"workers and threads are counted by the quota, as {count}: train.py takes {min(count, 2)} CPU worker(s)"
+        )
         return Finding(name="cores", state="note", found=found, advice=advice)
     return Finding(
         name="cores", state="ok", found=found, advice=f"train.py takes {min(may, 2)} CPU worker(s) by itself"

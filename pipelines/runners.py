@@ -21,6 +21,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from slm_ray import internals, storage
 from slm_ray.errors import UserError
+from slm_ray.limits import core_count
 from slm_ray.sources.addresses import all_lines
 from slm_ray.storage import StoragePath
 
@@ -53,8 +54,9 @@ def prepare_workers(beam_options: PipelineOptions) -> None:
     if is_direct(beam_options) and direct.direct_running_mode == "multi_processing":
         if direct.direct_num_workers < 0:
             raise UserError(f"direct_num_workers ({direct.direct_num_workers}) must be 0, for all cores, or more")
+        direct.direct_num_workers = direct.direct_num_workers or core_count()  # Beam would count the machine's
         if forked_workers is not None:
-            forked_workers.prepare_forks(direct.direct_num_workers or os.cpu_count() or 1)
+            forked_workers.prepare_forks(direct.direct_num_workers)
 
 
 def refuse_private_memory(beam_options: PipelineOptions, folder: StoragePath) -> None:

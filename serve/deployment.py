@@ -46,6 +46,7 @@ rejects by itself. So many that Serve's own line does not form, in which `/healt
 FORWARD_S = 1.0
 """Time for the proxy to forward the last answers: a replica does not see whether they have arrived."""
 PROXY_SPARE_S = 10.0
+"""Beyond the longest time of a request, for what is not the application's."""
 QUIET_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -63,6 +64,11 @@ class Stories:
         """Take no more stories and wait until those that run are finished, but not for longer than `drain_s`."""
         await self._rollout.close(drain_s)
         await asyncio.to_thread(self.app.state.record.end)
+
+    async def __del__(self) -> None:
+        """Ray Serve calls it in a replica that goes, one of too many for one, once its requests are answered."""
+        with contextlib.suppress(AttributeError):  # it never came up
+            await self.drain(0)
 
     async def check_health(self) -> None:
         """Ray Serve asks every few seconds, and starts another replica in place of one that raises."""
@@ -123,7 +129,8 @@ def build_app(config: AppConfig, settings: ApiSettings | None = None) -> Applica
         max_ongoing_requests=config.rows + config.max_waiting + SPARE_ONGOING,
         max_queued_requests=MAX_QUEUED,
         backpressure_config={"status_code": 429, "retry_after_s": RETRY_AFTER_S},
-        graceful_shutdown_timeout_s=config.drain_s,
+        # One of too many has the time that its requests may take: a kill would answer them with 500 of the proxy.
+        graceful_shutdown_timeout_s=max(config.drain_s, config.request_timeout_s + PROXY_SPARE_S),
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
         max_constructor_retry_count=1,
@@ -140,6 +147,7 @@ def _scale(config: AppConfig) -> dict[str, Any]:
         "min_replicas": config.replicas,
         "max_replicas": config.most_replicas,
         "target_ongoing_requests": config.rows,
+        "metrics_interval_s": 5,
         "look_back_period_s": 10,
         "upscale_delay_s": 10,
         "downscale_delay_s": 300,

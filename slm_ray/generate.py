@@ -19,9 +19,11 @@ import collections
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 import random
 import sys
+import time
 from collections.abc import Iterator, Sequence
 
 from slm_ray.cli.command import command
@@ -31,7 +33,7 @@ from slm_ray.errors import UserError, visible_lines
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.generation.cache_size import check_cache
 from slm_ray.generation.engine import Engine, PromptError
-from slm_ray.generation.prompt_files import Prompt, read_prompts
+from slm_ray.generation.prompt_files import Prompt, PromptFile, Prompts
 from slm_ray.generation.request import Request
 from slm_ray.generation.sampling import MAX_SEED, SamplingParams
 from slm_ray.model.device import DeviceName, find_device, moved
@@ -40,6 +42,10 @@ from slm_ray.tracking.registry import load_model, resolved_model
 
 FIRST_PROMPT = "Once upon a time"
 MOST_STORIES, MOST_ROWS = 1000, 256
+STORIES_A_ROW = 8
+"""In memory at a time for each row: written, being written, and in line."""
+MANY_STORIES, PROGRESS_S = 100, 30.0
+"""So many tell from time to time how far they are, where they do not appear on a terminal."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,17 +135,18 @@ class Writer:
 
     def __init__(self, config: GenerateConfig, engine: Engine, title: str) -> None:
         self._config, self._engine, self._title = config, engine, title
+        self._said_s = time.monotonic()
 
-    def write(self, prompts: Sequence[Prompt]) -> None:
+    def write(self, prompts: Prompts) -> None:
         """Write the stories of all prompts and print them in order, the first that is not finished as it comes.
 
         Raises:
             PromptError: a prompt cannot be continued, before anything is written.
         """
-        asked = [(prompt, request) for prompt in prompts for request in self._requests(prompt)]
-        for _, request in asked:
-            self._engine.add(request)
-        for number, (prompt, request) in enumerate(asked):
+        for prompt in prompts:
+            self._request(prompt, 0)
+        for number, (prompt, request) in enumerate(self._asked(prompts)):
+            self._say_progress(number, len(prompts) * self._config.n)
             if self._config.json:
                 collections.deque(self._chunks(request), maxlen=0)
                 print(self._record(prompt.text, request), flush=True)
@@ -148,13 +155,34 @@ class Writer:
         if not self._config.json:
             print(flush=True)
 
-    def _requests(self, prompt: Prompt) -> list[Request]:
+    def _asked(self, prompts: Prompts) -> Iterator[tuple[Prompt, Request]]:
+        """Each story in order. It is in line at the engine, and so are those after it, up to a bound."""
+        bound = STORIES_A_ROW * self._engine.backend.max_slots
+        requests = ((prompt, self._request(prompt, number)) for prompt in prompts for number in range(self._config.n))
+        asked: collections.deque[tuple[Prompt, Request]] = collections.deque()
+        while True:
+            for one in itertools.islice(requests, bound - len(asked)):
+                self._engine.add(one[1])
+                asked.append(one)
+            if not asked:
+                return
+            yield asked.popleft()
+
+    def _request(self, prompt: Prompt, number: int) -> Request:
         config = self._config
         try:
-            return [self._engine.request(prompt.text, config.sampling(number)) for number in range(config.n)]
+            return self._engine.request(prompt.text, config.sampling(number))
         except PromptError as error:
             where = f"{config.prompts}, line {prompt.line}: " if prompt.line else ""
             raise PromptError(f"{where}{error}") from error
+
+    def _say_progress(self, number: int, stories: int) -> None:
+        """Where they go into a file, now and then, how many are written."""
+        now = time.monotonic()
+        if stories < MANY_STORIES or sys.stdout.isatty() or now - self._said_s < PROGRESS_S:
+            return
+        self._said_s = now
+        print(f"{number:,} of {stories:,} stories are written", file=sys.stderr, flush=True)
 
     def _chunks(self, request: Request) -> Iterator[str]:
         """Step until a request is finished. Yields its text as it becomes certain."""
@@ -254,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         converse(config)
         return 0
     if config.prompts:
-        prompts = read_prompts(config.prompts)
+        prompts: Prompts = PromptFile(config.prompts)
     else:
         prompts = [Prompt(text) for text in config.prompt or (FIRST_PROMPT,)]
     make_writer(config, len(prompts) * config.n).write(prompts)

@@ -1,12 +1,14 @@
 """The command that prints stories."""
 
 import asyncio
+import collections
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from serve.api.routes import create_api
 from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import Rollout
 from slm_ray import generate
-from slm_ray.generation import cache_size
+from slm_ray.errors import UserError
+from slm_ray.generation import cache_size, prompt_files
+from slm_ray.generation.engine import Engine
+from slm_ray.generation.prompt_files import PromptFile
 from slm_ray.tracking.registry import resolve_model
 from tests.support.paths import ROOT
 from tests.support.tiny_model import write_endless_model, write_tiny_model
@@ -313,3 +318,56 @@ def test_ctrl_c_ends_with_what_was_written(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert error.endswith(b"interrupted\n") and error.count(b"\n") == 1
     assert (shown + rest).startswith(b"The cat") and (shown + rest).endswith(b"\n")
+
+
+def test_of_many_prompts_only_the_bytes_are_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"The cat\n" * 200_000)
+    tracemalloc.start()
+    try:
+        found = PromptFile(str(tmp_path / "p.txt"))
+        assert len(found) == 200_000
+        last = collections.deque(found, maxlen=1)[0]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (last.text, last.line) == ("The cat", 200_000)
+    assert peak < 2 * 200_000 * 8 + 2**20  # the file, read up to a bound
+
+
+def test_a_file_of_prompts_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_files, "MAX_BYTES", 2**20)
+    (tmp_path / "p.txt").write_bytes(b"x" * 2**20)
+    assert len(PromptFile(str(tmp_path / "p.txt"))) == 1
+    (tmp_path / "p.txt").write_bytes(b"x" * (2**20 + 1))
+    with pytest.raises(UserError, match=r"p.txt has more than 1 MiB of prompts: split it$"):
+        PromptFile(str(tmp_path / "p.txt"))
+
+
+def test_few_of_many_stories_are_in_line_at_a_time_and_a_file_is_told_of(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting: list[int] = []
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self: waiting.append(len(self._waiting)) or step(self))
+    monkeypatch.setattr(generate, "PROGRESS_S", 0.0)
+    (tmp_path / "p.txt").write_text("The cat\nTom\n" * 60)
+    words = ["--model", model, "--prompts", str(tmp_path / "p.txt"), "--max-tokens", "1", "--rows", "2", "--json"]
+    assert generate.main([*words, "--seed", "1"]) == 0
+    out, said = capsys.readouterr()
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["The cat", "Tom"] * 60
+    assert max(waiting) <= 2 * generate.STORIES_A_ROW
+    assert "119 of 120 stories are written" in said
+    monkeypatch.setattr(generate, "PROGRESS_S", 30.0)
+    assert generate.main([*words, "--seed", "1"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_prompt_far_behind_that_is_too_long_is_said_before_anything_is_written(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text("The cat\n" * 20 + "The cat sat. " * 100)
+    words = ["--model", model, "--prompts", str(tmp_path / "p.txt"), "--max-tokens", "1", "--rows", "1"]
+    assert generate.main(words) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert f"{tmp_path / 'p.txt'}, line 21: " in error

@@ -19,13 +19,13 @@ from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed import cluster
 from slm_ray.distributed.cluster import default_workers
 from slm_ray.errors import UserError
+from slm_ray.limits import core_count
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import StoragePath
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.besides.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.besides.wandb_tracker import require_wandb
-from slm_ray.training import hardware
 from slm_ray.training.inputs import check_files, check_length, n_steps
 from slm_ray.training.preflight import resolve
 from slm_ray.training.starting_point import check_origin, pinned_origin
@@ -124,7 +124,7 @@ class Plan:
         """Of each worker. The same for all trials and in every start: sums depend on it in the last digit."""
         batch = self.sweep.batch_trials if self.sweep.search == "optuna" else self.n_trials
         running = min(at_once, batch) * self.sweep.trial_workers
-        return self.sweep.threads or max(1, hardware.cpu_count() // running)
+        return self.sweep.threads or max(1, core_count() // running)
 
 
 def plan_sweep(sweep: SweepConfig) -> Plan:

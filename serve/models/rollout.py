@@ -29,9 +29,9 @@ from slm_ray.generation.backend_choice import BackendName
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineError, Order
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
+from slm_ray.limits import core_count
 from slm_ray.model.device import DeviceName
 from slm_ray.tracking.registry import REGISTERED, RegistryError, discard, locate, resolve_model
-from slm_ray.training.hardware import cpu_count
 
 LOGGER = logging.getLogger(__name__)
 LONGEST_WAIT_S = 60.0
@@ -246,7 +246,7 @@ def start_rollout(
         UserError: there is no such model, or it is corrupt.
     """
     # The proxy's work is small beside this. More than four threads only wait for each other on models of this size.
-    threads = max(1, min(4, cpu_count() // replicas))
+    threads = max(1, min(4, core_count() // replicas))
     torch.set_num_threads(threads)
 
     def load() -> LoadedModel:

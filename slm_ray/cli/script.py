@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from slm_ray.cli.signals import end_on_interrupt
+from slm_ray.limits import allowed_cores, core_count
 
 DEFAULT_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -53,7 +54,8 @@ def set_default_environment() -> None:
     """Entry points send no telemetry and leave Ray's own tables and start-up warnings out; what the user set stays.
 
     To be called before Ray is imported: where no cluster is named, it also keeps the local one on loopback. A user
-    without a name gets the home that Docker gives to one, without which Ray and MLflow cannot be imported.
+    without a name gets the home that Docker gives to one, without which Ray and MLflow cannot be imported. Threads are
+    counted by a container's quota.
     """
     try:
         Path.home()
@@ -61,5 +63,7 @@ def set_default_environment() -> None:
         os.environ["HOME"] = "/"
     if (os.environ.get("RAY_ADDRESS") or "local") == "local":  # as `cluster.connect` reads it
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # 1, Linux's default, listens everywhere
+    if (count := core_count()) < allowed_cores():  # torch and numpy count the cores of the machine by themselves
+        os.environ.setdefault("OMP_NUM_THREADS", str(count))
     for name, value in DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -19,6 +19,7 @@ import ray
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import surroundings
 from slm_ray.errors import UserError, one_line
+from slm_ray.limits import core_count
 
 MAX_CPU_WORKERS = 2
 
@@ -78,8 +79,9 @@ def _start_local(with_dashboard: bool, options: dict[str, Any]) -> None:
     port = _metrics_port()
     surroundings.keep_token()
     folder = surroundings.session_folder()
+    options["num_cpus"] = core_count()  # Ray knows no affinity and no group above, and of half a CPU it makes none
     try:
-        with _own_sigterm():
+        with _own_sigterm(), surroundings.short_tmpdir(folder):
             ray.init(LOCAL, include_dashboard=with_dashboard, _temp_dir=folder, _metrics_export_port=port, **options)
     except Exception as error:  # a plain one is what Ray raises where its processes do not come up in time
         logs = f"{folder}/session_latest/logs"

@@ -193,6 +193,8 @@ def _conclude(plan: RunPlan, tracker: Tracker) -> TrainResult:
         raise PausedError(f"paused at step {summary.step:,}")
     if summary.status != RunStatus.FINISHED or summary.best is None:
         raise UserError(_unfinished(summary, folder))
+    if summary.best.step not in plan.history.series("val_loss")[0]:  # to its end, or it had said so itself
+        LOGGER.warning("%s misses lines, which the workers' disk did not take; no step is lost", plan.history.path)
     _keep_plot(plan, tracker)
     try:
         folder.push_record()

@@ -4,9 +4,12 @@ In: TMPDIR and RAY_TMPDIR as a batch system sets them, a home that is not there 
 OpenShift). Out: the folder in which Ray keeps its sessions, and a token in the environment where it cannot lie at home.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from slm_ray.errors import UserError
@@ -14,6 +17,9 @@ from slm_ray.errors import UserError
 MAX_BASE_BYTES = 36
 """Longest path of the folder above. A socket's has at most 107 bytes on Linux and 103 on macOS, of which Ray takes
 `/ray/session_2026-11-26_03-45-50_070549_4194304/sockets/plasma_store`."""
+MAX_TMPDIR_BYTES = 70
+"""Longest TMPDIR for the sockets of Python's multiprocessing (`/pymp-01234567/listener-01234567`), which Ray's
+dashboard opens."""
 MIN_FREE_BYTES = 2**24
 USUAL = Path("/tmp")  # noqa: S108  # where Ray goes by itself
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -40,6 +46,24 @@ def session_folder() -> str:
         f"Ray finds no folder for its files: {folder} {reason}; set RAY_TMPDIR to a folder of your own, "
         f"whose path has at most {MAX_BASE_BYTES} bytes"
     )
+
+
+@contextlib.contextmanager
+def short_tmpdir(folder: str) -> Iterator[None]:
+    """Let the processes that are started within the block put their files beside Ray's `folder`, where the folder for
+    temporary files has too long a path for a socket. What this process writes goes where it went."""
+    if len(os.fsencode(tempfile.gettempdir())) <= MAX_TMPDIR_BYTES:
+        yield
+        return
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(Path(folder).parent)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def why_not(folder: Path) -> str:

@@ -20,6 +20,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed.reporting import attempt, tracked
 from slm_ray.distributed.watchdog import Watchdog
 from slm_ray.errors import UserError
+from slm_ray.limits import core_count
 from slm_ray.locks.lease import LeaseLostError
 from slm_ray.model.decoder import parameter_count
 from slm_ray.runs.outcome import has_refusal, write_refusal
@@ -56,7 +57,7 @@ def run_worker(given: dict[str, Any]) -> None:
 def _train(config: TrainConfig, given: Mapping[str, Any]) -> None:
     ranks, device = ray.train.get_context(), ray.train.torch.get_device()
     if device.type == "cpu":
-        torch.set_num_threads(config.threads or max(1, hardware.cpu_count() // ranks.get_local_world_size()))
+        torch.set_num_threads(config.threads or max(1, core_count() // ranks.get_local_world_size()))
     inputs = dataclasses.replace(load_inputs(config, NullTracker(), given["lease"]), pause_at=given["pause_at"])
     watchdog = Watchdog(config.hang_timeout_s)
 

@@ -24,6 +24,7 @@ from slm_ray.distributed import cluster
 from slm_ray.distributed.ray_metrics import FailureCounter
 from slm_ray.distributed.worker_process import run_worker
 from slm_ray.errors import UserError, one_line, without_secrets
+from slm_ray.limits import core_count
 from slm_ray.locks.lease import LeaseLostError
 from slm_ray.runs.outcome import ERROR, clear_outcome, read_refusal
 from slm_ray.runs.run_folder import RunFolder
@@ -148,7 +149,7 @@ def _trainer(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -> T
 def _environment(config: TrainConfig) -> dict[str, str]:
     """`KEEP_MEMORY` for workers of one thread, which it helped on every machine tried; with two it cost a third."""
     workers_here = max(config.worker_range[1], 1)
-    threads = config.threads or hardware.cpu_count() // workers_here
+    threads = config.threads or core_count() // workers_here
     if threads > 1:
         return {}
     return {name: value for name, value in hardware.KEEP_MEMORY.items() if name not in os.environ}

@@ -5,16 +5,13 @@ config.json alone, so that a small file could ask for any amount of memory. `bac
 server ask here.
 """
 
-from pathlib import Path
-
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
+from slm_ray.limits import memory_within
 
 MAX_STORY_BYTES = 512 * 2**20
 """Of one story's cache: 4,096 tokens of 12 layers of width 768 take 300 MB."""
 _HEAD_UNIT = 16  # to a multiple of which a backend may widen a head
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_cache(config: ModelConfig, max_slots: int, advice: str = "lower --rows") -> None:
@@ -48,26 +45,9 @@ def check_weights(n_bytes: int) -> None:
 
 
 def available_bytes() -> int | None:
-    """Memory that is free for this process, as Linux and a container's control group say; None where neither does."""
-    free = [value for value in (_meminfo(), _cgroup()) if value is not None]
-    return min(free, default=None)
-
-
-def _meminfo() -> int | None:
-    try:
-        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="ascii").splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _cgroup() -> int | None:
-    try:
-        limit, used = (int((_CGROUP / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
-        caches = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
-        return max(limit - used + int(caches.get("inactive_file", 0)), 0)
-    except (OSError, ValueError):  # "max" is no limit; version 1 has other files
-        return None
+    """Memory that is free for this process, as Linux and a container's control groups say; None where neither does."""
+    seen = memory_within()
+    return seen[1] if seen else None
 
 
 def _mb(size: float) -> str:

@@ -29,7 +29,7 @@ HEARTBEAT_S = 20.0
 STALE_S = 120.0
 WATCH_S = 1.5 * HEARTBEAT_S
 SETTLE_S = 5.0
-"""How long a write may be under way, in a store that has no conditional write."""
+"""How long a write may be under way: in a store that has no conditional write, or of a lease that is a beginning."""
 LOGGER = logging.getLogger(__name__)
 
 
@@ -131,11 +131,12 @@ class Lease:
             return True
         if abs(time.time() - holder.alive_s) <= STALE_S:
             return False
+        watch_s = SETTLE_S if holder.is_begun else WATCH_S
         LOGGER.warning(
             "%s is held by one without a sign of life for long (%s): it is watched for %g s, then taken over",
-            self._place, _who(holder), WATCH_S,
+            self._place, _who(holder), watch_s,
         )  # fmt: skip
-        self._pause(WATCH_S)
+        self._pause(watch_s)
         return self._files.newest() == (number, holder)
 
     def _create(self, number: int, own: Holder, refusal: str) -> None:

@@ -4,14 +4,16 @@
 
 In: a folder, here or in an object store. Out: what the one with the highest number says; a new one, created only where
 there is none of its number. That is the one conditional write that fsspec has for every store (`mode="create"`:
-`If-None-Match` in S3 and Azure, `ifGenerationMatch=0` in Google's), and a disk has with `O_EXCL`; so a lease is never
-replaced, it is outnumbered.
+`If-None-Match` in S3 and Azure, `ifGenerationMatch=0` in Google's), and a disk has with hard links; so a lease is never
+replaced, it is outnumbered, and its file is whole from its first moment on, whenever its owner is killed.
 """
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from slm_ray.storage import StoragePath
 MAX_BYTES = 64 * 1024
 _NAME = re.compile(r"([0-9]{8,})\.json")
 _UNKNOWN_MODE = (NotImplementedError, TypeError, ValueError)  # of a file system that has no conditional write
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}  # of a disk without hard links
+_BEGINNING = b'{"alive_s": '  # of every file that this version writes
 LOGGER = logging.getLogger(__name__)
 
 
@@ -39,16 +43,24 @@ class Holder:
     """The last sign of life, by the same clock."""
     is_released: bool = False
     """Whether its owner gave it back."""
+    is_begun: bool = False
+    """Whether its file is the beginning of one: its owner was killed, or is, while it created it, and holds nothing
+    before it has looked at the whole file. No field of the file."""
 
     def to_json(self) -> bytes:
         """The content of its file."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+        fields = dataclasses.asdict(self)
+        del fields["is_begun"]
+        return json.dumps(fields, sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> "Holder":
         """Read it; what is no such file, or was not written to its end, is held by somebody unknown."""
         try:
             fields: dict[str, Any] = json.loads(content)
+        except (ValueError, RecursionError):
+            return cls(is_begun=content[: len(_BEGINNING)] == _BEGINNING[: len(content)])
+        try:
             return cls(
                 owner=str(fields["owner"]),
                 host=str(fields["host"])[:255],
@@ -57,7 +69,7 @@ class Holder:
                 alive_s=float(fields["alive_s"]),
                 is_released=fields["is_released"] is True,
             )
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             return cls()
 
 
@@ -85,8 +97,7 @@ class LeaseFiles:
         path = self._path(number)
         if isinstance(path, Path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as file:
-                file.write(holder.to_json())
+            _create_whole(path, holder)
             return
         try:
             path.fs.pipe_file(path.path, holder.to_json(), mode="create")
@@ -126,3 +137,19 @@ class LeaseFiles:
 
     def _path(self, number: int) -> StoragePath:
         return self.folder / f"{number:08d}.json"
+
+
+def _create_whole(path: Path, holder: Holder) -> None:
+    """Write beside it, then link: a file that is there is whole. Where there are no hard links, a kill may halve it."""
+    partial = path.with_name(f"{path.name}.{holder.owner}.partial")
+    try:
+        partial.write_bytes(holder.to_json())
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with path.open("xb") as file:
+            file.write(holder.to_json())
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 LOGGER = logging.getLogger(__name__)
+_MISSING: Counter[Path] = Counter()
+"""By record, the lines of this process that the disk did not take and that no message in it tells of."""
 
 
 class Tail:
@@ -68,19 +70,31 @@ class History:
 
     def message(self, text: str) -> None:
         """Add a sentence, with the time."""
-        self.append({"message": text, "time": datetime.now().astimezone().isoformat(timespec="seconds")})
+        self.append(_message(text))
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add one line. On a full disk the whole line is left out, with a warning: a record is no reason to stop."""
-        content = (json.dumps(line) + "\n").encode()
+        """Add one line. On a full disk the whole line is left out: a record is no reason to stop.
+
+        It is a warning in this process's log. A driver reads the record alone, so the next line that there is room for
+        has a message behind it that says how many are missing.
+        """
         try:
-            with self.path.open("ab", buffering=0) as file:
-                before = file.tell()
-                if file.write(content) != len(content):
-                    file.truncate(before)
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._write(line)
+            if missing := _MISSING[self.path]:
+                text = f"{self.path.name} misses {missing} line(s) before this one: the disk did not take them"
+                self._write(_message(text))
+                del _MISSING[self.path]
         except OSError as error:
+            _MISSING[self.path] += 1
             LOGGER.warning("%s misses a line: %s", self.path, error.strerror)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        content = (json.dumps(line) + "\n").encode()
+        with self.path.open("ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(content) != len(content):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """All complete lines, oldest first; a partial one is left out."""
@@ -95,6 +109,10 @@ class History:
         """Steps and values of one metric."""
         points = [(int(line["step"]), float(line[name])) for line in self.lines() if name in line]
         return [step for step, _ in points], [value for _, value in points]
+
+
+def _message(text: str) -> dict[str, str]:
+    return {"message": text, "time": datetime.now().astimezone().isoformat(timespec="seconds")}
 
 
 def plot_loss(history: History, path: Path) -> None:

@@ -34,11 +34,6 @@ AVX-512 it took a training from 5,058 to 3,144 tokens/s.
 """
 
 
-def cpu_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`fp32` or `bf16`: auto is bf16 where the hardware multiplies matrices in it."""
     if precision != "auto":

@@ -76,6 +76,8 @@ def test_every_option_that_cannot_change_is_named_with_both_values(words: list[s
     with pytest.raises(UserError, match=r"seed was 5 and is now 3.*--force changes it"):
         refused([*words[2:], "--seed", "3"])
     refused([*words[2:], "--seed", "3", "--force"])
+    with pytest.raises(UserError, match=r"model\.d_ff was 64 and is now 96.*leave it out"):  # which no force changes
+        refused([*words[2:], "--model.d-ff", "96", "--force"])
     with pytest.raises(UserError, match=r"model\.n_layers was 2 and is now 5"):  # a preset, by what it resolves to
         refused(["--config", "story-5m", *words[2:]])
 

@@ -138,3 +138,24 @@ def test_a_metrics_port_that_is_none_is_one_line_before_a_ray_starts(
     monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: pytest.fail("a Ray starts"))
     with pytest.raises(UserError, match=rf"^SLM_METRICS_PORT \({given}\) must be a port, 1 to 65535$"):
         cluster.connect()
+
+
+def test_a_local_ray_has_the_cores_that_this_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray counts those of the machine, whatever this process may run on, and of half a CPU it makes none."""
+    seen: dict[str, Any] = {}
+
+    def init(*_: object, **options: Any) -> None:
+        seen.update(options)
+        raise RuntimeError("enough was seen")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "core_count", lambda: 3)
+    monkeypatch.setattr(cluster.surroundings, "keep_token", lambda: None)
+    monkeypatch.setattr(cluster.surroundings, "session_folder", lambda: str(tmp_path))
+    for name in cluster.LEAN_ENVIRONMENT:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(UserError, match="enough was seen"):
+        cluster.connect()
+    assert seen["num_cpus"] == 3

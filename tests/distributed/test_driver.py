@@ -14,12 +14,14 @@ from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.runs.history import History
 from slm_ray.runs.run_folder import RunFolder
+from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs, registry, tracker
 from slm_ray.train import describe, main, parse_config
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import refuse_conflicts, resolve
+from tests.support.data_sets import write_data
 
 pytestmark = pytest.mark.ray
 
@@ -53,6 +55,28 @@ def test_a_users_mistake_is_said_before_anything_starts(
     assert not Path(tiny_config.output).exists()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("max_steps", [0, 8])
+def test_too_little_text_is_said_before_a_ray_starts(
+    tiny_config: TrainConfig,
+    tiny_tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    max_steps: int,
+) -> None:
+    monkeypatch.setattr(driver.cluster, "connect", lambda **_: pytest.fail("a Ray starts"))
+    (tmp_path / "data").mkdir()
+    write_data(tmp_path / "data", tiny_tokenizer, {"train": [(0, 20)]})
+    config = dataclasses.replace(tiny_config, workers=workers, max_steps=max_steps)
+    long = dataclasses.replace(config, model=dataclasses.replace(config.model, seq_len=10**6))
+    with pytest.raises(UserError, match=r"the training split has .* tokens, and one sample needs 1000000"):
+        run_training(long)
+    with pytest.raises(UserError, match="has no validation stories: prepare it with a larger --validation-fraction"):
+        run_training(dataclasses.replace(config, data=str(tmp_path / "data")))
+    assert not Path(config.output).exists()
+
+
 def test_another_vocabulary_than_the_datas_is_refused(tiny_config: TrainConfig) -> None:
     model = dataclasses.replace(tiny_config.model, vocab_size=99)
     with pytest.raises(UserError, match=r"vocab_size \(99\) must be the data set's, 512"):
@@ -74,6 +98,20 @@ def test_the_command_ends_with_2_and_one_line(capsys: pytest.CaptureFixture[str]
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("error: ") for line in lines)
+
+
+def test_a_record_that_lacks_its_best_validation_is_said_by_the_driver(
+    tiny_config: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the disk took no line to the end of the run, the record could not say so itself."""
+    config = dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
+    fit_here(config)
+    plan = driver._plan(resolve(config, lambda _: 1))
+    assert driver._conclude(plan, tracker.NullTracker()).metrics.step == 8
+    assert "misses lines" not in caplog.text
+    plan.history.rewind(6)
+    assert driver._conclude(plan, tracker.NullTracker()).metrics.step == 8
+    assert caplog.text.count("metrics.jsonl misses lines, which the workers' disk did not take") == 1
 
 
 def test_a_name_for_the_registry_needs_a_registry(tiny_config: TrainConfig) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from slm_ray.distributed import cluster, surroundings
 from slm_ray.errors import UserError
+from tests.support import nobody
 from tests.support.listening import addresses_of
-from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.ray
 
@@ -140,8 +140,6 @@ def test_a_ray_that_does_not_come_up_is_one_line_with_the_place_of_its_logs(
         cluster.connect()
 
 
-NAMELESS = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
-READS_ALL = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # the interpreter may lie at root's home
 CODE = """
 import os
 from slm_ray.cli.script import set_default_environment
@@ -154,22 +152,11 @@ input()
 """
 
 
-def as_nobody() -> list[str]:
-    """Words before a command that make it one of a user whom the machine does not know, where that is allowed."""
-    words = [*NAMELESS, *READS_ALL]
-    is_allowed = shutil.which("setpriv") and subprocess.run([*words, "true"], capture_output=True).returncode == 0
-    return words if is_allowed else []
-
-
 def test_ray_starts_for_a_user_without_name_and_home_below_a_long_tmpdir(tmp_path: Path) -> None:
     """With a dashboard, as in a sweep; and nothing of it listens beyond this machine."""
-    folder = tmp_path / ("x" * 80)
-    folder.mkdir(mode=0o777)
-    hidden = {"USER", "LOGNAME", "RAY_TMPDIR", *surroundings.TOKEN_VARIABLES}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "TMPDIR": str(folder), "HOME": "/dev/null"}
-    nobody = as_nobody()
-    words = [*nobody, sys.executable, "-c", CODE]
+    folder = nobody.folder_of_nobody(tmp_path / "job")
+    environment = nobody.environment_of_nobody(folder)
+    words = [*nobody.as_nobody(), sys.executable, "-c", CODE]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(words, cwd="/", env=environment, text=True, **pipes) as process:
         assert process.stdout is not None
@@ -177,6 +164,6 @@ def test_ray_starts_for_a_user_without_name_and_home_below_a_long_tmpdir(tmp_pat
         addresses = addresses_of(process.pid) if said else set()
         _, errors = process.communicate("\n", timeout=60)
     assert process.returncode == 0, errors[-2000:]
-    uid = 12345 if nobody else os.getuid()
+    uid = nobody.UID if nobody.as_nobody() else os.getuid()
     assert said == f"{uid} {uid}\n"
     assert addresses == {"127.0.0.1"}

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from slm_ray import evaluate
-from slm_ray.evaluation.card import page, verification
+from slm_ray.evaluation.card import machine, page, verification
 from slm_ray.evaluation.card.content import DIGEST, digest
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train_bpe
@@ -354,6 +355,37 @@ def test_what_is_no_card_is_one_line_and_2(
         path.write_text(content if isinstance(content, str) else json.dumps(card | content))
     code, out, err = check(capsys, path, model, tiny_data)
     assert (code, out) == (2, []) and said in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("stated", "cores", "used"), [(1024, 2, 16), (1024, 8, 32), (32, 8, 32), (5, 1, 5)])
+def test_a_card_gets_no_more_threads_than_this_machine_can_bear(
+    card: Card,
+    tmp_path: Path,
+    model: Path,
+    tiny_data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stated: int,
+    cores: int,
+    used: int,
+) -> None:
+    seen: list[tuple[int, int]] = []
+    truth = copy.deepcopy(card)
+    truth["made_with"]["machine"]["threads"] = used
+
+    def computed(*given: Any) -> Card:
+        seen.append((given[-1], torch.get_num_threads()))
+        return copy.deepcopy(truth)
+
+    monkeypatch.setattr(verification, "make_card", computed)
+    monkeypatch.setattr(verification, "scored_again", lambda *_: copy.deepcopy(truth["writing"]))
+    monkeypatch.setattr(machine, "core_count", lambda: cores)
+    card["made_with"]["machine"]["threads"] = stated
+    card[DIGEST] = digest(card)
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    code, out, _ = check(capsys, tmp_path / "card.json", model, tiny_data)
+    assert (code, seen) == (0, [(used, used)])
+    assert ("another kind of machine" in out[0]) == (stated != used)  # where a loss may differ in its last digits
 
 
 @pytest.mark.parametrize(

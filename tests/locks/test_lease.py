@@ -3,6 +3,10 @@
 import dataclasses
 import errno
 import fcntl
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -15,9 +19,10 @@ import pytest
 
 from slm_ray.errors import UserError
 from slm_ray.locks import folder_lock
-from slm_ray.locks.lease import LEASE, STALE_S, Lease, LeaseLostError
+from slm_ray.locks.lease import LEASE, SETTLE_S, STALE_S, WATCH_S, Lease, LeaseLostError
 from slm_ray.locks.lease_files import Holder, LeaseFiles
 from slm_ray.storage import StoragePath, storage_path
+from tests.support.paths import ROOT
 
 TAKEN = "another is writing there: wait"
 
@@ -156,7 +161,7 @@ def test_what_is_no_file_of_a_lease_is_somebody_until_it_was_watched(place: Stor
     files.create(3, Holder())
     for content in (b"", b"[]", b'{"owner": {}, "pid": "x"}', b"\xff", b"[" * 100_000):
         (place / LEASE / "00000003.json").write_bytes(content)
-        assert files.newest() == (3, Holder())
+        assert files.newest() == (3, Holder(is_begun=not content))
 
         def is_written(_: float) -> None:
             files.write(3, Holder(owner="x", alive_s=time.time()))
@@ -166,6 +171,92 @@ def test_what_is_no_file_of_a_lease_is_somebody_until_it_was_watched(place: Stor
     (place / LEASE / "00000003.json").write_bytes(b"")
     with lease(place, pause=lambda _: None).held(TAKEN):
         assert files.newest()[0] == 4
+
+
+def test_a_beginning_of_a_file_is_watched_for_as_long_as_a_write_may_take(place: StoragePath) -> None:
+    """Its owner has not begun: it looks at the whole file first, and finds itself outnumbered then."""
+    files = LeaseFiles(place / LEASE)
+    whole = Holder(owner="x", host="there", pid=1, since_s=1.0, alive_s=time.time())
+    text = whole.to_json()
+    assert Holder.from_json(text) == whole
+    foreign = [b"[]", b"{}", b"x", b'{"owner"', b'{"alive_at": 3', b"\xff", text.replace(b'"pid"', b'"id"')]
+    for content in [*(text[:length] for length in (0, 1, 12, 13, len(text) // 2, len(text) - 1)), *foreign]:
+        files.create(3, Holder()) if files.newest()[0] < 3 else None
+        (place / LEASE / f"{files.newest()[0]:08d}.json").write_bytes(content)
+        waited: list[float] = []
+        late = lease(place, pause=waited.append)
+        with late.held(TAKEN):
+            assert waited == [WATCH_S if content in foreign else SETTLE_S]
+        waited.clear()
+
+    def is_written(_: float) -> None:
+        files.write(files.newest()[0], dataclasses.replace(whole, alive_s=time.time()))
+
+    (place / LEASE / f"{files.newest()[0]:08d}.json").write_bytes(text[:20])
+    with pytest.raises(UserError, match=f"{TAKEN}.*on there"), lease(place, pause=is_written).held(TAKEN):
+        pass
+
+
+def test_who_was_taken_over_while_it_wrote_its_lease_does_not_begin(tmp_path: Path) -> None:
+    class Slow(LeaseFiles):
+        def create(self, number: int, holder: Holder) -> None:
+            super().create(number, holder)
+            if not taken:
+                path = tmp_path / LEASE / f"{number:08d}.json"
+                path.write_bytes(holder.to_json()[:30])
+                taken.append(lease(tmp_path, pause=lambda _: None))
+                taken[0]._take(TAKEN, "")
+                path.write_bytes(holder.to_json())
+
+    taken: list[Lease] = []
+    slow = lease(tmp_path)
+    slow._files = Slow(tmp_path / LEASE)
+    with pytest.raises(UserError, match=TAKEN), slow.held(TAKEN):
+        pass
+    taken[0].check()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from slm_ray.locks.lease import Lease
+os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with Lease(Path(sys.argv[1])).held(""):
+    pass
+"""
+
+
+def test_a_kill_leaves_no_half_of_a_lease(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert LeaseFiles(tmp_path / LEASE).newest() == (0, None)
+    with lease(tmp_path).held(TAKEN):  # which waits for nothing
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_hard_links_has_leases_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def without_links(*_: object) -> None:
+        raise OSError(code, "no links here")
+
+    monkeypatch.setattr(os, "link", without_links)
+    for number in (1, 2):
+        with lease(tmp_path).held(TAKEN):
+            assert [path.name for path in (tmp_path / LEASE).iterdir()] == [f"{number:08d}.json"]
+            with pytest.raises(UserError, match=TAKEN), lease(tmp_path).held(TAKEN):
+                pass
+
+
+def test_a_full_disk_leaves_no_half_of_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match="No space left"), lease(tmp_path).held(TAKEN):
+            pass
+    assert [*(tmp_path / LEASE).iterdir()] == []
 
 
 def test_workers_check_it_by_its_token(place: StoragePath) -> None:

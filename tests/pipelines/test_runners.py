@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
 from pipelines import prepare, runners
 from slm_ray import internals
@@ -142,3 +144,13 @@ def test_a_program_that_cannot_be_fetched_is_one_clear_line(tmp_path):
         runners.user_errors(tmp_path),
     ):
         raise RuntimeError("Unable to fetch remote job server jar at https://place/flink.jar: no network")
+
+
+@pytest.mark.parametrize(("given", "expected"), [("0", 3), ("2", 2)])
+def test_all_cores_are_those_that_this_process_may_use(given, expected, monkeypatch):
+    made = []
+    monkeypatch.setattr(runners, "core_count", lambda: 3)
+    monkeypatch.setattr(runners, "forked_workers", SimpleNamespace(prepare_forks=made.append))
+    options = PipelineOptions(["--direct_num_workers", given, "--direct_running_mode", "multi_processing"])
+    runners.prepare_workers(options)
+    assert made == [expected] == [options.view_as(DirectOptions).direct_num_workers]  # Beam makes no others

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from infra import doctor, limits, machine, services
+from infra import doctor, machine, services
 from infra.machine import GIB, Finding
+from slm_ray import limits
 from slm_ray.errors import UserError
 from tests.support.paths import ROOT
 from tests.support.ports import free_port
@@ -112,7 +113,9 @@ def test_limits_of_the_first_version_count_too(tmp_path: Path) -> None:
     assert limits.memory_within(root) == (GIB // 2, GIB // 4)
     assert limits.cpu_limit(root) == 0.5
     assert machine.memory(root).state == "missing"
-    assert "--workers 1 --threads 1" in machine.cores(root).advice
+    seen = machine.cores(root)
+    assert seen.state == "note" and seen.found.endswith("of which a limit leaves 0.5")
+    assert seen.advice.startswith("workers and threads are counted by the quota, as 1: ")
 
 
 def test_no_limit_is_none(tmp_path: Path) -> None:

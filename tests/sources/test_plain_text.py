@@ -197,6 +197,7 @@ QUOTED = '"The goat found a boat.\n\n""Look,"" said the owl."\n"The owl sang.\n\
     ("text", "message"),
     [
         ("One story.\nAnother story.\n", "--cut-text lines where each line is a story"),
+        ("One story.\nAnother story.", "--cut-text lines where each line is a story"),
         ("\n One story.\r\n\tAnother story.\r\n\r\n", "--cut-text lines where each line is a story"),
         (QUOTED, "name it .csv"),
         ("story\n" + QUOTED, "name it .csv"),
@@ -245,6 +246,12 @@ def test_a_line_is_a_story_and_a_blank_line_none(lines, size, end):
     chunks = [content[at : at + size] for at in range(0, len(content), size)]
     found = list(read_stories(chunks, make_splitter("lines", 0, at_start=True)))
     assert [story.split() for story in found] == [line.encode().split() for line in lines]
+
+
+@pytest.mark.parametrize("blank", ["  ", "\t\n \n", "\n", "\ufeff \n"])
+def test_what_is_blank_before_the_first_line_is_no_story(blank):
+    content = f"{blank}\nOne.\nTwo.\n".encode()
+    assert stories([content], "lines") == [b"One.", b"Two."]
 
 
 def test_lines_that_end_otherwise_are_not_one_line(tmp_path):

@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 
+from slm_ray.limits import core_count
+
 _CPU_INFO = Path("/proc/cpuinfo")
+LEAST_THREADS, THREADS_A_CORE = 16, 4
+"""A card may ask any machine for the first number, and for so many of each core."""
 
 
 def machine_kind(threads: int) -> dict[str, Any]:
@@ -28,6 +32,12 @@ def machine_kind(threads: int) -> dict[str, Any]:
         "onnxruntime": _version("onnxruntime"),
         "threads": threads,
     }
+
+
+def most_threads() -> int:
+    """Threads that a card may ask of this machine: some more than it has cores, so that the card of a larger one can be
+    verified to the last digit, and not a thousand."""
+    return max(LEAST_THREADS, THREADS_A_CORE * core_count())
 
 
 def _cpu_field(name: str) -> str:

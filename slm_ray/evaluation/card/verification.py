@@ -24,7 +24,7 @@ from slm_ray.evaluation.card.content import (
     make_card,
     scored_again,
 )
-from slm_ray.evaluation.card.machine import machine_kind
+from slm_ray.evaluation.card.machine import machine_kind, most_threads
 from slm_ray.evaluation.measurement import Data, torch_threads
 from slm_ray.evaluation.writing import text_of
 from slm_ray.tokenization.tokenizer import Tokenizer
@@ -128,7 +128,8 @@ def verify(card: Card, subject: CardSubject, data: Data) -> Verdict:
             f"the card is of another data set: its fingerprint is {_short(stated)}, and that of {data.folder} is "
             f"{_short(data.manifest.fingerprint)}"
         )
-    threads, beginnings = _made_with(card)
+    stated_threads, beginnings = _made_with(card)
+    threads = min(stated_threads, most_threads())  # with fewer, this machine is of another kind
     with torch_threads(threads):
         again = make_card(subject, data, beginnings, threads)
     is_same_kind = card["made_with"].get("machine") == machine_kind(threads)

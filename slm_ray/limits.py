@@ -1,7 +1,8 @@
 """Memory and cores that a control group leaves to this process: what a container may use is not what its machine has.
 
 In: `/proc/self/cgroup`, `/sys/fs/cgroup` (both versions of them) and `/proc/meminfo`. Out: bytes and cores, or None
-where there is no limit or it cannot be read. The limit of a group above counts too.
+where there is no limit or it cannot be read. The limit of a group above counts too. `core_count` is what every command
+shares out among its workers and threads.
 """
 
 import os
@@ -12,18 +13,36 @@ _NO_LIMIT = 2**60
 """What version 1 says for none is a number near 2**63."""
 
 
+def core_count(root: Path = Path("/")) -> int:
+    """Cores that this process can keep busy: those it may run on, or the whole ones of its quota, and at least one.
+
+    A container of 1.5 CPUs on a machine of 64 cores has 1: 64 threads would run for a moment and then stand still
+    together until the next period.
+    """
+    may, limit = allowed_cores(), cpu_limit(root)
+    return may if limit is None else max(1, min(may, int(limit)))
+
+
+def allowed_cores() -> int:
+    """Cores that this process may run on, whatever it may use of their time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_limit(root: Path = Path("/")) -> float | None:
     """Cores, as 1.5, by the quota of time."""
     found = list[float]()
     for folder in _folders(root, ""):
         words = _words(folder / "cpu.max")
-        if len(words) == 2 and words[0] != "max":
-            found.append(int(words[0]) / int(words[1]))
+        found += _quota(words[:1], words[1:])
     for folder in _folders(root, "cpu"):
-        quota, period = _words(folder / "cpu.cfs_quota_us"), _words(folder / "cpu.cfs_period_us")
-        if quota and period and int(quota[0]) > 0:
-            found.append(int(quota[0]) / int(period[0]))
+        found += _quota(_words(folder / "cpu.cfs_quota_us"), _words(folder / "cpu.cfs_period_us"))
     return min(found, default=None)
+
+
+def _quota(quota: list[str], period: list[str]) -> list[float]:
+    """Time by period, in cores; nothing where it is `max`, -1 or no number."""
+    numbers = [int(word) for word in (*quota[:1], *period[:1]) if word.isdecimal() and int(word) > 0]
+    return [numbers[0] / numbers[1]] if len(numbers) == 2 else []
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:

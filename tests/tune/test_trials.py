@@ -1,0 +1,66 @@
+"""What a trial's process makes of its end, and what is kept of a failure: without a Ray."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from slm_ray.config.schema import TrainConfig
+from slm_ray.errors import UserError
+from slm_ray.tracking import mlflow_runs
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import load_inputs
+from slm_ray.training.loop import fit
+from slm_ray.training.preflight import resolve
+from tune import trials
+from tune.outcomes import ended_trial
+from tune.results import TrialStatus
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def config(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # which a trial's process changes
+    monkeypatch.setattr(trials, "TuneReportCallback", lambda: None)  # it is of Tune's processes
+    return dataclasses.replace(tiny_config, tracking_uri=mlflow_runs.OFF, sample_prompt="")
+
+
+def test_a_trial_that_diverges_has_a_result_and_has_not_failed(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e6))
+
+    def run(resumed: TrainConfig, **_: Any) -> None:
+        here = dataclasses.replace(resumed, tracking_uri=mlflow_runs.OFF)
+        raise UserError(fit(load_inputs(resolve(here, lambda _: 1), NullTracker()), TrainContext()).reason)
+
+    monkeypatch.setattr(trials, "run_training", run)
+    trials.train_trial(dataclasses.asdict(config), "", mlflow_runs.OFF, config.max_steps)
+    trial = ended_trial(config, {"optim.lr": 1e6})
+    assert trial is not None
+    assert trial.status == TrialStatus.DIVERGED
+    assert trial.reason
+
+
+def test_any_other_mistake_is_a_failure(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise UserError("another driver has it")
+
+    monkeypatch.setattr(trials, "run_training", run)
+    with pytest.raises(UserError, match="another driver has it"):
+        trials.train_trial(dataclasses.asdict(config), "", mlflow_runs.OFF, config.max_steps)
+
+
+def test_why_a_trial_failed_is_one_line_that_names_its_log(config: TrainConfig) -> None:
+    log = Path(config.output) / "tiny.log"
+    killed = trials._keep_failure(config, ActorDiedError())
+    assert killed == f"its process was killed (ActorDiedError) (all of it in {log})"
+    cause = OSError(28, "No space left on device")
+    failed = trials._keep_failure(config, RayTaskError("train", "Traceback:\n  of many lines", cause))
+    assert failed == f"[Errno 28] No space left on device (all of it in {log})"
+    assert "of many lines" in log.read_text(encoding="utf-8")
