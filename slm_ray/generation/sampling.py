@@ -183,7 +183,7 @@ def _draw_up_to_top_p(values: Array, params: Sequence[SamplingParams], uniforms:
     few = _weights(best, params)
     drawn = _draw_up_to(reach, few, order, params, uniforms)
     if count < values.shape[1]:
-        for row in np.flatnonzero(few.sum(axis=1) < reach):
+        for row in np.flatnonzero(few.sum(axis=1) < reach).tolist():
             drawn[row] = _draw_by_rejection(values[row], weights[row], reach[row], params[row], uniforms[row])
     return drawn
 
