@@ -100,7 +100,7 @@ def _nth_largest(row: Array, count: int) -> np.float32:
     at_low, at_high = len(row), 0  # logits that reach them
     while at_low - at_high > _SOME and high - low > 1:
         middle = (low + high) // 2
-        reached = np.count_nonzero(row >= _number(middle))
+        reached = int(np.count_nonzero(row >= _number(middle)))
         if reached >= count:
             low, at_low = middle, reached
         else:
@@ -108,7 +108,8 @@ def _nth_largest(row: Array, count: int) -> np.float32:
     if high - low == 1:
         return _number(low)
     some = row[(row >= _number(low)) & ~(row >= _number(high))]
-    return np.partition(some, at_low - count)[at_low - count]
+    found: np.float32 = np.partition(some, at_low - count)[at_low - count]
+    return found
 
 
 def _place(number: np.float32) -> int:
