@@ -14,7 +14,7 @@ from tyro.conf import UseAppendAction, arg
 from tyro.extras import literal_type_from_choices
 
 from slm_ray import storage
-from slm_ray.corpus.instructions import INSTRUCTION_FORMAT
+from slm_ray.corpus.instructions import FIXED_WORDS, INSTRUCTION_FORMAT, STORY_MARK
 from slm_ray.errors import UserError
 from slm_ray.preparation.cleaning import CleaningRules
 from slm_ray.preparation.near_duplicates import band_shape
@@ -148,11 +148,11 @@ class PrepareConfig:
         """What `--tokenizer` names, read when first asked for; None: one is trained.
 
         Raises:
-            UserError: it cannot be read, or loses the line breaks that another option needs.
+            UserError: it cannot be read, or loses line breaks or letters that another option writes.
         """
         tokenizer = None if self.tokenizer is None else open_tokenizer(self.tokenizer)
         if tokenizer is not None:
-            _check_line_breaks(self, tokenizer)
+            _check_written(self, tokenizer)
         return tokenizer
 
     def fractions(self, has_own_validation: bool, has_own_test: bool = False) -> tuple[float, float]:
@@ -188,14 +188,19 @@ def _identity(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"sha256": tokenizer.sha256, **({"normalisation": rule.record} if rule else {})}
 
 
-def _check_line_breaks(config: PrepareConfig, tokenizer: Tokenizer) -> None:
-    """Refuse options that write line breaks where the tokenizer loses them."""
+def _check_written(config: PrepareConfig, tokenizer: Tokenizer) -> None:
+    """Refuse options that write what the tokenizer loses: line breaks, and the words of an instruction."""
     options = {"--keep-paragraphs": config.rules.keep_paragraphs, "--instructions": config.instructions}
     given = next((name for name, is_on in options.items() if is_on), None)
     if given is not None and "\n" not in tokenizer.writable("a\nb"):
         raise UserError(
             f"{given} writes line breaks, and the tokenizer {config.tokenizer} makes spaces of them or has no piece "
             "for them: leave one out"
+        )
+    if config.instructions and (lost := tokenizer.unknown(tokenizer.normalised("".join(FIXED_WORDS)))):
+        raise UserError(
+            f"--instructions writes words such as {STORY_MARK.strip()!r}, and the tokenizer {config.tokenizer} has no "
+            f"piece for {' '.join(lost)}: leave one out"
         )
 
 

@@ -45,12 +45,13 @@ Content: TypeAlias = Annotated[
 
 
 class Message(BaseModel):
-    """What somebody said. Other fields that clients send back are not read."""
+    """What somebody said, or what a tool answered. Other fields that clients send back are not read."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
+    """Of the user's last message; of all others it may be anything, and is left out."""
 
     @property
     def text(self) -> str:
@@ -86,6 +87,17 @@ class ChatRequest(OpenaiRequest):
     prompt_cache_key: Any = _UNUSED
     prompt_cache_retention: Any = _UNUSED
     safety_identifier: Any = _UNUSED
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _without_unread(cls, messages: Any) -> Any:
+        if not isinstance(messages, list) or len(messages) > MAX_MESSAGES:
+            return messages
+        own = [place for place, one in enumerate(messages) if isinstance(one, dict) and one.get("role") == "user"]
+        return [
+            one if place in own[-1:] or not isinstance(one, dict) else {**one, "content": None}
+            for place, one in enumerate(messages)
+        ]
 
     @property
     def last_said(self) -> str:

@@ -21,13 +21,17 @@ from collections.abc import Sequence
 from slm_ray.corpus.grammar import Dice
 from slm_ray.corpus.lexicon import find_words
 
-INSTRUCTION_FORMAT = 1
+INSTRUCTION_FORMAT = 2
 """Names these rules in a manifest. Bump it whenever any story gets another instruction."""
 
 WORDS, FEATURES, SUMMARY = "Words: ", "Features: ", "Summary: "
 FIRST_SENTENCE, RANDOM_SENTENCE = "First sentence: ", "Random sentence: "
 STORY_MARK = "Story:\n"
 """Ends an instruction: the story follows."""
+
+DIALOGUE, MORAL_VALUE = "Dialogue", "MoralValue"
+FIXED_WORDS = (WORDS, FEATURES, SUMMARY, FIRST_SENTENCE, RANDOM_SENTENCE, STORY_MARK, f"{DIALOGUE}, {MORAL_VALUE}")
+"""All that an instruction may hold besides what is the story's."""
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """File of a model folder that says which of the two templates below it takes."""
@@ -61,9 +65,14 @@ _SALT = 0x1257  # other draws than those that choose a split
 
 _END = re.compile(r"[.!?…][\"'”’)]*\s+(?![a-z])|[。！？][」』”]*")
 _TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St)\.\s+$")
-_SPEECH = re.compile(r"\"[^\"]*\w[^\"]*[.,!?…][^\"]*\"|“[^”]*\w[^”]*[.,!?…][^”]*”|「[^」]+」|«[^»]*\w[^»]*»")
+_QUOTED = re.compile(r"(?<![^\s(\[—–-])\"(?=\S)([^\"]*)(?<=\S)\"|“([^“”]*)”|«([^«»]*)»|「([^「」]*)」(と)?")
+"""Text between two marks that belong together, from the left on: inches (5") open nothing."""
+_SPEECH_ENDS = (*".,!?…。！？-–—",)
+_NOT = r"(?<!\bnot )(?<!\bnever )(?<!n't )"
+_KINDS = r"(?:(?:a|an|the|very|big|great|good|new|valuable|important) )*"
 _MORAL = re.compile(
-    r"\bmoral (?:of|is)\b|\b(?:learn(?:ed|t|s)?|taught|teach(?:es)?)\b[^.!?]{0,40}\blesson\b|\blearn(?:ed|t) that\b"
+    rf"\b[Mm]oral of (?:the|this|our) (?:story|tale)\b|\b[Tt]he moral is\b|"
+    rf"{_NOT}\b(?:learn(?:ed|t|s) {_KINDS}|taught (?:him|her|them|us|me|everyone) {_KINDS})lesson\b"
 )
 
 
@@ -101,11 +110,20 @@ def without_instruction(text: str) -> str:
 def features(story: str) -> list[str]:
     """Those of the paper's six features that the text itself shows, by the names of TinyStories-Instruct.
 
-    `Dialogue`: somebody's speech stands between quotation marks. `MoralValue`: the story says which lesson was learned.
+    `Dialogue`: between two quotation marks stands text that ends as speech does, with a stop or a comma. `MoralValue`:
+    the story says that a lesson was learned, or what its moral is.
     `BadEnding`, `Twist`, `Foreshadowing` and `Conflict` need a reader who understands, and are never claimed.
     """
-    found = {"Dialogue": _SPEECH, "MoralValue": _MORAL}
-    return [name for name, pattern in found.items() if pattern.search(story)]
+    found = {DIALOGUE: _has_speech(story), MORAL_VALUE: _MORAL.search(story) is not None}
+    return [name for name, is_shown in found.items() if is_shown]
+
+
+def _has_speech(story: str) -> bool:
+    for *quoted, is_told in _QUOTED.findall(story):
+        text = "".join(quoted).rstrip()
+        if any(map(str.isalnum, text)) and (is_told or text.endswith(_SPEECH_ENDS)):
+            return True
+    return False
 
 
 def sentences(story: str) -> list[str]:

@@ -16,7 +16,7 @@ from slm_ray.cli.signals import StoppedError
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed import cluster
-from slm_ray.distributed.mlflow_run import close_mlflow_run, open_mlflow_run, reopen_mlflow_run
+from slm_ray.distributed.mlflow_run import LOSS_PLOT, close_mlflow_run, open_mlflow_run, reopen_mlflow_run
 from slm_ray.distributed.progress import show_progress
 from slm_ray.distributed.workers import run_workers
 from slm_ray.errors import UserError, one_line
@@ -192,6 +192,7 @@ def _conclude(plan: RunPlan, tracker: Tracker) -> TrainResult:
         tracker.set_tags({"status": "paused"})
         raise PausedError(f"paused at step {summary.step:,}")
     if summary.status != RunStatus.FINISHED or summary.best is None:
+        tracker.set_tags({"status": str(summary.status)})
         raise UserError(_unfinished(summary, folder))
     if summary.best.step not in plan.history.series("val_loss")[0]:  # to its end, or it had said so itself
         LOGGER.warning("%s misses lines, which the workers' disk did not take; no step is lost", plan.history.path)
@@ -224,7 +225,7 @@ def _conclude(plan: RunPlan, tracker: Tracker) -> TrainResult:
 
 
 def _keep_plot(plan: RunPlan, tracker: Tracker) -> None:
-    path = plan.folder.path / "loss.png"
+    path = plan.folder.path / LOSS_PLOT
     try:
         plot_loss(plan.history, path)
     except Exception as error:  # whatever a plotting library raises, the model is trained

@@ -31,6 +31,8 @@ from slm_ray.training.inputs import RunPlan, plan_run
 from slm_ray.training.preflight import resolve
 
 LOGGER = logging.getLogger(__name__)
+LOSS_PLOT = "loss.png"
+"""The run's curve, in its folder."""
 
 
 def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str) -> Tracker:
@@ -99,10 +101,13 @@ def send_record(config: TrainConfig, parent_run_id: str) -> str:
     with run_lock.locked(plan.folder):
         plan.folder.fetch()
         tracker = reopen_mlflow_run(plan, plan.folder.latest_valid(), parent_run_id, NullTracker())
-        status = read_summary(plan.folder).status if has_summary(plan.folder) else None
-        if status is not None:
-            tracker.set_tags({"status": str(status)})
-        is_good = status in (RunStatus.FINISHED, RunStatus.STOPPED)
+        summary = read_summary(plan.folder) if has_summary(plan.folder) else None
+        tracker.set_tags({"status": str(summary.status) if summary else "failed"})  # the sweep's word
+        if summary and summary.best:
+            tracker.set_tags({"best_step": str(summary.best.step)})
+        if (plot := plan.folder.path / LOSS_PLOT).is_file():
+            tracker.log_file(plot)
+        is_good = summary is not None and summary.status in (RunStatus.FINISHED, RunStatus.STOPPED)
         close_mlflow_run(plan, tracker, "FINISHED" if is_good else "FAILED")
     return tracker.run_id
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 Array = NDArray[Any]
+_SOME = 4096
+"""Logits that are soon put in order."""
 _ROWS = 16
 """Rows of logits that are looked at together."""
-_FEW = 4
-"""Rows up to which each is better looked at by itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,6 @@ def likeliest(values: Array, count: int) -> tuple[Array, Array]:
 
     Of equal ones the first comes first. Sorting whole rows would take longer than the model.
     """
-    if len(values) <= _FEW:
-        found = [_likeliest_of_row(row, count) for row in values]
-        return np.stack([one for one, _ in found]), np.stack([one for _, one in found])
     rows, vocab_size = values.shape
     # 1. The maximum of each of at least `count` groups of tokens.
     size = max(vocab_size // (4 * count), 1)
@@ -89,10 +86,39 @@ def likeliest(values: Array, count: int) -> tuple[Array, Array]:
     return tokens[order], logits[order]
 
 
-def _likeliest_of_row(row: Array, count: int) -> tuple[Array, Array]:
-    """The same for one row, (vocab_size,): cheaper where there are few of them."""
-    bound = np.partition(row, len(row) - count)[len(row) - count]
-    some = np.flatnonzero(row >= bound)
-    best = row[some]
-    order = np.argsort(-best, kind="stable")[:count]
-    return some[order], best[order]
+def among_likeliest(row: Array, count: int) -> Array:
+    """Which tokens of a row (vocab_size,) are its `count` likeliest, of equal ones the first. Nothing is sorted."""
+    bound = _nth_largest(row, count)
+    among: Array = row > bound
+    among[np.flatnonzero(row == bound)[: count - np.count_nonzero(among)]] = True
+    return among
+
+
+def _nth_largest(row: Array, count: int) -> np.float32:
+    """The logit that `count` of a row reach, by halving the range that holds it until it holds few."""
+    low, high = _place(row.min()), _place(row.max()) + 1
+    at_low, at_high = len(row), 0  # logits that reach them
+    while at_low - at_high > _SOME and high - low > 1:
+        middle = (low + high) // 2
+        reached = int(np.count_nonzero(row >= _number(middle)))
+        if reached >= count:
+            low, at_low = middle, reached
+        else:
+            high, at_high = middle, reached
+    if high - low == 1:
+        return _number(low)
+    some = row[(row >= _number(low)) & ~(row >= _number(high))]
+    found: np.float32 = np.partition(some, at_low - count)[at_low - count]
+    return found
+
+
+def _place(number: np.float32) -> int:
+    """The place of an fp32 number in the order of all of them; 0 is that of 0."""
+    bits = int(np.float32(number).view(np.int32))
+    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
+
+
+def _number(place: int) -> np.float32:
+    """The fp32 number at a place."""
+    number: np.float32 = np.uint32(place if place >= 0 else 0x80000000 - place).view(np.float32)
+    return number

@@ -50,8 +50,8 @@ def test_every_story_fulfils_its_instruction() -> None:
 def test_an_instruction_is_the_same_for_ever() -> None:
     """A change here changes data sets: `INSTRUCTION_FORMAT` counts up with it."""
     written = "".join(instructions.with_instruction(story, digest(story)) for story in (*STORIES, STORY))
-    assert instructions.INSTRUCTION_FORMAT == 1
-    assert hashlib.sha256(written.encode()).hexdigest()[:16] == "6d83fa4616fb0d2f"
+    assert instructions.INSTRUCTION_FORMAT == 2
+    assert hashlib.sha256(written.encode()).hexdigest()[:16] == "94b273cccde1b926"
     assert instruction_of(STORY, bytes([2]) * 16) == "First sentence: Tom wanted to share his red kite.\nStory:\n"
 
 
@@ -75,6 +75,59 @@ def test_features_are_those_that_the_text_shows() -> None:
     assert features(STORY) == ["Dialogue", "MoralValue"]
     assert features('He had a "thing" and no words.') == []
     assert features("「こんにちは」と言いました。") == ["Dialogue"]
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        'The "big" dog ran. The "old" dog sat down.',
+        'She had a 5" stick, and he, a 7" one. It was 9" long, or 10".',
+        'He said: "big dog" and ran. They called it "sun", she said.',
+        "Le «chat» dort. Il aime le «lait», et dort.",
+        "「犬」が走る。「猫」も走る。",
+        "“Big” dogs, “old” dogs.",
+    ],
+)
+def test_words_between_quotations_are_no_dialogue(story: str) -> None:
+    assert features(story) == []
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        'The "big" dog ran. "Sit down!" said Tom.',
+        'A 5" stick. "Look," said Mia. It was 7" long.',
+        '("Come," he said.)',
+        'He said—"Come!"',
+        '"One day.\n"Another day." he said.',
+        "« Viens jouer ! » dit Tom.",
+        "“Come.”",
+        "「おいで。」",
+    ],
+)
+def test_speech_is_dialogue(story: str) -> None:
+    assert features(story) == ["Dialogue"]
+
+
+def test_a_moral_is_a_lesson_that_was_learned() -> None:
+    for told in (
+        "Tom learned a lesson.",
+        "Mia learned a very important lesson: share.",
+        "It taught them a valuable lesson.",
+        "The moral of the story is to share.",
+        "He learnt the lesson.",
+    ):
+        assert features(told) == ["MoralValue"], told
+    for told in (
+        "Tom learned that the shop was closed.",
+        "She taught a piano lesson.",
+        "Tom learned his piano lesson.",
+        "He never learned a lesson.",
+        "They did not learn a lesson.",
+        "The teacher taught a lesson on birds.",
+        "His moral is low.",
+    ):
+        assert features(told) == [], told
 
 
 def test_sentences_end_where_a_story_goes_on() -> None:

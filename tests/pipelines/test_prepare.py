@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -473,6 +474,24 @@ def test_a_sentencepiece_model_of_its_defaults_normalises_and_says_what_it_canno
         capsys.readouterr()
         assert run(tmp_path / "other", *words, option) == 2
         assert f"{option} writes line breaks, and the tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_tokenizer_without_the_letters_of_instructions_is_refused(tmp_path, capsys):
+    written = io.BytesIO()
+    lines = [f"the cat saw a dog.\nit ran to tree {number}." for number in range(200)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=written, vocab_size=60, hard_vocab_limit=False, minloglevel=2,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=1.0,
+    )  # fmt: skip
+    (tmp_path / "lower.model").write_bytes(written.getvalue())
+    source = write_stories(tmp_path / "a.jsonl", [f"{line} the end." for line in lines[:20]])
+    words = ("--source", str(source), "--tokenizer", str(tmp_path / "lower.model"), "--min-chars", "1")
+    assert run(tmp_path / "data", *words, "--keep-paragraphs") == 0
+    capsys.readouterr()
+    assert run(tmp_path / "other", *words, "--instructions") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --instructions writes words such as 'Story:', and the tokenizer") and " W " in line
     assert not (tmp_path / "other").exists()
 
 

@@ -1,5 +1,6 @@
 """SentencePiece models as `tokenizer.json`: the ids of the real package, and every text that it has comes back."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,34 @@ def test_the_file_says_its_normalisation_and_opens_again(tmp_path: Path) -> None
     assert foreign != made.to_json()
     with pytest.raises(UserError, match=r"its normaliser \(Sequence\) changes text"):
         Tokenizer.from_json(foreign, must_keep_text=True)
+
+
+@settings(deadline=None, max_examples=100)
+@given(text=TEXTS.map(lambda text: text.replace("\u2581", "")))
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
+def test_what_has_no_piece_is_unknown_as_in_sentencepiece_but_twice_around_a_mark(rule: str, text: str) -> None:
+    changes = {**DEFAULTS, "normalization_rule_name": rule, "remove_extra_whitespaces": False}
+    model = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model("unigram", **changes))
+    tokenizer, unknown = from_model("unigram", **changes), model.unk_id()
+    ids, expected = tokenizer.encode(text), model.encode(text)
+    if not re.search(r"<s>|</s>|<unk>|<0x[0-9A-F]{2}>", tokenizer.normalised(text)):
+        assert ids == expected or (not ids and not tokenizer.normalised(text))
+    else:
+        assert without_repeats(ids, unknown) == without_repeats(expected, unknown)
+
+
+def without_repeats(ids: list[int], unknown: int) -> list[int]:
+    return [one for place, one in enumerate(ids) if one != unknown or ids[place - 1 : place] != [unknown]]
+
+
+def test_a_text_of_nothing_but_removed_characters_is_empty_and_names_of_marks_are_unknown_letters() -> None:
+    changes = {**DEFAULTS, "remove_extra_whitespaces": False}
+    model = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model("unigram", **changes))
+    tokenizer = from_model("unigram", **changes)
+    (space,) = model.encode("\x07")
+    assert (tokenizer.encode("\x07"), model.id_to_piece(space)) == ([], "\u2581")
+    assert tokenizer.unknown(tokenizer.normalised("</s>")) and tokenizer.writable("</s>") == "s"
+    assert len(tokenizer.encode("</s>")) == len(model.encode("</s>")) + 1
 
 
 @settings(deadline=None, max_examples=25)

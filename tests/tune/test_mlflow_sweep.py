@@ -1,7 +1,9 @@
 """A sweep whose MLflow server is away: it goes on, and its tree is whole once the server answers."""
 
 import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,9 +91,30 @@ def test_trials_that_ended_while_the_server_was_away_are_sent_when_it_is_back(
     for run in found.values():
         assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "finished")
         assert run.data.metrics["val_loss"] > 0
+        assert run.data.tags["best_step"] == "2"
     again = [ended_trial(plan.trial_config(trial.point), trial.point) for trial in trials]
     assert again == sent  # the folders know their runs: nothing is sent twice
     assert send_what_lacks(plan, parent, sent) == (parent, sent)
+
+
+def test_trials_that_diverged_or_failed_while_the_server_was_away_are_sent_as_such(
+    tiny_config: TrainConfig, away: Callable[[bool], None]
+) -> None:
+    plan = planned(tiny_config)
+    away(True)
+    parent, (diverged, failed) = open_sweep(plan), train(plan, "")
+    for trial, change in ((diverged, {"status": "diverged", "reason": "the loss exploded"}), (failed, None)):
+        summary = Path(str(plan.folder)) / "trials" / trial.name / "summary.json"
+        content = json.loads(summary.read_text())
+        summary.unlink()  # what a killed worker leaves has none
+        if change:
+            summary.write_text(json.dumps(content | change))
+    away(False)
+    parent, _ = send_what_lacks(plan, parent, [diverged, failed])
+    found = children(plan, parent.run_id)
+    told = {name: (run.info.status, run.data.tags["status"]) for name, run in found.items()}
+    assert told == {diverged.name: ("FAILED", "diverged"), failed.name: ("FAILED", "failed")}
+    assert "best_step" not in found[failed.name].data.tags
 
 
 def test_trials_that_found_the_server_before_their_sweep_did_come_below_it(

@@ -80,6 +80,7 @@ class WandbTracker(NullTracker):
                     x_disable_meta=True,
                     x_disable_machine_info=True,
                     x_disable_stats=True,
+                    x_save_requirements=False,  # the names of all installed packages, and the platform
                 ),
             )
             self._run.define_metric(_STEP, hidden=True)

@@ -38,6 +38,10 @@ def client(model: Path) -> Iterator[openai.OpenAI]:
         yield made
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+
+
 def user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
@@ -62,6 +66,14 @@ def expected(model: Path, prompt: str, **params: object) -> Completion:
         [user("Tom"), {"role": "assistant", "content": " ran.", "refusal": None, "tool_calls": None}, user("The cat")],
         [user([{"type": "text", "text": "The cat"}])],
         [{"name": "Ann", **user("The cat")}, {"role": "assistant", "content": None}],
+        [
+            user([{"type": "text", "text": "Who is it?"}, IMAGE]),
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+            {"role": "tool", "tool_call_id": "1", "content": "5"},
+            {"role": "function", "name": "f", "content": [AUDIO]},
+            user("The cat"),
+            {"role": "tool", "tool_call_id": "2", "content": [{"type": "text", "text": "x"}] * 300},
+        ],
     ],
 )
 def test_the_last_user_message_is_the_prompt_of_a_completion(client: openai.OpenAI, messages: list[Any]) -> None:
@@ -180,10 +192,6 @@ def test_a_long_message_is_read_from_its_newest_half_context(client: openai.Open
     assert (answer.choices[0].message.content, answer.usage.prompt_tokens) == (prompted.choices[0].text, 32)
 
 
-IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
-
-
 @pytest.mark.parametrize(
     "options, param, message",
     [
@@ -193,7 +201,9 @@ AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}
         ({"messages": [user(None)]}, "messages", "nothing that the user says"),
         ({"messages": [user([])]}, "messages", "nothing that the user says"),
         ({"messages": [{"role": "narrator", "content": "Tom"}]}, "messages", "messages.0.role: input should be"),
-        ({"messages": [user("a"), {"role": "tool", "content": "5"}]}, "messages", "messages.1.role"),
+        ({"messages": [user("a"), {"role": "critic", "content": "5"}]}, "messages", "messages.1.role"),
+        ({"messages": [user("a"), "b"]}, "messages", "messages.1"),
+        ({"messages": [{"role": "tool", "content": "5"}]}, "messages", "nothing that the user says"),
         ({"messages": [{"content": "Tom"}]}, "messages", "messages.0.role is required"),
         ({"messages": [user([{"type": "text", "text": "a"}, IMAGE])]}, "messages", "text alone, no 'image_url'"),
         ({"messages": [user([AUDIO])]}, "messages", "text alone, no 'input_audio'"),

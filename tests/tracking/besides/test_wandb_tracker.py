@@ -86,6 +86,8 @@ def test_records_are_kept_offline_and_a_resumed_run_goes_on_in_the_same_one(
     logged = [(line["step"], line["train_loss"]) for line in records if "train_loss" in line]
     assert logged == [(str(step), repr(step / 7)) for step in (10, 20, 20, 30)]
     assert sum(line.get("samples") == '"Once upon"' for line in records) == 2
+    assert not {path.name for path in folder.rglob("*") if path.is_file()} & {"requirements.txt", "wandb-metadata.json"}
+    assert not [name for path in files for name in read(path, "files")]
     sent = [path for path in folder.rglob("*") if path.is_file() and "logs" not in path.parts and path.suffix != ".log"]
     content = b"".join(path.read_bytes() for path in sent)
     for absent in (SECRET, str(tmp_path), str(Path.cwd())):
