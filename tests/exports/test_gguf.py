@@ -194,7 +194,7 @@ def test_entries_that_the_tokenizer_lacks_are_unused(tiny_tokenizer: Tokenizer) 
     found = vocabulary(tiny_tokenizer, 520)
     assert len(found.tokens) == len(set(found.tokens)) == 520
     assert found.types[512:] == (int(gguf.TokenType.UNUSED),) * 8
-    assert found.types[found.eos_id] == int(gguf.TokenType.CONTROL)
+    assert found.types[found.end_ids[0]] == int(gguf.TokenType.CONTROL)
 
 
 def test_a_broken_file_is_no_traceback(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
