@@ -122,6 +122,16 @@ def read_if_there(path: StoragePath) -> bytes:
         return b""
 
 
+def read_at_most(path: StoragePath, most: int) -> bytes:
+    """The content of a file that anybody may have made. Raises: ValueError when it is larger than `most` bytes, before
+    more of it is in memory; and what the file system raises."""
+    with path.open("rb") as file:
+        content = bytes(file.read(most + 1))
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most} bytes")
+    return content
+
+
 def stored_files(system: Any, path: str) -> list[str]:
     """The paths of all files below a folder of an object store.
 

@@ -17,6 +17,7 @@ from slm_ray.evaluation.losses import InfiniteLossError
 from slm_ray.evaluation.measurement import Data, Measurement, Split, Subject, difference, finite, measure
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.golden import BrokenModelError, compare_with_torch
+from slm_ray.model_files.reading import BrokenWeightsError
 from slm_ray.runs.checkpoint import load_model
 from slm_ray.storage import storage_path
 from slm_ray.tracking import aliases
@@ -75,12 +76,12 @@ class StoryJudge:
     def compare(self, candidate: ResolvedModel, champion: ResolvedModel) -> PairedDifference:
         """See `Compare`; two tokenizers are compared by the same texts. Raises: as `measured` of the candidate.
 
-        A champion whose loss is not finite, as of one that was the first of its name, is infinitely worse.
+        A champion whose loss or weights are not finite, as of one that was the first of its name, is infinitely worse.
         """
         own = self.measured(candidate)
         try:
             return difference(own, self.measured(champion))
-        except InfiniteLossError:
+        except (InfiniteLossError, BrokenWeightsError):
             worst = -math.inf
             return PairedDifference(mean=worst, standard_error=0.0, low=worst, high=worst, n_stories=own.n_stories)
 

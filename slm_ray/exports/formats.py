@@ -18,6 +18,8 @@ DTYPES: dict[Target, tuple[Dtype, ...]] = {
     "all": ("f32",),
     "checkpoint": ("f32",),
 }
+GGUF_ENDS = 3
+"""Tokens that end a text, as many as a GGUF file names: `eos_token_id`, `eot_token_id`, `eom_token_id`."""
 
 
 def misfit(to: Target, dtype: Dtype) -> str:

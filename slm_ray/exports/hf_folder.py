@@ -20,6 +20,7 @@ from slm_ray.exports.parity import Expected, Parity, compare
 from slm_ray.exports.source_model import CHAT_TEMPLATE, SourceModel
 from slm_ray.model import hf_layout
 from slm_ray.model_files.folders import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
+from slm_ray.tokenization.tokenizer import Tokenizer
 
 MAKERS_OWN = frozenset(("auto_map", "custom_generate", "name_or_path", "special_tokens_map_file", "tokenizer_file"))
 """Fields of a stranger's files that name code, or places on another machine."""
@@ -38,8 +39,8 @@ def write_hf(folder: Path, given: SourceModel, dtype: Dtype) -> None:
     ends = {f"{kind}_token": token for kind, token in _end_tokens(given).items()}
     write_json(folder / "special_tokens_map.json", ends)  # for programs that do not read tokenizer_config.json
     content = hf_layout.config_json(given.model.config, given.tokenizer.eos_id)
-    ids = {"bos_token_id": given.tokenizer.start_id, "dtype": str(TYPES[dtype]).removeprefix("torch.")}
-    write_json(folder / CONFIG, content | ids)
+    ids = {"bos_token_id": given.tokenizer.start_id, "eos_token_id": end_ids(given.tokenizer)}
+    write_json(folder / CONFIG, content | ids | {"dtype": str(TYPES[dtype]).removeprefix("torch.")})
     if dtype == "f32" and given.state is not None:
         shutil.copyfile(given.folder / WEIGHTS, folder / WEIGHTS)
         return
@@ -55,21 +56,27 @@ def copy_tokenizer(folder: Path, given: SourceModel) -> None:
     """The tokenizer's files, and what says how to write; those that a model of others lacks are made. Raises: as
     `write_hf`."""
     for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE):
-        if (path := given.file(name)) is None:
+        if (content := given.content(name)) is None:
             continue
         if given.state is None and name in (TOKENIZER_CONFIG, GENERATION_CONFIG):
-            write_json(folder / name, _public(json.loads(path.read_text(encoding="utf-8"))))
+            ends = {"eos_token_id": end_ids(given.tokenizer)} if name == GENERATION_CONFIG else {}
+            write_json(folder / name, _public(json.loads(content)) | ends)
         else:
-            shutil.copyfile(path, folder / name)
+            (folder / name).write_bytes(content)
     tokenizer = given.tokenizer
     if not (folder / GENERATION_CONFIG).exists():
-        ends = sorted(tokenizer.stop_ids)
-        ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": ends, "pad_token_id": tokenizer.eos_id}
-        write_json(folder / GENERATION_CONFIG, ids)
+        ids = {"bos_token_id": tokenizer.start_id, "pad_token_id": tokenizer.eos_id}
+        write_json(folder / GENERATION_CONFIG, ids | {"eos_token_id": end_ids(tokenizer)})
     if not (folder / TOKENIZER_CONFIG).exists():
         tokens = {f"{kind}_token": token for kind, token in _end_tokens(given).items()}
         kept = {"clean_up_tokenization_spaces": False, "model_max_length": given.model.config.seq_len}
         write_json(folder / TOKENIZER_CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, **kept})
+
+
+def end_ids(tokenizer: Tokenizer) -> int | list[int]:
+    """`eos_token_id` of a config: one, or a list of all that end a text."""
+    ends = tokenizer.borders.end_ids
+    return ends[0] if len(ends) == 1 else ends
 
 
 def _public(content: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +101,8 @@ def check_hf(folder: Path, given: SourceModel, wanted: Expected, dtype: Dtype) -
     """Open the folder with transformers where it knows the shape and is installed, else with our own reader."""
     is_known = not hf_layout.why_not_transformers(given.model.config)
     if is_known and is_installed("transformers"):
-        return [compare(TransformersRuntime(folder, given.tokenizer.stop_ids), wanted, dtype)]
-    return [compare(own_folder(folder, given.tokenizer.stop_ids), wanted, dtype)]
+        return [compare(TransformersRuntime(folder), wanted, dtype)]
+    return [compare(own_folder(folder), wanted, dtype)]
 
 
 def write_json(path: Path, content: Any) -> None:

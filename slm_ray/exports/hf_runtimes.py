@@ -5,7 +5,7 @@ In: a folder. Out: what each computes of it. `parity` compares that with torch.
 
 import contextlib
 import importlib.util
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from slm_ray.exports.parity import TorchRuntime
+from slm_ray.model_files.foreign_tokenizer import read_tokenizer
 from slm_ray.model_files.reading import read_model
 
 Array = NDArray[Any]
@@ -32,9 +33,9 @@ def encoder(folder: Path) -> Any:
     return found
 
 
-def own_folder(folder: Path, stop_ids: Collection[int]) -> TorchRuntime:
+def own_folder(folder: Path) -> TorchRuntime:
     """Our own reader, for a shape that transformers does not know, or where it is not installed."""
-    words = encoder(folder)
+    words, stop_ids = encoder(folder), read_tokenizer(folder).stop_ids
     return TorchRuntime(
         read_model(folder), lambda text: list(words.encode(text, add_special_tokens=False).ids), stop_ids, "slm-ray"
     )
@@ -55,14 +56,11 @@ def _quiet(log: Any) -> Iterator[None]:
 
 
 class TransformersRuntime:
-    """`AutoModelForCausalLM` and `AutoTokenizer` in fp32, with the weights as they are in the folder."""
+    """`AutoModelForCausalLM` and `AutoTokenizer` in fp32, with the weights and the ends that are in the folder."""
 
-    def __init__(self, folder: Path, stop_ids: Collection[int]) -> None:
+    def __init__(self, folder: Path) -> None:
         import transformers
 
-        ends = {"eos_token_id": sorted(stop_ids), "pad_token_id": min(stop_ids)}
-        # in place of what the folder says, which may have penalties
-        self._greedy = transformers.GenerationConfig(do_sample=False, num_beams=1, **ends)
         self.name = f"transformers {transformers.__version__}"
         with _quiet(transformers.utils.logging):
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -72,6 +70,12 @@ class TransformersRuntime:
                 folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
         self._model: Any = found.eval()
+        ends = self._model.generation_config.eos_token_id
+        self.stop_ids = frozenset(ends if isinstance(ends, list) else [ends])
+        # in place of the rest that the folder says, which may have penalties
+        self._greedy = transformers.GenerationConfig(
+            do_sample=False, num_beams=1, eos_token_id=ends, pad_token_id=min(self.stop_ids)
+        )
         self._model.generation_config = self._greedy  # which fills in what is not given to `generate`
         self._log = transformers.utils.logging
 

@@ -24,7 +24,7 @@ from slm_ray.exports.data_card import (
     licence_text,
     origin_lines,
 )
-from slm_ray.exports.formats import Dtype, Format
+from slm_ray.exports.formats import GGUF_ENDS, Dtype, Format
 from slm_ray.exports.parity import Parity
 from slm_ray.exports.source_model import SourceModel
 from slm_ray.model import hf_layout
@@ -128,7 +128,7 @@ def _text(given: SourceModel, to: Format, dtype: Dtype, found: Sequence[Parity])
         f"# {given.title}",
         f"A small language model, {_made(given)} SLM-Ray: {count_parameters(given.model):,} parameters "
         f"({shape}, vocabulary {config.vocab_size:,}), in {dtype}. This folder is for {OPENED_BY[to]}. A text begins "
-        f"after the token {given.tokenizer.start_id}, and {_ends(given)} it.",
+        f"after the token {given.tokenizer.start_id}, and {_ends(given, to)}.",
         "## Licence",
         "\n".join(_licences(given)),
         "## Data",
@@ -147,9 +147,11 @@ def _made(given: SourceModel) -> str:
     return "made by others and exported by" if given.state is None else "made with"
 
 
-def _ends(given: SourceModel) -> str:
-    ends = sorted(given.tokenizer.stop_ids)
-    return f"any of {', '.join(map(str, ends))} ends" if len(ends) > 1 else f"{ends[0]} ends"
+def _ends(given: SourceModel, to: Format) -> str:
+    ends = given.tokenizer.borders.end_ids
+    named, lost = (ends[:GGUF_ENDS], ends[GGUF_ENDS:]) if to == "gguf" else (ends, [])
+    said = f"any of {', '.join(map(str, named))} ends it" if len(named) > 1 else f"{named[0]} ends it"
+    return f"{said} (of the model's own ends {', '.join(map(str, lost))} have no field in this file)" if lost else said
 
 
 def _licences(given: SourceModel) -> Iterator[str]:

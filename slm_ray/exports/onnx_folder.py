@@ -14,14 +14,13 @@ from slm_ray.exports.formats import Dtype
 from slm_ray.exports.hf_folder import copy_tokenizer, write_json
 from slm_ray.exports.hf_runtimes import is_installed
 from slm_ray.exports.onnx_graph import standard_graph
-from slm_ray.exports.onnx_runtimes import GenAiRuntime, OnnxRuntime
+from slm_ray.exports.onnx_runtimes import GENAI_CONFIG, GenAiRuntime, OnnxRuntime
 from slm_ray.exports.parity import Expected, Parity, compare
 from slm_ray.exports.source_model import SourceModel
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 LOGGER = logging.getLogger(__name__)
 WITH_CACHE, NO_CACHE = "model.onnx", "model_no_cache.onnx"
-GENAI_CONFIG = "genai_config.json"
 
 
 def write_onnx(folder: Path, given: SourceModel, dtype: Dtype) -> None:
@@ -46,14 +45,13 @@ def write_onnx(folder: Path, given: SourceModel, dtype: Dtype) -> None:
     write_json(folder / GENAI_CONFIG, settings(given.model.config, tokenizer))
 
 
-def check_onnx(folder: Path, given: SourceModel, wanted: Expected, dtype: Dtype) -> list[Parity]:
+def check_onnx(folder: Path, _: SourceModel, wanted: Expected, dtype: Dtype) -> list[Parity]:
     """Open both graphs with plain ONNX Runtime, and the folder with ONNX Runtime GenAI where that is installed.
 
     Where GenAI does not open the folder, or its tokenizer gives other ids, the file for it is taken out and that is
     said: the rest is for hosts that do without.
     """
-    stops = given.tokenizer.stop_ids
-    found = [compare(OnnxRuntime(folder, name, stops), wanted, dtype) for name in (WITH_CACHE, NO_CACHE)]
+    found = [compare(OnnxRuntime(folder, name), wanted, dtype) for name in (WITH_CACHE, NO_CACHE)]
     if not is_installed("onnxruntime_genai"):
         return found
     try:

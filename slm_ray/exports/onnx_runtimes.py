@@ -4,7 +4,8 @@ In: a folder. Out: what each computes of it. `parity` compares that with torch.
 """
 
 import importlib.metadata
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,20 @@ from slm_ray.exports.hf_runtimes import encoder
 from slm_ray.exports.parity import greedy
 
 Array = NDArray[Any]
+GENAI_CONFIG = "genai_config.json"
 
 
 class OnnxRuntime:
     """Plain ONNX Runtime and `tokenizers`: a graph without a cache, or one with a cache that is carried along."""
 
-    def __init__(self, folder: Path, graph: str, stop_ids: Collection[int]) -> None:
+    def __init__(self, folder: Path, graph: str) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         path = str(folder / graph)
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._encoder = encoder(folder)
-        self._stop_ids = stop_ids
+        known = self._session.get_modelmeta().custom_metadata_map
+        self.stop_ids = frozenset(map(int, known["end_token_ids"].split(",")))
         self._past = {
             one.name: tuple(one.shape) for one in self._session.get_inputs() if one.name.startswith("past_key_values.")
         }
@@ -54,7 +57,7 @@ class OnnxRuntime:
             cache.update(fresh)
             return logits[-1]  # type: ignore[no-any-return]
 
-        return greedy(last_logits, tokens, count, self._stop_ids)
+        return greedy(last_logits, tokens, count, self.stop_ids)
 
     def _run(self, tokens: Sequence[int], cache: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         """Logits (T, vocab_size), and the cache for the next call."""
@@ -77,6 +80,8 @@ class GenAiRuntime:
         import onnxruntime_genai
 
         self._genai: Any = onnxruntime_genai
+        ends = json.loads((folder / GENAI_CONFIG).read_text(encoding="utf-8"))["model"]["eos_token_id"]
+        self.stop_ids = frozenset(ends if isinstance(ends, list) else [ends])
         self._model = onnxruntime_genai.Model(str(folder))
         self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
         self.name = f"onnxruntime-genai {importlib.metadata.version('onnxruntime-genai')}"

@@ -60,6 +60,10 @@ class Runtime(Protocol):
     def name(self) -> str:
         """Which one, with its version."""
 
+    @property
+    def stop_ids(self) -> Collection[int]:
+        """Tokens at which it ends a text, by the files of the export."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, in which no special token is looked for."""
 
@@ -119,6 +123,10 @@ class Expected:
 
     stories: tuple[Story, ...]
     ids: Mapping[str, list[int]]
+    end_ids: frozenset[int]
+    """Tokens that end a text everywhere."""
+    stop_ids: frozenset[int]
+    """All that may: the one that stands before a text ends the one before it, where a program looks for it."""
 
     @property
     def largest_logit(self) -> float:
@@ -148,7 +156,12 @@ def expected(model: Decoder, tokenizer: Tokenizer) -> Expected:
         if not np.isfinite(logits).all():
             raise ParityError(f"the model gives numbers that are not finite after {prompt!r}")
         stories.append(Story(prompt=tuple(tokens), written=tuple(written), logits=logits))
-    return Expected(stories=tuple(stories), ids={text: tokenizer.encode(text) for text in plain_texts(tokenizer)})
+    return Expected(
+        stories=tuple(stories),
+        ids={text: tokenizer.encode(text) for text in plain_texts(tokenizer)},
+        end_ids=frozenset(tokenizer.borders.end_ids),
+        stop_ids=tokenizer.stop_ids,
+    )
 
 
 def plain_texts(tokenizer: Tokenizer) -> list[str]:
@@ -164,7 +177,7 @@ class TorchRuntime:
     def __init__(
         self, model: Decoder, encode: Callable[[str], list[int]], stop_ids: Collection[int], name: str
     ) -> None:
-        self._model, self._stop_ids = model.eval(), stop_ids
+        self._model, self.stop_ids = model.eval(), stop_ids
         self.encode = encode
         self.name = name
 
@@ -184,7 +197,7 @@ class TorchRuntime:
             last: Array = found[-1]
             return last
 
-        return greedy(last_logits, tokens, count, self._stop_ids)
+        return greedy(last_logits, tokens, count, self.stop_ids)
 
 
 def greedy(
@@ -227,6 +240,9 @@ def compare(runtime: Runtime, wanted: Expected, dtype: Dtype, slack: float = 0.0
     wrong = [text for text, ids in wanted.ids.items() if runtime.encode(text) != ids]
     if wrong:
         faults.append(f"it has other ids for {visible(wrong[0])[:40]!r} and {len(wrong) - 1} more texts")
+    ends = set(runtime.stop_ids)
+    if not wanted.end_ids <= ends <= wanted.stop_ids:
+        faults.append(f"a text ends at the tokens {sorted(ends)}, and {sorted(wanted.end_ids)} are expected")
     return Parity(
         by=runtime.name,
         largest_logit_error=error,

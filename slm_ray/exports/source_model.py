@@ -10,13 +10,14 @@ from pathlib import Path
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import Manifest, load_manifest
-from slm_ray.errors import UserError, visible, without_secrets
+from slm_ray.errors import UserError, one_line, visible, without_secrets
 from slm_ray.model.decoder import Decoder
-from slm_ray.model_files.folders import model_file
+from slm_ray.model_files.folders import TOKENIZER, model_file
+from slm_ray.model_files.json_files import MAX_JSON_BYTES
 from slm_ray.runs import checkpoint
 from slm_ray.runs.train_state import TrainState
-from slm_ray.storage import is_remote
-from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.storage import is_remote, read_at_most
+from slm_ray.tokenization.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer
 from slm_ray.tracking.evaluation_runs import recorded_evaluation
 from slm_ray.tracking.registry import REGISTERED, load_model, resolved_model, weights_digest
 
@@ -63,12 +64,20 @@ class SourceModel:
     @property
     def chat_template(self) -> str:
         """The template of conversations that the folder holds; empty without one."""
-        path = self.file(CHAT_TEMPLATE)
-        return "" if path is None else path.read_text(encoding="utf-8", errors="replace")
+        return (self.content(CHAT_TEMPLATE) or b"").decode("utf-8", errors="replace")
 
-    def file(self, name: str) -> Path | None:
-        """One of its files beside the weights; None where there is none. Raises: UserError for a link out of it."""
-        return model_file(self.folder, name)
+    def content(self, name: str) -> bytes | None:
+        """Of one of its files beside the weights; None where there is none.
+
+        Raises:
+            UserError: it cannot be read, is a link out of the folder, or larger than any such file.
+        """
+        most = MAX_TOKENIZER_BYTES if name == TOKENIZER else MAX_JSON_BYTES
+        try:
+            path = model_file(self.folder, name)
+            return None if path is None else read_at_most(path, most)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder / name} cannot be read: {one_line(error)}") from error
 
 
 @contextlib.contextmanager

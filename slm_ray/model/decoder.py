@@ -53,13 +53,15 @@ class _Window:
 def rotary_tables(seq_len: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles, each (seq_len, d_head), in the half-split layout of Llama.
 
-    The first half of the sines is negative: so `rotate` needs no copy of x with half its signs turned.
+    The first half of the sines is negative: so `rotate` needs no copy of x with half its signs turned. Angles are
+    computed in fp32, step by step as transformers does: rounding moves them by 1e-4 at position 4,096, and a model that
+    was trained there was trained with these.
 
     Source: Su et al., "RoFormer" (arXiv:2104.09864), section 3.4.2.
     """
-    frequencies = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)  # (d_head / 2,)
-    angles = torch.outer(torch.arange(seq_len, dtype=torch.float64), frequencies)  # (seq_len, d_head / 2)
-    cos, sin = angles.cos().float(), angles.sin().float()
+    frequencies = 1.0 / (theta ** (torch.arange(0, d_head, 2, dtype=torch.float32) / d_head))  # (d_head / 2,)
+    angles = torch.outer(torch.arange(seq_len, dtype=torch.float32), frequencies)  # (seq_len, d_head / 2)
+    cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (seq_len, d_head)
 
 

@@ -5,6 +5,7 @@ by its name. A pickle is never read; a link may lead anywhere within the folder 
 blobs.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -38,10 +39,12 @@ def model_file(folder: Path, name: str) -> Path | None:
     path = folder / name
     try:
         status = path.stat()
-    except FileNotFoundError:
-        if path.is_symlink():
+    except OSError as error:
+        if error.errno == errno.ELOOP or (isinstance(error, FileNotFoundError) and path.is_symlink()):
             raise UserError(f"{path} is a link that leads nowhere") from None
-        return None
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise
     if not path.resolve().is_relative_to(_borders(folder.resolve())):
         raise UserError(f"{path} is a link that leads out of its folder: put the file itself there")
     if not stat.S_ISREG(status.st_mode):

@@ -7,16 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from slm_ray.storage import read_at_most
+
 MAX_JSON_BYTES = 4 * 1024 * 1024
 """Of config.json, state.json, the marker and the index of shards: a thousand times what they need."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a small file. Raises: OSError; ValueError when it is none, or too large to be one of ours."""
-    with path.open("rb") as file:
-        text = file.read(MAX_JSON_BYTES + 1)
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(f"it is larger than {MAX_JSON_BYTES} bytes")
+    text = read_at_most(path, MAX_JSON_BYTES)
     try:
         content = json.loads(text)
     except RecursionError as error:

@@ -4,6 +4,7 @@ In: a folder with `config.json` and safetensors. Out: a `Decoder` in fp32, every
 of its weights before memory was asked for. Weights in bf16 or fp16 are read as fp32, and all is computed in it.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,27 +19,40 @@ from slm_ray.model import hf_layout
 from slm_ray.model.decoder import Decoder
 from slm_ray.model_files.folders import CONFIG, needed_file, weight_files
 from slm_ray.model_files.json_files import read_json
-from slm_ray.model_files.weights import StoredTensor, meta_tensors, read_tensors, stored_tensors, type_fault
+from slm_ray.model_files.weights import StoredTensor, meta_tensors, not_finite, read_tensors, stored_tensors, type_fault
 
 MAX_CONTEXT = 2**17
 """Longest context in tokens that is believed: with rotary positions nothing in the weights bears it out."""
 MAX_ANGLES = 2**25
 """Largest table of rotary angles, in numbers: 131,072 tokens of heads of 256."""
+LEAST_TENSORS = 6
+"""Of a block, over all families: GPT-2's without biases, whose query, key and value are one."""
+_BLOCK = "layers.0."
 _MISFITS = (RuntimeError, TypeError, ValueError, KeyError, OverflowError)  # of torch, for sizes that it cannot hold
+
+
+class BrokenWeightsError(UserError):
+    """All is there and fits, and a weight is no finite number."""
 
 
 def read_model(path: Path) -> Decoder:
     """Build the model in a folder of Hugging Face's layout, in eval mode on the CPU.
 
     Raises:
+        BrokenWeightsError: a weight is no finite number.
         UserError: its files cannot be read, or do not fit each other.
     """
     config, stored = _checked(path)
     try:
-        model = Decoder(config)
-        model.load_state_dict(hf_layout.from_hf(read_tensors(stored), config))
+        tensors = read_tensors(stored)
+        broken = not_finite(tensors)
+        if not broken:
+            model = Decoder(config)
+            model.load_state_dict(hf_layout.from_hf(tensors, config))
     except (OSError, SafetensorError, *_MISFITS) as error:
         raise UserError(f"{_weights(stored)} does not fit its config.json: {one_line(error)}") from error
+    if broken:
+        raise BrokenWeightsError(f"{_weights(stored)}: {broken} holds numbers that are not finite")
     return model.eval()
 
 
@@ -80,15 +94,24 @@ def _misfit(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> str:
         return "vocab_size (0) must be that of a tokenizer"
     if config.seq_len > MAX_CONTEXT:
         return f"seq_len ({config.seq_len}) must be at most {MAX_CONTEXT}"
-    if config.n_layers > len(stored):
+    if LEAST_TENSORS * config.n_layers > len(stored):
         return f"n_layers is {config.n_layers}, and there are {len(stored)} tensors"
     try:
         with torch.device("meta"):
-            expected = Decoder(config).state_dict()
+            expected = _expected(config)
             found = hf_layout.from_hf(meta_tensors(stored), config)
     except _MISFITS as error:
         return f"{type(error).__name__}: {one_line(error)}"
     return _difference(expected, found) or type_fault(found) or _angles_fault(config)
+
+
+def _expected(config: ModelConfig) -> dict[str, Tensor]:
+    """What the state dict of a model holds, without building it: thousands of blocks take half a minute."""
+    one = Decoder(dataclasses.replace(config, n_layers=1)).state_dict()
+    block = {name: tensor for name, tensor in one.items() if name.startswith(_BLOCK)}
+    rest = {name: tensor for name, tensor in one.items() if name not in block}
+    layers = range(config.n_layers)
+    return rest | {f"layers.{layer}.{name.removeprefix(_BLOCK)}": block[name] for layer in layers for name in block}
 
 
 def _angles_fault(config: ModelConfig) -> str:

@@ -5,6 +5,7 @@ after another. A header may say anything: it is bounded here, and the library ho
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from slm_ray.errors import visible
+
 MAX_HEADER_BYTES = 8 * 1024 * 1024
 """Of names, types, shapes and offsets: some 100 bytes a tensor."""
 MAX_TENSORS = 50_000
+MAX_NAME = 200
+"""Characters of a tensor's name, which messages repeat."""
 _LENGTH_BYTES = 8  # of the header's length, at the beginning of the file
 TYPES = {
     "F32": torch.float32,
@@ -73,6 +78,8 @@ def _header(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # it is no mapping
+                if len(name) > MAX_NAME or visible(name) != name:
+                    raise ValueError(f"{path.name} has a tensor with the name {visible(name[:MAX_NAME])!r}")
                 part = file.get_slice(name)
                 if part.get_dtype() not in TYPES:
                     raise ValueError(f"{name} in {path.name} is of type {part.get_dtype()}: {_expected()}")
@@ -88,6 +95,17 @@ def type_fault(tensors: Mapping[str, Tensor]) -> str:
         if tensor.dtype not in TAKEN:
             kind = next((word for word, dtype in TYPES.items() if dtype == tensor.dtype), str(tensor.dtype))
             return f"{name} is of type {kind}: {_expected()}"
+    return ""
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Which tensor holds a NaN or an infinity; empty where none does.
+
+    One pass without a copy: the sum is finite only where all is. One that overflows is looked at number by number.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not math.isfinite(tensor.sum()) and not bool(tensor.isfinite().all()):
+            return name
     return ""
 
 

@@ -25,6 +25,11 @@ class TextBorders:
     origin: str = ""
     """Which file said so, of a tokenizer that others made."""
 
+    @property
+    def end_ids(self) -> list[int]:
+        """The ends as a file lists them: `eos_id` first, and not what only stands before a text."""
+        return [self.eos_id, *sorted(self.stop_ids - {self.eos_id, self.start_id})]
+
 
 def end_of_text_around(inner: Any, name: str) -> TextBorders:
     """The borders of a text of ours. Raises: UserError when the tokenizer has no special token `<|endoftext|>`."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from slm_ray.errors import UserError, one_line
 from slm_ray.hub_reference import ANSWER_TIMEOUT_S, PREFIX, parse_hub_reference
-from slm_ray.storage import StoragePath, storage_path
+from slm_ray.storage import StoragePath, read_at_most, storage_path
 from slm_ray.tokenization.from_sentencepiece import convert
-from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer, parsed
+from slm_ray.tokenization.tokenizer import END_OF_TEXT, MAX_TOKENIZER_BYTES, Tokenizer, parsed
 
 GPT2 = f"{PREFIX}openai-community/gpt2"
 _TOKENIZER_FILE = "tokenizer.json"
@@ -99,7 +99,7 @@ def _download(word: str) -> Path:
 
 def _read(path: StoragePath) -> bytes:
     try:
-        return path.read_bytes()
+        return read_at_most(path, MAX_TOKENIZER_BYTES)
     except Exception as error:  # each object store has errors of its own
         why = getattr(error, "strerror", None) or one_line(error)
         raise UserError(

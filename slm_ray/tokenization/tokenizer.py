@@ -18,7 +18,7 @@ import pyarrow as pa
 import tokenizers
 
 from slm_ray.errors import UserError
-from slm_ray.storage import StoragePath, storage_path
+from slm_ray.storage import StoragePath, read_at_most, storage_path
 from slm_ray.tokenization.borders import END_OF_TEXT as END_OF_TEXT
 from slm_ray.tokenization.borders import TextBorders as TextBorders
 from slm_ray.tokenization.borders import end_of_text_around
@@ -35,6 +35,8 @@ EVERY_BYTE = "".join(map(chr, _SOME_OF_EACH))
 """A text with all 243 bytes that UTF-8 has."""
 PROBES = (EVERY_BYTE, "  Two  spaces. ", " One.\nTwo.\n\n", "\u2581a\u2581", "<s></s><unk><pad><0x41>", "")
 """Texts that some tokenizers change."""
+MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
+"""Four times the largest of the families that are read."""
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end-of-text token: below it, some text could not be written
 
 
@@ -89,8 +91,8 @@ class Tokenizer:
                 keep text.
         """
         try:
-            text = storage_path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_at_most(storage_path(path), MAX_TOKENIZER_BYTES).decode("utf-8")
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot read the tokenizer {path}: {_why(error)}") from error
         return cls.from_json(text, name=str(path), must_keep_text=must_keep_text)
 

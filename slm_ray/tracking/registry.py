@@ -80,6 +80,7 @@ def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
     path = _folder(reference)
     if is_foreign(path):
         folders.say_pickles(path)
+        check_weights(weights_bytes(path))  # by headers: nobody waits for the digest of a terabyte that is no model
         version, identity = f"hf-{folders.weights_sha256(path)[:FOREIGN_DIGITS]}", _foreign_identity(path)
         return ResolvedModel(path, path.name, version, "", "", 0, identity, is_foreign=True)
     _refuse_pickles(path)
@@ -106,8 +107,11 @@ def has_instructions(found: ResolvedModel) -> bool:
     """Whether it was trained with instructions before its stories; one that others made was not. Raises: UserError."""
     if not found.is_foreign:
         return checkpoint.has_instructions(found.path)
-    template = folders.model_file(found.path, CHAT_TEMPLATE)  # of a model of ours that was exported
-    return template is not None and checkpoint.is_instruction_template(template)
+    try:
+        template = folders.model_file(found.path, CHAT_TEMPLATE)  # of a model of ours that was exported
+        return template is not None and checkpoint.is_instruction_template(template)
+    except OSError as error:
+        raise UserError(f"{found.path} is no model: {one_line(error)}") from error
 
 
 def model_shape(found: ResolvedModel) -> ModelConfig:

@@ -121,6 +121,6 @@ def test_what_is_added_to_all_logits_allows_no_larger_error() -> None:
     rows = np.random.default_rng(0).normal(size=(5, 50))
     for shift in (0.0, -100.0):
         story = Story(prompt=(1, 2), written=(3,), logits=rows + shift)
-        assert Expected(stories=(story,), ids={}).largest_distance == pytest.approx(
-            np.abs(rows - rows.mean(axis=-1, keepdims=True)).max()
-        )
+        assert Expected(
+            stories=(story,), ids={}, end_ids=frozenset({0}), stop_ids=frozenset({0})
+        ).largest_distance == pytest.approx(np.abs(rows - rows.mean(axis=-1, keepdims=True)).max())

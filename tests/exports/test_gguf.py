@@ -62,7 +62,7 @@ def test_every_shape_comes_back_out_of_the_file_alone(
 ) -> None:
     model, path = model_of(tiny_tokenizer, shape), tmp_path / "model.gguf"
     write_gguf(path, model, tiny_tokenizer, ABOUT)
-    found = compare(read_back(path, tiny_tokenizer.stop_ids), expected(model, tiny_tokenizer), "f32")
+    found = compare(read_back(path), expected(model, tiny_tokenizer), "f32")
     assert found.fault == ""
     assert found.largest_logit_error == 0
     assert largest_weight_error(path, model, "f32") == 0
@@ -138,7 +138,7 @@ def test_transformers_reads_the_same_ids_out_of_the_file(name: str, tiny_tokeniz
     tokenizer = with_pre_tokenizer(tiny_tokenizer, name)
     path = tmp_path / "model.gguf"
     write_gguf(path, talkative_model(tokenizer), tokenizer, ABOUT)
-    assert [*map(read_back(path, STOPS).encode, AWKWARD_TEXTS)] == [*map(tokenizer.encode, AWKWARD_TEXTS)]
+    assert [*map(read_back(path).encode, AWKWARD_TEXTS)] == [*map(tokenizer.encode, AWKWARD_TEXTS)]
     if name == "gpt-2":
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
         for text in AWKWARD_TEXTS:
@@ -150,7 +150,7 @@ def test_transformers_reads_the_same_ids_out_of_the_file(name: str, tiny_tokeniz
 def test_sentencepiece_s_bpe_keeps_its_ids(changes: dict[str, Any], tmp_path: Path) -> None:
     tokenizer, path = from_model("bpe", **changes), tmp_path / "model.gguf"
     write_gguf(path, talkative_model(tokenizer), tokenizer, ABOUT)
-    runtime = read_back(path, STOPS)
+    runtime = read_back(path)
 
     @given(MIXED | st.text())
     def same_ids(text: str) -> None:
@@ -194,7 +194,7 @@ def test_entries_that_the_tokenizer_lacks_are_unused(tiny_tokenizer: Tokenizer) 
     found = vocabulary(tiny_tokenizer, 520)
     assert len(found.tokens) == len(set(found.tokens)) == 520
     assert found.types[512:] == (int(gguf.TokenType.UNUSED),) * 8
-    assert found.types[found.eos_id] == int(gguf.TokenType.CONTROL)
+    assert found.types[found.end_ids[0]] == int(gguf.TokenType.CONTROL)
 
 
 def test_a_broken_file_is_no_traceback(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_broken_file_is_no_traceback(tiny_tokenizer: Tokenizer, tmp_path: Path
     write_gguf(path, talkative_model(tiny_tokenizer), tiny_tokenizer, ABOUT)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ParityError, match=r"model\.gguf cannot be read back"):
-        read_back(path, STOPS)
+        read_back(path)
 
 
 @pytest.mark.skipif(

@@ -135,6 +135,29 @@ def write(model: Decoder, folder: Path) -> None:
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@torch.no_grad()
+def test_long_contexts_have_its_logits_in_torch_and_as_served(name: str, tmp_path: Path) -> None:
+    """Sharp attention over 4,096 tokens: rotary angles of another precision are 8e-4 away there."""
+    transformers = pytest.importorskip("transformers")
+    steps, ends = 4096, slice(4032, None)
+    fields = LLAMA | {"head_dim": 64, "rope_theta": 5e5, "num_key_value_heads": 2, "max_position_embeddings": steps}
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(name, **fields)).eval()
+    for parameter in theirs.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3 if name == "llama" else 0.6)
+    theirs.save_pretrained(tmp_path)
+    model, tokens = read(tmp_path), some_tokens(97, rows=1, steps=steps)
+    logits = theirs(tokens).logits
+    torch.testing.assert_close(model(tokens), logits, atol=1e-4, rtol=0)
+    cache = KVCache.empty(model.config, rows=1)
+    model.decode(tokens[:, : steps - 1], cache)
+    torch.testing.assert_close(model.decode(tokens[:, -1:], cache), logits[:, -1:], atol=1e-4, rtol=0)
+    served = torch.from_numpy(OnnxBackend(model, 1, threads=1).prefill(0, tokens[0].tolist()))
+    torch.testing.assert_close(served[ends], logits[0, ends], atol=1e-4, rtol=0)
+
+
 # ---- older forms, and what is refused
 
 

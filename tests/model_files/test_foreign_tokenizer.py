@@ -108,6 +108,28 @@ def test_a_tokenizer_with_holes_knows_them(tmp_path: Path) -> None:
     assert (tokenizer.vocab_size, tokenizer.holes.tolist()) == (404, [400, 401, 402])
 
 
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"}
+
+
+@pytest.mark.parametrize(
+    "part, content",
+    [
+        ("normalizer", {"type": "Sequence", "normalizers": [REPLACE] * 9}),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [REPLACE] * 3}] * 3}),
+        ("normalizer", {"type": "Prepend", "prepend": "a" * 1000}),
+        ("decoder", {"type": "Sequence", "decoders": [REPLACE] * 9}),
+    ],
+)
+def test_a_tokenizer_that_fills_the_memory_with_one_letter_is_refused(
+    tmp_path: Path, part: str, content: dict[str, Any]
+) -> None:
+    folder = write(tmp_path, gpt_tokenizer(), config={"eos_token_id": 0})
+    whole = json.loads((folder / "tokenizer.json").read_text()) | {part: content}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=f"its {part} makes a text .* times as long, and 100 is the most"):
+        read_tokenizer(folder)
+
+
 def test_dropout_of_a_tokenizer_is_left_out(tmp_path: Path) -> None:
     content = json.loads(gpt_tokenizer().to_str())
     content["model"]["dropout"] = 0.9

@@ -12,10 +12,19 @@ import pytest
 import safetensors.torch
 import torch
 
+from slm_ray import export, storage
+from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
+from slm_ray.generation import cache_size
+from slm_ray.model import hf_layout
+from slm_ray.model.decoder import Decoder
+from slm_ray.model_files import folders, reading
 from slm_ray.model_files.json_files import MAX_JSON_BYTES
+from slm_ray.model_files.reading import LEAST_TENSORS
 from slm_ray.model_files.weights import MAX_HEADER_BYTES
 from slm_ray.runs import checkpoint
+from slm_ray.tokenization.loading import open_tokenizer
+from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import registry
 from tests.support.foreign_models import qwen_tokenizer, write_foreign
 from tests.support.tiny_model import write_tiny_model
@@ -193,6 +202,13 @@ def test_a_header_that_lies(folder: Path, change: Callable[[dict[str, Any]], obj
     assert "model.safetensors" in refusal(folder)
 
 
+@pytest.mark.parametrize("name", ["x" * 100_000, "a\n\x1b[31mb", "\u202eb"])
+def test_a_tensor_s_name_acts_on_no_terminal(folder: Path, name: str) -> None:
+    rewrite(folder, tensors(folder) | {name: torch.zeros(0)})
+    said = refusal(folder)
+    assert "has a tensor with the name" in said and len(said) < 600 and said.isprintable()
+
+
 def test_a_file_that_is_cut_off_or_longer_than_its_header_says(folder: Path) -> None:
     path = folder / "model.safetensors"
     whole = path.read_bytes()
@@ -254,6 +270,143 @@ def test_a_pickle_beside_safetensors_is_left_alone_and_said(folder: Path, caplog
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
     load(folder)
     assert "pytorch_model.bin is a pickle, and is not read" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_no_numbers_are_refused(folder: Path, value: float, dtype: torch.dtype) -> None:
+    whole = {name: tensor.to(dtype) for name, tensor in tensors(folder).items()}
+    whole["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    rewrite(folder, whole)
+    assert "model.layers.1.mlp.up_proj.weight holds numbers that are not finite" in refusal(folder)
+
+
+def test_weights_whose_sum_is_too_large_for_a_number_are_finite(folder: Path) -> None:
+    rewrite(folder, tensors(folder) | {"model.norm.weight": torch.full((32,), 3e38)})
+    load(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [{"model_type": "mistral"}, {"model_type": "llama"}, {"model_type": "llama", "hidden_size": 8}]
+)
+def test_no_digest_is_made_of_weights_that_are_no_model(
+    folder: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a terabyte of zeros costs its maker nothing."""
+    (folder / "config.json").write_text(json.dumps(content))
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(2**40)
+
+    def read(path: Path) -> str:
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr(storage, "file_sha256", read)
+    refusal(folder)
+
+
+def test_no_digest_is_made_of_weights_that_no_memory_holds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> str:
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr(storage, "file_sha256", read)
+    monkeypatch.setattr(cache_size, "available_bytes", lambda: 1000)
+    assert "of memory" in refusal(folder) or "are free" in refusal(folder)
+
+
+def least_tensors(kind: str) -> int:
+    """Tensors in a block of the smallest model of a family, as it may lie in a file."""
+    shape: dict[str, Any] = {"vocab_size": 8, "seq_len": 4, "n_layers": 1, "d_model": 4, "n_heads": 1, "d_ff": 4}
+    rest = {"norm": "layer", "mlp": "gelu", "positions": "learned"} if kind.startswith("gpt") else {}
+    config = ModelConfig(**shape, **rest, scale_attention=kind != "gpt_neo")
+    assert hf_layout.family(config) == kind or kind == "own"
+    written = hf_layout.to_hf(Decoder(config).state_dict(), config)
+    bare = {name: tensor for name, tensor in written.items() if not name.endswith("bias")}  # zeros may be left out
+    assert hf_layout.from_hf(bare, config).keys() == Decoder(config).state_dict().keys()
+    return sum(".0." in name for name in bare)
+
+
+def test_the_least_tensors_of_a_block_are_those_of_gpt2() -> None:
+    counts = {kind: least_tensors(kind) for kind in ("llama", "gpt2", "gpt_neo")}
+    assert counts == {"llama": 9, "gpt2": LEAST_TENSORS, "gpt_neo": 8}
+
+
+@pytest.mark.parametrize("layers", [4, 4000, 5000, 10**9])
+def test_more_layers_than_the_weights_can_have_are_not_built(folder: Path, layers: int) -> None:
+    own = {"vocab_size": 400, "seq_len": 64, "n_layers": layers, "d_model": 32, "n_heads": 4, "d_ff": 48}
+    (folder / "config.json").write_text(json.dumps({"model_type": "slm_ray", "slm_ray": own}))
+    assert f"n_layers is {layers}" in refusal(folder)
+
+
+def test_thousands_of_layers_without_a_number_are_refused_without_being_built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = {f"model.layers.{layer}.x{number}.weight": torch.zeros(0) for layer in range(4096) for number in range(6)}
+    rewrite(folder, empty)
+    change_json(folder, "config.json", lambda content: content.update(num_hidden_layers=4096))
+    built: list[int] = []
+
+    class Counted(Decoder):
+        def __init__(self, config: ModelConfig) -> None:
+            built.append(config.n_layers)
+            super().__init__(config)
+
+    monkeypatch.setattr(reading, "Decoder", Counted)
+    assert "model.safetensors does not fit its config.json" in refusal(folder)
+    assert set(built) <= {1}
+
+
+OF_A_FOLDER = ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("name", OF_A_FOLDER)
+def test_links_to_themselves_lead_nowhere(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(name)
+    assert f"{name} is a link that leads nowhere" in refusal(folder)
+
+
+def test_a_template_that_is_a_link_to_itself_or_cannot_be_looked_at(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = folder / "chat_template.jinja"
+    template.symlink_to(template.name)
+    found = registry.resolve_model(str(folder))
+    with pytest.raises(UserError, match=r"chat_template\.jinja is a link that leads nowhere"):
+        registry.has_instructions(found)
+    for to in ("hf", "onnx"):
+        assert export.main(["--model", str(folder), "--to", to, "--output", str(tmp_path / to)]) == 2
+        assert "chat_template.jinja is a link that leads nowhere" in capsys.readouterr().err
+
+    def fails(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(folders, "model_file", fails)
+    with pytest.raises(UserError, match="Permission denied"):
+        registry.has_instructions(found)
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf", "onnx"])
+def test_a_template_of_a_gigabyte_is_not_read(tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_foreign(tmp_path / "made", "gpt2")
+    with (folder / "chat_template.jinja").open("wb") as file:
+        file.truncate(2**31)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert export.main(["--model", str(folder), "--to", to, "--output", str(tmp_path / "out")]) == 2
+    assert "chat_template.jinja cannot be read: it is larger than" in capsys.readouterr().err
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 * 1024
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_of_a_gigabyte_is_not_read(folder: Path, tmp_path: Path) -> None:
+    ours = write_tiny_model(tmp_path / "ours")
+    for path in (folder / "tokenizer.json", ours / "model" / "tokenizer.json"):
+        with path.open("wb") as file:
+            file.truncate(2**31)
+    assert "it is larger than" in refusal(folder)
+    with pytest.raises(UserError, match=r"tokenizer\.json: it is larger than"):
+        Tokenizer.load(ours / "model" / "tokenizer.json")
+    with pytest.raises(UserError, match="it is larger than"):
+        open_tokenizer(str(folder / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"])

@@ -308,11 +308,14 @@ def test_the_end_of_text_token_begins_as_what_it_stands_for(
     assert torch.equal(read, written) == is_tied
 
 
-def test_a_model_whose_weights_are_no_numbers_diverges_at_once(
+def test_a_model_whose_weights_are_no_numbers_is_refused_and_one_of_huge_ones_diverges_at_once(
     tiny_config: TrainConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     model = random_model(talkative_model(tiny_tokenizer).config)
     model.norm.weight.data.fill_(float("nan"))
-    inputs = begin(tiny_config, save_model(tmp_path / "nan", model, tiny_tokenizer))
+    with pytest.raises(UserError, match=r"norm\.weight holds numbers that are not finite"):
+        begin(tiny_config, save_model(tmp_path / "nan", model, tiny_tokenizer))
+    model.norm.weight.data.fill_(3e38)
+    inputs = begin(tiny_config, save_model(tmp_path / "huge", model, tiny_tokenizer))
     summary = train(inputs)
     assert (summary.status, summary.step) == (RunStatus.DIVERGED, 0)

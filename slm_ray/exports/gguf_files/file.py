@@ -179,9 +179,11 @@ def _add_vocabulary(writer: Any, words: Vocabulary, chat_template: str) -> None:
         writer.add_token_scores(list(words.scores))
         writer.add_add_space_prefix(words.has_space_prefix)
     writer.add_bos_token_id(words.start_id)
-    writer.add_eos_token_id(words.eos_id)
-    writer.add_pad_token_id(words.eos_id)
-    writer.add_add_bos_token(words.start_id != words.eos_id)  # of a model of others, which has a token for it
+    names = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, token in zip(names, words.end_ids):
+        add(token)
+    writer.add_pad_token_id(words.end_ids[0])
+    writer.add_add_bos_token(words.start_id != words.end_ids[0])  # of a model of others, which has a token for it
     writer.add_add_eos_token(False)
     if chat_template:
         writer.add_chat_template(chat_template)

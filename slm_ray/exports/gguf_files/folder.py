@@ -3,17 +3,21 @@
 In: a `SourceModel` and a number format. Out: `NAME-DTYPE.gguf`.
 """
 
+import dataclasses
+import logging
 import re
 from pathlib import Path
 
 from slm_ray.exports.data_card import licence
-from slm_ray.exports.formats import Dtype
+from slm_ray.exports.formats import GGUF_ENDS, Dtype
 from slm_ray.exports.gguf_files.file import Description, write_gguf
 from slm_ray.exports.gguf_files.llamacpp import LlamaCppRuntime, slack
 from slm_ray.exports.gguf_files.reading import largest_weight_error, read_back
 from slm_ray.exports.hf_runtimes import is_installed
 from slm_ray.exports.parity import Expected, Parity, compare
 from slm_ray.exports.source_model import SHORT, SourceModel
+
+LOGGER = logging.getLogger(__name__)
 
 
 def write_gguf_folder(folder: Path, given: SourceModel, dtype: Dtype) -> None:
@@ -27,6 +31,8 @@ def write_gguf_folder(folder: Path, given: SourceModel, dtype: Dtype) -> None:
         name=given.title, license=licence(given).lower(), source=_source(given), chat_template=given.chat_template
     )
     write_gguf(_path(folder, given, dtype), given.model, given.tokenizer, about, dtype)
+    if lost := given.tokenizer.borders.end_ids[GGUF_ENDS:]:
+        LOGGER.warning("a GGUF file names %d ends of a text: in llama.cpp %s do not end one", GGUF_ENDS, lost)
 
 
 def _source(given: SourceModel) -> str:
@@ -45,7 +51,8 @@ def check_gguf(folder: Path, given: SourceModel, wanted: Expected, dtype: Dtype)
     """
     path = _path(folder, given, dtype)
     largest_weight_error(path, given.model, dtype)
-    found = [compare(read_back(path, given.tokenizer.stop_ids), wanted, dtype)]
+    wanted = dataclasses.replace(wanted, end_ids=frozenset(given.tokenizer.borders.end_ids[:GGUF_ENDS]))
+    found = [compare(read_back(path), wanted, dtype)]
     if is_installed("llama_cpp"):
         with LlamaCppRuntime(path, given.tokenizer.stop_ids) as runtime:
             found.append(compare(runtime, wanted, dtype, slack(given.model.config)))

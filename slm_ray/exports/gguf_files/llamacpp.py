@@ -31,10 +31,9 @@ class LlamaCppRuntime:
     """A model, its vocabulary and one context of its whole length. Close it, or use it as a context manager."""
 
     def __init__(self, path: Path, stop_ids: Collection[int], threads: int = 2) -> None:
-        """Raises: ParityError when llama.cpp does not load the file."""
+        """stop_ids: those that are asked for in the file. Raises: ParityError when llama.cpp does not load it."""
         import llama_cpp
 
-        self._stop_ids = stop_ids
         self._llama: Any = llama_cpp
         self.name = f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})"
         self._silent = llama_cpp.llama_log_callback(lambda *_: None)  # kept: C holds no reference
@@ -45,6 +44,8 @@ class LlamaCppRuntime:
         if not self._model:
             raise ParityError(f"llama.cpp does not load {path.name}")
         self._words = llama_cpp.llama_model_get_vocab(self._model)
+        # its own list has more, by their letters: <|im_end|>, <|endoftext|>
+        self.stop_ids = frozenset(one for one in stop_ids if llama_cpp.llama_vocab_is_eog(self._words, one))
         self._entries = int(llama_cpp.llama_vocab_n_tokens(self._words))
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = int(llama_cpp.llama_model_n_ctx_train(self._model))
@@ -81,7 +82,7 @@ class LlamaCppRuntime:
     def write(self, tokens: Sequence[int], count: int) -> list[int]:
         """See `Runtime`."""
         self._forget()
-        return greedy(lambda ahead: self._decode(ahead)[-1], tokens, count, self._stop_ids)
+        return greedy(lambda ahead: self._decode(ahead)[-1], tokens, count, self.stop_ids)
 
     def _forget(self) -> None:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)

@@ -6,7 +6,6 @@ written. What is checked here needs no llama.cpp; `llamacpp` asks that.
 
 import importlib.metadata
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ _ROUNDING = {Kind.F32: 0.0, Kind.F16: 2.0**-11, Kind.BF16: 2.0**-8}
 _SMALLEST_F16 = 2.0**-24
 
 
-def read_back(path: Path, stop_ids: Collection[int]) -> TorchRuntime:
-    """Build what the file describes. `stop_ids` end what it writes.
+def read_back(path: Path) -> TorchRuntime:
+    """Build what the file describes.
 
     Raises:
         ParityError: it does not describe a model and a tokenizer that fit each other.
@@ -47,11 +46,11 @@ def read_back(path: Path, stop_ids: Collection[int]) -> TorchRuntime:
         }
         model = Decoder(config)
         model.load_state_dict(hf_layout.from_hf(state, config))
-        encoder = _tokenizer(reader)
+        encoder, ends = _tokenizer(reader), _ends(reader)
     except (LookupError, ValueError, RuntimeError, TypeError) as error:
         raise ParityError(f"{path.name} cannot be read back: {type(error).__name__}: {error}") from error
     name = f"gguf {importlib.metadata.version('gguf')}, read back"
-    return TorchRuntime(model, lambda text: list(encoder.encode(text, add_special_tokens=False).ids), stop_ids, name)
+    return TorchRuntime(model, lambda text: list(encoder.encode(text, add_special_tokens=False).ids), ends, name)
 
 
 def largest_weight_error(path: Path, model: Decoder, dtype: Dtype) -> float:
@@ -97,6 +96,12 @@ def _of(reader: GGUFReader, key: str) -> Any:
     if field is None:
         raise KeyError(key)
     return field.contents()
+
+
+def _ends(reader: GGUFReader) -> frozenset[int]:
+    """What ends a text in llama.cpp."""
+    fields = [reader.get_field(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    return frozenset(int(field.contents()) for field in fields if field is not None)
 
 
 def _config(reader: GGUFReader) -> ModelConfig:

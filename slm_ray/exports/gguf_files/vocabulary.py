@@ -17,6 +17,7 @@ from typing import Any
 from gguf import TokenType
 
 from slm_ray.errors import UserError
+from slm_ray.exports.formats import GGUF_ENDS
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 SPACE = "\u2581"
@@ -57,8 +58,8 @@ class Vocabulary:
     """`gguf.TokenType` of each."""
     start_id: int
     """Stands before each text."""
-    eos_id: int
-    """Ends it."""
+    end_ids: tuple[int, ...]
+    """Any of them ends it; the one that ends a document is first. At most `GGUF_ENDS`."""
     merges: tuple[tuple[str, str], ...] = ()
     scores: tuple[float, ...] = ()
     has_space_prefix: bool = False
@@ -91,7 +92,7 @@ def vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
         tokens=tuple(text for text, _ in entries),
         types=tuple(kind for _, kind in entries),
         start_id=tokenizer.start_id,
-        eos_id=tokenizer.eos_id,
+        end_ids=tuple(tokenizer.borders.end_ids[:GGUF_ENDS]),
         merges=tuple(_pairs(model["merges"])),
     )
     return _sentencepiece(found, config) if model.get("byte_fallback") else found
