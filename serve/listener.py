@@ -41,7 +41,8 @@ def shared_listener(host: str, port: int, folder: str) -> Iterator[str]:
             try:
                 yield path
             finally:
-                door.shutdown(socket.SHUT_RDWR)  # ends the thread's wait
+                with contextlib.suppress(OSError):  # macOS
+                    door.shutdown(socket.SHUT_RDWR)  # ends the thread's wait
 
 
 def receive_listener(path: str) -> socket.socket:
