@@ -20,9 +20,6 @@ from slm_ray.generation.sampling import SamplingParams
 LOGGER = logging.getLogger(__name__)
 MAX_CHUNKS_PER_S = 200.0
 """Chunks sent per second, of all requests together: what an HTTP proxy passes on without slowing the engine."""
-GATHER_S, GATHER_MOST_S = 0.001, 0.02
-"""How long a step waits for another request behind one that arrived, and for all of them at most. Who reads requests
-has a processor to itself meanwhile: those that come at once begin at once."""
 OnChunk = Callable[[Chunk], None]
 
 
@@ -180,21 +177,12 @@ class EngineThread:
         with self._changed:
             while not (self._is_closed or self._arrived or not self._engine.is_idle):
                 self._changed.wait()
-            self._gather()
             while self._arrived:
                 self._engine.add(self._arrived.popleft())
             for request in [request for request, reply in self._replies.items() if reply.future.cancelled()]:
                 request.is_cancelled = True
                 self._forget(request)
             return not self._is_closed
-
-    def _gather(self) -> None:
-        """Wait while requests arrive beside those that run, as far as there are slots. Called with the lock held."""
-        slots, deadline = self._engine.backend.max_slots - self._engine.running, time.perf_counter() + GATHER_MOST_S
-        known = 0
-        while self._engine.running and known < len(self._arrived) < slots and time.perf_counter() < deadline:
-            known = len(self._arrived)
-            self._changed.wait(GATHER_S)
 
     def _send_chunks(self) -> None:
         with self._changed:
