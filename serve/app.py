@@ -23,19 +23,25 @@ import signal
 import threading
 from collections.abc import Sequence
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from serve.api.settings import forget_keys
-from serve.deployment import app, reporting, serving
 from serve.options import ServeConfig
 from slm_ray.cli.command import command
 from slm_ray.cli.ports import check_port
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
-from slm_ray.runs import verification
-from slm_ray.tracking.registry import discard, resolve_model
 
-__all__ = ["app", "main"]  # Ray Serve's config files find the application here
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+
+def app(args: dict[str, Any]) -> "Application":
+    """The application for Ray Serve's config files: see `deployment.app`."""
+    from serve import deployment
+
+    return deployment.app(args)
 
 
 @command
@@ -46,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(ServeConfig, argv, prog="serve/app.py", about=about, default=ServeConfig())
     settings = config.api_settings()
     forget_keys()
+    from serve import deployment  # torch and Ray, which `--help` and a wrong option need not wait for
+    from slm_ray.runs import verification
+    from slm_ray.tracking.registry import discard, resolve_model
+
     model = resolve_model(config.model, config.tracking_uri)
     try:
         verification.verify(model.path)
@@ -53,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard(model)
     _check_address(config.host, config.port)
     signal.signal(signal.SIGTERM, _stop)
-    with serving(config, settings) as handle, reporting(handle, config.watch_interval_s):
+    with deployment.serving(config, settings) as handle, deployment.reporting(handle, config.watch_interval_s):
         signal.signal(signal.SIGTERM, _stop)  # Ray has put its own in place
         print(f"serving {model.name} {model.version} at {config.url} (Ctrl-C stops it)")
         print(_example(config.url), flush=True)

@@ -5,6 +5,7 @@ In: options (`options.py`). Out: an application of Ray Serve; a running server. 
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import re
 import socket
@@ -24,6 +25,8 @@ from ray.serve.handle import DeploymentHandle
 from serve.api.error_responses import RETRY_AFTER_S
 from serve.api.routes import create_api
 from serve.api.settings import ApiSettings
+from serve.direct_http import DirectHttp
+from serve.listener import can_share, receive_listener, shared_listener
 from serve.models.deployment_record import DeploymentRecord
 from serve.models.description import without_secrets
 from serve.models.rollout import Rollout, start_rollout
@@ -33,8 +36,9 @@ from serve.replica_metrics import ReplicaMetrics, metrics_of
 from serve.replica_port import bind_replica_port, check_replica_port
 from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray import periodic
+from slm_ray.config.devices import ON_GPUS, DeviceName
+from slm_ray.distributed.surroundings import session_folder
 from slm_ray.errors import UserError
-from slm_ray.model.device import ON_GPUS, DeviceName
 from slm_ray.tracking.deployments import DeploymentLog
 from slm_ray.tracking.mlflow_runs import resolve_uri
 
@@ -74,6 +78,8 @@ class Stories:
         """Ray Serve asks every few seconds, and starts another replica in place of one that raises."""
         self.app.state.record.look()
         self.app.state.exported.look()
+        if self.app.state.http is not None and not self.app.state.http.is_alive:
+            raise RuntimeError("the thread that answers connections has ended")
         await self._rollout.check()
 
     async def report(self) -> tuple[str, str]:
@@ -93,11 +99,16 @@ def app(args: dict[str, Any]) -> Application:
     return build_app(app_config(args))
 
 
-def build_app(config: AppConfig, settings: ApiSettings | None = None) -> Application:
-    """The Serve application; without settings, the keys are those of this process's environment."""
+def build_app(config: AppConfig, settings: ApiSettings | None = None, listener: str = "") -> Application:
+    """The Serve application; without settings, the keys are those of this process's environment.
+
+    listener: where replicas find the socket at which they answer by themselves (`listener.py`); without one Ray Serve's
+    proxy asks them.
+    """
     reference, uri = _absolute(config.model), resolve_uri(config.tracking_uri)
-    settings = settings or config.api_settings()
     device = device_for(config)
+    settings = dataclasses.replace(settings or config.api_settings(), has_proxy=not listener)
+    slots = config.rows if config.replicas > 1 else 0
 
     def build() -> FastAPI:
         bind_replica_port()
@@ -119,6 +130,7 @@ def build_app(config: AppConfig, settings: ApiSettings | None = None) -> Applica
         api.state.record = DeploymentRecord(rollout, DeploymentLog(uri, f"{socket.gethostname()} replica {replica}"))
         metrics = metrics_of(api)
         api.state.exported = ReplicaMetrics(lambda: metrics.text(rollout.current.load), replica)
+        api.state.http = DirectHttp(api, receive_listener(listener), slots) if listener else None
         return api
 
     deployment = serve.deployment(
@@ -185,11 +197,15 @@ def serving(config: ServeConfig, settings: ApiSettings) -> Iterator[DeploymentHa
         UserError: no cluster, one in which Serve runs already, or the deployment fails.
     """
     check_replica_port()
-    with ray_connection() as is_own_cluster:
+    with ray_connection() as is_own_cluster, contextlib.ExitStack() as stack:
         check_no_other_serve()
-        handle = None
+        listener, handle = "", None
+        if config.ingress == "direct" and not (is_own_cluster and can_share()):
+            raise UserError("ingress (direct) needs a Ray that is started here, on Linux or macOS: unset RAY_ADDRESS")
+        if is_own_cluster and config.is_direct and can_share():
+            listener = stack.enter_context(shared_listener(config.host, config.port, session_folder()))
         try:
-            handle = _deploy(config, settings)
+            handle = _deploy(config, settings, listener)
             yield handle
         finally:
             with shutdown_deadline(config.drain_s + GRACE_S):
@@ -202,14 +218,14 @@ def serving(config: ServeConfig, settings: ApiSettings) -> Iterator[DeploymentHa
                         serve.shutdown()
 
 
-def _deploy(config: ServeConfig, settings: ApiSettings) -> DeploymentHandle:
+def _deploy(config: ServeConfig, settings: ApiSettings, listener: str) -> DeploymentHandle:
     try:
         serve.start(
-            proxy_location="HeadOnly",
+            proxy_location="Disabled" if listener else "HeadOnly",
             http_options=_http_options(config),
             logging_config=QUIET_LOGGING,
         )
-        return serve.run(build_app(config, settings), name=APP_NAME, route_prefix="/")
+        return serve.run(build_app(config, settings, listener), name=APP_NAME, route_prefix="/")
     except (RuntimeError, TimeoutError, RayError) as error:
         reason = _reason() or " ".join(str(error).split())
         raise UserError(f"the model could not be deployed: {without_secrets(reason)}") from error

@@ -6,15 +6,16 @@ options. `app.py` and `deployment.py` use them.
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from serve.api.settings import ApiSettings, key_digests
+from slm_ray.config.devices import DeviceName, check_device
 from slm_ray.errors import UserError
-from slm_ray.generation.backend_choice import BackendName
-from slm_ray.model.device import DeviceName, check_device
+from slm_ray.generation.backend import BackendName
 
+Ingress = Literal["auto", "direct", "proxy"]
 DEFAULT_MODEL = "models:/tinystories@champion"
 
 
@@ -102,11 +103,21 @@ class ServeConfig(AppConfig):
     """Address to listen on; 0.0.0.0 opens it to the network."""
     port: int = 8000
     """Port to listen on, 1 to 65535."""
+    ingress: Ingress = "auto"
+    """Who answers connections: the replicas themselves (direct), where they share this machine and their number is
+    fixed, or Ray Serve's proxy before them, which is slower (proxy)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.port <= 65535:
             raise UserError(f"port ({self.port}) must be between 1 and 65535")
+        if self.ingress == "direct" and self.most_replicas != self.replicas:
+            raise UserError("ingress (direct) needs a fixed number of replicas: leave out max_replicas, or take proxy")
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether replicas answer connections by themselves, where they can."""
+        return self.ingress != "proxy" and self.most_replicas == self.replicas
 
     @property
     def url(self) -> str:

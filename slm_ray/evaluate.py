@@ -22,6 +22,7 @@ from typing import Any
 
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
+from slm_ray.config.devices import DeviceName
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
 from slm_ray.evaluation.card.content import card_subject, make_card
@@ -48,7 +49,7 @@ from slm_ray.evaluation.summary_text import measurement_text
 from slm_ray.evaluation.written import Written, write_and_score
 from slm_ray.generation.backend_choice import BackendName
 from slm_ray.lineage.explain import explanation
-from slm_ray.model.device import DeviceName, find_device
+from slm_ray.model.device import find_device
 from slm_ray.tracking.aliases import registered_name, roll_back
 from slm_ray.tracking.mlflow_runs import resolve_uri
 

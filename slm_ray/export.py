@@ -23,8 +23,6 @@ from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.options import parse
 from slm_ray.exports.formats import Dtype, Target, misfit
-from slm_ray.exports.writing import export_model
-from slm_ray.model import hf_layout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_default_environment()
     about = (ExportConfig.__doc__ or "").splitlines()[0]
     config = parse(ExportConfig, argv, prog="export.py", about=about, default=ExportConfig())
+    from slm_ray.exports.writing import export_model  # torch, which `--help` need not wait for
+    from slm_ray.model import hf_layout
+
     done = export_model(
         config.model,
         Path(config.output),

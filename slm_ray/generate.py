@@ -28,17 +28,16 @@ from collections.abc import Iterator, Sequence
 
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
+from slm_ray.config.devices import DeviceName
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError, visible_lines
-from slm_ray.generation.backend_choice import BackendName, make_backend
+from slm_ray.generation.backend import BackendName
 from slm_ray.generation.cache_size import check_cache
 from slm_ray.generation.engine import Engine, PromptError
 from slm_ray.generation.prompt_files import Prompt, PromptFile, Prompts
 from slm_ray.generation.request import Request
 from slm_ray.generation.sampling import MAX_SEED, SamplingParams
-from slm_ray.model.device import DeviceName, find_device, moved
 from slm_ray.sources.addresses import as_text
-from slm_ray.tracking.registry import load_model, resolved_model
 
 FIRST_PROMPT = "Once upon a time"
 MOST_STORIES, MOST_ROWS = 1000, 256
@@ -227,6 +226,10 @@ def make_writer(config: GenerateConfig, most_stories: int) -> Writer:
         UserError: no such model, a corrupt one, one whose cache is too large for this machine, no such device, or a
             backend that cannot run it.
     """
+    from slm_ray.generation.backend_choice import make_backend  # torch, which `--help` need not wait for
+    from slm_ray.model.device import find_device, moved
+    from slm_ray.tracking.registry import load_model, resolved_model
+
     device = find_device(config.device, config.backend)
     with resolved_model(config.model, config.tracking_uri) as found:
         model, tokenizer = load_model(found)

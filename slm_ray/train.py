@@ -18,6 +18,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from slm_ray import storage
 from slm_ray.cli.command import command
@@ -28,13 +29,12 @@ from slm_ray.config.options import parse, take_option
 from slm_ray.config.places import moved_data
 from slm_ray.config.resuming import KEPT, asks_for_help, asks_to_resume, overlaid, refuse_lone_force
 from slm_ray.config.schema import TrainConfig
-from slm_ray.distributed.driver import TrainResult, run_training
 from slm_ray.errors import UserError
-from slm_ray.evaluation.promotion import promote_first
-from slm_ray.runs.remote_run import open_run
-from slm_ray.runs.run_folder import RunFolder, newest_run
 from slm_ray.tracking import mlflow_runs
-from slm_ray.training.starting_point import begun_from
+
+if TYPE_CHECKING:  # with torch and Ray, which `--help` and a wrong option need not wait for
+    from slm_ray.distributed.driver import TrainResult
+    from slm_ray.runs.run_folder import RunFolder
 
 
 @command
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_default_environment()
     with ending_on_sigterm():
         config = parse_config(argv)
+        from slm_ray.distributed.driver import run_training
+
         result = run_training(config)
         print(describe(result), flush=True)
         if result.version:
@@ -50,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _standing(config: TrainConfig, result: TrainResult) -> str:
+def _standing(config: TrainConfig, result: "TrainResult") -> str:
     """What became of the registered version: the first of its name is promoted."""
+    from slm_ray.evaluation.promotion import promote_first
+
     reference = f"models:/{config.register}/{result.version}"
     if (promotion := promote_first(reference, result.tracking_uri)) is not None:
         return str(promotion)
@@ -59,7 +63,7 @@ def _standing(config: TrainConfig, result: TrainResult) -> str:
     return f"{reference} is registered; champion if it is better: python {shlex.join(command)}"
 
 
-def describe(result: TrainResult) -> str:
+def describe(result: "TrainResult") -> str:
     """The last lines of a run: where its checkpoints lie, and how good the best is."""
     metrics = result.metrics
     lines = [
@@ -91,6 +95,8 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
         from_dict(TrainConfig, place, "options")  # the others are checked over the run's own config
         base = _config_to_resume(base, origin, _run_to_resume(**place), place["output"], rest)
     elif not asks_for_help(rest):
+        from slm_ray.training.starting_point import begun_from
+
         base = begun_from(base, origin, rest)
     config = parse(TrainConfig, rest, prog="train.py", about=about, default=base)
     refuse_lone_force(config)
@@ -98,13 +104,15 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
 
 
 def _config_to_resume(
-    base: TrainConfig, origin: str, folder: RunFolder | None, output: str, words: Sequence[str]
+    base: TrainConfig, origin: str, folder: "RunFolder | None", output: str, words: Sequence[str]
 ) -> TrainConfig:
     """That of the run, with what `--config` gives over it; where there is no run yet, `base`."""
     state = None
     if folder is not None:
         state = folder.mirror.newest_state(folder.path) if folder.mirror.address else folder.latest_state()
     if folder is None or state is None:
+        from slm_ray.training.starting_point import begun_from
+
         return dataclasses.replace(begun_from(base, origin, words), resume=True)
     saved = from_dict(TrainConfig, state.config, str(folder.checkpoint_path(state.step)))
     was = dataclasses.replace(saved, force=False, data=moved_data(saved.data, saved.output, folder.path.parent))
@@ -113,8 +121,11 @@ def _config_to_resume(
     return dataclasses.replace(was, resume=True, output=output, name=folder.path.name)
 
 
-def _run_to_resume(output: str, name: str) -> RunFolder | None:
+def _run_to_resume(output: str, name: str) -> "RunFolder | None":
     """The run of that name, or the newest of a folder on this machine, if there is one."""
+    from slm_ray.runs.remote_run import open_run
+    from slm_ray.runs.run_folder import newest_run
+
     if name:
         return open_run(output, name)
     where = storage.storage_path(output)

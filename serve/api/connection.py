@@ -15,6 +15,8 @@ from serve.api.middleware import PUBLIC_ROUTES
 ANY = "*"
 _MISDIRECTED = 421
 _REQUEST_ID = b"x-request-id"
+MAX_ID_BYTES = 200
+"""Of an id that a request names."""
 
 
 class HostMiddleware:
@@ -73,16 +75,17 @@ class HeadMiddleware:
 
 
 class RequestIdMiddleware:
-    """Gives every answer an id, as OpenAI's clients show it in their errors. Ray Serve's proxy has one of its own."""
+    """Gives every answer an id, the one that the request names or a new one, as OpenAI's clients show it in errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] != "http" or any(name == _REQUEST_ID for name, _ in scope["headers"]):
+        if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        number = uuid.uuid4().hex.encode()
+        named = next((value for name, value in scope["headers"] if name == _REQUEST_ID), b"")
+        number = named[:MAX_ID_BYTES] or uuid.uuid4().hex.encode()
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

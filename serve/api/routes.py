@@ -116,7 +116,8 @@ def _add_middlewares(api: FastAPI, settings: ApiSettings, metrics: Metrics) -> N
         )
     api.add_middleware(HeadMiddleware)
     api.add_middleware(HostMiddleware, hosts=settings.allowed_hosts)
-    api.add_middleware(RequestIdMiddleware)
+    if not settings.has_proxy:
+        api.add_middleware(RequestIdMiddleware)
     api.add_middleware(SecurityHeadersMiddleware)
     api.add_middleware(RequestMetricsMiddleware, metrics=metrics, routes=ROUTES)
 

@@ -29,6 +29,8 @@ class ApiSettings:
     """Names, as stories.example.org, by which requests may ask for this server beside its addresses; `*` allows all."""
     request_timeout_s: float = 300.0
     """Longest time for a request, waiting included."""
+    has_proxy: bool = False
+    """Whether Ray Serve's proxy is before it, which gives each answer an id."""
     max_choices: int = 32
     """Most stories that one request may ask for."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from serve.models.description import ModelDescription, ModelVersion
+from slm_ray.config.devices import DeviceName
 from slm_ray.corpus.instructions import instruction_prompt, words_instruction
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.generation.cache_size import check_weights
@@ -23,7 +24,7 @@ from slm_ray.generation.golden import BrokenModelError, fitting_prompts
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
-from slm_ray.model.device import DeviceName, find_device, moved
+from slm_ray.model.device import find_device, moved
 from slm_ray.runs import checkpoint
 from slm_ray.tracking.registry import REGISTERED, ResolvedModel, discard, has_instructions, load_model
 

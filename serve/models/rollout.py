@@ -24,13 +24,13 @@ from serve.models.description import (
     without_secrets,
 )
 from serve.models.loaded_model import LoadedModel
+from slm_ray.config.devices import DeviceName
 from slm_ray.errors import UserError, one_line
 from slm_ray.generation.backend_choice import BackendName
 from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError, EngineError, Order
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.limits import core_count
-from slm_ray.model.device import DeviceName
 from slm_ray.tracking.registry import REGISTERED, RegistryError, discard, locate, resolve_model
 
 LOGGER = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ any device and is the reference that every other backend is compared with.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from slm_ray.config.schema import ModelConfig
 
 Logits = NDArray[np.float32]
+BackendName = Literal["auto", "torch", "onnx", "onnx-int8"]
+"""What can be chosen (`backend_choice.py`); named here, where no torch is needed."""
 
 
 class Backend(Protocol):

@@ -16,12 +16,12 @@ import torch
 
 from slm_ray.errors import UserError
 from slm_ray.generation.backend import Backend
+from slm_ray.generation.backend import BackendName as BackendName
 from slm_ray.generation.cache_size import check_cache
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 
 LOGGER = logging.getLogger(__name__)
-BackendName = Literal["auto", "torch", "onnx", "onnx-int8"]
 _Maker = Callable[[Decoder, int, int], Backend]
 
 

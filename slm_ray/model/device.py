@@ -4,17 +4,13 @@ In: a name from a command line. Out: a torch device. `generate.py`, `evaluate.py
 given its devices by Ray.
 """
 
-from typing import Literal
-
 import torch
 
+from slm_ray.config.devices import ON_GPUS, DeviceName, check_device
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
 
-DeviceName = Literal["auto", "cpu", "cuda"]
 CPU = torch.device("cpu")
-ON_GPUS = ("auto", "torch")
-"""Backends that run there; the others are for CPUs."""
 
 
 def find_device(name: DeviceName, backend: str = "auto") -> torch.device:
@@ -33,12 +29,6 @@ def find_device(name: DeviceName, backend: str = "auto") -> torch.device:
     if name == "cuda":
         raise UserError("--device cuda, and torch sees no GPU here: leave it out to use the CPU")
     return CPU
-
-
-def check_device(name: DeviceName, backend: str) -> None:
-    """Raises: UserError where a GPU is asked for with a backend that runs on CPUs alone."""
-    if name == "cuda" and backend not in ON_GPUS:
-        raise UserError(f"--device cuda needs --backend torch: {backend} runs on the CPU")
 
 
 def moved(model: Decoder, device: torch.device) -> Decoder:

@@ -42,12 +42,14 @@ COMMANDS = {
     TRANSFORMERS: ["serve_transformers.py"],
 }
 CLIENTS_SEE = {
+    "of_engine": "share of the engine's speed, in turn",
     "first_p50_ms": "time to the first token, p50, ms",
     "first_p99_ms": "time to the first token, p99, ms",
     "between_p50_ms": "time between parts, p50, ms",
     "between_p99_ms": "time between parts, p99, ms",
     "parts": "parts of a story",
 }
+GROWTH = "1,2,4,8,16,32,64,128"
 Round = dict[str, dict[str, Any]]
 
 
@@ -63,13 +65,19 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side (default: 3)")
     parser.add_argument("--side", action="append", choices=[*COMMANDS, HTTP], help="only these")
+    parser.add_argument("--ingress", default="auto", help="of the server: direct or proxy (default: what it takes)")
+    parser.add_argument("--growth", action="store_true", help=f"our server alone, with {GROWTH} streams")
     given = parser.parse_args()
+    if given.growth:
+        given.side, given.streams = [HTTP], GROWTH
     given.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with model_folder(given) as folder:
         rounds: list[Round] = []
         for number in range(given.rounds):
-            rounds.append({side: run(side, folder, given) for side in given.side or [*COMMANDS, HTTP]})
-            print(f"round {number + 1} of {given.rounds} done", file=sys.stderr, flush=True)
+            rounds.append({})
+            for side in given.side or [*COMMANDS, HTTP]:
+                print(f"round {number + 1} of {given.rounds}: {side}", file=sys.stderr, flush=True)
+                rounds[-1][side] = run(side, folder, given)
         print_tables(rounds, given)
     return 0
 
@@ -112,6 +120,7 @@ def run(side: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """One process of one side."""
     script, *options = COMMANDS.get(side, ["serve_http.py"])
     options += ["--model", str(folder), "--streams", given.streams, "--tokens", str(given.tokens)]
+    options += ["--ingress", given.ingress] if side == HTTP else []
     result: dict[str, Any] = json.loads(output(script, [*options, "--threads", str(given.threads)]).splitlines()[-1])
     return result
 
@@ -145,7 +154,7 @@ def print_tables(rounds: list[Round], given: argparse.Namespace) -> None:
     if HTTP in rounds[0]:
         print(f"\n| {HTTP} | {heads} |\n{rule}")
         for name, title in CLIENTS_SEE.items():
-            cells = [f"{statistics.median(one[HTTP][name][count] for one in rounds):.1f}" for count in streams]
+            cells = [f"{statistics.median(one[HTTP][name][count] for one in rounds):.3g}" for count in streams]
             print(f"| {title} | {' | '.join(cells)} |")
 
 

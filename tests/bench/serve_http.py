@@ -1,23 +1,26 @@
-"""The server of `serve.py`: stories over HTTP through Ray Serve, streamed, with when their tokens arrived.
+"""The server of `serve.py`: stories over HTTP, streamed, with when their tokens arrived, in turn with the bare engine.
 
 In: the folder of a checkpoint, numbers of streams. Out: one line of JSON. The clients are plain sockets in this one
-process, on the same cores as the server; every story begins at the same moment as the others of its round.
+process, on the same cores as the server; every story begins at the same moment as the others of its round. Before each
+round over HTTP the engine writes the same stories in a process of its own (`serve_ours.py --ask`), so that `of_engine`
+compares what ran within a second or two.
 
     python tests/bench/serve_http.py --model FOLDER --streams 1,16 [--tokens 128]
 """
 
-import asyncio
 import contextlib
 import json
 import os
+import selectors
 import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import httpx
 from serve_options import options, prompts
@@ -27,40 +30,43 @@ from slm_ray.runs.checkpoint import load_model
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120
 END_S = 60
+Engine: TypeAlias = "subprocess.Popen[str]"
 
 
 @dataclass
 class Answer:
-    """When the parts of one story came, in seconds since it was asked for."""
+    """When the parts of one story came, in seconds since all were asked for."""
 
-    arrived_s: list[float]
-    seconds: float
+    arrived_s: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    text: list[bytes] = field(default_factory=list)
 
 
 def main() -> None:
-    """Start the server, ask, and print what was seen."""
+    """Start the server and the engine, ask both in turn, and print what was seen."""
     given = options()
     vocab_size = load_model(given.model)[1].vocab_size
     counts = [int(count) for count in given.streams.split(",")]
     result: dict[str, dict[int, float]] = {}
-    with server(given.model, max(counts)) as port:
+    with server(given.model, max(counts), given.ingress) as port, engine(sys.argv[1:]) as bare:
         name = httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["id"]
         for count in counts:
             requests = [request(name, prompt, given.tokens) for prompt in prompts(count, vocab_size)]
-            asyncio.run(ask_all(port, requests, given.tokens))  # the first time is not measured
-            rounds = [asyncio.run(ask_all(port, requests, given.tokens)) for _ in range(given.repeats)]
+            ask_engine(bare, count), ask_all(port, requests)  # the first time is not measured
+            rounds = [(ask_engine(bare, count), ask_all(port, requests)) for _ in range(given.repeats)]
             for figure, value in figures(rounds, count * given.tokens).items():
                 result.setdefault(figure, {})[count] = value
+            print(f"{count} streams: {result['of_engine'][count]:.2f} of the engine", file=sys.stderr, flush=True)
     print(json.dumps(result))
 
 
 @contextlib.contextmanager
-def server(model: Path, rows: int) -> Iterator[int]:
+def server(model: Path, rows: int, ingress: str) -> Iterator[int]:
     """The command a user would give, on a free port, until the block is left."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     words = [sys.executable, str(ROOT / "serve" / "app.py"), "--model", str(model), "--rows", str(rows)]
-    words += ["--port", str(port), "--drain-s", "0"]
+    words += ["--port", str(port), "--drain-s", "0", "--max-waiting", str(rows), "--ingress", ingress]
     environment = dict(os.environ) | {"RAY_ADDRESS": "local"}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
@@ -87,6 +93,25 @@ def wait_until_ready(process: "subprocess.Popen[str]", port: int) -> None:
     raise SystemExit(f"the server did not start:\n{process.communicate()[1][-3000:]}")
 
 
+@contextlib.contextmanager
+def engine(arguments: list[str]) -> Iterator[Engine]:
+    """The bare engine, which waits to be asked."""
+    words = [sys.executable, str(ROOT / "tests" / "bench" / "serve_ours.py"), "--ask", *arguments]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def ask_engine(process: Engine, count: int) -> float:
+    """Seconds for so many stories at once."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(f"{count}\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
 def request(name: str, prompt: list[int], tokens: int) -> bytes:
     """A greedy story of so many tokens, streamed, by OpenAI's route."""
     body = json.dumps({"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True})
@@ -94,35 +119,49 @@ def request(name: str, prompt: list[int], tokens: int) -> bytes:
     return f"{head}Content-Type: application/json\r\n\r\n{body}".encode()
 
 
-async def ask_all(port: int, requests: list[bytes], tokens: int) -> list[Answer]:
-    """All stories at once."""
-    return await asyncio.gather(*(ask(port, content, tokens) for content in requests))
+def ask_all(port: int, requests: list[bytes]) -> list[Answer]:
+    """All stories at once, each over a connection of its own; bare sockets, since the cores are the server's too."""
+    answers = [Answer() for _ in requests]
+    with contextlib.ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        began = time.perf_counter()
+        for content, answer in zip(requests, answers, strict=True):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.sendall(content)
+            connection.setblocking(False)
+            selector.register(connection, selectors.EVENT_READ, answer)
+        while selector.get_map():
+            for key, _ in selector.select():
+                read(key.fileobj, key.data, began, selector)
+    for answer in answers:
+        text = b"".join(answer.text)
+        if b'"finish_reason":"length"' not in text or b"[DONE]" not in text:
+            raise SystemExit(f"no whole story:\n{text[-1000:].decode(errors='replace')}")
+    return answers
 
 
-async def ask(port: int, content: bytes, tokens: int) -> Answer:
-    """One story, as it comes."""
-    began = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(content)
-    arrived, text = [], b""
-    while part := await reader.read(1 << 16):
-        if b'"text"' in part:
-            arrived.append(time.perf_counter() - began)
-        text += part
-    seconds = time.perf_counter() - began
-    writer.close()
-    if b'"finish_reason":"length"' not in text or b"[DONE]" not in text:
-        raise SystemExit(f"no story of {tokens} tokens:\n{text[-1000:].decode(errors='replace')}")
-    return Answer(arrived, seconds)
+def read(connection: object, answer: Answer, began: float, selector: selectors.BaseSelector) -> None:
+    """What has come of one answer."""
+    assert isinstance(connection, socket.socket)
+    part = connection.recv(1 << 16)
+    answer.seconds = time.perf_counter() - began
+    answer.text.append(part)
+    if b'"text"' in part:
+        answer.arrived_s.append(answer.seconds)
+    if not part:
+        selector.unregister(connection)
 
 
-def figures(rounds: list[list[Answer]], tokens: int) -> dict[str, float]:
+def figures(rounds: list[tuple[float, list[Answer]]], tokens: int) -> dict[str, float]:
     """Tokens per second of a round (median), and milliseconds over all rounds' stories."""
-    answers = [answer for one in rounds for answer in one]
+    answers = [answer for _, one in rounds for answer in one]
     first = [1000 * answer.arrived_s[0] for answer in answers]
     gaps = [1000 * (b - a) for answer in answers for a, b in zip(answer.arrived_s, answer.arrived_s[1:], strict=False)]
+    seconds = [max(answer.seconds for answer in one) for _, one in rounds]
     return {
-        "tokens_per_s": tokens / statistics.median(max(answer.seconds for answer in one) for one in rounds),
+        "tokens_per_s": tokens / statistics.median(seconds),
+        "engine_tokens_per_s": tokens / statistics.median(bare for bare, _ in rounds),
+        "of_engine": statistics.median(bare / own for (bare, _), own in zip(rounds, seconds, strict=True)),
         "first_p50_ms": quantile(first, 0.5),
         "first_p99_ms": quantile(first, 0.99),
         "between_p50_ms": quantile(gaps, 0.5),

@@ -25,6 +25,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement, of which the median counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--backend", default="onnx", help="of ours")
+    parser.add_argument("--ask", action="store_true", help="ours: a round for each line of the standard input")
+    parser.add_argument(
+        "--ingress", default="auto", help="ours, HTTP: direct or proxy (default: what the server takes)"
+    )
     return parser.parse_args()
 
 

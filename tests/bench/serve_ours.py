@@ -1,10 +1,14 @@
 """Our engine for `serve.py`: continuous batching, text and all, on the backend that is named.
 
-Arguments: see `serve_options.py`.
+Arguments: see `serve_options.py`. With `--ask` it waits for lines on its standard input, each a number of streams, and
+answers each with the seconds that such a round took: so `serve_http.py` measures both sides in turn.
 """
 
+import sys
+import time
+
 import torch
-from serve_options import EOS_ID, measure, options
+from serve_options import EOS_ID, measure, options, prompts
 
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.engine import Engine
@@ -25,7 +29,14 @@ def main() -> None:
         params = SamplingParams(temperature=0, max_tokens=count)
         return [list(story.tokens) for story in engine.generate(prompts, [params] * len(prompts))]
 
-    measure(given, tokenizer.vocab_size, write)
+    if not given.ask:
+        return measure(given, tokenizer.vocab_size, write)
+    for line in sys.stdin:
+        own = prompts(int(line), tokenizer.vocab_size)
+        started = time.perf_counter()
+        write(own, given.tokens)
+        print(time.perf_counter() - started, flush=True)
+    return None
 
 
 if __name__ == "__main__":

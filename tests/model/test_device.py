@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from slm_ray.config.devices import DeviceName
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
-from slm_ray.model.device import DeviceName, find_device, moved
+from slm_ray.model.device import find_device, moved
 
 CASES: list[tuple[DeviceName, str, bool, str]] = [
     ("auto", "auto", False, "cpu"),

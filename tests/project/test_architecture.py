@@ -201,6 +201,7 @@ def test_a_beam_worker_needs_no_torch_ray_mlflow_or_pydantic() -> None:
 
 STARTS_A_RAY = re.compile(r"\blocal_ray\b|\bray\.init\(|cluster\.connect\(|[\"'/ ](train|sweep|app|demo)\.py[\"' ]")
 STARTS_NONE = {  # they name a command, and start none that comes as far as a Ray
+    "tests/cli/test_help.py",
     "tests/cli/test_script.py",
     "tests/project/test_architecture.py",
     "tests/project/test_infra.py",

@@ -63,14 +63,14 @@ def test_keys_are_read_once_and_no_process_inherits_them(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
-        from serve import app
+        from serve import app, deployment
     seen: list[object] = []
 
     def serving(_: object, settings: ApiSettings) -> None:
         seen.extend([settings.key_digests, os.environ.get("SLM_API_KEYS")])
         raise UserError("that is enough")
 
-    monkeypatch.setattr(app, "serving", serving)
+    monkeypatch.setattr(deployment, "serving", serving)
     monkeypatch.setenv("SLM_API_KEYS", "a-secret-of-many-letters")
     assert app.main(["--model", str(model), "--port", str(free_port())]) == 2
     assert "that is enough" in capsys.readouterr().err

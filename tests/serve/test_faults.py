@@ -210,7 +210,11 @@ def test_clients_that_leave_free_their_slots(server: Server) -> None:
     assert_slots_are_free_after(leave, server)
 
 
-def test_a_story_passes_the_proxy_while_it_is_written(server: Server) -> None:
+def test_a_story_arrives_while_it_is_written(server: Server) -> None:
+    assert_story_arrives(server)
+
+
+def assert_story_arrives(server: Server) -> None:
     began, arrived, events = time.monotonic(), [], []
     with httpx.stream("POST", f"{server.url}/generate", json=LONG | {"stream": True}, timeout=WITHIN_S) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -257,7 +261,11 @@ def test_health_does_not_stand_behind_bodies_that_do_not_arrive(server: Server) 
     wait_for(lambda: server.post(SHORT).status_code == 200)
 
 
-def test_the_proxy_bounds_heads_and_silence(server: Server) -> None:
+def test_heads_and_silence_are_bounded(server: Server) -> None:
+    assert_bounds(server)
+
+
+def assert_bounds(server: Server) -> None:
     """Ray's own proxy reads 64 MiB of header, for 5.5 s and 334 MB, and keeps a socket that says nothing."""
     address = ("127.0.0.1", httpx.URL(server.url).port or 0)
     with contextlib.ExitStack() as stack:
@@ -285,9 +293,8 @@ def test_a_killed_replica_harms_only_its_own_clients_and_comes_back(server: Serv
         before = len(load.answers)
         load.wait_for_more(100)
         late = load.answers[before + 6 :]
-    statuses = [a.status_code if isinstance(a, httpx.Response) else repr(a) for a in load.failures]
-    assert len(statuses) <= 6  # at most what each client had under way
-    assert all(status in (500, 503) for status in statuses)
+    assert len(load.failures) <= 6  # at most what each client had under way: their connections end
+    assert all(isinstance(failure, httpx.TransportError) for failure in load.failures)
     assert {process.pid for process in server.replicas()} > {other.pid}
     assert all(isinstance(answer, httpx.Response) and answer.status_code == 200 for answer in late)
     assert {a.json()["model"]["version"] for a in late if isinstance(a, httpx.Response)} == {version}
@@ -337,7 +344,7 @@ def comes_whole(answer: httpx.Response, begun: threading.Semaphore) -> bool:
     return bool(json.loads(chunks[-1].removeprefix("data: ")).get("done"))
 
 
-def test_one_more_replica_starts_when_the_slots_are_all_in_use(tmp_path: Path) -> None:
+def test_behind_rays_proxy_one_more_replica_starts_when_the_slots_are_all_in_use(tmp_path: Path) -> None:
     with started(tmp_path, "--replicas 1 --max-replicas 2 --rows 2") as server:
         first = server.line("serves tiny 1").split()[1]
         with Load(server, clients=6) as load:
@@ -345,3 +352,5 @@ def test_one_more_replica_starts_when_the_slots_are_all_in_use(tmp_path: Path) -
             load.wait_for_more(20)
         assert first != second
         assert load.failures == []
+        assert_story_arrives(server)
+        assert_bounds(server)
