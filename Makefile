@@ -85,9 +85,8 @@ bench-train: $(READY)    ## training speed against a bare loop, nanoGPT's recipe
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python tests/bench/train.py $(if $(DATA),--data $(DATA))
 
-bench-serve: $(READY)    ## serving speed against llama.cpp and transformers, and over HTTP
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python tests/bench/serve.py $(if $(MODEL),--model $(MODEL))
+bench-serve: $(READY)    ## serving speed against OpenVINO GenAI, llama.cpp and transformers, and over HTTP
+	$(BIN)/python tests/bench/serve.py $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 bench-learn: $(READY)    ## learning per token, one factor at a time, on DATA=FOLDER (hours)
 	$(BIN)/python tests/bench/learn.py $(if $(DATA),--data $(DATA))

@@ -46,7 +46,9 @@ def main() -> None:
     with server(given.model, max(counts)) as port:
         name = httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["id"]
         for count in counts:
-            requests = [request(name, prompt, given.tokens) for prompt in prompts(count, vocab_size)]
+            requests = [
+                request(name, prompt, given.tokens) for prompt in prompts(count, vocab_size, given.prompt_tokens)
+            ]
             asyncio.run(ask_all(port, requests, given.tokens))  # the first time is not measured
             rounds = [asyncio.run(ask_all(port, requests, given.tokens)) for _ in range(given.repeats)]
             for figure, value in figures(rounds, count * given.tokens).items():
