@@ -1,7 +1,7 @@
 """A product of matrices in whole numbers, as ONNX operators: weights rounded once, each row of the input as it comes.
 
 In: the name of the input, a weight. Out: the name of the product. A row is rounded by its own largest number and sums
-of whole numbers are exact: so what a story becomes does not depend on those beside it, not even in the last digit.
+of whole numbers are exact: so what a product makes of a story does not depend on those beside it.
 """
 
 from typing import Any
