@@ -91,9 +91,8 @@ bench-train: $(READY)    ## training speed against a bare loop, nanoGPT's recipe
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python tests/bench/train.py $(if $(DATA),--data $(DATA))
 
-bench-serve: $(READY)    ## serving speed against llama.cpp and transformers, and over HTTP
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python tests/bench/serve.py $(if $(MODEL),--model $(MODEL))
+bench-serve: $(READY)    ## serving speed against OpenVINO GenAI, llama.cpp and transformers, and over HTTP
+	$(BIN)/python tests/bench/serve.py $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 bench-scale: $(READY)    ## on paper: sizes that no machine here can measure, from what was measured
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-scale]'

@@ -29,6 +29,10 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that is certain now, which may be none."""
+        own = "" if self._held else self._tokenizer.own_texts[token]
+        if own:
+            self._returned = [token]
+            return own
         self._held = [*self._held, token]
         text = self._held_text()
         if not text or text.endswith(_PARTIAL):

@@ -6,6 +6,7 @@ copied; the bindings of single steps are made once. `backend_choice.py` makes it
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from slm_ray.generation.backend import Logits
-from slm_ray.generation.onnx_graph import Weights, decode_graph, padded_width
+from slm_ray.generation.graph.builder import Weights
+from slm_ray.generation.graph.cache_scales import cache_scales
+from slm_ray.generation.graph.products import LARGEST_SUM, LARGEST_WIDTH, largest_product
+from slm_ray.generation.onnx_graph import decode_graph, padded_width
 from slm_ray.model.decoder import Decoder
 
 Array = NDArray[Any]
@@ -34,11 +38,15 @@ class OnnxBackend:
             raise ValueError(f"max_slots ({max_slots}) must be at least 1")
         self.config = config = model.config
         self.max_slots = max_slots
-        self._session = _session(decode_graph(model, weights).SerializeToString(), threads)
+        rounding = {} if weights == "fp32" else _rounding(model)
+        graph = decode_graph(model, weights, **rounding)
+        self._session = _session(graph.SerializeToString(), threads)
         known = {one.name for one in self._session.get_inputs()}
         self._small_inputs = known & {"tokens", "positions", "ends", "longest", "wanted"}  # no positions where rotary
         shape = (config.n_layers, 2, max_slots, config.kv_heads, config.seq_len, padded_width(config))
-        self._cache = np.zeros(shape, dtype=np.float32)  # of each layer its keys, then its values
+        self._cache = np.zeros(
+            shape, dtype=np.float32 if weights == "fp32" else np.int8
+        )  # of each layer its keys, then its values
         self._lengths = [0] * max_slots
         self._tokens = np.zeros((max_slots, 1), dtype=np.int64)
         self._ends = np.zeros(max_slots, dtype=np.int32)
@@ -128,6 +136,22 @@ class _Step:
     tokens: Array  # (B,)
     ends: Array  # (B,)
     logits: Logits  # (B, vocab_size)
+
+
+def _rounding(model: Decoder) -> dict[str, Any]:
+    """How `decode_graph` is to round."""
+    return {"cache_scales": cache_scales(model), "has_signed_weights": has_exact_signed_products()}
+
+
+@functools.cache
+def has_exact_signed_products() -> bool:
+    """Whether sums of this processor's products of unsigned with signed bytes are exact.
+
+    AVX2 and AVX-512 without VNNI add two products in 16 bits and cut the sum: there the largest numbers tell.
+    """
+    session = _session(largest_product().SerializeToString(), 1)
+    (got,) = session.run(None, {"x": np.full((4, LARGEST_WIDTH), 255, np.uint8)})
+    return bool((got == LARGEST_SUM).all())
 
 
 def _buffer(values: Array) -> tuple[str, int, Any, tuple[int, ...], int]:

@@ -23,6 +23,7 @@ from slm_ray.tokenization.borders import END_OF_TEXT as END_OF_TEXT
 from slm_ray.tokenization.borders import TextBorders as TextBorders
 from slm_ray.tokenization.borders import end_of_text_around
 from slm_ray.tokenization.normaliser import read_normalizer
+from slm_ray.tokenization.own_texts import OwnTexts
 from slm_ray.tokenization.word_cache import WordEncoder, are_apart, cut_words, encode_flat, offsets
 
 _SOME_OF_EACH = (  # code points: single ones, then one for each first byte of 2, 3 and 4 in UTF-8
@@ -77,6 +78,7 @@ class Tokenizer:
         self.borders = end_of_text_around(inner, name) if borders is None else borders
         self.start_id, self.eos_id = self.borders.start_id, self.borders.eos_id
         self.stop_ids = self.borders.stop_ids
+        self.own_texts = OwnTexts(self.decode, joins_bytes=(config["decoder"] or {}).get("type") == "ByteLevel")
         self._words_are_apart = _cuts_at_spaces(config)
         self._known = _known_characters(config)
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1

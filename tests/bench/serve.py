@@ -1,15 +1,17 @@
 """Serving speed against named peers, in one run: `make bench-serve`.
 
 Tokens per second of greedy stories on this machine's cores, the same weights, prompts and lengths, fresh processes in
-turn, ratios round by round: our engine on its backends (`serve_ours.py`), llama.cpp (`serve_llamacpp.py`) and
-`transformers.generate` (`serve_transformers.py`), and our server: through Ray Serve, streaming, with the time to the
-first token and between what a client receives (`serve_http.py`). Without `--model` the weights are random: speed does
-not depend on them.
+turn, ratios round by round: our engine on its backends (`serve_ours.py`), OpenVINO GenAI's continuous batching
+(`serve_openvino.py`), llama.cpp (`serve_llamacpp.py`) and `transformers.generate` (`serve_transformers.py`), each in an
+environment of its own (`peers.py`; one that does not install is left out with a word), and our server: through Ray
+Serve, streaming, with the time to the first token and between what a client receives (`serve_http.py`). Without
+`--model` the weights are random: speed does not depend on them.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -22,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine_line
+from peers import FOLDER, MissingPeerError, python_of
+from serve_options import PROMPT_TOKENS
 
 from slm_ray.config.files import load_config
 from slm_ray.corpus.grammar import sample_stories
@@ -34,13 +39,17 @@ BENCH = Path(__file__).resolve().parent
 TORCH, ONNX, INT8 = "ours, torch", "ours, onnx", "ours, onnx-int8"
 LLAMA, TRANSFORMERS = "llama.cpp", "transformers"
 HTTP = "ours, HTTP"
+OPENVINO = {f"openvino, {kind}": kind for kind in ("f32", "bf16", "bf16-u8", "int8")}
 COMMANDS = {
     TORCH: ["serve_ours.py", "--backend", "torch"],
     ONNX: ["serve_ours.py", "--backend", "onnx"],
     INT8: ["serve_ours.py", "--backend", "onnx-int8"],
+    **{side: ["serve_openvino.py", "--backend", kind] for side, kind in OPENVINO.items()},
     LLAMA: ["serve_llamacpp.py"],
     TRANSFORMERS: ["serve_transformers.py"],
 }
+PEER_OF = {LLAMA: "llama.cpp", TRANSFORMERS: "transformers", **dict.fromkeys(OPENVINO, "openvino")}
+"""Which environment a side runs in; ours run in this one."""
 CLIENTS_SEE = {
     "of_engine": "share of the engine's speed, in turn",
     "first_p50_ms": "time to the first token, p50, ms",
@@ -61,25 +70,48 @@ def main() -> int:
     parser.add_argument("--vocab-size", type=int, default=4096, help="of the random weights (default: 4096)")
     parser.add_argument("--streams", default="1,4,16,32", help="stories at a time (default: 1,4,16,32)")
     parser.add_argument(
-        "--tokens", type=int, default=200, help="to write in each story (default: 200, the mean of TinyStories)"
+        "--tokens", default="200", help="to write in each story, as 50,200,500 (default: 200, the mean of TinyStories)"
     )
+    parser.add_argument("--prompt-tokens", default=str(PROMPT_TOKENS), help="of each prompt, as 10,100 (default: 10)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side (default: 3)")
-    parser.add_argument("--side", action="append", choices=[*COMMANDS, HTTP], help="only these")
+    parser.add_argument("--side", action="append", choices=[*COMMANDS, HTTP], help="only these, and repeated")
     parser.add_argument("--ingress", default="auto", help="of the server: direct or proxy (default: what it takes)")
     parser.add_argument("--growth", action="store_true", help=f"our server alone, with {GROWTH} streams")
     given = parser.parse_args()
     if given.growth:
         given.side, given.streams = [HTTP], GROWTH
     given.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    print(machine_line(), flush=True)
+    pythons = find_pythons(given.side or [*COMMANDS, HTTP])
+    lengths, prompts = ([int(one) for one in values.split(",")] for values in (given.tokens, given.prompt_tokens))
+    given.longest = max(lengths) + max(prompts)
     with model_folder(given) as folder:
-        rounds: list[Round] = []
-        for number in range(given.rounds):
-            rounds.append({})
-            for side in given.side or [*COMMANDS, HTTP]:
-                print(f"round {number + 1} of {given.rounds}: {side}", file=sys.stderr, flush=True)
-                rounds[-1][side] = run(side, folder, given)
-        print_tables(rounds, given)
+        for tokens, prompt_tokens in itertools.product(lengths, prompts):
+            shape = argparse.Namespace(**vars(given) | {"tokens": tokens, "prompt_tokens": prompt_tokens})
+            rounds: list[Round] = []
+            for number in range(given.rounds):
+                rounds.append({})
+                for side, python in pythons.items():
+                    print(f"round {number + 1} of {given.rounds}: {side}", file=sys.stderr, flush=True)
+                    rounds[-1][side] = run(side, python, folder, shape)
+            print(f"\nstories of {tokens} tokens after prompts of {prompt_tokens}")
+            print_tables(rounds, given)
     return 0
+
+
+def find_pythons(sides: list[str]) -> dict[str, Path]:
+    """The sides that can run here, each with its Python; the others are named."""
+    found: dict[str, Path] = {}
+    missing: dict[str, str] = {}
+    for side in sides:
+        peer = PEER_OF.get(side)
+        try:
+            if peer not in missing:
+                found[side] = python_of(peer) if peer else Path(sys.executable)
+        except MissingPeerError as error:
+            missing[str(peer)] = str(error)
+            print(f"without {peer}, which does not install here: {error}", file=sys.stderr, flush=True)
+    return found
 
 
 @contextlib.contextmanager
@@ -99,7 +131,7 @@ def write_random_model(folder: Path, given: argparse.Namespace) -> Path:
     tokenizer = train_bpe([*sample_stories(0, 200), made_up_words()], given.vocab_size)
     assert tokenizer.vocab_size == given.vocab_size
     shape = load_config(given.preset).model
-    seq_len = max(shape.seq_len, given.tokens + 32)
+    seq_len = max(shape.seq_len, given.longest + 32)
     model = Decoder(dataclasses.replace(shape, vocab_size=given.vocab_size, seq_len=seq_len, tie_embeddings=True))
     model.embed_tokens.weight.data[tokenizer.eos_id] = 0  # its logit is 0, and the largest of all others is above
     state = checkpoint.TrainState(
@@ -116,19 +148,26 @@ def made_up_words() -> str:
     return " ".join("".join(dice.choices("abcdefghijklmnopqrst", k=6)) for _ in range(20_000))
 
 
-def run(side: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+def run(side: str, python: Path, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """One process of one side."""
     script, *options = COMMANDS.get(side, ["serve_http.py"])
     options += ["--model", str(folder), "--streams", given.streams, "--tokens", str(given.tokens)]
+    options += ["--exports", str(FOLDER / "exports"), "--prompt-tokens", str(given.prompt_tokens)]
     options += ["--ingress", given.ingress] if side == HTTP else []
-    result: dict[str, Any] = json.loads(output(script, [*options, "--threads", str(given.threads)]).splitlines()[-1])
+    result: dict[str, Any] = json.loads(
+        output(python, script, [*options, "--threads", str(given.threads)]).splitlines()[-1]
+    )
     return result
 
 
-def output(script: str, options: list[str]) -> str:
+def output(python: Path, script: str, options: list[str]) -> str:
     """What a script prints."""
-    words = [sys.executable, str(BENCH / script), *options]
-    environment = dict(os.environ) | {"RAY_USAGE_STATS_ENABLED": "0", "TRANSFORMERS_VERBOSITY": "error"}
+    words = [str(python), str(BENCH / script), *options]
+    environment = dict(os.environ) | {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONPATH": str(ROOT),
+    }
     process = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if process.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{process.stderr[-3000:]}")
@@ -145,6 +184,7 @@ def print_tables(rounds: list[Round], given: argparse.Namespace) -> None:
         speeds = [statistics.median(one[side]["tokens_per_s"][count] for one in rounds) for count in streams]
         alike = f"{agreement(rounds, side):.0%}" if "stories" in rounds[0][side] else ""
         print(f"| {side} | {' | '.join(f'{speed:,.0f}' for speed in speeds)} | {alike} |")
+    print_first(rounds, heads, rule, streams)
     reference = ONNX if ONNX in rounds[0] else next(iter(rounds[0]))
     print(f"\n| {reference} over | {heads} |\n{rule}")
     for side in rounds[0]:
@@ -156,6 +196,15 @@ def print_tables(rounds: list[Round], given: argparse.Namespace) -> None:
         for name, title in CLIENTS_SEE.items():
             cells = [f"{statistics.median(one[HTTP][name][count] for one in rounds):.3g}" for count in streams]
             print(f"| {title} | {' | '.join(cells)} |")
+
+
+def print_first(rounds: list[Round], heads: str, rule: str, streams: list[str]) -> None:
+    """How long all stories together wait for their first token."""
+    print(f"\n| first token of all, ms | {heads} |\n{rule}")
+    for side in rounds[0]:
+        if "first_ms" in rounds[0][side]:
+            values = [statistics.median(one[side]["first_ms"][count] for one in rounds) for count in streams]
+            print(f"| {side} | {' | '.join(f'{value:.1f}' for value in values)} |")
 
 
 def ratios(rounds: list[Round], reference: str, side: str, count: str) -> str:

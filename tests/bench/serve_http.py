@@ -51,7 +51,9 @@ def main() -> None:
     with server(given.model, max(counts), given.ingress) as port, engine(sys.argv[1:]) as bare:
         name = httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["id"]
         for count in counts:
-            requests = [request(name, prompt, given.tokens) for prompt in prompts(count, vocab_size)]
+            requests = [
+                request(name, prompt, given.tokens) for prompt in prompts(count, vocab_size, given.prompt_tokens)
+            ]
             ask_engine(bare, count), ask_all(port, requests)  # the first time is not measured
             rounds = [(ask_engine(bare, count), ask_all(port, requests)) for _ in range(given.repeats)]
             for figure, value in figures(rounds, count * given.tokens).items():

@@ -4,6 +4,7 @@ Arguments: see `serve_options.py`. The model is written as GGUF in fp32. Setting
 flash attention, a cache of its own for each story, fp16 in the cache (its default). Text is not decoded, only tokens.
 """
 
+import argparse
 import ctypes
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import llama_cpp as llama
 import numpy as np
-from serve_options import EOS_ID, PROMPT_TOKENS, measure, options
+from serve_options import EOS_ID, measure, options
 
 from slm_ray.exports.gguf_files.file import Description, write_gguf
 from slm_ray.runs.checkpoint import load_model
@@ -22,11 +23,11 @@ FLASH_ATTENTION = 1
 class Streams:
     """A context for so many stories."""
 
-    def __init__(self, model: Any, streams: int, seq_len: int, vocab_size: int, threads: int) -> None:
+    def __init__(self, model: Any, streams: int, seq_len: int, vocab_size: int, given: argparse.Namespace) -> None:
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_seq_max = seq_len * streams, streams
-        params.n_batch = params.n_ubatch = max(512, streams * (PROMPT_TOKENS + 1))
-        params.n_threads = params.n_threads_batch = threads
+        params.n_batch = params.n_ubatch = max(512, streams * (given.prompt_tokens + 1))
+        params.n_threads = params.n_threads_batch = given.threads
         params.flash_attn_type, params.kv_unified, params.no_perf = FLASH_ATTENTION, False, True
         self.context = llama.llama_init_from_model(model, params)
         assert self.context, "llama.cpp made no context"
@@ -88,7 +89,7 @@ def main() -> None:
             for other in contexts.values():
                 other.close()
             contexts.clear()
-            contexts[streams] = Streams(loaded, streams, model.config.seq_len, tokenizer.vocab_size, given.threads)
+            contexts[streams] = Streams(loaded, streams, model.config.seq_len, tokenizer.vocab_size, given)
         return contexts[streams].write(prompts, count)
 
     measure(given, tokenizer.vocab_size, write)

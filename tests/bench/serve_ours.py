@@ -32,7 +32,7 @@ def main() -> None:
     if not given.ask:
         return measure(given, tokenizer.vocab_size, write)
     for line in sys.stdin:
-        own = prompts(int(line), tokenizer.vocab_size)
+        own = prompts(int(line), tokenizer.vocab_size, given.prompt_tokens)
         started = time.perf_counter()
         write(own, given.tokens)
         print(time.perf_counter() - started, flush=True)

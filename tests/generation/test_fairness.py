@@ -153,6 +153,10 @@ class Decoding:
         self.most = max(self.most, len(ids))
         return self._tokenizer.decode(ids)
 
+    @property
+    def own_texts(self) -> dict[int, str]:
+        return self._tokenizer.own_texts
+
 
 @given(st.lists(st.integers(1, 256) | st.sampled_from([250, 251, 252]), max_size=150))
 def test_broken_characters_do_not_pile_up(tokenizer: Tokenizer, ids: list[int]) -> None:
