@@ -44,7 +44,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=precision == "fp16")
         torch.manual_seed(self.config.seed)
         self.model = Decoder(self.config.model).to(context.device)
-        self.optimizer = make_optimizer(self.model, self.config.optim, context)
+        self.optimizer = make_optimizer(self.model, self.config.optim, context, in_bf16=precision == "bf16")
         self.step = 0
         self.samples_seen = 0
         self.losses = torch.zeros((), device=context.device)  # of this rank, since the last line of metrics
