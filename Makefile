@@ -82,8 +82,8 @@ bench-prepare: $(READY)  ## preparation against datasets.map and datatrove, on S
 	$(BIN)/python tests/bench/prepare_memory.py $(if $(SOURCE),--source $(SOURCE))
 
 bench-train: $(READY)    ## training speed against a bare loop, nanoGPT's recipe and transformers, on DATA=FOLDER
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python tests/bench/train.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-train]'
+	$(BIN)/python tests/bench/train.py $(if $(DATA),--data $(DATA)) $(ARGS)
 
 bench-serve: $(READY)    ## serving speed against llama.cpp and transformers, and over HTTP
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

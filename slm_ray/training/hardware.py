@@ -34,6 +34,11 @@ AVX-512 it took a training from 5,058 to 3,144 tokens/s.
 """
 
 
+def memory_settings(threads: int) -> dict[str, str]:
+    """Environment of a worker of so many threads: `KEEP_MEMORY` with one, but for what is set already."""
+    return {name: value for name, value in KEEP_MEMORY.items() if threads <= 1 and name not in os.environ}
+
+
 def cpu_count() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -30,7 +30,10 @@ from tests.support.paths import ROOT
 
 
 def fit_in_ranks(config: TrainConfig, world_size: int, *, stop_at: int = 0) -> None:
-    """Run or resume until the end, or until the run has been asked to stop after step `stop_at`."""
+    """Run or resume until the end, or until the run has been asked to stop after step `stop_at`.
+
+    Precision and compiler are those that the config names; what it leaves to the machine is fp32 and eager.
+    """
     meeting = Path(config.output) / f"meeting-{uuid.uuid4().hex}"
     meeting.parent.mkdir(parents=True, exist_ok=True)
     given = {"config": dataclasses.asdict(config), "world_size": world_size, "stop_at": stop_at}
@@ -93,7 +96,8 @@ def main(given: dict[str, Any], meeting: str, rank: int) -> None:
         all_reduce_sum=_all_reduce_sum,
         is_stop_requested=lambda: next(steps) == given["stop_at"],
     )
-    fit(inputs, context)
+    precision = "fp32" if config.precision == "auto" else config.precision
+    fit(inputs, context, precision=precision, is_compiled=config.compile == "on")
     torch.distributed.destroy_process_group()
 
 
