@@ -22,7 +22,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.batches import Batch, TrainBatches
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking.tracker import NullTracker
-from slm_ray.training.context import TrainContext
+from slm_ray.training.context import DDP_OPTIONS, TrainContext
 from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
@@ -92,7 +92,7 @@ def main(given: dict[str, Any], meeting: str, rank: int) -> None:
     context = TrainContext(
         rank=rank,
         world_size=world_size,
-        wrap=lambda module: DistributedDataParallel(module) if world_size > 1 else module,
+        wrap=lambda module: DistributedDataParallel(module, **DDP_OPTIONS) if world_size > 1 else module,
         all_reduce_sum=_all_reduce_sum,
         is_stop_requested=lambda: next(steps) == given["stop_at"],
     )
