@@ -107,6 +107,6 @@ def table(found: list[Row], *, peak: float, step_flop: float) -> str:
     lines = [f"{'part of a step':{width}}  {'ms':>8}  {'share':>6}  {'GFLOP/s':>8}  {'of peak':>8}"]
     for row in [*found, whole]:
         rate = row.gflop / row.ms * 1e3 if row.ms else 0.0
-        shown = f"{rate:8,.0f}  {rate * 1e9 / peak if peak else 0:8.0%}" if rate else ""
+        shown = f"{rate:8,.0f}" + (f"  {rate * 1e9 / peak:8.0%}" if peak else "") if rate else ""
         lines.append(f"{row.name:{width}}  {row.ms:8.1f}  {row.ms / (whole.ms or 1):6.1%}  {shown}".rstrip())
     return "\n".join(lines) + "\n"
