@@ -34,16 +34,21 @@ def test_a_mask_and_a_scale_are_those_of_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "steps", "expected"),
-    [(torch.bfloat16, 128, True), (torch.float32, 128, False), (torch.bfloat16, module.MAX_STEPS + 1, False)],
-    ids=["bf16", "fp32", "long"],
+    ("dtype", "steps", "is_compiled", "expected"),
+    [
+        (torch.bfloat16, module.MAX_STEPS, True, True),
+        (torch.bfloat16, module.MAX_STEPS + 1, True, False),
+        (torch.bfloat16, module.MAX_EAGER_STEPS, False, True),
+        (torch.bfloat16, module.MAX_EAGER_STEPS + 1, False, False),
+        (torch.float32, 128, True, False),
+        (torch.float32, 128, False, False),
+    ],
 )
-def test_it_is_taken_for_short_contexts_in_bf16_when_training_compiled(
-    dtype: torch.dtype, steps: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_it_is_taken_for_short_contexts_when_training_in_bf16(
+    dtype: torch.dtype, steps: int, is_compiled: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     q = torch.zeros(1, 1, steps, 8, dtype=dtype)
-    assert not module.suits(q, q)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: is_compiled)
     assert module.suits(q, q) == expected
     with torch.no_grad():
         assert not module.suits(q, q)
