@@ -88,8 +88,8 @@ bench-gpu: $(READY)  ## training speed on one GPU against nanoGPT's recipe, into
 	$(BIN)/python tests/bench/gpu.py $(ARGS)
 
 bench-train: $(READY)    ## training speed against a bare loop, nanoGPT's recipe and transformers, on DATA=FOLDER
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python tests/bench/train.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-train]'
+	$(BIN)/python tests/bench/train.py $(if $(DATA),--data $(DATA)) $(ARGS)
 
 bench-serve: $(READY)    ## serving speed against OpenVINO GenAI, llama.cpp and transformers, and over HTTP
 	$(BIN)/python tests/bench/serve.py $(if $(MODEL),--model $(MODEL)) $(ARGS)

@@ -76,8 +76,8 @@ def describe(result: "TrainResult") -> str:
         lines.insert(0, f"kept     {result.kept_at}  (best and latest below are copies of it)")
     if result.run_id:
         lines.append(f"run      {result.run_id}  (to see it: {mlflow_runs.ui_command(result.tracking_uri)})")
-    if result.operators:
-        lines += ["profile  time of the recorded steps by operator:", result.operators.rstrip()]
+    if result.profile:
+        lines += ["profile  time of the recorded steps, by part and by operator:", result.profile.rstrip()]
     return "\n".join(lines)
 
 

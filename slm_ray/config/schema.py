@@ -135,7 +135,8 @@ class TrainConfig:
     sample_prompt: str = "Once upon a time"
     """Beginning of the story sampled at each validation; empty turns it off."""
     profile: bool = False
-    """Record a few steps: a trace and a table of the most expensive operators, in profile/ of the run's folder."""
+    """Record a few steps, in profile/ of the run's folder: a trace, and the step by part, each with its share of the
+    machine's peak, and by operator."""
     tensorboard: bool = False
     """Write TensorBoard's event files too, in tensorboard/ of the run's folder; needs the extra of this name."""
     wandb: bool = False

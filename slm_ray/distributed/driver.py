@@ -35,7 +35,7 @@ from slm_ray.tracking.tracker import Tracker
 from slm_ray.training.checkpointing import is_out_of_patience
 from slm_ray.training.inputs import RunPlan, check_files, plan_run
 from slm_ray.training.preflight import refuse_conflicts, resolve, with_its_origin
-from slm_ray.training.profiling import read_operators
+from slm_ray.training.profiling.recording import read_tables
 from slm_ray.training.starting_point import StartingPoint, starting_point
 
 LOGGER = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class TrainResult:
     version: str  # of the registered model, empty where none was asked for
     tracking_uri: str
     kept_at: str  # the run's folder, or its address in an object store
-    operators: str = ""  # the profile's table, where one was asked for
+    profile: str = ""  # its tables, where one was asked for
 
 
 class PausedError(UserError):
@@ -220,7 +220,7 @@ def _conclude(plan: RunPlan, tracker: Tracker) -> TrainResult:
         version=version,
         tracking_uri=store,
         kept_at=folder.address,
-        operators=read_operators(folder.path) if config.profile else "",
+        profile=read_tables(folder.path) if config.profile else "",
     )
 
 

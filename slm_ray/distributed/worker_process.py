@@ -7,6 +7,7 @@ In: the config, the MLflow run and the driver's lease, as plain values. Out: wha
 import contextlib
 import dataclasses
 import faulthandler
+import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.verification import UnreadableCheckpointError
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import hardware, loop
-from slm_ray.training.context import TrainContext
+from slm_ray.training.context import DDP_OPTIONS, TrainContext
 from slm_ray.training.inputs import TrainInputs, load_inputs
 
 EXIT_HUNG = 75
@@ -69,7 +70,7 @@ def _train(config: TrainConfig, given: Mapping[str, Any]) -> None:
         rank=ranks.get_world_rank(),
         world_size=ranks.get_world_size(),
         device=device,
-        wrap=ray.train.torch.prepare_model,
+        wrap=functools.partial(ray.train.torch.prepare_model, parallel_strategy_kwargs=dict(DDP_OPTIONS)),
         all_reduce_sum=_all_reduce_sum,
         report=report,
         is_stop_requested=inputs.folder.is_stop_requested,

@@ -147,12 +147,7 @@ def _trainer(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -> T
 
 
 def _environment(config: TrainConfig) -> dict[str, str]:
-    """`KEEP_MEMORY` for workers of one thread, which it helped on every machine tried; with two it cost a third."""
-    workers_here = max(config.worker_range[1], 1)
-    threads = config.threads or core_count() // workers_here
-    if threads > 1:
-        return {}
-    return {name: value for name, value in hardware.KEEP_MEMORY.items() if name not in os.environ}
+    return hardware.memory_settings(config.threads or core_count() // max(config.worker_range[1], 1))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from slm_ray.config.schema import IGNORED_TARGET, ModelConfig
+from slm_ray.model.blockwise_attention import blockwise_attention, suits
 from slm_ray.model.linear_cross_entropy import linear_cross_entropy
 from slm_ray.model.rms_norm import RMSNorm
 
@@ -106,19 +107,24 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or Hkv, T, d_head)
         if window.cache is not None:
             k, v = self._through_cache(k, v, window)  # (B, Hkv, S, d_head)
-        mask = window.seen_by(self.is_local)
-        y = F.scaled_dot_product_attention(
+        y = self._attend(q, k, v, window.seen_by(self.is_local))  # (B, H, T, d_head)
+        y = y.transpose(1, 2).reshape(rows, steps, -1)  # (B, T, H * d_head)
+        return self.o_proj(y)  # type: ignore[no-any-return]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        if not dropout and suits(q, k):
+            return blockwise_attention(q, k, v, scale=self.scale, mask=mask)
+        return F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
             is_causal=mask is None,
             scale=self.scale,
             enable_gqa=self.is_grouped,
         )
-        y = y.transpose(1, 2).reshape(rows, steps, -1)  # (B, T, H * d_head)
-        return self.o_proj(y)  # type: ignore[no-any-return]
 
     def _through_cache(self, k: Tensor, v: Tensor, window: _Window) -> tuple[Tensor, Tensor]:
         assert window.cache is not None and window.positions is not None and window.mask is not None

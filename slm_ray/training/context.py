@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+DDP_OPTIONS: Mapping[str, Any] = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+"""For `wrap`: gradients are not copied back from the buckets they are summed in, and the rotary tables, which are the
+same everywhere, are not sent at every step."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainContext:

@@ -34,6 +34,11 @@ AVX-512 it took a training from 5,058 to 3,144 tokens/s.
 """
 
 
+def memory_settings(threads: int) -> dict[str, str]:
+    """Environment of a worker of so many threads: `KEEP_MEMORY` with one, but for what is set already."""
+    return {name: value for name, value in KEEP_MEMORY.items() if threads <= 1 and name not in os.environ}
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`fp32` or `bf16`: auto is bf16 where the hardware multiplies matrices in it."""
     if precision != "auto":

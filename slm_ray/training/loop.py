@@ -20,7 +20,7 @@ from slm_ray.training.checkpointing import Checkpointer, is_out_of_patience
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.optim import learning_rate
-from slm_ray.training.profiling import StepProfile, step_profile
+from slm_ray.training.profiling.recording import StepProfile, step_profile
 from slm_ray.training.run_log import MainRunLog, RunLog
 from slm_ray.training.trainer import DivergedError, Trainer
 
@@ -61,7 +61,7 @@ def fit(
     if checkpointer.restored is not None and (evaluation := checkpointer.restored.state.metrics):
         log.repeat(evaluation)
     log.message(trainer.metrics.measure_peak())
-    profile = step_profile(inputs, context, trainer.step)
+    profile = step_profile(inputs, context, trainer.step, trainer.metrics)
     try:
         return _run(Run(trainer, checkpointer, log, profile))
     finally:

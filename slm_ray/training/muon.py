@@ -9,8 +9,8 @@ orthogonal updates still have rows, one a neuron, that move much more than other
 
 `torch.optim.Muon` does the rest one matrix at a time and always in bfloat16, which a CPU without that emulates slowly,
 by five equal steps. Here matrices of one shape go through four steps together, each the best one after those before it,
-in the precision of the gradients on a CPU; and each rank takes its share of them (section 3 of the second paper), for
-all ranks would compute the same.
+in the precision of the gradients on a CPU unless the run is in bfloat16; and each rank takes its share of them (section
+3 of the second paper), for all ranks would compute the same.
 """
 
 import math
@@ -102,19 +102,28 @@ class Ranks(Protocol):
         """Sums a tensor over them."""
 
 
-def orthogonalize_together(matrices: Tensor, context: Ranks) -> Tensor:
-    """`orthogonalize`, each rank a share of the N matrices; every rank has the same ones and gets the same result."""
-    first, last = (len(matrices) * rank // context.world_size for rank in (context.rank, context.rank + 1))
-    together = torch.zeros_like(matrices)
-    if first < last:
-        together[first:last] = orthogonalize(matrices[first:last])
+def share(n_matrices: int, context: Ranks | None) -> slice:
+    """Which of the matrices this rank works on."""
+    if context is None:
+        return slice(0, n_matrices)
+    return slice(*(n_matrices * rank // context.world_size for rank in (context.rank, context.rank + 1)))
+
+
+def gathered(values: Tensor, mine: slice, n_matrices: int, context: Ranks | None) -> Tensor:
+    """The values of all ranks' shares, of which `values` (n, ...) is this one's: (N, ...), the same on every rank."""
+    if context is None or context.world_size == 1:
+        return values
+    together = values.new_zeros(n_matrices, *values.shape[1:])
+    together[mine] = values
     return context.all_reduce_sum(together)
 
 
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, with decoupled weight decay. Parameters must be matrices.
 
-    With `context`, the ranks that it names share the work; they must have the same gradients.
+    With `context`, the ranks that it names share the work; they must have the same gradients. With `in_bf16` updates
+    are multiplied and exchanged in bfloat16 on a CPU too, as they always are on a GPU; the iteration forgives the
+    rounding. Momentum and weights keep their precision.
     """
 
     def __init__(
@@ -125,11 +134,13 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.1,
         normalize_rows: bool = False,
+        in_bf16: bool = False,
         context: Ranks | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "normalize_rows": normalize_rows}
         super().__init__(params, defaults)
-        self._context = context
+        self._in_bf16, self._context = in_bf16, context
+        self._stacks: dict[tuple[str, Tensor], tuple[Tensor, list[Tensor]]] = {}  # each with its parts
         for group in self.param_groups:
             assert all(parameter.dim() == 2 for parameter in group["params"]), "Muon is for matrices"
 
@@ -139,38 +150,43 @@ class Muon(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             for matrices in _by_shape(group["params"]):
-                self._update(matrices, group)
+                updates = self._updates(matrices, group)
+                scale = RMS_OF_ADAMW * math.sqrt(max(matrices[0].shape))
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(matrices, updates.to(matrices[0].dtype).unbind(), alpha=-group["lr"] * scale)
 
-    def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])  # (N, rows, columns)
+    def _updates(self, matrices: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """What N matrices of one shape move by, before the scale: (N, rows, columns)."""
+        gradients = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])
         momentum = self._stacked(matrices, "momentum_buffer", gradients)
         momentum.lerp_(gradients, 1 - group["momentum"])
-        self._keep(matrices, "momentum_buffer", momentum)
-        updates = _for_products(gradients.lerp(momentum, group["momentum"]))
-        updates = orthogonalize_together(updates, self._context) if self._context else orthogonalize(updates)
-        updates = updates.to(gradients.dtype)
+        mine = share(len(matrices), self._context)  # (n, ...) of them, as all below until they are exchanged
+        updates = gradients[mine].lerp_(momentum[mine], group["momentum"])
+        dtype = torch.bfloat16 if self._in_bf16 or updates.is_cuda else updates.dtype
+        if mine.start < mine.stop:
+            updates = orthogonalize(updates.to(dtype)).to(updates.dtype)
         if group["normalize_rows"]:
-            squares = self._stacked(matrices, "row_squares", updates[..., :1])  # (N, rows, 1)
-            squares.lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - ROW_BETA)
-            self._keep(matrices, "row_squares", squares)
-            updates = with_even_rows(updates, squares)
-        scale = RMS_OF_ADAMW * math.sqrt(max(matrices[0].shape))
-        for matrix, update in zip(matrices, updates.unbind(), strict=True):
-            matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            matrix.add_(update.to(matrix.dtype), alpha=-group["lr"] * scale)
+            squares = self._stacked(matrices, "row_squares", gradients[..., :1])  # (N, rows, 1)
+            squares[mine].lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - ROW_BETA)
+            updates = with_even_rows(updates, squares[mine])
+            squares.copy_(gathered(squares[mine], mine, len(matrices), self._context))
+        return gathered(updates.to(dtype), mine, len(matrices), self._context)
 
     def _stacked(self, matrices: list[Tensor], name: str, like: Tensor) -> Tensor:
-        """One part of the state of all matrices, each of the shape of `like`'s; zeros at first."""
-        return torch.stack(
-            [
-                self.state[matrix].setdefault(name, torch.zeros_like(one))
-                for matrix, one in zip(matrices, like, strict=True)
-            ]
-        )
+        """One part of the state of all matrices, each of the shape of `like`'s; zeros at first.
 
-    def _keep(self, matrices: list[Tensor], name: str, values: Tensor) -> None:
-        for matrix, value in zip(matrices, values.unbind(), strict=True):
-            self.state[matrix][name].copy_(value)
+        The state of each is a view of it: so a step needs no copies, and what is saved is the same as without.
+        """
+        whole, parts = self._stacks.get((name, matrices[0]), (None, []))
+        states = [self.state[matrix].get(name) for matrix in matrices]
+        if whole is None or len(parts) != len(states) or any(a is not b for a, b in zip(parts, states, strict=True)):
+            values = [torch.zeros_like(one) if old is None else old for old, one in zip(states, like, strict=True)]
+            whole = torch.stack(values)
+            parts = list(whole.unbind())
+            for matrix, part in zip(matrices, parts, strict=True):
+                self.state[matrix][name] = part
+            self._stacks[name, matrices[0]] = whole, parts
+        return whole
 
 
 def with_even_rows(updates: Tensor, squares: Tensor) -> Tensor:
@@ -189,8 +205,3 @@ def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:
         if parameter.grad is not None:
             shapes.setdefault(parameter.shape, []).append(parameter)
     return list(shapes.values())
-
-
-def _for_products(updates: Tensor) -> Tensor:
-    """bfloat16 where the device multiplies in it; the iteration forgives the rounding."""
-    return updates.bfloat16() if updates.is_cuda else updates

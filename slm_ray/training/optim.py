@@ -71,10 +71,12 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> dict[str, dict[st
     return {kind: group for kind, group in groups.items() if group["params"]}
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig, context: Ranks | None = None) -> AnyOptimizer:
+def make_optimizer(
+    model: nn.Module, config: OptimConfig, context: Ranks | None = None, *, in_bf16: bool = False
+) -> AnyOptimizer:
     """AdamW (one kernel a group) over everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    Muon shares its work among the ranks of `context`.
+    Muon shares its work among the ranks of `context`, and multiplies in bfloat16 in a run that does.
     """
     groups = parameter_groups(model, config)
     matrices = [groups.pop("matrices")] if config.name == "muon" else []
@@ -83,7 +85,14 @@ def make_optimizer(model: nn.Module, config: OptimConfig, context: Ranks | None 
     )
     if not matrices:
         return adamw
-    muon = Muon(matrices, lr=config.lr, momentum=config.momentum, normalize_rows=config.normalize_rows, context=context)
+    muon = Muon(
+        matrices,
+        lr=config.lr,
+        momentum=config.momentum,
+        normalize_rows=config.normalize_rows,
+        in_bf16=in_bf16,
+        context=context,
+    )
     return CombinedOptimizer([muon, adamw])
 
 

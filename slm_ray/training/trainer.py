@@ -25,6 +25,7 @@ from slm_ray.training.evaluation import evaluate
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.metrics import TrainMetrics
 from slm_ray.training.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
+from slm_ray.training.profiling.parts import part
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DIVERGENCE_FACTOR = 3.0
@@ -44,7 +45,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=precision == "fp16")
         torch.manual_seed(self.config.seed)
         self.model = Decoder(self.config.model).to(context.device)
-        self.optimizer = make_optimizer(self.model, self.config.optim, context)
+        self.optimizer = make_optimizer(self.model, self.config.optim, context, in_bf16=precision == "bf16")
         self.step = 0
         self.samples_seen = 0
         self.losses = torch.zeros((), device=context.device)  # of this rank, since the last line of metrics
@@ -87,20 +88,22 @@ class Trainer:
         config, context = self.config, self.context
         torch.manual_seed(_step_seed(config.seed, self.step, context.rank))
         set_learning_rate(self.optimizer, learning_rate(self.step, self.inputs.max_steps, config.optim))
-        with self.metrics.timing_data():
+        with part("data"), self.metrics.timing_data():
             inputs, targets = self.batches.at(self.step)
-        parts = range(config.accumulation_steps)
-        rows = len(inputs) // len(parts)
+        n_parts = config.accumulation_steps
+        rows = len(inputs) // n_parts
         total = torch.zeros((), device=context.device)
-        for part in parts:
-            x = torch.from_numpy(inputs[part * rows : (part + 1) * rows]).to(context.device)  # (rows, seq_len)
-            y = torch.from_numpy(targets[part * rows : (part + 1) * rows]).to(context.device)
-            with self._synced_only_if(part == parts[-1]):
-                with self._precision():
+        for first in range(0, n_parts * rows, rows):
+            x = torch.from_numpy(inputs[first : first + rows]).to(context.device)  # (rows, seq_len)
+            y = torch.from_numpy(targets[first : first + rows]).to(context.device)
+            with self._synced_only_if(first == (n_parts - 1) * rows):
+                with part("forward"), self._precision():
                     loss = self.module(x, y) / targets.size
-                self.scaler.scale(loss).backward()
+                with part("backward"):
+                    self.scaler.scale(loss).backward()
             total += loss.detach()
-        norm = self._clip()
+        with part("clipping"):
+            norm = self._clip()
         self.scaler.step(self.optimizer)  # type: ignore[arg-type]  # it asks for step() and param_groups alone
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -34,8 +34,8 @@ def main() -> None:
     )
     model = Decoder(config.model)
     module = torch.compile(model, dynamic=False)
-    optimizer = make_optimizer(model, config.optim)
     is_bf16 = resolve_precision("auto", torch.device("cpu")) == "bf16"
+    optimizer = make_optimizer(model, config.optim, in_bf16=is_bf16)
     watch = Stopwatch(given, config.model.seq_len)
     for step in range(FOREVER):
         set_learning_rate(optimizer, learning_rate(step, FOREVER, config.optim))

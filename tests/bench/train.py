@@ -27,7 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from machine import machine_line
 from peer_options import FOREVER
+
+from slm_ray.limits import core_count
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = Path(__file__).resolve().parent
@@ -56,12 +59,12 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=8, help="of each side (default: 8)")
     parser.add_argument("--window", type=int, default=4, help="steps measured in a turn, after as many (default: 4)")
     parser.add_argument("--warmup", type=int, default=3, help="windows before the first turn (default: 3)")
-    parser.add_argument("--side", action="append", choices=[*SCRIPTS, *OURS], help="only these")
+    parser.add_argument("--side", action="append", choices=[*SCRIPTS, *OURS], help="only this one and others so named")
     given = parser.parse_args()
-    given.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given.threads = core_count()
     signal.signal(signal.SIGTERM, leave)
     asked = given.side or [*SCRIPTS, *OURS]
-    print(f"{given.threads} cores, preset {given.preset}, {given.batch_size} sequences a step", flush=True)
+    print(f"{machine_line()}; preset {given.preset}, {given.batch_size} sequences a step", flush=True)
     for name in [name for name in OURS if name in asked]:
         compare([*(peer for peer in SCRIPTS if peer in asked), name], given)
     return 0
@@ -72,6 +75,7 @@ def compare(names: list[str], given: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         sides = []
         for name in names:
+            print(f"starting {name}, which compiles for up to a minute", flush=True)
             scratch = stack.enter_context(tempfile.TemporaryDirectory())
             sides.append(stack.enter_context(Side(name, Path(scratch), given).started()))
         speeds: dict[str, list[float]] = {name: [] for name in names}
@@ -181,8 +185,9 @@ def print_table(sides: list[Side], speeds: dict[str, list[float]]) -> None:
         low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         speed = statistics.median(speeds[side.name])
         print(f"| {side.name} | {speed:,.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) | {side.peak_mib:,.0f} |")
-    shares = [line["data_share"] for line in ours.windows() if "data_share" in line]
-    print(f"{ours.name}: reading batches takes {statistics.median(shares):.2%} of a step\n", flush=True)
+    told = [line for line in ours.windows() if "data_share" in line]
+    data, peak = (statistics.median(line.get(name, 0.0) for line in told) for name in ("data_share", "mfu"))
+    print(f"{ours.name}: {peak:.0%} of the measured peak; reading batches takes {data:.2%} of a step\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.batches import Batch, TrainBatches
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking.tracker import NullTracker
-from slm_ray.training.context import TrainContext
+from slm_ray.training.context import DDP_OPTIONS, TrainContext
 from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
@@ -30,7 +30,10 @@ from tests.support.paths import ROOT
 
 
 def fit_in_ranks(config: TrainConfig, world_size: int, *, stop_at: int = 0) -> None:
-    """Run or resume until the end, or until the run has been asked to stop after step `stop_at`."""
+    """Run or resume until the end, or until the run has been asked to stop after step `stop_at`.
+
+    Precision and compiler are those that the config names; what it leaves to the machine is fp32 and eager.
+    """
     meeting = Path(config.output) / f"meeting-{uuid.uuid4().hex}"
     meeting.parent.mkdir(parents=True, exist_ok=True)
     given = {"config": dataclasses.asdict(config), "world_size": world_size, "stop_at": stop_at}
@@ -89,11 +92,12 @@ def main(given: dict[str, Any], meeting: str, rank: int) -> None:
     context = TrainContext(
         rank=rank,
         world_size=world_size,
-        wrap=lambda module: DistributedDataParallel(module) if world_size > 1 else module,
+        wrap=lambda module: DistributedDataParallel(module, **DDP_OPTIONS) if world_size > 1 else module,
         all_reduce_sum=_all_reduce_sum,
         is_stop_requested=lambda: next(steps) == given["stop_at"],
     )
-    fit(inputs, context)
+    precision = "fp32" if config.precision == "auto" else config.precision
+    fit(inputs, context, precision=precision, is_compiled=config.compile == "on")
     torch.distributed.destroy_process_group()
 
 

@@ -20,7 +20,8 @@ from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.loop import fit
 from slm_ray.training.trainer import Trainer
-from tests.support.fault_runs import assert_same_run, inputs_of, losses, messages, with_dropout
+from tests.support.fault_runs import assert_same_run, folder_of, inputs_of, losses, messages, with_dropout
+from tests.support.ranks import fit_in_ranks
 
 COMPILED_BOUND = 1e-4  # nats a token, at any of 16 steps
 BF16_BOUND = 0.02
@@ -106,3 +107,20 @@ def test_a_compiled_bf16_run_with_accumulation_learns_and_resumes_to_the_bit(con
     both = trained(config, "both", precision="bf16", is_compiled=True)
     assert 0 < worst(both, exact) <= BF16_BOUND
     assert_same_run(trained(config, "killed", precision="bf16", is_compiled=True, kill_at=8).folder, both.folder)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_two_compiled_bf16_ranks_learn_as_one_in_fp32_and_resume_to_the_bit(config: TrainConfig) -> None:
+    """The default run on a machine of two cores with bf16, but for Ray: gloo, DDP, Muon shared in bf16."""
+    optim = dataclasses.replace(config.optim, name="muon", normalize_rows=True)
+    exact = trained(dataclasses.replace(config, optim=optim), "fp32")
+    config = dataclasses.replace(config, optim=optim, name="both", precision="bf16", compile="on")
+    fit_in_ranks(config, 2)
+    both = inputs_of(config)
+    assert 0 < worst(both, exact) <= BF16_BOUND
+    stopped = dataclasses.replace(config, name="stopped")
+    fit_in_ranks(stopped, 2, stop_at=5)
+    assert len(losses(folder_of(stopped))) == 5
+    fit_in_ranks(stopped, 2)
+    assert_same_run(folder_of(stopped), both.folder)

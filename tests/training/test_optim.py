@@ -121,6 +121,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
     assert sum(len(group["params"]) for group in adamw.param_groups) == len(list(model().parameters())) - n_matrices
 
 
+@pytest.mark.parametrize("in_bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "config",
     [
@@ -130,14 +131,14 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
     ],
     ids=["adamw", "muon", "normuon"],
 )
-def test_restored_it_goes_on_bit_for_bit(config: OptimConfig) -> None:
+def test_restored_it_goes_on_bit_for_bit(config: OptimConfig, in_bf16: bool) -> None:
     whole, first = model(), model()
-    losses = train(whole, make_optimizer(whole, config), range(6))
-    optimizer = make_optimizer(first, config)
+    losses = train(whole, make_optimizer(whole, config, in_bf16=in_bf16), range(6))
+    optimizer = make_optimizer(first, config, in_bf16=in_bf16)
     train(first, optimizer, range(3))
     second = model()
     second.load_state_dict(first.state_dict())
-    other = make_optimizer(second, config)
+    other = make_optimizer(second, config, in_bf16=in_bf16)
     restore_optimizer(other, optimizer.state_dict())
     assert train(second, other, range(3, 6)) == losses[3:]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))

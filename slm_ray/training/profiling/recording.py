@@ -1,10 +1,10 @@
-"""Where a step's time goes: `--profile`.
+"""A recording of a few steps, for `--profile`.
 
-In: a run, while it trains. Out: `profile/trace.json` in the run's folder, for chrome://tracing or ui.perfetto.dev, and
-`profile/operators.txt`, torch's table of the most expensive operators; both are artifacts of its MLflow run too. The
-trace is there a second time, under the name that TensorBoard's plugin torch-tb-profiler looks for. Rank 0
-records a few steps between two validations, after the first ones, in which compilers and caches warm up. A profile that
-fails costs a warning; without the option nothing is recorded and nothing costs anything.
+In: a run, while it trains. Out: in the run's folder `profile/trace.json`, for chrome://tracing or ui.perfetto.dev,
+`profile/parts.txt`, the step by part, and `profile/operators.txt`, torch's table of the most expensive operators; all
+are artifacts of its MLflow run too. The trace is there a second time, under the name that TensorBoard's plugin
+torch-tb-profiler looks for. Rank 0 records a few steps between two validations, after the first ones, in which
+compilers and caches warm up. A profile that fails costs a warning; without the option nothing is recorded.
 """
 
 import gzip
@@ -17,8 +17,11 @@ import torch
 
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs
+from slm_ray.training.metrics import TrainMetrics
+from slm_ray.training.profiling import parts
 
 TRACE = "profile/trace.json"
+PARTS = "profile/parts.txt"
 OPERATORS = "profile/operators.txt"
 TENSORBOARD_TRACE = "profile/rank-0.pt.trace.json.gz"
 """As `torch.profiler.tensorboard_trace_handler` names it, but for the time: any folder below `--logdir` will do."""
@@ -48,17 +51,17 @@ class NoProfile:
         """Nothing."""
 
 
-def step_profile(inputs: TrainInputs, context: TrainContext, first_step: int) -> StepProfile:
+def step_profile(inputs: TrainInputs, context: TrainContext, first_step: int, metrics: TrainMetrics) -> StepProfile:
     """The profile of a run that goes on after `first_step` steps, as its config asks."""
     if not inputs.config.profile or not context.is_main:
         return NoProfile()
-    for name in (TRACE, OPERATORS, TENSORBOARD_TRACE):  # of an earlier part of the run
+    for name in (TRACE, PARTS, OPERATORS, TENSORBOARD_TRACE):  # of an earlier part of the run
         (inputs.folder.path / name).unlink(missing_ok=True)
     start, stop = window(first_step, inputs.max_steps, inputs.eval_interval)
     if start >= stop:
         inputs.history.message("no profile: there are too few steps left")
         return NoProfile()
-    return TorchProfile(inputs, context.device, start, stop)
+    return TorchProfile(inputs, context, metrics, (start, stop))
 
 
 def window(first_step: int, max_steps: int, eval_interval: int) -> tuple[int, int]:
@@ -78,9 +81,12 @@ def window(first_step: int, max_steps: int, eval_interval: int) -> tuple[int, in
 class TorchProfile:
     """A torch profiler around the steps of `window`."""
 
-    def __init__(self, inputs: TrainInputs, device: torch.device, start: int, stop: int) -> None:
-        self._inputs, self._device = inputs, device
-        self._start, self._stop = start, stop
+    def __init__(
+        self, inputs: TrainInputs, context: TrainContext, metrics: TrainMetrics, steps: tuple[int, int]
+    ) -> None:
+        self._inputs, self._device, self._metrics = inputs, context.device, metrics
+        self._n_workers = context.world_size
+        self._start, self._stop = steps
         self._profiler: Any = None
         self._marker: Any = None  # of the step that is being recorded
 
@@ -102,7 +108,7 @@ class TorchProfile:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        profiler = torch.profiler.profile(activities=activities)
+        profiler = torch.profiler.profile(activities=activities, with_flops=True)
         profiler.start()
         self._profiler = profiler
         self._mark_step(self._start + 1)
@@ -132,9 +138,16 @@ class TorchProfile:
             sort_by=f"self_{place}_time_total", row_limit=N_ROWS, max_name_column_width=NAME_WIDTH
         )
         (folder / OPERATORS).write_text(table, encoding="utf-8")
-        for name in (TRACE, OPERATORS):
+        (folder / PARTS).write_text(self._parts(profiler.events()), encoding="utf-8")
+        for name in (TRACE, PARTS, OPERATORS):
             self._inputs.tracker.log_file(folder / name, "profile")
         self._inputs.history.message(f"profiled steps {self._start + 1:,} to {self._stop:,}: {folder / TRACE}")
+
+    def _parts(self, events: Any) -> str:
+        config, metrics, n_workers = self._inputs.config, self._metrics, self._n_workers
+        tokens = config.batch_size * config.model.seq_len / n_workers
+        found = parts.rows(events, self._stop - self._start, on_gpu=self._device.type == "cuda")
+        return parts.table(found, peak=metrics.peak / n_workers, step_flop=tokens * metrics.flops_per_token)
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:
@@ -144,7 +157,7 @@ class TorchProfile:
             self._inputs.history.message(f"no profile, the run goes on without: {error!r}")
 
 
-def read_operators(folder: Path) -> str:
-    """The table that a run has left in its folder, or an empty text."""
-    path = folder / OPERATORS
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+def read_tables(folder: Path) -> str:
+    """The tables that a run has left in its folder, by part and by operator, or an empty text."""
+    paths = (folder / PARTS, folder / OPERATORS)
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())
