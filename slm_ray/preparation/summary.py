@@ -196,7 +196,9 @@ def _words_per_story(table: pa.Table) -> npt.NDArray[Any]:
 def _more_words(chunk: pa.ListArray) -> npt.NDArray[np.int64]:
     """For each text of a chunk the words that no space divides; each distinct run is looked at once."""
     runs = chunk.values
-    more = np.fromiter(map(words.n_more_words, runs.dictionary.to_pylist()), np.int64, len(runs.dictionary))
+    more = np.zeros(len(runs.dictionary), np.int64)  # ASCII has none
+    others = np.flatnonzero(~pc.string_is_ascii(runs.dictionary).to_numpy(zero_copy_only=False))
+    more[others] = [words.n_more_words(run) for run in runs.dictionary.take(pa.array(others)).to_pylist()]
     sums = np.concatenate(([0], np.cumsum(more[runs.indices.to_numpy()])))
     found: npt.NDArray[np.int64] = np.diff(sums[chunk.offsets.to_numpy()])
     return found

@@ -22,6 +22,7 @@ from slm_ray.storage import StoragePath, storage_path
 from slm_ray.tokenization.borders import END_OF_TEXT as END_OF_TEXT
 from slm_ray.tokenization.borders import TextBorders as TextBorders
 from slm_ray.tokenization.borders import end_of_text_around
+from slm_ray.tokenization.fast_encoding import FastEncoder, as_strings, is_known
 from slm_ray.tokenization.normaliser import read_normalizer
 from slm_ray.tokenization.word_cache import WordEncoder, are_apart, cut_words, encode_flat, offsets
 
@@ -79,6 +80,7 @@ class Tokenizer:
         self._known = _known_characters(config)
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
         self._words = WordEncoder(inner, self.numpy_type)
+        self._fast = FastEncoder(inner) if is_known({**config, "normalizer": rest}) else None
 
     @classmethod
     def load(cls, path: str | StoragePath, *, must_keep_text: bool = False) -> "Tokenizer":
@@ -136,18 +138,33 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str] | pa.Array, words: pa.ListArray | None = None) -> pa.ListArray:
         """Ids of many texts at once, as one list per text of `numpy_type`; no end-of-text tokens.
 
-        Each distinct word is encoded once in the life of this object and its ids are gathered, where that is exact;
-        the ids are those of `encode` for any text. `words` are `cut_words(texts)`, where the caller has them.
+        By `gigatoken`, where that is known to give the ids of `encode`; else each distinct word is encoded once in the
+        life of this object and its ids are gathered, where that is exact. The ids are those of `encode` for any text.
+        `words` are `cut_words(texts)`, where the caller has them.
         """
-        strings = (texts if isinstance(texts, pa.Array) else pa.array(texts)).cast(pa.large_string())
+        strings = as_strings(texts)
+        if self.normaliser:
+            strings = as_strings(list(map(self.normaliser, strings.to_pylist())))
+        new_bytes = strings.nbytes if words is None else words.values.dictionary.nbytes
+        flat = self._fast.encode(strings, new_bytes) if self._fast else None
+        if flat is not None:
+            return pa.ListArray.from_arrays(pa.array(flat[1], pa.int32()), pa.array(flat[0].astype(self.numpy_type)))
         if self._words_are_apart:
             words = cut_words(strings) if words is None else words
             if are_apart(words):
                 return self._words.encode(words)
-        plain = strings.to_pylist()
-        plain = list(map(self.normaliser, plain)) if self.normaliser else plain
-        ids, lengths = encode_flat(self._encoder, plain, self.numpy_type)
+        ids, lengths = encode_flat(self._encoder, strings.to_pylist(), self.numpy_type)
         return pa.ListArray.from_arrays(pa.array(offsets(lengths), pa.int32()), pa.array(ids))
+
+    @property
+    def encodes_fast(self) -> bool:
+        """Whether `encode_batch` is by `gigatoken`, so far as is known."""
+        return self._fast is not None and self._fast.is_used
+
+    @property
+    def why_slow(self) -> str:
+        """Why stories are encoded by `tokenizers` alone though they should not be, for a user; else empty."""
+        return self._fast.problem if self._fast else ""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; end-of-text tokens are left out."""
