@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from slm_ray.errors import one_line
 from slm_ray.tokenization.borders import END_OF_TEXT
-from slm_ray.tokenization.token_bytes import BYTE_OF
+from slm_ray.tokenization.byte_entries import BYTE_OF
 
 LOGGER = logging.getLogger(__name__)
 MAX_NEW_BYTES = 1 << 23

@@ -4,20 +4,13 @@ In: a token with its text by itself. Out: bytes; those of all tokens of a text j
 them with log-probabilities, as OpenAI's clients expect.
 """
 
-from typing import TYPE_CHECKING
+from slm_ray.tokenization.byte_entries import BYTE_OF
+from slm_ray.tokenization.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from slm_ray.tokenization.tokenizer import Tokenizer
-
-_VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {
-    chr(0x100 + place): byte for place, byte in enumerate(sorted(set(range(256)) - set(_VISIBLE)))
-}
-"""The byte that each character of a byte-level entry stands for, as GPT-2 writes them."""
 _PARTIAL = "\ufffd"
 
 
-def token_bytes(tokenizer: "Tokenizer", token: int, piece: str) -> bytes:
+def token_bytes(tokenizer: Tokenizer, token: int, piece: str) -> bytes:
     """The bytes of an id whose text by itself is `piece`: `"Ġcat"` of a byte-level tokenizer is `b" cat"`."""
     if _PARTIAL not in piece:
         return piece.encode()

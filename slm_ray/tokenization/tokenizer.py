@@ -80,7 +80,7 @@ class Tokenizer:
         self._known = _known_characters(config)
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
         self._words = WordEncoder(inner, self.numpy_type)
-        self._fast = FastEncoder(inner) if is_known({**config, "normalizer": rest}) else None
+        self.fast = FastEncoder(inner) if is_known({**config, "normalizer": rest}) else None
 
     @classmethod
     def load(cls, path: str | StoragePath, *, must_keep_text: bool = False) -> "Tokenizer":
@@ -146,7 +146,7 @@ class Tokenizer:
         if self.normaliser:
             strings = as_strings(list(map(self.normaliser, strings.to_pylist())))
         new_bytes = strings.nbytes if words is None else words.values.dictionary.nbytes
-        flat = self._fast.encode(strings, new_bytes) if self._fast else None
+        flat = self.fast.encode(strings, new_bytes) if self.fast else None
         if flat is not None:
             return pa.ListArray.from_arrays(pa.array(flat[1], pa.int32()), pa.array(flat[0].astype(self.numpy_type)))
         if self._words_are_apart:
@@ -155,16 +155,6 @@ class Tokenizer:
                 return self._words.encode(words)
         ids, lengths = encode_flat(self._encoder, strings.to_pylist(), self.numpy_type)
         return pa.ListArray.from_arrays(pa.array(offsets(lengths), pa.int32()), pa.array(ids))
-
-    @property
-    def encodes_fast(self) -> bool:
-        """Whether `encode_batch` is by `gigatoken`, so far as is known."""
-        return self._fast is not None and self._fast.is_used
-
-    @property
-    def why_slow(self) -> str:
-        """Why stories are encoded by `tokenizers` alone though they should not be, for a user; else empty."""
-        return self._fast.problem if self._fast else ""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; end-of-text tokens are left out."""

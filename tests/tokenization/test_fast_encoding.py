@@ -91,7 +91,7 @@ def opened(kind: str) -> Tokenizer:
 def test_ids_are_those_of_the_other_package(kind, texts):
     tokenizer = opened(kind)
     assert tokenizer.encode_batch(texts).to_pylist() == [tokenizer.encode(text) for text in texts]
-    assert tokenizer.encodes_fast
+    assert tokenizer.fast is not None and tokenizer.fast.is_used
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,7 +99,7 @@ def test_whole_stories_and_all_that_is_checked_have_the_same_ids(kind):
     tokenizer = opened(kind)
     texts = [*CHECKED, *STORIES, *(text.replace(" ", "\n") for text in STORIES), " ".join(STORIES)]
     assert tokenizer.encode_batch(texts).to_pylist() == [tokenizer.encode(text) for text in texts]
-    assert tokenizer.encodes_fast
+    assert tokenizer.fast is not None and tokenizer.fast.is_used
 
 
 def test_a_part_of_an_array_is_encoded_alone():
@@ -163,7 +163,7 @@ def test_another_kind_is_not_known(kind, path, value):
 
 def test_unigram_is_encoded_by_the_other_package():
     tokenizer = train(STORIES, 400, "unigram")
-    assert not tokenizer.encodes_fast
+    assert tokenizer.fast is None
     assert tokenizer.encode_batch(STORIES[:3]).to_pylist() == [tokenizer.encode(text) for text in STORIES[:3]]
 
 
@@ -174,9 +174,9 @@ def test_one_that_differs_is_used_no_more_and_that_is_said_once(monkeypatch, cap
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert tokenizer.encode_batch(STORIES[:2]).to_pylist() == [tokenizer.encode(text) for text in STORIES[:2]]
-    assert "gives other ids than tokenizers, for example of" in tokenizer.why_slow
-    assert [record.message for record in caplog.records] == [tokenizer.why_slow]
-    assert not tokenizer.encodes_fast
+    assert "gives other ids than tokenizers, for example of" in tokenizer.fast.problem
+    assert [record.message for record in caplog.records] == [tokenizer.fast.problem]
+    assert not tokenizer.fast.is_used
 
 
 @pytest.mark.parametrize("moment", ["load", "encode"])
@@ -196,14 +196,14 @@ def test_one_that_fails_is_used_no_more(monkeypatch, moment):
     monkeypatch.setattr(gigatoken.Tokenizer, "from_json", load)
     tokenizer = Tokenizer.from_json(KINDS["ours"]())
     assert tokenizer.encode_batch(STORIES[:2]).to_pylist() == [tokenizer.encode(text) for text in STORIES[:2]]
-    assert ("no such kind" if moment == "load" else "index out of bounds") in tokenizer.why_slow
+    assert ("no such kind" if moment == "load" else "index out of bounds") in tokenizer.fast.problem
 
 
 def test_where_the_package_is_absent_nothing_is_said(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     tokenizer = Tokenizer.from_json(KINDS["ours"]())
     assert tokenizer.encode_batch(STORIES[:2]).to_pylist() == [tokenizer.encode(text) for text in STORIES[:2]]
-    assert (tokenizer.why_slow, caplog.records, tokenizer.encodes_fast) == ("", [], False)
+    assert (tokenizer.fast.problem, caplog.records, tokenizer.fast.is_used) == ("", [], False)
 
 
 def test_an_interrupt_is_no_failure(monkeypatch):
