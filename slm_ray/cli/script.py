@@ -5,6 +5,7 @@ here, so that Ctrl-C ends a command plainly from its first moment on.
 """
 
 import contextlib
+import gc
 import importlib
 import os
 import sys
@@ -33,7 +34,11 @@ def run(module: str) -> NoReturn:
     open_standard_streams()
     set_default_environment()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
-    raise SystemExit(importlib.import_module(module).main())
+    gc.disable()  # of what an import makes nearly all stays, and is looked through again and again
+    command = importlib.import_module(module)
+    gc.freeze()  # nor is it looked through later: a fork keeps sharing that memory
+    gc.enable()
+    raise SystemExit(command.main())
 
 
 def open_standard_streams() -> None:

@@ -101,13 +101,11 @@ class FastEncoder:
         """Whether it has encoded, or will."""
         return not self._is_out
 
-    def encode(self, texts: pa.LargeStringArray, new_bytes: int) -> Flat | None:
-        """Ids of all texts, or None where `tokenizers` has to encode them.
-
-        `new_bytes` is how many bytes of words they might have that were not seen before.
-        """
+    def encode(self, texts: pa.LargeStringArray, words: pa.ListArray | None = None) -> Flat | None:
+        """Ids of all texts, or None where `tokenizers` has to encode them; `words` as for `Tokenizer.encode_batch`."""
         if self._is_out or not len(texts):
             return None
+        new_bytes = texts.nbytes if words is None else words.values.dictionary.nbytes  # at most
         with self._lock:
             try:
                 if self._inner is None:

@@ -138,15 +138,13 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str] | pa.Array, words: pa.ListArray | None = None) -> pa.ListArray:
         """Ids of many texts at once, as one list per text of `numpy_type`; no end-of-text tokens.
 
-        By `gigatoken`, where that is known to give the ids of `encode`; else each distinct word is encoded once in the
-        life of this object and its ids are gathered, where that is exact. The ids are those of `encode` for any text.
-        `words` are `cut_words(texts)`, where the caller has them.
+        By `gigatoken` where it is known to give the ids of `encode`, else each distinct word is encoded once where that
+        is exact. The ids are those of `encode` for any text. `words` are `cut_words(texts)`, if the caller has them.
         """
         strings = as_strings(texts)
         if self.normaliser:
             strings = as_strings(list(map(self.normaliser, strings.to_pylist())))
-        new_bytes = strings.nbytes if words is None else words.values.dictionary.nbytes
-        flat = self.fast.encode(strings, new_bytes) if self.fast else None
+        flat = self.fast.encode(strings, words) if self.fast else None
         if flat is not None:
             return pa.ListArray.from_arrays(pa.array(flat[1], pa.int32()), pa.array(flat[0].astype(self.numpy_type)))
         if self._words_are_apart:

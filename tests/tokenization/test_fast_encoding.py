@@ -236,11 +236,11 @@ def test_it_starts_no_threads_and_may_be_used_by_several():
     encoder = FastEncoder(inner)
     texts = as_strings(STORIES)
     before = n_threads()
-    first = encoder.encode(texts, 0)
+    first = encoder.encode(texts)
     assert first is not None
     assert n_threads() == before
     found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(encoder.encode(texts, 0))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(encoder.encode(texts))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
