@@ -77,8 +77,8 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix .
 
 bench-prepare: $(READY)  ## preparation against datasets.map and datatrove, on SOURCE=stories.parquet
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python tests/bench/prepare.py $(if $(SOURCE),--source $(SOURCE))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-prepare]'
+	$(BIN)/python tests/bench/prepare.py $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 	$(BIN)/python tests/bench/prepare_memory.py $(if $(SOURCE),--source $(SOURCE))
 
 bench-train: $(READY)    ## training speed against a bare loop, nanoGPT's recipe and transformers, on DATA=FOLDER
