@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if plan.source["why"]:
             print(terminal.fallback_notice(plan.source["why"], plan.n_rows), file=sys.stderr)
         manifest, found = prepare(beam_options, config, plan, lease)
-        for warning in terminal.warnings(manifest):
+        for warning in (*terminal.warnings(manifest), *(f"warning: {note}" for note in found.notes)):
             print(warning, file=sys.stderr)
         print(terminal.account(manifest, config.folder, found.examples))
         return 0

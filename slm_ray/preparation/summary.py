@@ -66,6 +66,7 @@ class RangeSummary:
     word_counts: dict[str, int]  # occurrences by word in lower case, without the marks around it
     token_counts: Counts  # (vocab_size,) occurrences by token id
     samples: list[Sample]
+    notes: list[str]  # what a user should know of how it was made
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +86,7 @@ class DataSummary:
     word_counts: dict[str, int]
     token_counts: Counts
     samples: list[Sample] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # each once
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def summarize(number: int, table: pa.Table, written: Mapping[str, Shard], tokeni
         word_counts=_word_counts(table["words"]),
         token_counts=np.bincount(pc.list_flatten(tokens).to_numpy(), minlength=tokenizer.vocab_size),
         samples=_samples(table),
+        notes=[tokenizer.fast.problem] if tokenizer.fast and tokenizer.fast.problem else [],
     )
 
 
@@ -133,11 +136,13 @@ def merge(summaries: Iterable[RangeSummary]) -> DataSummary:
     histograms: dict[str, Counter[int]] = {"chars": Counter(), "words": Counter(), "tokens": Counter()}
     token_counts = np.zeros(0, np.int64)
     samples: list[Sample] = []
+    notes: dict[str, None] = {}
     read = kept = 0
     for part in summaries:
         read, kept = read + part.read, kept + part.kept
         for name, shard in part.shards.items():
             shards[name].append(shard)
+        notes |= dict.fromkeys(part.notes)
         _add_examples(part, examples, evidence)
         _add(reasons, part.reasons)
         _add_words(word_counts, part.word_counts)
@@ -157,6 +162,7 @@ def merge(summaries: Iterable[RangeSummary]) -> DataSummary:
         word_counts=word_counts,
         token_counts=token_counts,
         samples=samples,
+        notes=list(notes),
         **histograms,
     )
 
