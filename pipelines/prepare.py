@@ -16,13 +16,17 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
     from slm_ray.cli import lean, script
 
-    if not any("Runner" in word and "DirectRunner" not in word for word in sys.argv):  # others may be in a cloud
+    def import_beam() -> None:
+        """Without what local jobs need not: half a second. With another runner a job may be in a cloud."""
+        if any("Runner" in word and "DirectRunner" not in word for word in sys.argv):
+            return
         with lean.without("boto3", "pandas", "pymongo", "requests"):
             import apache_beam  # noqa: F401
             import pyarrow
 
             pyarrow.array([0])  # asks for pandas once
-    script.run("pipelines.prepare")
+
+    script.run("pipelines.prepare", first=import_beam)
 
 import sys
 import threading

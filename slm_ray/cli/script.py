@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,8 +25,10 @@ DEFAULT_ENVIRONMENT = {
 """Environment variables of every command, unless the user set them."""
 
 
-def run(module: str) -> NoReturn:
+def run(module: str, *, first: Callable[[], object] = lambda: None) -> NoReturn:
     """Import a module under its own name and run it: classes pickled as `__main__`'s are strangers to the workers.
+
+    `first` is called before; what it imports, Ctrl-C ends as plainly.
 
     The script has put its checkout first on the path, in place of its own folder, where `slm_ray/model` would be found
     as `model`. The processes that it starts get the same.
@@ -35,6 +38,7 @@ def run(module: str) -> NoReturn:
     set_default_environment()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
     gc.disable()  # of what an import makes nearly all stays, and is looked through again and again
+    first()
     command = importlib.import_module(module)
     gc.freeze()  # nor is it looked through later: a fork keeps sharing that memory
     gc.enable()
