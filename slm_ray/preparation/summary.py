@@ -205,6 +205,8 @@ def _more_words(chunk: pa.ListArray) -> npt.NDArray[np.int64]:
     more = np.zeros(len(runs.dictionary), np.int64)  # ASCII has none
     others = np.flatnonzero(~pc.string_is_ascii(runs.dictionary).to_numpy(zero_copy_only=False))
     more[others] = [words.n_more_words(run) for run in runs.dictionary.take(pa.array(others)).to_pylist()]
+    if not more.any():  # curly quotes and accents alone
+        return np.zeros(len(chunk), np.int64)
     sums = np.concatenate(([0], np.cumsum(more[runs.indices.to_numpy()])))
     found: npt.NDArray[np.int64] = np.diff(sums[chunk.offsets.to_numpy()])
     return found
