@@ -77,8 +77,8 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix .
 
 bench-prepare: $(READY)  ## preparation against datasets.map and datatrove, on SOURCE=stories.parquet
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python tests/bench/prepare.py $(if $(SOURCE),--source $(SOURCE))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-prepare]'
+	$(BIN)/python tests/bench/prepare.py $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 	$(BIN)/python tests/bench/prepare_memory.py $(if $(SOURCE),--source $(SOURCE))
 
 test-gpu: $(READY)  ## tests that need a GPU
@@ -102,10 +102,10 @@ bench-learn: $(READY)    ## learning per token, one factor at a time, on DATA=FO
 	$(BIN)/python tests/bench/learn.py $(if $(DATA),--data $(DATA))
 
 bench-export: $(READY)   ## exports in the programs that they are for, llama.cpp among them, of MODEL=FOLDER
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-export]'
 	$(BIN)/python tests/bench/export.py $(if $(MODEL),--model $(MODEL))
 
-bench: bench-prepare bench-train bench-serve  ## measure against named peers (see tests/bench)
+bench: bench-prepare bench-train bench-serve bench-scale  ## measure against named peers (see tests/bench)
 
 sbom: $(READY)   ## lists of packages of the images (CycloneDX), in sbom/
 	@for target in prepare train serve; do \

@@ -6,7 +6,9 @@ everything imported, and shares that memory. Forks are made while this process h
 With more threads, or when no fork is left, a worker is started as Beam does it.
 """
 
+import contextlib
 import ctypes
+import importlib
 import json
 import logging
 import os
@@ -123,6 +125,9 @@ def _wait_and_work(pipe: int) -> NoReturn:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     code = 1
     try:
+        with contextlib.suppress(ImportError):  # meanwhile the process that made it plans
+            importlib.import_module("awkward")
+            importlib.import_module("gigatoken")
         with os.fdopen(pipe) as receiving:
             line = receiving.readline()
         if line:

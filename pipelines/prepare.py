@@ -14,18 +14,29 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.CRITICAL, format="prepare: %(message)s")
     logging.getLogger("slm_ray").setLevel(logging.WARNING)  # what this project warns of is for the user
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
-    from slm_ray.cli.script import run
+    from slm_ray.cli import lean, script
 
-    run("pipelines.prepare")
+    def import_beam() -> None:
+        """Without what local jobs need not: half a second. With another runner a job may be in a cloud."""
+        if any("Runner" in word and "DirectRunner" not in word for word in sys.argv):
+            return
+        with lean.without("boto3", "pandas", "pymongo", "requests"):
+            import apache_beam  # noqa: F401
+            import pyarrow
+
+            pyarrow.array([0])  # asks for pandas once
+
+    script.run("pipelines.prepare", first=import_beam)
 
 import sys
+import threading
 from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import explain, graph, options, runners, terminal, tokenizer_only
 from pipelines.config import PrepareConfig
-from pipelines.report import report
+from pipelines.report import figures, report
 from slm_ray import storage
 from slm_ray.cli.command import command
 from slm_ray.cli.signals import ending_on_interrupt
@@ -68,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if plan.source["why"]:
             print(terminal.fallback_notice(plan.source["why"], plan.n_rows), file=sys.stderr)
         manifest, found = prepare(beam_options, config, plan, lease)
-        for warning in terminal.warnings(manifest):
+        for warning in (*terminal.warnings(manifest), *(f"warning: {note}" for note in found.notes)):
             print(warning, file=sys.stderr)
         print(terminal.account(manifest, config.folder, found.examples))
         return 0
@@ -134,6 +145,7 @@ def prepare(
         # Beam waits for workers that may never have begun; what is finished is in files, so nothing is lost by leaving
         with ending_on_interrupt(), terminal.progress(staged, len(plan.ranges)):
             if len(completed.written) < len(plan.ranges) or not storage.exists(staged / TOKENIZER):
+                threading.Thread(target=figures.preload, daemon=True).start()
                 with runners.make_pipeline(beam_options, staged) as pipeline:
                     graph.build(pipeline, plan, config, staged, completed)
         found = summary.merge(summary_files.load_summaries(staged))

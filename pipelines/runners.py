@@ -3,6 +3,7 @@
 In: Beam's options. Out: a `beam.Pipeline`. The rest of `pipelines/` does not know which runner it is.
 """
 
+import functools
 import importlib
 import logging
 import os
@@ -85,7 +86,11 @@ def make_pipeline(beam_options: PipelineOptions, staged: StoragePath) -> beam.Pi
     elif str(runner).lower() == "portablerunner":
         _refuse_absent(beam_options.view_as(PortableOptions).job_endpoint)
     try:
-        return beam.Pipeline(runner=runner, options=beam_options)
+        pipeline = beam.Pipeline(runner=runner, options=beam_options)
+        if is_direct(beam_options):  # else a deep copy is sent
+            # Beam asks for a view 450 times while a graph is built, and reads the command line anew for each
+            object.__setattr__(pipeline.options, "view_as", functools.cache(pipeline.options.view_as))
+        return pipeline
     except (ValueError, ImportError) as error:  # no such runner, or what it needs is not installed
         raise UserError(f"cannot use the runner {runner}: {error}") from error
 

@@ -4,6 +4,8 @@ In: a `DataSummary`. Out: the content of PNG files by name. Drawn on white for f
 dark by a filter. Narrow, so that their letters can be read on a phone.
 """
 
+import contextlib
+import importlib
 import io
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -52,6 +54,13 @@ def draw_all(found: DataSummary) -> dict[str, bytes]:
     if found.reasons:
         figures["rejections"] = lambda axes: _draw_reasons(axes, found.reasons)
     return {name: _picture(draw) for name, draw in figures.items()}
+
+
+def preload() -> None:
+    """Import what draws, for a thread beside the work: it takes half a second, and the report comes last."""
+    with contextlib.suppress(ImportError):  # `draw_all` says it
+        for name in ("matplotlib.backends.backend_agg", "matplotlib.figure"):
+            importlib.import_module(name)
 
 
 def falling(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

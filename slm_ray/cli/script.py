@@ -5,9 +5,11 @@ here, so that Ctrl-C ends a command plainly from its first moment on.
 """
 
 import contextlib
+import gc
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,8 +26,10 @@ DEFAULT_ENVIRONMENT = {
 """Environment variables of every command, unless the user set them."""
 
 
-def run(module: str) -> NoReturn:
+def run(module: str, *, first: Callable[[], object] = lambda: None) -> NoReturn:
     """Import a module under its own name and run it: classes pickled as `__main__`'s are strangers to the workers.
+
+    `first` is called before; what it imports, Ctrl-C ends as plainly.
 
     The script has put its checkout first on the path, in place of its own folder, where `slm_ray/model` would be found
     as `model`. The processes that it starts get the same.
@@ -34,7 +38,12 @@ def run(module: str) -> NoReturn:
     open_standard_streams()
     set_default_environment()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
-    raise SystemExit(importlib.import_module(module).main())
+    gc.disable()  # of what an import makes nearly all stays, and is looked through again and again
+    first()
+    command = importlib.import_module(module)
+    gc.freeze()  # nor is it looked through later: a fork keeps sharing that memory
+    gc.enable()
+    raise SystemExit(command.main())
 
 
 def open_standard_streams() -> None:

@@ -19,7 +19,6 @@ import re
 from collections.abc import Sequence
 
 from slm_ray.corpus.grammar import Dice
-from slm_ray.corpus.lexicon import find_words
 
 INSTRUCTION_FORMAT = 2
 """Names these rules in a manifest. Bump it whenever any story gets another instruction."""
@@ -88,6 +87,8 @@ def instruction_of(story: str, digest: bytes) -> str:
     features, and three of four one sentence of theirs, the first one, or their first sentences as a summary. A story
     that is too short for a part goes without; of nothing but a few words, the mark alone stands before it.
     """
+    from slm_ray.corpus.lexicon import find_words  # takes a tenth of a second, and few jobs write instructions
+
     dice = Dice(_SALT, int.from_bytes(digest[:8]))
     has_words, has_features = dice.chance(_WORDS_PERCENT), dice.chance(_FEATURES_PERCENT)
     kind = dice.pick(("", FIRST_SENTENCE, RANDOM_SENTENCE, SUMMARY))

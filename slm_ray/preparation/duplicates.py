@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from slm_ray.preparation.splits import hash_bytes
+from slm_ray.preparation.splits import HASH_BYTES, hash_bytes
 from slm_ray.sources.input_files import InputRange
 from slm_ray.sources.reading import Item
 
@@ -42,28 +42,29 @@ def rows_by_range(positions: Positions) -> Iterator[tuple[int, npt.NDArray[np.in
         yield int(number), rows[numbers == number]
 
 
-def hash_rows(item: Item) -> Iterator[tuple[int, tuple[pa.Array, Positions]]]:
-    """`(bucket, (hashes, positions))` of the kept rows: all that has to be shuffled to find duplicates."""
+def hash_rows(item: Item) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
+    """`(bucket, (hashes, positions))` of the kept rows: all that has to be shuffled to find duplicates.
+
+    As plain bytes, which a runner sends as they are: arrays would be pickled, each by itself.
+    """
     part, batch = item
     rows = np.flatnonzero(batch["reason"].is_null().to_numpy(zero_copy_only=False))
-    hashes = batch["hash"].take(pa.array(rows))
+    hashes = hash_bytes(batch["hash"])[rows]
     positions = row_positions(part, rows)
-    buckets = hash_bytes(hashes)[:, 0] % HASH_BUCKETS
+    buckets = hashes[:, 0] % HASH_BUCKETS
     for bucket in np.unique(buckets):
         inside = np.flatnonzero(buckets == bucket)
-        yield int(bucket), (hashes.take(pa.array(inside)), positions[inside])
+        yield int(bucket), (hashes[inside].tobytes(), positions[inside].tobytes())
 
 
 def find_duplicates(
-    group: tuple[int, Iterable[tuple[pa.Array, Positions]]],
+    group: tuple[int, Iterable[tuple[bytes, bytes]]],
 ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """`(range number, rows)` of all stories of one bucket that equal another one with a lower position."""
-    parts = list(group[1])
-    table = pa.table(
-        {
-            "hash": pa.concat_arrays([hashes for hashes, _ in parts]),
-            "position": pa.array(np.concatenate([positions for _, positions in parts])),
-        }
-    )
+    hashes, places = (b"".join(column) for column in zip(*group[1], strict=True))
+    positions = np.frombuffer(places, np.uint64)
+    of_bytes = pa.binary(HASH_BYTES)
+    named = pa.FixedSizeBinaryArray.from_buffers(of_bytes, len(positions), [None, pa.py_buffer(hashes)])
+    table = pa.table({"hash": named, "position": positions})
     lowest = table.group_by("hash").aggregate([("position", "min")])["position_min"]
     yield from rows_by_range(np.setdiff1d(table["position"].to_numpy(), lowest.to_numpy()))

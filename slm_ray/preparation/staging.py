@@ -38,7 +38,7 @@ _SHARD_NAME = re.compile(r"[0-9]{5,}\.parquet")
 # a shard, the report, and what a kill left of them
 _OWN_NAME = re.compile(rf"{_SHARD_NAME.pattern}|[a-z_]+\.(?:html|png|svg)|\..+\.[0-9]+-[0-9a-f]{{8}}")
 
-DECIDING_PACKAGES = ("pyarrow", "tokenizers", "ftfy", "sentencepiece", "numpy")
+DECIDING_PACKAGES = ("pyarrow", "tokenizers", "gigatoken", "ftfy", "sentencepiece", "numpy")
 """Another version of these may write other bytes, so it does not continue what one began."""
 DECIDING_CODE = ("sources", "preparation", "dataset", "tokenization", "corpus", "storage.py", "errors.py")
 """Another version of these rooms and files of the package does not either."""

@@ -210,7 +210,8 @@ def write_range(item: Item, folder: str, tokenizer_json: str) -> int:
 
 def _write(folder: str, split: str, number: int, table: pa.Table, is_in: pa.ChunkedArray, schema: pa.Schema) -> Shard:
     """Write those rows that are in the split."""
-    rows = table.select(schema.names).filter(is_in).cast(schema)
+    rows = table.select(schema.names)
+    rows = (rows if pc.all(is_in, skip_nulls=False).as_py() else rows.filter(is_in)).cast(schema)
     return shards.write_shard(storage.storage_path(folder) / shard_path(split, number), rows)
 
 

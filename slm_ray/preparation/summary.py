@@ -66,6 +66,7 @@ class RangeSummary:
     word_counts: dict[str, int]  # occurrences by word in lower case, without the marks around it
     token_counts: Counts  # (vocab_size,) occurrences by token id
     samples: list[Sample]
+    notes: list[str]  # what a user should know of how it was made
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +86,7 @@ class DataSummary:
     word_counts: dict[str, int]
     token_counts: Counts
     samples: list[Sample] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # each once
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def summarize(number: int, table: pa.Table, written: Mapping[str, Shard], tokeni
         word_counts=_word_counts(table["words"]),
         token_counts=np.bincount(pc.list_flatten(tokens).to_numpy(), minlength=tokenizer.vocab_size),
         samples=_samples(table),
+        notes=[tokenizer.fast.problem] if tokenizer.fast and tokenizer.fast.problem else [],
     )
 
 
@@ -133,11 +136,13 @@ def merge(summaries: Iterable[RangeSummary]) -> DataSummary:
     histograms: dict[str, Counter[int]] = {"chars": Counter(), "words": Counter(), "tokens": Counter()}
     token_counts = np.zeros(0, np.int64)
     samples: list[Sample] = []
+    notes: dict[str, None] = {}
     read = kept = 0
     for part in summaries:
         read, kept = read + part.read, kept + part.kept
         for name, shard in part.shards.items():
             shards[name].append(shard)
+        notes |= dict.fromkeys(part.notes)
         _add_examples(part, examples, evidence)
         _add(reasons, part.reasons)
         _add_words(word_counts, part.word_counts)
@@ -157,6 +162,7 @@ def merge(summaries: Iterable[RangeSummary]) -> DataSummary:
         word_counts=word_counts,
         token_counts=token_counts,
         samples=samples,
+        notes=list(notes),
         **histograms,
     )
 
@@ -196,7 +202,11 @@ def _words_per_story(table: pa.Table) -> npt.NDArray[Any]:
 def _more_words(chunk: pa.ListArray) -> npt.NDArray[np.int64]:
     """For each text of a chunk the words that no space divides; each distinct run is looked at once."""
     runs = chunk.values
-    more = np.fromiter(map(words.n_more_words, runs.dictionary.to_pylist()), np.int64, len(runs.dictionary))
+    more = np.zeros(len(runs.dictionary), np.int64)  # ASCII has none
+    others = np.flatnonzero(~pc.string_is_ascii(runs.dictionary).to_numpy(zero_copy_only=False))
+    more[others] = [words.n_more_words(run) for run in runs.dictionary.take(pa.array(others)).to_pylist()]
+    if not more.any():  # curly quotes and accents alone
+        return np.zeros(len(chunk), np.int64)
     sums = np.concatenate(([0], np.cumsum(more[runs.indices.to_numpy()])))
     found: npt.NDArray[np.int64] = np.diff(sums[chunk.offsets.to_numpy()])
     return found

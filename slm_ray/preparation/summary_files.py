@@ -17,7 +17,7 @@ from slm_ray.preparation.summary import RangeSummary, Sample
 from slm_ray.storage import StoragePath, make_folder, replace_file
 
 SUMMARIES = "ranges"  # folder of the summaries, beside the staged shards
-_FORMAT = "slm-ray range summary 2"
+_FORMAT = "slm-ray range summary 3"
 
 
 def save_summary(folder: StoragePath, summary: RangeSummary) -> None:

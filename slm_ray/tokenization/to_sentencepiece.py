@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Mapping
 
-from slm_ray.tokenization.token_bytes import BYTE_OF
+from slm_ray.tokenization.byte_entries import BYTE_OF
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 MODEL_FILE, VOCAB_FILE = "tokenizer.model", "tokenizer.vocab"

@@ -22,6 +22,7 @@ from slm_ray.storage import StoragePath, read_at_most, storage_path
 from slm_ray.tokenization.borders import END_OF_TEXT as END_OF_TEXT
 from slm_ray.tokenization.borders import TextBorders as TextBorders
 from slm_ray.tokenization.borders import end_of_text_around
+from slm_ray.tokenization.fast_encoding import FastEncoder, as_strings, is_known
 from slm_ray.tokenization.normaliser import read_normalizer
 from slm_ray.tokenization.own_texts import OwnTexts
 from slm_ray.tokenization.word_cache import WordEncoder, are_apart, cut_words, encode_flat, offsets
@@ -83,6 +84,7 @@ class Tokenizer:
         self._known = _known_characters(config)
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
         self._words = WordEncoder(inner, self.numpy_type)
+        self.fast = FastEncoder(inner) if is_known({**config, "normalizer": rest}) else None
 
     @classmethod
     def load(cls, path: str | StoragePath, *, must_keep_text: bool = False) -> "Tokenizer":
@@ -105,10 +107,7 @@ class Tokenizer:
         if must_keep_text:
             config = json.loads(text)
             _check_keeps_text(tokenizer, name, None if tokenizer.normaliser else config.get("normalizer"))
-            if config["model"].get("dropout"):
-                raise UserError(
-                    f"{name} has BPE dropout, which encodes a text anew each time: set model.dropout to null"
-                )
+            _refuse_dropout(config, name)
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -140,17 +139,20 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str] | pa.Array, words: pa.ListArray | None = None) -> pa.ListArray:
         """Ids of many texts at once, as one list per text of `numpy_type`; no end-of-text tokens.
 
-        Each distinct word is encoded once in the life of this object and its ids are gathered, where that is exact;
-        the ids are those of `encode` for any text. `words` are `cut_words(texts)`, where the caller has them.
+        By `gigatoken` where it is known to give the ids of `encode`, else each distinct word is encoded once where that
+        is exact. The ids are those of `encode` for any text. `words` are `cut_words(texts)`, if the caller has them.
         """
-        strings = (texts if isinstance(texts, pa.Array) else pa.array(texts)).cast(pa.large_string())
+        strings = as_strings(texts)
+        if self.normaliser:
+            strings = as_strings(list(map(self.normaliser, strings.to_pylist())))
+        flat = self.fast.encode(strings, words) if self.fast else None
+        if flat is not None:
+            return pa.ListArray.from_arrays(pa.array(flat[1], pa.int32()), pa.array(flat[0].astype(self.numpy_type)))
         if self._words_are_apart:
             words = cut_words(strings) if words is None else words
             if are_apart(words):
                 return self._words.encode(words)
-        plain = strings.to_pylist()
-        plain = list(map(self.normaliser, plain)) if self.normaliser else plain
-        ids, lengths = encode_flat(self._encoder, plain, self.numpy_type)
+        ids, lengths = encode_flat(self._encoder, strings.to_pylist(), self.numpy_type)
         return pa.ListArray.from_arrays(pa.array(offsets(lengths), pa.int32()), pa.array(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -219,6 +221,11 @@ def parsed(text: str, name: str) -> Any:
 def cached_tokenizer(text: str) -> Tokenizer:
     """`Tokenizer.from_json`, once per process: workers get the JSON with each range."""
     return Tokenizer.from_json(text)
+
+
+def _refuse_dropout(config: dict[str, Any], name: str) -> None:
+    if config["model"].get("dropout"):
+        raise UserError(f"{name} has BPE dropout, which encodes a text anew each time: set model.dropout to null")
 
 
 def _check_keeps_text(tokenizer: Tokenizer, name: str, normalizer: dict[str, Any] | None) -> None:

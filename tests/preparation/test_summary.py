@@ -63,6 +63,16 @@ def test_a_range_is_counted(tiny_tokenizer):
     assert (found.token_counts[0], found.token_counts.sum()) == (3, sum(lengths))
 
 
+def test_why_encoding_was_slow_is_told_once(tiny_tokenizer, monkeypatch):
+    fresh = Tokenizer.from_json(tiny_tokenizer.to_json())
+    assert fresh.fast is not None
+    monkeypatch.setattr(fresh.fast, "problem", "gigatoken 9 gives other ids")
+    parts = [
+        summarize(number, tokenizer, TEXTS, REASONS) for number, tokenizer in enumerate((fresh, tiny_tokenizer, fresh))
+    ]
+    assert summary.merge(parts).notes == ["gigatoken 9 gives other ids"]
+
+
 def test_samples_are_the_training_stories_with_the_lowest_hashes(tiny_tokenizer):
     texts = [f"The story of mouse number {number}." for number in range(40)]
     found = summarize(0, tiny_tokenizer, texts, [None] * 40)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, pre_tokenizers
 
-from slm_ray.tokenization.token_bytes import BYTE_OF, token_bytes
+from slm_ray.tokenization.byte_entries import BYTE_OF
+from slm_ray.tokenization.token_bytes import token_bytes
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from slm_ray.tokenization.training import train_bpe
 
