@@ -101,7 +101,10 @@ def promote_on(reference: str, folder: str, split: Split, tracking_uri: str = ""
     judge = StoryJudge(data)
 
     def keep(candidate: ResolvedModel, found: Promotion) -> None:
-        figures = judge.measured(candidate).summary() | {"promotion": found.reason}
+        try:
+            figures = judge.measured(candidate).summary() | {"promotion": found.reason}
+        except BrokenWeightsError:  # which is the reason, a tag of the version; of no number is nothing to be recorded
+            return
         record_evaluation(resolve_uri(tracking_uri), candidate, figures, data.manifest, storage_path(folder).name)
 
     return promote(reference, judge.compare, tracking_uri, keep)
@@ -191,9 +194,11 @@ def _judge(fault: str, champion: str, difference: PairedDifference | None) -> tu
 
 def _fault(candidate: ResolvedModel) -> str:
     """Why a version must not serve; empty when the serving backend gives the logits of the trained model."""
-    model, tokenizer = load_model(candidate.path)
     try:
+        model, tokenizer = load_model(candidate.path)
         found = compare_with_torch(model, tokenizer, make_backend(model, 1))
+    except BrokenWeightsError as error:
+        return f"{error.broken} holds numbers that are not finite"
     except BrokenModelError as error:
         return str(error)
     if found.is_equal:

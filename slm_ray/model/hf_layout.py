@@ -156,6 +156,13 @@ def from_hf(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Ten
     return state
 
 
+def without_buffers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `model.safetensors` that `from_hf` looks at: not the buffers that old versions wrote."""
+    kind = _family_of_names(tensors)
+    names = kind.names if kind else NAMES
+    return {name: tensor for name, tensor in tensors.items() if names.ours(name) is not None}
+
+
 def _family_of_names(tensors: Mapping[str, Tensor]) -> Family | None:
     """The GPT whose names these are; None where they are Llama's."""
     if not any(name.removeprefix(GPT2.names.prefix) == "wte.weight" for name in tensors):

@@ -34,6 +34,11 @@ _MISFITS = (RuntimeError, TypeError, ValueError, KeyError, OverflowError)  # of 
 class BrokenWeightsError(UserError):
     """All is there and fits, and a weight is no finite number."""
 
+    def __init__(self, place: Path, broken: str) -> None:
+        super().__init__(f"{place}: {broken} holds numbers that are not finite")
+        self.broken = broken
+        """The weight's name."""
+
 
 def read_model(path: Path) -> Decoder:
     """Build the model in a folder of Hugging Face's layout, in eval mode on the CPU.
@@ -44,7 +49,7 @@ def read_model(path: Path) -> Decoder:
     """
     config, stored = _checked(path)
     try:
-        tensors = read_tensors(stored)
+        tensors = hf_layout.without_buffers(read_tensors(stored))  # an old GPT's masks are -inf in fp16, and never read
         broken = not_finite(tensors)
         if not broken:
             model = Decoder(config)
@@ -52,7 +57,7 @@ def read_model(path: Path) -> Decoder:
     except (OSError, SafetensorError, *_MISFITS) as error:
         raise UserError(f"{_weights(stored)} does not fit its config.json: {one_line(error)}") from error
     if broken:
-        raise BrokenWeightsError(f"{_weights(stored)}: {broken} holds numbers that are not finite")
+        raise BrokenWeightsError(_weights(stored), broken)
     return model.eval()
 
 

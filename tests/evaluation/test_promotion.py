@@ -43,14 +43,16 @@ def add(mlflow_uri: str, tmp_path: Path, tiny_tokenizer: Tokenizer) -> Any:
     """Registers one more version of a name, from another seed."""
     run_id = mlflow_runs.start_run(mlflow_uri, "tests", "promotion", {}).run_id
 
-    def register(name: str, seed: int) -> str:
+    def register(name: str, seed: int, is_broken: bool = False) -> str:
         torch.manual_seed(seed)
         config = ModelConfig(vocab_size=tiny_tokenizer.vocab_size, seq_len=16, n_layers=1, d_model=8, n_heads=2, d_ff=8)
         state = TrainState(
             step=seed, samples_seen=seed, seed=0, world_size=1, data_fingerprint="abc", config={}, metrics=None
         )
-        folder = tmp_path / f"{name}-{seed}"
-        checkpoint.save(folder, Decoder(config), tiny_tokenizer, state, {})
+        folder, model = tmp_path / f"{name}-{seed}", Decoder(config)
+        if is_broken:
+            model.norm.weight.data[3] = float("nan")
+        checkpoint.save(folder, model, tiny_tokenizer, state, {})
         return registration.register(mlflow_uri, name, folder, run_id)
 
     return register
@@ -162,6 +164,26 @@ def test_a_model_whose_numbers_are_not_finite_is_refused_even_as_the_first(
     found = promotion.promote("models:/endless/1", nobody, mlflow_uri)
     assert not found.is_champion and "not finite" in found.reason
     assert aliases.versions_by_alias(mlflow_uri, "endless") == {"challenger": "1"}
+
+
+@pytest.mark.parametrize("way", ["promote_first", "promote", "promote_on"])
+def test_a_version_with_a_weight_that_is_no_number_is_refused_with_its_reason(
+    add: Any, mlflow_uri: str, tiny_data: Path, way: str
+) -> None:
+    name = f"nan-{way}"
+    add(name, 1, is_broken=True)
+    found: promotion.Promotion | None
+    if way == "promote_first":
+        found = promotion.promote_first(f"models:/{name}/1", mlflow_uri)
+    elif way == "promote":
+        found = promotion.promote(f"models:/{name}/1", nobody, mlflow_uri)
+    else:
+        found = promotion.promote_on(f"models:/{name}/1", str(tiny_data), "validation", mlflow_uri)
+    assert found is not None and not found.is_champion
+    assert found.reason.startswith("model.") and found.reason.endswith(" holds numbers that are not finite")
+    assert aliases.versions_by_alias(mlflow_uri, name) == {"challenger": "1"}
+    tags = mlflow_runs.client(mlflow_uri).get_model_version(name, "1").tags
+    assert (tags["promotion"], tags["promotion_reason"]) == ("refused", found.reason)
 
 
 def test_a_champion_that_changes_meanwhile_is_compared_with_too(add: Any, mlflow_uri: str) -> None:

@@ -281,6 +281,27 @@ def test_weights_that_are_no_numbers_are_refused(folder: Path, value: float, dty
     assert "model.layers.1.mlp.up_proj.weight holds numbers that are not finite" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "buffer"),
+    [
+        ("gpt_neo", "transformer.h.0.attn.attention.masked_bias"),
+        ("gpt2", "transformer.h.0.attn.masked_bias"),
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_a_buffer_that_is_not_read_may_hold_anything(tmp_path: Path, name: str, buffer: str, value: float) -> None:
+    """Old versions of transformers wrote masks of -1e9, which is -inf in fp16."""
+    folder = write_foreign(tmp_path / name, name)
+    whole = {key: tensor.half() for key, tensor in tensors(folder).items()} | {buffer: torch.tensor(value).half()}
+    rewrite(folder, whole)
+    model, _ = load(folder)
+    assert model(torch.zeros(1, 4, dtype=torch.long)).isfinite().all()
+    norm = next(key for key in whole if "norm" in key or "ln_1" in key)
+    rewrite(folder, whole | {norm: whole[norm] * float("nan")})
+    assert f"{norm} holds numbers that are not finite" in refusal(folder)
+
+
 def test_weights_whose_sum_is_too_large_for_a_number_are_finite(folder: Path) -> None:
     rewrite(folder, tensors(folder) | {"model.norm.weight": torch.full((32,), 3e38)})
     load(folder)
