@@ -171,6 +171,25 @@ def test_elsewhere_losses_may_differ_a_little_and_scores_may_not(
     assert code == 1 and out == [line for line in out if line.startswith("not equal: writing.scores.ended is 0.987")]
 
 
+@pytest.mark.parametrize("numerics", [None, 99, "other"])
+def test_a_card_of_a_version_with_other_last_digits_is_true_and_says_so(
+    check_altered: Callable[[Card], tuple[int, list[str]]], card: Card, numerics: object
+) -> None:
+    """Earlier versions named none: their rotary angles were computed in double precision."""
+    assert card["made_with"]["machine"].pop("numerics", 0) == machine.NUMERICS
+    card["made_with"]["machine"] |= {} if numerics is None else {"numerics": numerics}
+    card["loss"]["loss"] *= 1 + 1e-9
+    card[DIGEST] = digest(card)
+    code, out = check_altered(card)
+    assert code == 0 and len(out) == 1
+    assert "made by a version of SLM-Ray whose numbers are other ones in the last digits: " in out[0]
+    card["loss"]["bits_per_byte"] *= 1.001
+    card[DIGEST] = digest(card)
+    code, out = check_altered(card)
+    assert code == 1 and out[0].startswith("not equal: loss.bits_per_byte")
+    assert len(out) == 2 and out[1].startswith("made by a version of SLM-Ray")
+
+
 def test_elsewhere_most_stories_are_written_again(
     check_altered: Callable[[Card], tuple[int, list[str]]], card: Card
 ) -> None:
@@ -305,6 +324,7 @@ def test_json_for_a_program(
     code, out, _ = check(capsys, written / "card.json", model, tiny_data, "--json")
     got = json.loads(out[0])
     assert (code, got["equal"], got["is_same_kind"], got["differences"]) == (0, True, True, [])
+    assert got["is_same_version"]
 
 
 def test_other_data_and_another_model_are_refused(

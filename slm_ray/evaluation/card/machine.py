@@ -19,8 +19,19 @@ LEAST_THREADS, THREADS_A_CORE = 16, 4
 """A card may ask any machine for the first number, and for so many of each core."""
 
 
+NUMERICS = 2
+"""Counts the versions of SLM-Ray's arithmetic: up by one with every change of the last digits of a loss or of what is
+drawn. A card without one has 1: rotary angles in double precision."""
+
+
+def numerics_of(kind: object) -> object:
+    """The arithmetic that a card's kind of machine names; 1 where it names none, as those of earlier versions."""
+    return kind.get("numerics", 1) if isinstance(kind, dict) else None
+
+
 def machine_kind(threads: int) -> dict[str, Any]:
-    """What decides how a sum is rounded: the processor's instructions, the libraries, the number of threads."""
+    """What decides how a sum is rounded: the processor's instructions, the libraries, the number of threads; our
+    own order of sums, too."""
     return {
         "architecture": platform.machine(),
         "system": platform.system(),
@@ -31,6 +42,7 @@ def machine_kind(threads: int) -> dict[str, Any]:
         "numpy": importlib.metadata.version("numpy"),
         "onnxruntime": _version("onnxruntime"),
         "threads": threads,
+        "numerics": NUMERICS,
     }
 
 

@@ -1,9 +1,10 @@
 """Is a card true? It is computed again from the model and the data, and every number is compared.
 
 In: a card, the model, the data set. Out: which values differ. On the machine kind that the card was made on every value
-must be the same to the last digit. Elsewhere sums are rounded otherwise: there a loss may differ by `LOSS_BOUND`, and
-since a draw of a token may then fall on its other side, `SAME_STORIES` of the stories must be written again word for
-word. The scores are then computed from the stories in the card, and must be equal to the last digit anywhere.
+must be the same to the last digit. Elsewhere, and by a version of another arithmetic, sums are rounded otherwise: there
+a loss may differ by `LOSS_BOUND`, and since a draw of a token may then fall on its other side, `SAME_STORIES` of the
+stories must be written again word for word. The scores are then computed from the stories in the card, and must be
+equal to the last digit anywhere.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from slm_ray.evaluation.card.content import (
     make_card,
     scored_again,
 )
-from slm_ray.evaluation.card.machine import machine_kind, most_threads
+from slm_ray.evaluation.card.machine import NUMERICS, machine_kind, most_threads, numerics_of
 from slm_ray.evaluation.measurement import Data, torch_threads
 from slm_ray.evaluation.writing import text_of
 from slm_ray.tokenization.tokenizer import Tokenizer
@@ -36,6 +37,10 @@ LOSS_BOUND = 1e-5
 by about 1e-6 there."""
 _GIVEN = ("prompt", "seed", "story_id")
 """What of a story is given to the model, and so the same on every machine."""
+_OTHER_VERSION = (
+    "made by a version of SLM-Ray whose numbers are other ones in the last digits: --verify with that version compares "
+    "these too, --card with this one makes the card anew"
+)
 SAME_STORIES = 0.5
 """Share of the stories that must be the same on another machine kind."""
 Where = tuple[str | int, ...]
@@ -61,18 +66,22 @@ class Verdict:
     """What came of computing a card again."""
 
     is_same_kind: bool
-    """Whether this machine is of the kind that the card was made on."""
+    """Whether this machine is of the kind that the card was made on, and this version of SLM-Ray too."""
+    is_same_version: bool = True
+    """Whether the card was made by a version whose numbers have the same last digits."""
     n_values: int
     """Values that were compared."""
     differences: tuple[Difference, ...]
 
     def __str__(self) -> str:
-        """One line for a true card, one for each value that is not."""
+        """One line for a true card, one for each value that is not, and of a card of another version what to do."""
         if self.differences:
-            return "\n".join(f"not equal: {difference}" for difference in self.differences)
+            lines = [f"not equal: {difference}" for difference in self.differences]
+            return "\n".join(lines if self.is_same_version else [*lines, _OTHER_VERSION])
         if self.is_same_kind:
             return f"equal: {self.n_values:,} values, to the last digit"
-        return f"equal: {self.n_values:,} values, losses within {LOSS_BOUND:g} (made on another kind of machine)"
+        why = "made on another kind of machine" if self.is_same_version else _OTHER_VERSION
+        return f"equal: {self.n_values:,} values, losses within {LOSS_BOUND:g} ({why})"
 
     def to_record(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -150,7 +159,12 @@ def verify(card: Card, subject: CardSubject, data: Data) -> Verdict:
             found.append(Difference(_name(where), own.get(where), other.get(where)))
     if not found and digest(card) != card[DIGEST]:
         found.append(Difference(DIGEST, card[DIGEST], digest(card)))
-    return Verdict(is_same_kind=is_same_kind, n_values=len(places), differences=tuple(found))
+    return Verdict(
+        is_same_kind=is_same_kind,
+        is_same_version=numerics_of(card["made_with"]["machine"]) == NUMERICS,
+        n_values=len(places),
+        differences=tuple(found),
+    )
 
 
 def _value(card: Mapping[str, Any], part: str, name: str, known: tuple[str, ...]) -> Any:
