@@ -14,13 +14,12 @@ from typing import Any, TypeGuard
 from slm_ray.errors import UserError
 from slm_ray.model_files.folders import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, model_file, needed_file
 from slm_ray.model_files.json_files import read_json
+from slm_ray.model_files.text_growth import GrowthError, check_growth
 from slm_ray.storage import read_at_most
 from slm_ray.tokenization.tokenizer import MAX_TOKENIZER_BYTES, TextBorders, Tokenizer, TokenizerError, parsed
 
 PADDING_ROWS = 1024
 """Rows of an embedding beyond the tokenizer's entries that are taken for padding, or an eighth of all."""
-MAX_GROWTH = 100
-"""How many times as long a text may become before it is cut: ten steps of 10 to 1 would fill any memory."""
 _PROBE = "a"
 _Named = tuple[int, str]  # a token's id, and who named it
 
@@ -74,27 +73,15 @@ def _checked(text: str, path: Path) -> str:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a tokenizer.json of the `tokenizers` package: {error}") from error
-    for part in ("normalizer", "decoder") if isinstance(content, dict) else ():
-        if (growth := _growth(content.get(part))) > MAX_GROWTH:
-            raise UserError(f"{path}: its {part} makes a text {growth:,} times as long, and {MAX_GROWTH} is the most")
+    try:
+        check_growth(content if isinstance(content, dict) else {})
+    except GrowthError as error:
+        raise UserError(f"{path}: {error}") from error
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not model.get("dropout"):
         return text
     model["dropout"] = None
     return json.dumps(content, ensure_ascii=False)
-
-
-def _growth(part: object) -> int:
-    """How many times as long a normaliser's or decoder's replacements, one after another, may make a text."""
-    if not isinstance(part, Mapping):
-        return 1
-    growth = 1
-    steps = part.get("normalizers") or part.get("decoders") or ()
-    for step in steps if isinstance(steps, list) else ():
-        growth = min(growth * _growth(step), 10 * MAX_GROWTH)
-    added = [part.get(name) for name in ("content", "prepend") if part.get("type") in ("Replace", "Prepend")]
-    lengths = [len(word) for word in added if isinstance(word, str)]
-    return max(1, growth, *(length + (part.get("type") == "Prepend") for length in lengths))
 
 
 def _borders(inner: Any, configs: Mapping[str, Mapping[str, Any]], folder: Path) -> TextBorders:

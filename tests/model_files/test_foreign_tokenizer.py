@@ -1,6 +1,8 @@
 """What stands before and after a text, by the files of a model that others made."""
 
+import base64
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,35 @@ def test_a_tokenizer_with_holes_knows_them(tmp_path: Path) -> None:
     assert (tokenizer.vocab_size, tokenizer.holes.tolist()) == (404, [400, 401, 402])
 
 
-REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"}
+def replace(pattern: str, content: str, kind: str = "String") -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+
+
+def in_order(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "normalizers": list(steps)}
+
+
+def charsmap(replacement: str) -> dict[str, Any]:
+    """A step that writes `replacement` for each `a`: a double array with one leaf, as sentencepiece makes them."""
+    units = [0] * 512
+    units[0] = 1 << 10  # the root: its children stand at 1 ^ label
+    units[1 ^ ord("a")] = 256 << 10 | 1 << 8 | ord("a")  # has a leaf, at its own place ^ 256
+    units[(1 ^ ord("a")) ^ 256] = 1 << 31  # text 0
+    table = struct.pack("<512I", *units)
+    content = struct.pack("<I", len(table)) + table + replacement.encode() + b"\0"
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(content).decode()}
+
+
+def with_part(folder: Path, part: str, content: dict[str, Any]) -> Path:
+    write(folder, gpt_tokenizer(), config={"eos_token_id": 0})
+    whole = json.loads((folder / "tokenizer.json").read_text()) | {part: content}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    return folder
+
+
+REPLACE = replace("a", "a" * 10)
+HONEST = [replace("\u2026", "..."), replace("\u2014", " -- "), replace("\u00bd", "1/2"), replace("\u20ac", "EUR")]
+LONGEST_NFKC = "\u0635\u0644\u0649 \u0627\u0644\u0644\u0647 \u0639\u0644\u064a\u0647 \u0648\u0633\u0644\u0645"
 
 
 @pytest.mark.parametrize(
@@ -117,17 +147,43 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa
         ("normalizer", {"type": "Sequence", "normalizers": [REPLACE] * 9}),
         ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [REPLACE] * 3}] * 3}),
         ("normalizer", {"type": "Prepend", "prepend": "a" * 1000}),
+        ("normalizer", {"normalizers": [REPLACE | {"content": "a" * 101}], "type": "Sequence"}),
+        ("normalizer", in_order(charsmap("a" * 1000), charsmap("a" * 1000))),
+        ("normalizer", in_order(charsmap("a" * 20), charsmap("a" * 20))),
+        ("normalizer", in_order(charsmap("b" * 20), replace("b", "c" * 20))),
+        ("normalizer", in_order(replace("x", "y" * 20), {"type": "NFC"}, replace("y", "z" * 20))),
+        ("normalizer", in_order(replace("x", "\ufdfa" * 9), {"type": "NFKC"})),
+        ("normalizer", in_order(*[replace("(?=q)", "q", "Regex")] * 10)),
+        ("normalizer", in_order(*[replace("", "q", "Regex")] * 10)),
         ("decoder", {"type": "Sequence", "decoders": [REPLACE] * 9}),
     ],
 )
 def test_a_tokenizer_that_fills_the_memory_with_one_letter_is_refused(
     tmp_path: Path, part: str, content: dict[str, Any]
 ) -> None:
-    folder = write(tmp_path, gpt_tokenizer(), config={"eos_token_id": 0})
-    whole = json.loads((folder / "tokenizer.json").read_text()) | {part: content}
-    (folder / "tokenizer.json").write_text(json.dumps(whole))
     with pytest.raises(UserError, match=f"its {part} makes a text .* times as long, and 100 is the most"):
-        read_tokenizer(folder)
+        read_tokenizer(with_part(tmp_path, part, content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        in_order(*HONEST, {"type": "NFC"}),
+        in_order({"type": "NFKC"}, *HONEST * 20, replace("\n", "<newline>")),
+        in_order({"type": "Prepend", "prepend": "\u2581"}, replace(" ", "\u2581")),
+        in_order(charsmap(LONGEST_NFKC), *[replace(" {2,}", " ", "Regex")] * 20, *HONEST),
+        in_order(replace("\n", "<newline>"), replace("<newline>", "\n" * 9)),
+    ],
+)
+def test_rules_that_do_not_read_one_another_are_not_multiplied(tmp_path: Path, content: dict[str, Any]) -> None:
+    tokenizer = read_tokenizer(with_part(tmp_path, "normalizer", content))
+    assert len(tokenizer.encode("\u2026 half a page")) > 0
+
+
+def test_rules_that_would_take_too_long_to_measure_are_refused(tmp_path: Path) -> None:
+    rules = [replace(chr(0x4E00 + number), "a") for number in range(3000)]
+    with pytest.raises(UserError, match="its normalizer has too many rules one behind another"):
+        read_tokenizer(with_part(tmp_path, "normalizer", in_order(*rules)))
 
 
 def test_dropout_of_a_tokenizer_is_left_out(tmp_path: Path) -> None:
