@@ -26,11 +26,13 @@ from slm_ray.storage import StoragePath
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.besides.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.besides.wandb_tracker import require_wandb
+from slm_ray.tracking.registry import RegistryError
 from slm_ray.training.inputs import check_files, check_length, n_steps
 from slm_ray.training.preflight import resolve
 from slm_ray.training.starting_point import check_origin, pinned_origin
 from tune.config import MODEL_NAME, SweepConfig, run_config
 from tune.halving import first_rung, rung_steps
+from tune.origin import held_origin
 from tune.record import read_record, space_to_sweep
 from tune.results import trial_name
 from tune.search import Searcher
@@ -60,6 +62,11 @@ class Plan:
     def run_folder(self) -> RunFolder:
         """The same, with a work folder of this machine where it is kept in an object store."""
         return open_run(self.sweep.output, self.sweep.name)
+
+    @property
+    def init_from(self) -> str:
+        """Where the weights that every trial begins with lie: in the sweep's folder, once they are held there."""
+        return held_origin(self.folder) or self.sweep.init_from
 
     @property
     def searcher(self) -> Searcher:
@@ -109,6 +116,7 @@ class Plan:
             "threads": threads or sweep.threads,
             "cpus_per_worker": cpus_of_trial_worker(sweep),
             "register": "",
+            "init_from": self.init_from,
         }
         return run_config(sweep, point, **changes)
 
@@ -141,7 +149,7 @@ def plan_sweep(sweep: SweepConfig) -> Plan:
     if sweep.wandb:
         require_wandb()
     name = sweep.name or f"sweep-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
-    init_from, origin_sha256 = pinned_origin(sweep)
+    init_from, origin_sha256 = _pinned_origin(sweep)
     sweep = dataclasses.replace(
         sweep,
         name=name,
@@ -157,6 +165,23 @@ def plan_sweep(sweep: SweepConfig) -> Plan:
         raise UserError(f"heat_map: {min(unknown)} is not varied: {', '.join(plan.space)} are")
     plan.searcher.check()
     return plan
+
+
+def _pinned_origin(sweep: SweepConfig) -> tuple[str, str]:
+    """As `pinned_origin`; of a sweep that goes on, with what to do where its weights are not found.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    try:
+        return pinned_origin(sweep)
+    except RegistryError as error:
+        if not sweep.resume:
+            raise
+        raise UserError(
+            f"{error}: a sweep goes on with the weights that it began with; where they were moved, or removed by the "
+            "run that they came from, give a place that has them to --init-from, or take another --name"
+        ) from error
 
 
 def _with_rungs(sweep: SweepConfig, space: Space, origin_sha256: str) -> Plan:

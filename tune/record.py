@@ -11,12 +11,13 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.config.files import flatten, from_dict
-from slm_ray.config.places import moved_data, saved_config
+from slm_ray.config.places import moved_data, saved_config, typed_config
 from slm_ray.config.resuming import differences, overlaid
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.storage import StoragePath
 from tune.config import SweepConfig, space_of
+from tune.origin import origin_now
 from tune.space import Point, Space, make_space
 
 RECORD = "sweep.json"
@@ -29,6 +30,8 @@ KEPT_BY_ASHA = ("reduction_factor", "eval_interval_steps")
 
 
 ORIGIN, ORIGIN_SHA256 = "init_from", "origin_sha256"
+FROM_HERE = "init_from_here"
+"""Where the weights lay as seen from the working folder, which may move with them."""
 
 
 def shared_options(sweep: SweepConfig, space: Space, origin_sha256: str) -> dict[str, Any]:
@@ -86,6 +89,7 @@ def write_record(
         "shared": shared_options(sweep, space, origin_sha256),
         "space": plain_space(space),
         "config": config,
+        FROM_HERE: typed_config(config)[ORIGIN],
     }
     content["batches"] = [[dict(point) for point in batch] for batch in batches]
     try:
@@ -153,7 +157,8 @@ def config_to_resume(base: SweepConfig, origin: str, output: str, name: str) -> 
     if not folder or not record or "config" not in record:  # earlier versions did not keep it
         return dataclasses.replace(base, name=folder.name) if folder else base
     saved = from_dict(SweepConfig, record["config"], str(folder / RECORD))
-    was = dataclasses.replace(saved, force=False, data=_moved_data(saved, folder))
+    now = origin_now(saved, record["shared"].get(ORIGIN_SHA256, ""), record.get(FROM_HERE, ""), folder)
+    was = dataclasses.replace(saved, force=False, data=_moved_data(saved, folder), init_from=now)
     if origin:
         was = overlaid(was, origin, KEPT)
     register = was.register or base.register  # a file's empty name means the default, as at the first start

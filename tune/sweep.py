@@ -41,6 +41,7 @@ from slm_ray.train import describe as describe_run
 from slm_ray.training.starting_point import begun_from
 from tune.config import MODEL_NAME, SweepConfig, run_config
 from tune.mlflow_sweep import open_sweep, recorded_batches, send_what_lacks
+from tune.origin import hold_origin
 from tune.planning import Plan, check_cluster, fields_set_twice, plan_sweep
 from tune.record import (
     config_to_resume,
@@ -81,6 +82,7 @@ def _run_locked(plan: Plan) -> tuple[list[Trial], TrainResult | None]:
     parent = open_sweep(plan)
     status = "FAILED"
     try:
+        hold_origin(plan.folder, plan.sweep.init_from)
         trials = _run_trials(plan, parent.run_id)
         parent, trials = send_what_lacks(plan, parent, trials)
         keep_results(plan, trials, parent)
@@ -172,7 +174,7 @@ def _train_final(plan: Plan, point: Point, parent_run_id: str) -> TrainResult:
     The folder is named by the point: a resumed sweep may find another one to be the best.
     """
     name = f"final-{trial_name(point)}"
-    config = run_config(plan.sweep, point, output=str(plan.folder), name=name, resume=True)
+    config = run_config(plan.sweep, point, output=str(plan.folder), name=name, resume=True, init_from=plan.init_from)
     return run_training(config, parent_run_id=parent_run_id, origin_sha256=plan.origin_sha256)
 
 

@@ -86,7 +86,7 @@ class Origin:
     """The model whose weights a run began with, by names that mean something elsewhere too."""
 
     reference: str
-    """`models:/NAME/3`, `hub:OWNER/NAME@COMMIT`, or the last name of a folder."""
+    """`models:/NAME/3`, `hub:OWNER/NAME@COMMIT`, `RUN/step-00000400`, or the last name of a folder."""
     weights_sha256: str
     """Of its `model.safetensors`, or of the names and digests of all its shards."""
     step: int = 0

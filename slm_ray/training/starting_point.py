@@ -20,6 +20,7 @@ from slm_ray.errors import UserError
 from slm_ray.hub_reference import PREFIX
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint, ownership
+from slm_ray.runs.run_folder import CHECKPOINT_NAME
 from slm_ray.runs.train_state import Origin, TrainState
 from slm_ray.tokenization.extension import new_entries
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
@@ -163,7 +164,7 @@ def _origin(config: TrainConfig, found: ResolvedModel) -> Origin:
         return Origin(reference=origin_name(found.pinned or config.init_from), weights_sha256=digest)
     state = checkpoint.load_state(found.path)
     whole = Origin(
-        reference=origin_name(found.pinned or config.init_from),
+        reference=found.pinned or _checkpoint_name(config.init_from, state),
         weights_sha256=digest,
         step=state.step,
         run_id=found.run_id or state.run_id,
@@ -172,6 +173,17 @@ def _origin(config: TrainConfig, found: ResolvedModel) -> Origin:
         is_start_known=True,
     )
     return whole.shortened()
+
+
+def _checkpoint_name(place: str, state: TrainState) -> str:
+    """A checkpoint as others may see it: its folder's last name, after that of its run where every run has such a one.
+
+    `runs/a/best` -> `a/step-00000400`.
+    """
+    name, run = origin_name(place), str(state.config.get("name") or "")
+    if run and (name in ("best", "latest") or CHECKPOINT_NAME.fullmatch(name)):
+        return f"{run}/step-{state.step:08d}"
+    return name
 
 
 def _another_tokenizer(config: TrainConfig, found: ResolvedModel, why: ValueError) -> str:

@@ -75,7 +75,7 @@ def test_every_model_that_it_goes_back_to_is_named(tiny_config: TrainConfig, ori
     second = begin(tiny_config, first.folder.latest, "second")
     state = checkpoint.load_state(second.folder.latest)
     assert state.origin is not None
-    assert [link.reference for link in state.origin.chain] == ["latest", "model"]
+    assert [link.reference for link in state.origin.chain] == ["first/step-00000000", "model"]
     assert [link.lineage for link in state.origin.chain] == [[(first.data_fingerprint, 0)], []]
     assert [link.changes for link in state.origin.chain] == [[], ["a context of 32 tokens, of its 64"]]
     assert not state.origin.is_ours

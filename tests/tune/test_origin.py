@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed.driver import run_training
 from slm_ray.errors import UserError
+from slm_ray.runs.checkpoint import load_state
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
 from slm_ray.training.inputs import plan_run
@@ -23,6 +25,7 @@ from tests.support.champions import register_champion
 from tests.support.saved_models import save_talkative
 from tune import sweep as sweep_module
 from tune.config import SweepConfig
+from tune.origin import hold_origin
 from tune.planning import Plan, plan_sweep
 from tune.record import RECORD, read_record, shared_options, write_record
 from tune.sweep import parse_config, run_sweep
@@ -129,6 +132,64 @@ def test_a_sweep_goes_on_with_the_same_weights_alone_wherever_they_lie(
         run_sweep(dataclasses.replace(sweep, init_from=""))
     with pytest.raises(UserError, match="no model '/gone'"):
         run_sweep(dataclasses.replace(sweep, init_from="/gone"))
+
+
+def test_a_sweep_whose_project_was_moved_goes_on_with_the_same_weights(
+    tiny_config: TrainConfig, origins: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the sweeps lie elsewhere, and stayed."""
+    for output in ("runs", str(tmp_path / "stays")):
+        before, after = tmp_path / f"before-{Path(output).name}", tmp_path / f"after-{Path(output).name}"
+        shutil.copytree(origins[0].parent, before / "runs" / "a")
+        monkeypatch.chdir(before)
+        begin(sweep_from(tiny_config, "runs/a/best", output=output))
+        monkeypatch.chdir(tmp_path)
+        before.rename(after)
+        monkeypatch.chdir(after)
+        again = parse_config(["--resume", "--output", output, "--name", "s"])
+        assert Path(again.init_from).resolve() == after / "runs" / "a" / "best"
+        assert plan_sweep(again).origin_sha256 == digest(origins[0])
+        shutil.rmtree(after / "runs" / "a")
+        shutil.copytree(origins[1].parent, after / "runs" / "a")  # other weights, in their new place
+        lost = parse_config(["--resume", "--output", output, "--name", "s"])
+        with pytest.raises(UserError, match=r"no model .*, give a place that has them to --init-from, or take another"):
+            plan_sweep(lost)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_run_that_goes_on_takes_no_weights_away_from_a_sweep(
+    tiny_config: TrainConfig, origins: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    step = tmp_path / "runs" / "a" / "checkpoints" / "step-00000004"
+    shutil.copytree(origins[0], step)
+    best = tmp_path / "runs" / "a" / "best"
+    best.symlink_to(step)
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    monkeypatch.setattr(sweep_module, "check_cluster", lambda _: None)
+    monkeypatch.setattr(sweep_module, "_run_trials", lambda *_: (_ for _ in ()).throw(UserError("came as far as this")))
+    sweep = sweep_from(tiny_config, best)
+    with pytest.raises(UserError, match="came as far as this"):
+        run_sweep(sweep)
+    shutil.rmtree(step)
+    best.unlink()
+    words = ["--resume", "--output", sweep.output, "--name", "s"]
+    plan = plan_sweep(parse_config(words))
+    assert plan.origin_sha256 == first_weights(plan) == digest(origins[0])
+    with pytest.raises(UserError, match="came as far as this"):
+        run_sweep(parse_config(words))
+    config = resolve(plan.trial_config(plan.some_point), lambda _: 1)
+    origin = starting_point(plan_run(config, load_manifest(config.data))).origin
+    assert origin.reference == f"{checkpoint_name(origins[0])}/step-{origin.step:08d}"
+
+
+def checkpoint_name(folder: Path) -> str:
+    return str(load_state(folder).config["name"])
+
+
+def test_weights_that_a_run_removed_before_they_were_held_are_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="step-00000004 is gone, its run keeps newer checkpoints alone: begin a sweep"):
+        hold_origin(tmp_path / "s", str(tmp_path / "a" / "checkpoints" / "step-00000004"))
 
 
 @pytest.mark.parametrize("before", [None, "", "models:/m@champion"])
