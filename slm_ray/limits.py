@@ -28,6 +28,11 @@ def allowed_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def machine_cores() -> int:
+    """Cores of the machine, whoever may use them."""
+    return os.cpu_count() or 1
+
+
 def cpu_limit(root: Path = Path("/")) -> float | None:
     """Cores, as 1.5, by the quota of time."""
     found = list[float]()
