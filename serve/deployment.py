@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
@@ -26,23 +25,24 @@ from serve.api.error_responses import RETRY_AFTER_S
 from serve.api.routes import create_api
 from serve.api.settings import ApiSettings
 from serve.direct_http import DirectHttp
+from serve.gpus import check_gpus, device_for
 from serve.listener import can_share, receive_listener, shared_listener
 from serve.models.deployment_record import DeploymentRecord
 from serve.models.description import without_secrets
 from serve.models.rollout import Rollout, start_rollout
 from serve.options import AppConfig, ServeConfig, app_config
 from serve.ray_connection import check_no_other_serve, ray_connection
+from serve.replica_actors import DEPLOYMENT, replicas_gone_within
 from serve.replica_metrics import ReplicaMetrics, metrics_of
 from serve.replica_port import bind_replica_port, check_replica_port
 from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray import periodic
-from slm_ray.config.devices import ON_GPUS, DeviceName
 from slm_ray.distributed.surroundings import session_folder
 from slm_ray.errors import UserError
 from slm_ray.tracking.deployments import DeploymentLog
 from slm_ray.tracking.mlflow_runs import resolve_uri
 
-APP_NAME, DEPLOYMENT = "slm-ray", "stories"
+APP_NAME = "slm-ray"
 MAX_QUEUED = 64
 SPARE_ONGOING = 1024
 """Requests that a replica takes beyond its slots and its queue: bodies under way, answers that nobody reads, what it
@@ -51,6 +51,8 @@ FORWARD_S = 1.0
 """Time for the proxy to forward the last answers: a replica does not see whether they have arrived."""
 PROXY_SPARE_S = 10.0
 """Beyond the longest time of a request, for what is not the application's."""
+READING_S = 0.6 * GRACE_S
+"""Time to read the last answers in another cluster; the rest of the grace is Serve's, to end there."""
 QUIET_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -167,14 +169,6 @@ def _scale(config: AppConfig) -> dict[str, Any]:
     return {"autoscaling_config": autoscaling}
 
 
-def device_for(config: AppConfig) -> DeviceName:
-    """`auto` settled before the replicas start: Ray shows a GPU only to those that have asked for one."""
-    if config.device != "auto" or config.backend not in ON_GPUS:
-        return "cuda" if config.device == "cuda" else "cpu"
-    has_gpus = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= config.most_replicas
-    return "cuda" if has_gpus else "cpu"
-
-
 def _log_as_serve_does() -> None:
     """What this project logs goes where Ray Serve's own lines go: a file of the replica."""
     for name in ("serve", "slm_ray"):
@@ -194,11 +188,12 @@ def serving(config: ServeConfig, settings: ApiSettings) -> Iterator[DeploymentHa
     """Start Serve in a cluster, and on leaving let running stories finish and end it.
 
     Raises:
-        UserError: no cluster, one in which Serve runs already, or the deployment fails.
+        UserError: no cluster, one in which Serve runs already, a GPU that cannot be had, or the deployment fails.
     """
     check_replica_port()
     with ray_connection() as is_own_cluster, contextlib.ExitStack() as stack:
         check_no_other_serve()
+        check_gpus(config, is_own_cluster=is_own_cluster)
         listener, handle = "", None
         if config.ingress == "direct" and not (is_own_cluster and can_share()):
             raise UserError("ingress (direct) needs a Ray that is started here, on Linux or macOS: unset RAY_ADDRESS")
@@ -208,13 +203,16 @@ def serving(config: ServeConfig, settings: ApiSettings) -> Iterator[DeploymentHa
             handle = _deploy(config, settings, listener)
             yield handle
         finally:
+            begun_s = time.monotonic()
             with shutdown_deadline(config.drain_s + GRACE_S):
                 if handle is not None:
                     _drain(handle, config.drain_s)
                 # A cluster of our own needs no tidying beyond that: deleting the application would answer the last
                 # requests with 404 instead of 503.
                 if not is_own_cluster:
-                    with contextlib.suppress(RayServeException):  # interrupted before Serve ran
+                    left_s = config.drain_s + READING_S - (time.monotonic() - begun_s)
+                    # Interrupted before Serve ran, there is none
+                    with contextlib.suppress(RayServeException), replicas_gone_within(max(left_s, FORWARD_S)):
                         serve.shutdown()
 
 

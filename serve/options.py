@@ -45,7 +45,7 @@ class AppConfig:
     backend: BackendName = "auto"
     """What executes the model: auto is the fast one where there is one."""
     device: DeviceName = "auto"
-    """Where it runs: auto is a GPU for each replica where the cluster has so many, else the CPU."""
+    """Where it runs: auto is a GPU for each replica where so many of the cluster are free, else the CPU."""
     watch_interval_s: float = 5.0
     """Seconds between two looks at whether --model points to another version."""
     request_timeout_s: float = 300.0

@@ -227,14 +227,15 @@ def make_writer(config: GenerateConfig, most_stories: int) -> Writer:
             backend that cannot run it.
     """
     from slm_ray.generation.backend_choice import make_backend  # torch, which `--help` need not wait for
-    from slm_ray.model.device import find_device, moved
+    from slm_ray.model.device import find_device, free_on_gpu, moved
     from slm_ray.tracking.registry import load_model, resolved_model
 
     device = find_device(config.device, config.backend)
     with resolved_model(config.model, config.tracking_uri) as found:
         model, tokenizer = load_model(found)
     rows = min(config.rows, most_stories)
-    check_cache(model.config, rows, "it is no model for this machine" if rows == 1 else "give fewer --rows")
+    advice = "it is no model for this machine" if rows == 1 else "give fewer --rows"
+    check_cache(model.config, rows, advice, free_on_gpu(device))
     backend = make_backend(moved(model, device), rows, config.backend)
     return Writer(config, Engine(backend, tokenizer), f"{found.name} {found.version}")
 

@@ -28,6 +28,11 @@ def allowed_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def machine_cores() -> int:
+    """Cores of the machine, whoever may use them."""
+    return os.cpu_count() or 1
+
+
 def cpu_limit(root: Path = Path("/")) -> float | None:
     """Cores, as 1.5, by the quota of time."""
     found = list[float]()
@@ -92,7 +97,7 @@ def _machine_memory(root: Path) -> tuple[int, int] | None:
 
 def _folders(root: Path, controller: str) -> Iterator[Path]:
     """This process's group of a controller (of version 2 for an empty name), and the groups above it."""
-    top = root / "sys/fs/cgroup" / controller
+    top = _top(root / "sys/fs/cgroup", controller)
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, names, path = [*line.split(":", 2), "", ""][:3]
         if (controller in names.split(",")) if controller else not names:
@@ -101,6 +106,14 @@ def _folders(root: Path, controller: str) -> Iterator[Path]:
             yield from (above for above in inside.parents if above == top or top in above.parents)
             if not inside.is_dir():  # in a container the path may be that of the host
                 yield top
+
+
+def _top(groups: Path, controller: str) -> Path:
+    """Where the groups of a controller begin: `cpu` is as a rule a link to `cpu,cpuacct`, and not everywhere there."""
+    if (groups / controller).is_dir():
+        return groups / controller
+    together = (one for one in groups.glob(f"*{controller}*") if controller in one.name.split(","))
+    return next(together, groups / controller)
 
 
 def _words(path: Path) -> list[str]:

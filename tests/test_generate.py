@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from fastapi import FastAPI
 
 from serve.api.routes import create_api
@@ -22,9 +23,10 @@ from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import Rollout
 from slm_ray import generate
 from slm_ray.errors import UserError
-from slm_ray.generation import cache_size, prompt_files
+from slm_ray.generation import backend_choice, cache_size, prompt_files, torch_backend
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.prompt_files import PromptFile
+from slm_ray.model import device as model_device
 from slm_ray.tracking.registry import resolve_model
 from tests.support.paths import ROOT
 from tests.support.tiny_model import write_endless_model, write_tiny_model
@@ -135,6 +137,31 @@ def test_a_cache_that_is_too_large_for_the_machine_is_refused_before_it_is_made(
     assert generate.main(["--model", model, "--prompt", "a", "b", "c", "d"]) == 2
     error = capsys.readouterr().err
     assert "the cache of 4 stories" in error and "give fewer --rows" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("on_gpu", "code"), [(None, 2), (100_000, 2), (10**10, 0)])
+def test_a_cache_is_compared_with_the_memory_that_it_takes(
+    model: str, on_gpu: int | None, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for a GPU: of a card's memory the machine's says nothing."""
+    monkeypatch.setattr(cache_size, "available_bytes", lambda: 100_000 if on_gpu is None else 10**10 - on_gpu)
+    monkeypatch.setattr(model_device, "free_on_gpu", lambda _: on_gpu)
+    monkeypatch.setattr(backend_choice, "free_on_gpu", lambda _: on_gpu)
+    assert generate.main(["--model", model, "--max-tokens", "2", "--prompt", "a", "b", "c", "d"]) == code
+    where = "memory" if on_gpu is None else "the GPU's memory"
+    assert (f"of {where} are free" in capsys.readouterr().err) == bool(code)
+
+
+def test_a_gpu_without_room_for_the_cache_is_one_line(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40 GiB")
+
+    monkeypatch.setattr(torch_backend.KVCache, "empty", full)
+    assert generate.main(["--model", model, "--backend", "torch", "--max-tokens", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "no room for the cache of 1 story" in error and error.count("\n") == 1
 
 
 def lines(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str, Any]]:

@@ -53,6 +53,11 @@ def first(quota: str, period: str = "100000") -> dict[str, str]:
         (V1, first("150000", "0"), 64),
         (V1, first(""), 64),
         (V1, {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        *(
+            (V1, {f"{name}/pod/cpu.cfs_quota_us": "200000", f"{name}/pod/cpu.cfs_period_us": "100000"}, 2)
+            for name in ("cpu,cpuacct", "cpuacct,cpu")
+        ),
+        (V1, {"cpuset/pod/cpu.cfs_quota_us": "200000", "cpuset/pod/cpu.cfs_period_us": "100000"}, 64),
         (V1 + V2, first("-1") | {"pod/cpu.max": "250000 100000"}, 2),
         ("3:cpuset:/pod\n", first("150000"), 64),  # a quota of another group's
     ],

@@ -197,10 +197,11 @@ def _with_rungs(sweep: SweepConfig, space: Space, origin_sha256: str) -> Plan:
 def check_cluster(plan: Plan) -> None:
     """Connect to Ray, and refuse what it has no room for. Raises: UserError."""
     sweep = plan.sweep
-    cluster.connect(with_dashboard=True)  # which Train asks about lost trials
+    final = run_config(sweep, plan.some_point) if sweep.final else None
+    cpus = max(sweep.trial_workers * sweep.cpus_per_worker, cluster.least_cpus(final) if final else 0)
+    cluster.connect(with_dashboard=True, cpus=cpus)  # with what Train asks about lost trials
     cluster.check_resources(plan.trial_config(plan.some_point))
-    if sweep.final:
-        final = run_config(sweep, plan.some_point)
+    if final:
         cluster.check_resources(resolve(final, default_workers))
 
 

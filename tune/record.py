@@ -127,7 +127,15 @@ def refuse_other_options(folder: StoragePath, record: Mapping[str, Any], shared:
         changed[ORIGIN] = other
     if changed:
         said = ", ".join(changed.values())
-        raise UserError(f"{folder}: {said}: a sweep keeps what its trials share; leave it out, or take another --name")
+        way = "begin another, without --resume and with another --name"
+        if not _is_unknown_origin(record["shared"]):  # left out, it is the same as before, and as unknown
+            way = "leave it out, or take another --name"
+        raise UserError(f"{folder}: {said}: a sweep keeps what its trials share; {way}")
+
+
+def _is_unknown_origin(was: Mapping[str, Any]) -> bool:
+    """Whether an earlier version began it with weights that nobody can tell any more."""
+    return bool(was.get(ORIGIN, "")) and not was.get(ORIGIN_SHA256, "")
 
 
 def _other_origin(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -136,7 +144,7 @@ def _other_origin(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     before, its_weights = was.get(ORIGIN, ""), was.get(ORIGIN_SHA256, "")
     if its_weights == now[ORIGIN_SHA256] and (its_weights or not before):
         return ""
-    if before and not its_weights:
+    if _is_unknown_origin(was):
         return f"{ORIGIN} was {before}, and an earlier version did not record which weights that led to"
     other = ", which has other weights" if before and now[ORIGIN] else ""
     return f"{ORIGIN} was {before or 'not given'} and is now {now[ORIGIN] or 'not given'}{other}"

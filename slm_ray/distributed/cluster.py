@@ -7,6 +7,7 @@ killed, and Ray ends a process that asks a dead one, after a minute and without 
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ import ray
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import surroundings
 from slm_ray.errors import UserError, one_line
-from slm_ray.limits import core_count
+from slm_ray.limits import core_count, machine_cores
 
 MAX_CPU_WORKERS = 2
 
@@ -41,8 +42,11 @@ threads that train waits for them and the others for it: an eighth of the speed 
 _started_here = ""
 
 
-def connect(*, with_dashboard: bool = False) -> bool:
+def connect(*, with_dashboard: bool = False, cpus: float = 0) -> bool:
     """Connect once a process. Returns whether the Ray was started here, and so ends with this process.
+
+    cpus: what the workers that were asked for in so many words take. Where this process may use fewer, and the machine
+    has as many, a local Ray lets them share those.
 
     A local Ray does without what only a cluster needs (see `LEAN_ENVIRONMENT`; what the user set stays) and, unless
     asked for, without the dashboard, which Train's cleaner of lost trials asks who is alive.
@@ -56,7 +60,7 @@ def connect(*, with_dashboard: bool = False) -> bool:
         return address == LOCAL
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
-        _start_local(with_dashboard, quiet)
+        _start_local(with_dashboard, cpus, quiet)
         return True
     _check_answers(address)
     try:
@@ -72,14 +76,14 @@ def is_started_here() -> bool:
     return bool(ray.get_runtime_context().gcs_address == _started_here)
 
 
-def _start_local(with_dashboard: bool, options: dict[str, Any]) -> None:
+def _start_local(with_dashboard: bool, cpus: float, options: dict[str, Any]) -> None:
     global _started_here  # a process is connected to one Ray
     for name, value in LEAN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     port = _metrics_port()
     surroundings.keep_token()
     folder = surroundings.session_folder()
-    options["num_cpus"] = core_count()  # Ray knows no affinity and no group above, and of half a CPU it makes none
+    options["num_cpus"] = _cpus_of_local(math.ceil(cpus))
     try:
         with _own_sigterm(), surroundings.short_tmpdir(folder):
             ray.init(LOCAL, include_dashboard=with_dashboard, _temp_dir=folder, _metrics_export_port=port, **options)
@@ -87,6 +91,15 @@ def _start_local(with_dashboard: bool, options: dict[str, Any]) -> None:
         logs = f"{folder}/session_latest/logs"
         raise UserError(f"no local Ray could be started: {one_line(error)} (its logs are in {logs})") from error
     _started_here = ray.get_runtime_context().gcs_address
+
+
+def _cpus_of_local(wanted: int) -> int:
+    """Ray itself knows no affinity and no group above, and of half a CPU it makes none."""
+    count = core_count()
+    if not count < wanted <= machine_cores():
+        return count
+    LOGGER.warning("workers share %d CPUs as if they were %d: fewer (--workers) would be as fast", count, wanted)
+    return wanted
 
 
 def _metrics_port() -> int | None:
@@ -138,17 +151,22 @@ def check_resources(config: TrainConfig) -> None:
         raise UserError("precision fp16 needs a GPU, and there is none: take bf16 or fp32, or leave it to auto")
     if 0 < gpus < fewest:
         raise UserError(f"{config.workers} workers and {gpus:g} GPU(s): give --workers {int(gpus) or 1}, one each")
-    wanted = fewest * config.cpus_per_worker
+    wanted = least_cpus(config)
     if sum(node["Alive"] for node in ray.nodes()) == 1 and wanted > cpus:
         raise UserError(f"{config.workers} workers need {wanted:g} CPUs and this machine has {cpus:g}: lower --workers")
+
+
+def least_cpus(config: TrainConfig) -> float:
+    """CPUs that the fewest workers of a run take."""
+    return config.worker_range[0] * config.cpus_per_worker
 
 
 def default_workers(config: TrainConfig) -> int:
     """As many of the cluster's GPUs or, without one, of up to two CPU workers as have their `cpus_per_worker` and can
     share out the batch evenly."""
-    connect()
-    resources = ray.cluster_resources()
+    is_local, resources = connect(), ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1)
+    cpus = min(cpus, core_count()) if is_local else cpus
     room = int(cpus / config.cpus_per_worker + 1e-9)
     there = max(1, min(gpus or MAX_CPU_WORKERS, room))
     if there < gpus:

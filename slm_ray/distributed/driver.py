@@ -95,7 +95,7 @@ def run_training(
         plan = with_its_origin(plan, latest) if latest else plan
         start = starting_point(plan) if latest is None and config.init_from else None
         _check_origin(plan, latest or start, origin_sha256)
-        cluster.connect()
+        cluster.connect(cpus=cluster.least_cpus(config))
         cluster.check_resources(config)
         return _run_locked(plan, latest or start, parent_run_id, is_quiet, callbacks)
 

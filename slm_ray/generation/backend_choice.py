@@ -21,6 +21,7 @@ from slm_ray.generation.backend import BackendName as BackendName
 from slm_ray.generation.cache_size import check_cache
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
+from slm_ray.model.device import free_on_gpu, room_for
 
 LOGGER = logging.getLogger(__name__)
 _Maker = Callable[[Decoder, int, int], Backend]
@@ -39,12 +40,13 @@ def make_backend(model: Decoder, max_slots: int, name: BackendName = "auto", thr
 
     Raises:
         BackendError: the backend that was named cannot run this model, or is not installed. `auto` never does.
-        UserError: the cache of so many stories would be too large.
+        UserError: the cache of so many stories would be too large for the memory that it lies in.
         ValueError: an unknown name.
     """
     if name not in get_args(BackendName):
         raise ValueError(f"backend ({name!r}) must be one of {', '.join(get_args(BackendName))}")
-    check_cache(model.config, max_slots)
+    device = next(model.parameters()).device
+    check_cache(model.config, max_slots, free_on_gpu=free_on_gpu(device))
     if name == "auto":
         try:
             return _onnx(model, max_slots, "onnx", threads)
@@ -54,7 +56,9 @@ def make_backend(model: Decoder, max_slots: int, name: BackendName = "auto", thr
     if name == "torch":
         if threads:
             torch.set_num_threads(threads)
-        return TorchBackend(model, max_slots)
+        stories = f"{max_slots} {'story' if max_slots == 1 else 'stories'}"
+        with room_for(f"the cache of {stories}", device, "lower --rows, or give --device cpu"):
+            return TorchBackend(model, max_slots)
     return _onnx(model, max_slots, name, threads)
 
 

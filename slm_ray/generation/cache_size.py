@@ -14,8 +14,12 @@ MAX_STORY_BYTES = 512 * 2**20
 _HEAD_UNIT = 16  # to a multiple of which a backend may widen a head
 
 
-def check_cache(config: ModelConfig, max_slots: int, advice: str = "lower --rows") -> None:
+def check_cache(
+    config: ModelConfig, max_slots: int, advice: str = "lower --rows", free_on_gpu: int | None = None
+) -> None:
     """Refuse a cache that is out of proportion, or larger than half of the memory that is free (with `advice`).
+
+    free_on_gpu: bytes of the GPU that the cache is for; None for one in this machine's memory.
 
     Raises:
         UserError: it is.
@@ -25,11 +29,11 @@ def check_cache(config: ModelConfig, max_slots: int, advice: str = "lower --rows
     shape = f"{config.n_layers} layers of {config.kv_heads} heads and {config.seq_len} tokens"
     if story > MAX_STORY_BYTES:
         raise UserError(f"the cache of a story ({shape}) would take {_mb(story)}, more than {_mb(MAX_STORY_BYTES)}")
-    free = available_bytes()
+    free, where = (available_bytes(), "memory") if free_on_gpu is None else (free_on_gpu, "the GPU's memory")
     if free is not None and story * max_slots > free / 2:
         raise UserError(
             f"the cache of {max_slots} stories ({shape}) would take {_mb(story * max_slots)}, and {_mb(free)} "
-            f"of memory are free, of which it may take half: {advice}"
+            f"of {where} are free, of which it may take half: {advice}"
         )
 
 

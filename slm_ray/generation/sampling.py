@@ -40,8 +40,9 @@ _STRETCH = 64
 """Tokens that are summed up before one of them is looked for."""
 _PROBABLY_ENOUGH = 256
 """Tokens that as a rule reach top_p together."""
-_FEW = 512
-"""The largest top_k whose tokens are sorted."""
+_FEW, _FEW_OF_MANY = 1000, 2000
+"""The largest top_k whose tokens are sorted, with up to 25,000 tokens and with 50,000 and more: so many take as long as
+looking at all, in batches of 8 to 64."""
 _COLDEST = 1e-30
 """Temperature below which nothing changes any more, and fp32 still has room."""
 
@@ -153,11 +154,12 @@ def draw(logits: Array, params: Sequence[SamplingParams], uniforms: Sequence[flo
 def _by_kind(params: Sequence[SamplingParams], vocab_size: int) -> "dict[_Draw, list[int]]":
     """Rows by the cheapest way to draw for them. It depends on a row's own settings alone: so does its draw."""
     kinds: dict[_Draw, list[int]] = {}
+    few = min(max(_FEW, vocab_size // 25), _FEW_OF_MANY)
     for row, own in enumerate(params):
         if own.temperature == 0:
             kind: _Draw = _draw_greedily
         elif 0 < own.top_k < vocab_size:
-            kind = _draw_of_likeliest if own.top_k <= _FEW else _draw_of_many
+            kind = _draw_of_likeliest if own.top_k <= few else _draw_of_many
         else:
             kind = _draw_of_all if own.top_p == 1 else _draw_up_to_top_p
         kinds.setdefault(kind, []).append(row)

@@ -10,7 +10,6 @@ replaced, it is outnumbered, and its file is whole from its first moment on, whe
 
 import contextlib
 import dataclasses
-import errno
 import json
 import logging
 import os
@@ -23,8 +22,9 @@ from slm_ray.storage import StoragePath
 
 MAX_BYTES = 64 * 1024
 _NAME = re.compile(r"([0-9]{8,})\.json")
+_BESIDE = re.compile(r"([0-9]{8,})\.json\.[0-9a-f]+\.partial|\.([0-9]{8,})\.json\.[0-9]+-[0-9a-f]+")
+"""Files that become one of a number: what is created, and what is written anew (`storage.replace_file`)."""
 _UNKNOWN_MODE = (NotImplementedError, TypeError, ValueError)  # of a file system that has no conditional write
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}  # of a disk without hard links
 _BEGINNING = b'{"alive_s": '  # of every file that this version writes
 LOGGER = logging.getLogger(__name__)
 
@@ -119,37 +119,48 @@ class LeaseFiles:
         storage.replace_file(self._path(number), holder.to_json())
 
     def remove_outnumbered(self, number: int) -> None:
-        """Remove the files below a number, which say nothing any more; one that cannot be removed stays."""
+        """Remove the files below a number, which say nothing any more, and what killed writers left beside those and
+        that one; a file that cannot be removed stays.
+
+        Who would still write one of them comes too late: there is a file of that number, or of a higher one.
+        """
         with contextlib.suppress(Exception):
-            for older in self._numbers():
-                if older < number:
-                    storage.remove(self._path(older))
+            for name in self._names():
+                found, beside = _NAME.fullmatch(name), _BESIDE.fullmatch(name)
+                if (found and int(found[1]) < number) or (beside and int(beside[1] or beside[2]) <= number):
+                    storage.remove(self.folder / name)
 
     def _numbers(self) -> list[int]:
+        return [int(found[1]) for name in self._names() if (found := _NAME.fullmatch(name))]
+
+    def _names(self) -> list[str]:
         try:
             if isinstance(self.folder, Path):
-                names = [path.name for path in self.folder.iterdir()]
-            else:
-                names = [str(path).rpartition("/")[2] for path in self.folder.fs.ls(self.folder.path, detail=False)]
+                return [path.name for path in self.folder.iterdir()]
+            return [str(path).rpartition("/")[2] for path in self.folder.fs.ls(self.folder.path, detail=False)]
         except FileNotFoundError:
             return []
-        return [int(found[1]) for name in names if (found := _NAME.fullmatch(name))]
 
     def _path(self, number: int) -> StoragePath:
         return self.folder / f"{number:08d}.json"
 
 
 def _create_whole(path: Path, holder: Holder) -> None:
-    """Write beside it, then link: a file that is there is whole. Where there are no hard links, a kill may halve it."""
+    """Write beside it, then link: a file that is there is whole.
+
+    Where that does not work, for a reason that each kind of disk says in its own way, the file itself is created, which
+    is as exclusive, and a kill may halve it.
+    """
     partial = path.with_name(f"{path.name}.{holder.owner}.partial")
     try:
         partial.write_bytes(holder.to_json())
-        os.link(partial, path)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
+        try:
+            os.link(partial, path)
+        except FileExistsError:
             raise
-        with path.open("xb") as file:
-            file.write(holder.to_json())
+        except OSError:
+            with path.open("xb") as file:
+                file.write(holder.to_json())
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -4,6 +4,9 @@ In: a name from a command line. Out: a torch device. `generate.py`, `evaluate.py
 given its devices by Ray.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from slm_ray.config.devices import ON_GPUS, DeviceName, check_device
@@ -33,9 +36,22 @@ def find_device(name: DeviceName, backend: str = "auto") -> torch.device:
 
 def moved(model: Decoder, device: torch.device) -> Decoder:
     """The model on a device. Raises: UserError where that has no room for it."""
-    try:
+    with room_for("this model's weights", device):
         return model.to(device)
+
+
+@contextlib.contextmanager
+def room_for(what: str, device: torch.device, advice: str = "give --device cpu, or free it") -> Iterator[None]:
+    """Raises: UserError where the block finds no room on a GPU."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU has no room for this model's weights: give --device cpu, or free it ({device})"
-        ) from error
+        raise UserError(f"the GPU has no room for {what}: {advice} ({device})") from error
+
+
+def free_on_gpu(device: torch.device) -> int | None:
+    """Bytes of a GPU that can be allocated now, with those that torch keeps for that; None for another device."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

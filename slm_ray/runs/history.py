@@ -80,13 +80,15 @@ class History:
         """
         try:
             self._write(line)
-            if missing := _MISSING[self.path]:
-                text = f"{self.path.name} misses {missing} line(s) before this one: the disk did not take them"
-                self._write(_message(text))
-                del _MISSING[self.path]
         except OSError as error:
             _MISSING[self.path] += 1
             LOGGER.warning("%s misses a line: %s", self.path, error.strerror)
+            return
+        if missing := _MISSING[self.path]:
+            text = f"{self.path.name} misses {missing} line(s) before this one: the disk did not take them"
+            with contextlib.suppress(OSError):  # the next line has it behind it, then
+                self._write(_message(text))
+                del _MISSING[self.path]
 
     def _write(self, line: Mapping[str, Any]) -> None:
         content = (json.dumps(line) + "\n").encode()

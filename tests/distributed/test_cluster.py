@@ -118,7 +118,7 @@ def test_without_an_option_no_more_workers_are_taken_than_there_are_gpus_and_cpu
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     resources = {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
-    monkeypatch.setattr(cluster, "connect", lambda: True)
+    monkeypatch.setattr(cluster, "connect", lambda: False)
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: resources)
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True}])
     config = dataclasses.replace(tiny_config, batch_size=32, workers=0, cpus_per_worker=cpus_per_worker)
@@ -140,8 +140,14 @@ def test_a_metrics_port_that_is_none_is_one_line_before_a_ray_starts(
         cluster.connect()
 
 
-def test_a_local_ray_has_the_cores_that_this_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray counts those of the machine, whatever this process may run on, and of half a CPU it makes none."""
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [(0, 3), (2, 3), (3, 3), (3.5, 4), (4, 4), (6, 6), (7, 3), (64, 3)]
+)  # fmt: skip
+def test_a_local_ray_has_the_cores_that_this_process_may_use(
+    wanted: float, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray counts those of the machine, whatever this process may run on, and of half a CPU it makes none. What was
+    asked for in so many words shares them, as far as the machine has as many."""
     seen: dict[str, Any] = {}
 
     def init(*_: object, **options: Any) -> None:
@@ -150,6 +156,7 @@ def test_a_local_ray_has_the_cores_that_this_process_may_use(tmp_path: Path, mon
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster, "core_count", lambda: 3)
+    monkeypatch.setattr(cluster, "machine_cores", lambda: 6)
     monkeypatch.setattr(cluster.surroundings, "keep_token", lambda: None)
     monkeypatch.setattr(cluster.surroundings, "session_folder", lambda: str(tmp_path))
     for name in cluster.LEAN_ENVIRONMENT:
@@ -157,5 +164,17 @@ def test_a_local_ray_has_the_cores_that_this_process_may_use(tmp_path: Path, mon
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", init)
     with pytest.raises(UserError, match="enough was seen"):
-        cluster.connect()
-    assert seen["num_cpus"] == 3
+        cluster.connect(cpus=wanted)
+    assert seen["num_cpus"] == expected
+    said = f"workers share 3 CPUs as if they were {expected}: fewer (--workers) would be as fast"
+    assert [record.message for record in caplog.records] == ([said] if expected > 3 else [])
+
+
+def test_without_an_option_workers_follow_the_quota_where_others_share_it(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last training of a sweep, whose trials were given more workers than there are cores."""
+    monkeypatch.setattr(cluster, "connect", lambda: True)
+    monkeypatch.setattr(cluster, "core_count", lambda: 1)
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    assert cluster.default_workers(dataclasses.replace(tiny_config, batch_size=32, workers=0)) == 1

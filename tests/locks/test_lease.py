@@ -234,7 +234,23 @@ def test_a_kill_leaves_no_half_of_a_lease(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("left", [".00000001.json.12-abcdef01", "00000001.json.abcdef.partial"])
+def test_what_killed_writers_of_a_lease_left_is_removed_and_nothing_else(tmp_path: Path, left: str) -> None:
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, timeout=120)
+    folder = tmp_path / LEASE
+    assert len([*folder.glob("00000001.json.*.partial")]) == 2
+    others = {"notes.partial", "00000002.json.abcdef.partial", ".00000002.json.12-abcdef01", "00000001.json.bak"}
+    for name in {left, *others}:  # those of number 2 may be of one that is about to try it
+        (folder / name).touch()
+    with lease(tmp_path).held(TAKEN):
+        assert {path.name for path in folder.iterdir()} == {"00000001.json", *others}
+
+
+@pytest.mark.parametrize(
+    "code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL, errno.EACCES,
+             errno.EIO, errno.ENOTTY]
+)  # fmt: skip
 def test_a_disk_without_hard_links_has_leases_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def without_links(*_: object) -> None:
         raise OSError(code, "no links here")
@@ -245,6 +261,19 @@ def test_a_disk_without_hard_links_has_leases_too(tmp_path: Path, monkeypatch: p
             assert [path.name for path in (tmp_path / LEASE).iterdir()] == [f"{number:08d}.json"]
             with pytest.raises(UserError, match=TAKEN), lease(tmp_path).held(TAKEN):
                 pass
+
+
+@pytest.mark.parametrize("code", [errno.EEXIST, errno.EIO])
+def test_a_link_whose_answer_was_lost_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    link = os.link
+
+    def lost(source: Path, target: Path) -> None:
+        link(source, target)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", lost)
+    with lease(tmp_path).held(TAKEN):
+        assert [path.name for path in (tmp_path / LEASE).iterdir()] == ["00000001.json"]
 
 
 def test_a_full_disk_leaves_no_half_of_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from slm_ray.config.devices import DeviceName
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
-from slm_ray.model.device import find_device, moved
+from slm_ray.model.device import find_device, free_on_gpu, moved
 
 CASES: list[tuple[DeviceName, str, bool, str]] = [
     ("auto", "auto", False, "cpu"),
@@ -58,3 +58,11 @@ def test_a_gpu_without_room_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(model, "to", full)
     with pytest.raises(UserError, match="no room for this model's weights: give --device cpu"):
         moved(model, torch.device("cuda", 0))
+
+
+def test_what_torch_keeps_of_a_gpu_for_later_is_free(gpus: pytest.MonkeyPatch) -> None:
+    gpus.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 8000))
+    gpus.setattr(torch.cuda, "memory_reserved", lambda _: 700)
+    gpus.setattr(torch.cuda, "memory_allocated", lambda _: 200)
+    assert free_on_gpu(torch.device("cuda", 0)) == 1500
+    assert free_on_gpu(torch.device("cpu")) is None

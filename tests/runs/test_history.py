@@ -67,10 +67,12 @@ def test_another_record_is_not_told_of_it(tmp_path: Path, is_full: list[bool]) -
     assert list(History(tmp_path / "other.jsonl").lines()) == [{"step": 1}]
 
 
-def test_a_message_that_finds_no_room_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_finds_no_room_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     history = History(tmp_path / "metrics.jsonl")
     write = History._write
-    refused = iter([True, False, True, False, False])
+    refused = iter([True, False, True, False, True, False, False])
 
     def now_and_then(self: History, line: dict[str, Any]) -> None:
         if next(refused):
@@ -78,8 +80,9 @@ def test_a_message_that_finds_no_room_is_tried_again(tmp_path: Path, monkeypatch
         write(self, line)
 
     monkeypatch.setattr(History, "_write", now_and_then)
-    for step in (1, 2, 3):
-        history.append({"step": step})  # 1 is missing, then the message that says so
+    for step in (1, 2, 3, 4):
+        history.append({"step": step})  # 1 is missing, then the message that says so, twice
     messages = [line["message"] for line in history.lines() if "message" in line]
-    assert [text[:21] for text in messages] == ["metrics.jsonl misses "]
-    assert [line["step"] for line in history.lines() if "step" in line] == [2, 3]
+    assert [text[:32] for text in messages] == ["metrics.jsonl misses 1 line(s) b"]
+    assert [line["step"] for line in history.lines() if "step" in line] == [2, 3, 4]
+    assert caplog.text.count("misses a line") == 1

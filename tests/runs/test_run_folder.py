@@ -60,7 +60,7 @@ def test_a_resume_reads_a_whole_checkpoint_once_in_the_driver_and_once_in_each_w
 
     longer = parse_config(["--resume", "--output", config.output, "--name", config.name, "--max-steps", "12"])
     started: list[int] = []
-    monkeypatch.setattr(driver.cluster, "connect", lambda: None)
+    monkeypatch.setattr(driver.cluster, "connect", lambda **_: None)
     monkeypatch.setattr(driver.cluster, "check_resources", lambda _: None)
 
     def run_locked(plan, latest, *_) -> None:  # type: ignore[no-untyped-def]
