@@ -2,7 +2,7 @@
 
 In: queries, keys and values. Out: what `scaled_dot_product_attention` gives, within rounding, with its gradients. The
 decoder calls it where it is faster than torch's kernel, whose backward pass does not multiply in bfloat16: forward and
-backward of 8 x 128 tokens took 22 ms in it on a core that does, and here 8 compiled and 11 eager.
+backward of 8 x 128 tokens took 22 ms in it on a core that does, and here 7 to 8 compiled and 10 to 14 eager.
 
 Scores are products in fp32: rounded to bfloat16, which cost 2 ms less, large ones gave weights wrong by a tenth.
 
