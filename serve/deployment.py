@@ -195,9 +195,9 @@ def serving(config: ServeConfig, settings: ApiSettings) -> Iterator[DeploymentHa
         check_no_other_serve()
         check_gpus(config, is_own_cluster=is_own_cluster)
         listener, handle = "", None
-        if config.ingress == "direct" and not (is_own_cluster and can_share()):
-            raise UserError("ingress (direct) needs a Ray that is started here, on Linux or macOS: unset RAY_ADDRESS")
-        if is_own_cluster and config.is_direct and can_share():
+        if config.is_direct:
+            if not (is_own_cluster and can_share()):
+                raise UserError("ingress (direct) needs a Ray that is started here, on Linux or macOS: unset RAY_ADDRESS")
             listener = stack.enter_context(shared_listener(config.host, config.port, session_folder()))
         try:
             handle = _deploy(config, settings, listener)

@@ -138,3 +138,17 @@ def test_replicas_that_go_by_themselves_are_not_waited_for(actors: dict[str, str
 def test_an_unhealthy_replica_has_no_grace() -> None:
     """That of one of too many is as long as a request may take."""
     assert LOCAL_SETTINGS["RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"] == "1"
+
+
+def test_rays_proxy_answers_unless_replicas_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [ServeConfig(ingress=one).is_direct for one in ("auto", "proxy", "direct")] == [False, False, True]
+    with pytest.raises(UserError, match="needs a fixed number of replicas"):
+        ServeConfig(ingress="direct", max_replicas=2)
+    monkeypatch.setattr(deployment, "ray_connection", lambda: contextlib.nullcontext(False))
+    monkeypatch.setattr(deployment, "check_no_other_serve", lambda: None)
+    config = ServeConfig(ingress="direct")
+    with (
+        pytest.raises(UserError, match="a Ray that is started here"),
+        deployment.serving(config, config.api_settings()),
+    ):
+        pass
