@@ -26,7 +26,7 @@ from serve.api.routes import create_api
 from serve.api.settings import ApiSettings
 from serve.direct_http import DirectHttp
 from serve.gpus import check_gpus, device_for
-from serve.listener import can_share, receive_listener, shared_listener
+from serve.listener import SharedListener, can_share, receive_listener, shared_listener
 from serve.models.deployment_record import DeploymentRecord
 from serve.models.description import without_secrets
 from serve.models.rollout import Rollout, start_rollout
@@ -37,7 +37,6 @@ from serve.replica_metrics import ReplicaMetrics, metrics_of
 from serve.replica_port import bind_replica_port, check_replica_port
 from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray import periodic
-from slm_ray.distributed.surroundings import session_folder
 from slm_ray.errors import UserError
 from slm_ray.tracking.deployments import DeploymentLog
 from slm_ray.tracking.mlflow_runs import resolve_uri
@@ -72,9 +71,17 @@ class Stories:
         await asyncio.to_thread(self.app.state.record.end)
 
     async def __del__(self) -> None:
-        """Ray Serve calls it in a replica that goes, one of too many for one, once its requests are answered."""
+        """Ray Serve calls it in a replica that goes, one of too many for one, once its requests are answered.
+
+        It knows nothing of those that the replica answers by itself: they have the time that a request may take.
+        """
         with contextlib.suppress(AttributeError):  # it never came up
-            await self.drain(0)
+            http, drain_s = self.app.state.http, self.app.state.retire_s
+            if http is not None:
+                http.leave()
+            await self.drain(drain_s)
+            if http is not None:
+                await asyncio.to_thread(http.join, PROXY_SPARE_S / 2)
 
     async def check_health(self) -> None:
         """Ray Serve asks every few seconds, and starts another replica in place of one that raises."""
@@ -101,7 +108,9 @@ def app(args: dict[str, Any]) -> Application:
     return build_app(app_config(args))
 
 
-def build_app(config: AppConfig, settings: ApiSettings | None = None, listener: str = "") -> Application:
+def build_app(
+    config: AppConfig, settings: ApiSettings | None = None, listener: SharedListener | None = None
+) -> Application:
     """The Serve application; without settings, the keys are those of this process's environment.
 
     listener: where replicas find the socket at which they answer by themselves (`listener.py`); without one Ray Serve's
@@ -110,7 +119,6 @@ def build_app(config: AppConfig, settings: ApiSettings | None = None, listener: 
     reference, uri = _absolute(config.model), resolve_uri(config.tracking_uri)
     device = device_for(config)
     settings = dataclasses.replace(settings or config.api_settings(), has_proxy=not listener)
-    slots = config.rows if config.replicas > 1 else 0
 
     def build() -> FastAPI:
         bind_replica_port()
@@ -132,14 +140,15 @@ def build_app(config: AppConfig, settings: ApiSettings | None = None, listener: 
         api.state.record = DeploymentRecord(rollout, DeploymentLog(uri, f"{socket.gethostname()} replica {replica}"))
         metrics = metrics_of(api)
         api.state.exported = ReplicaMetrics(lambda: metrics.text(rollout.current.load), replica)
-        api.state.http = DirectHttp(api, receive_listener(listener), slots) if listener else None
+        slots = config.rows if config.replicas > 1 else 0
+        api.state.http = DirectHttp(api, receive_listener(listener), slots, config.max_waiting) if listener else None
+        api.state.retire_s = config.request_timeout_s if listener else 0
         return api
 
     deployment = serve.deployment(
         name=DEPLOYMENT,
         **_scale(config),
-        # A reservation, not a limit: with one, training on a small cluster would wait for ever for its last core.
-        ray_actor_options={"num_cpus": 0} | ({"num_gpus": 1} if device == "cuda" else {}),
+        ray_actor_options=_reserved(device),
         max_ongoing_requests=config.rows + config.max_waiting + SPARE_ONGOING,
         max_queued_requests=MAX_QUEUED,
         backpressure_config={"status_code": 429, "retry_after_s": RETRY_AFTER_S},
@@ -151,6 +160,11 @@ def build_app(config: AppConfig, settings: ApiSettings | None = None, listener: 
         logging_config=QUIET_LOGGING,
     )
     return deployment(serve.ingress(build)(Stories)).bind()
+
+
+def _reserved(device: DeviceName) -> dict[str, float]:
+    """No core, which would be no limit: with one, training on a small cluster would wait for ever for its last."""
+    return {"num_cpus": 0} | ({"num_gpus": 1} if device == "cuda" else {})
 
 
 def _scale(config: AppConfig) -> dict[str, Any]:
@@ -194,11 +208,11 @@ def serving(config: ServeConfig, settings: ApiSettings) -> Iterator[DeploymentHa
     with ray_connection() as is_own_cluster, contextlib.ExitStack() as stack:
         check_no_other_serve()
         check_gpus(config, is_own_cluster=is_own_cluster)
-        listener, handle = "", None
-        if config.ingress == "direct" and not (is_own_cluster and can_share()):
-            raise UserError("ingress (direct) needs a Ray that is started here, on Linux or macOS: unset RAY_ADDRESS")
-        if is_own_cluster and config.is_direct and can_share():
-            listener = stack.enter_context(shared_listener(config.host, config.port, session_folder()))
+        listener, handle = None, None
+        if config.is_direct:
+            if not (is_own_cluster and can_share()):
+                raise UserError("ingress (direct) needs a Ray that is started here, on Linux or macOS: no RAY_ADDRESS")
+            listener = stack.enter_context(shared_listener(config.host, config.port))
         try:
             handle = _deploy(config, settings, listener)
             yield handle
@@ -216,7 +230,7 @@ def serving(config: ServeConfig, settings: ApiSettings) -> Iterator[DeploymentHa
                         serve.shutdown()
 
 
-def _deploy(config: ServeConfig, settings: ApiSettings, listener: str) -> DeploymentHandle:
+def _deploy(config: ServeConfig, settings: ApiSettings, listener: SharedListener | None = None) -> DeploymentHandle:
     try:
         serve.start(
             proxy_location="Disabled" if listener else "HeadOnly",

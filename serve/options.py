@@ -104,8 +104,8 @@ class ServeConfig(AppConfig):
     port: int = 8000
     """Port to listen on, 1 to 65535."""
     ingress: Ingress = "auto"
-    """Who answers connections: the replicas themselves (direct), where they share this machine and their number is
-    fixed, or Ray Serve's proxy before them, which is slower (proxy)."""
+    """Who answers connections: Ray Serve's proxy before the replicas (proxy, and auto), or the replicas themselves
+    (direct), which is faster, where they share this machine and their number is fixed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,8 +116,8 @@ class ServeConfig(AppConfig):
 
     @property
     def is_direct(self) -> bool:
-        """Whether replicas answer connections by themselves, where they can."""
-        return self.ingress != "proxy" and self.most_replicas == self.replicas
+        """Whether replicas answer connections by themselves."""
+        return self.ingress == "direct"
 
     @property
     def url(self) -> str:

@@ -22,7 +22,9 @@ BODY_S = 10.0
 """Longest time for a body to arrive."""
 MAX_BODIES, MAX_BODIES_OF_ONE = 256, 32
 """Bodies that may be under way at a time, of all clients and of one address."""
-PUBLIC_ROUTES = frozenset({"/health", "/ready", "/"})
+PROXY_HEALTH = "/-/healthz"
+"""What Ray Serve's proxy answers by itself, for load balancers; without one the application does."""
+PUBLIC_ROUTES = frozenset({"/health", "/ready", "/", PROXY_HEALTH})
 """They need no key: whether the server lives is no secret, and the page has the field for the key."""
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 MAX_CALLERS = 10_000

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -24,6 +24,7 @@ from serve.api.error_responses import RETRY_AFTER_S, error_docs, error_response
 from serve.api.metrics import CONTENT_TYPE, Metrics
 from serve.api.middleware import (
     MAX_BODY_BYTES,
+    PROXY_HEALTH,
     ApiKeyMiddleware,
     BodyLimitMiddleware,
     RateLimitMiddleware,
@@ -92,6 +93,8 @@ def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI
     _add_error_answers(api)
     _add_stories(api, rollout, settings, metrics)
     _add_state(api, rollout, metrics)
+    if not settings.has_proxy:
+        api.add_api_route(PROXY_HEALTH, lambda: PlainTextResponse("success"), include_in_schema=False)
     add_openai_routes(api, rollout, settings, metrics)
     add_chat_route(api, rollout, settings, metrics)
     return api

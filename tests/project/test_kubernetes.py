@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from pipelines import options
+from serve.api.middleware import PUBLIC_ROUTES
 from serve.options import ServeConfig, app_config
 from slm_ray.config.options import parse
 from tests.support.kustomize import Manifest, build
@@ -143,6 +144,20 @@ def container_faults(container: dict[str, Any], volumes: set[str]) -> list[str]:
         ),
     }
     return [name for name, is_so in checks.items() if is_so]
+
+
+@every_folder
+def test_what_a_probe_of_the_server_asks_for_is_answered(folder: Path) -> None:
+    probes = [
+        probe["httpGet"]["path"]
+        for _, template in templates(folder)
+        for container in template["spec"]["containers"]
+        if "serve/app.py" in " ".join([*container.get("command", ()), *container.get("args", ())])
+        for probe in (container.get(name) for name in ("startupProbe", "readinessProbe", "livenessProbe"))
+        if probe
+    ]
+    assert bool(probes) == (folder == FOLDERS["plain"])
+    assert set(probes) <= PUBLIC_ROUTES  # without a key
 
 
 @every_folder

@@ -132,3 +132,17 @@ def test_replicas_that_go_by_themselves_are_not_waited_for(actors: dict[str, str
     with replica_actors.replicas_gone_within(3600):
         actors.pop("SERVE_REPLICA::slm-ray#stories#a1")
     assert len(actors) == len(before) - 1
+
+
+def test_rays_proxy_answers_unless_replicas_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [ServeConfig(ingress=one).is_direct for one in ("auto", "proxy", "direct")] == [False, False, True]
+    with pytest.raises(UserError, match="needs a fixed number of replicas"):
+        ServeConfig(ingress="direct", max_replicas=2)
+    monkeypatch.setattr(deployment, "ray_connection", lambda: contextlib.nullcontext(False))
+    monkeypatch.setattr(deployment, "check_no_other_serve", lambda: None)
+    config = ServeConfig(ingress="direct")
+    with (
+        pytest.raises(UserError, match="a Ray that is started here"),
+        deployment.serving(config, config.api_settings()),
+    ):
+        pass

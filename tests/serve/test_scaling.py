@@ -53,10 +53,17 @@ def test_a_replica_that_goes_says_that_it_serves_no_more() -> None:
             said.append(f"closed after {drain_s:g} s")
 
     replica = deployment.Stories()
-    state = SimpleNamespace(rollout=Closing(), record=SimpleNamespace(end=lambda: said.append("ended")))
+    state = SimpleNamespace(
+        rollout=Closing(), record=SimpleNamespace(end=lambda: said.append("ended")), http=None, retire_s=0
+    )
     replica.app = SimpleNamespace(state=state)  # type: ignore[assignment]
     asyncio.run(replica.__del__())
     assert said == ["closed after 0 s", "ended"]
+    said.clear()
+    state.retire_s = 300
+    state.http = SimpleNamespace(leave=lambda: said.append("takes no more"), join=lambda _: said.append("all is sent"))
+    asyncio.run(replica.__del__())  # Serve knows nothing of the requests that it answers by itself
+    assert said == ["takes no more", "closed after 300 s", "ended", "all is sent"]
     unborn = deployment.Stories()
     asyncio.run(unborn.__del__())  # which never came up
     with warnings.catch_warnings():
@@ -77,7 +84,7 @@ def two_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
     monkeypatch.setattr(deployment, "_scale", lambda _: {"autoscaling_config": autoscaling})
     run_folder.link(tmp_path / "best", write_endless_model(tmp_path / "v1", seed=1))
     with ray_connection():
-        deployment._deploy(config, config.api_settings())
+        deployment._deploy(config, config.api_settings(), None)
         yield config.url
 
 

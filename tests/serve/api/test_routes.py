@@ -218,3 +218,5 @@ def test_health_model_page_and_unknown_routes(api: FastAPI) -> None:
     assert not re.search(r"(src|href)=\"(https?:)?//", page.text)  # no outside resource
     assert ask(api, "GET", "/nothing").status_code == 404
     assert ask(api, "GET", "/generate").status_code == 405
+    as_by_rays_proxy = ask(api, "GET", "/-/healthz")  # which is not before it
+    assert (as_by_rays_proxy.status_code, as_by_rays_proxy.text) == (200, "success")
