@@ -140,8 +140,7 @@ def build_app(
         api.state.record = DeploymentRecord(rollout, DeploymentLog(uri, f"{socket.gethostname()} replica {replica}"))
         metrics = metrics_of(api)
         api.state.exported = ReplicaMetrics(lambda: metrics.text(rollout.current.load), replica)
-        slots = config.rows if config.replicas > 1 else 0
-        api.state.http = DirectHttp(api, receive_listener(listener), slots, config.max_waiting) if listener else None
+        api.state.http = _answering(api, config, listener) if listener else None
         api.state.retire_s = config.request_timeout_s if listener else 0
         return api
 
@@ -162,7 +161,13 @@ def build_app(
     return deployment(serve.ingress(build)(Stories)).bind()
 
 
-def _reserved(device: DeviceName) -> dict[str, float]:
+def _answering(api: FastAPI, config: AppConfig, listener: SharedListener) -> DirectHttp:
+    """What answers connections in this replica; one that has others beside it leaves them what it has no slot for."""
+    slots = config.rows if config.replicas > 1 else 0
+    return DirectHttp(api, receive_listener(listener), slots, config.max_waiting)
+
+
+def _reserved(device: str) -> dict[str, Any]:
     """No core, which would be no limit: with one, training on a small cluster would wait for ever for its last."""
     return {"num_cpus": 0} | ({"num_gpus": 1} if device == "cuda" else {})
 
