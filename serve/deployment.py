@@ -138,8 +138,7 @@ def build_app(
         api.state.rollout = rollout
         replica = serve.get_replica_context().replica_id.unique_id
         api.state.record = DeploymentRecord(rollout, DeploymentLog(uri, f"{socket.gethostname()} replica {replica}"))
-        metrics = metrics_of(api)
-        api.state.exported = ReplicaMetrics(lambda: metrics.text(rollout.current.load), replica)
+        api.state.exported = ReplicaMetrics(lambda: metrics_of(api).text(rollout.current.load), replica)
         api.state.http = _answering(api, config, listener) if listener else None
         api.state.retire_s = config.request_timeout_s if listener else 0
         return api
