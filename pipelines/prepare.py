@@ -14,11 +14,12 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.CRITICAL, format="prepare: %(message)s")
     logging.getLogger("slm_ray").setLevel(logging.WARNING)  # what this project warns of is for the user
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
+    from pipelines import runner_names
     from slm_ray.cli import lean, script
 
     def import_beam() -> None:
         """Without what local jobs need not: half a second. With another runner a job may be in a cloud."""
-        if any("Runner" in word and "DirectRunner" not in word for word in sys.argv):
+        if not runner_names.asks_for_direct(sys.argv[1:]):
             return
         with lean.without("boto3", "pandas", "pymongo", "requests"):
             import apache_beam  # noqa: F401

@@ -20,6 +20,7 @@ import grpc  # type: ignore[import-untyped, unused-ignore]
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
+from pipelines import runner_names
 from slm_ray import internals, storage
 from slm_ray.errors import UserError
 from slm_ray.limits import core_count
@@ -45,8 +46,7 @@ _STEP_NAME = re.compile(r" \[while running .*", flags=re.S)
 
 def is_direct(beam_options: PipelineOptions) -> bool:
     """Whether the pipeline runs on this machine, by the FnApiRunner."""
-    runner = beam_options.view_as(StandardOptions).runner
-    return runner is None or runner.lower() == "directrunner"
+    return runner_names.is_direct(beam_options.view_as(StandardOptions).runner)
 
 
 def prepare_workers(beam_options: PipelineOptions) -> None:

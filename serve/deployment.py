@@ -129,16 +129,14 @@ def build_app(
         api.state.rollout = rollout
         replica = serve.get_replica_context().replica_id.unique_id
         api.state.record = DeploymentRecord(rollout, DeploymentLog(uri, f"{socket.gethostname()} replica {replica}"))
-        metrics = metrics_of(api)
-        api.state.exported = ReplicaMetrics(lambda: metrics.text(rollout.current.load), replica)
+        api.state.exported = ReplicaMetrics(lambda: metrics_of(api).text(rollout.current.load), replica)
         api.state.http = answer_directly(api, rollout, listener, config) if listener else None
         return api
 
     deployment = serve.deployment(
         name=DEPLOYMENT,
         **_scale(config),
-        # A reservation, not a limit: with one, training on a small cluster would wait for ever for its last core.
-        ray_actor_options={"num_cpus": 0} | ({"num_gpus": 1} if device == "cuda" else {}),
+        ray_actor_options=_reserved(device),
         max_ongoing_requests=config.rows + config.max_waiting + SPARE_ONGOING,
         max_queued_requests=MAX_QUEUED,
         backpressure_config={"status_code": 429, "retry_after_s": RETRY_AFTER_S},
@@ -167,6 +165,11 @@ def answer_directly(api: FastAPI, rollout: Rollout, listener: SharedListener, co
 
     api.state.close = close
     return http
+
+
+def _reserved(device: str) -> dict[str, Any]:
+    """No core, which would be no limit: with one, training on a small cluster would wait for ever for its last."""
+    return {"num_cpus": 0} | ({"num_gpus": 1} if device == "cuda" else {})
 
 
 def _scale(config: AppConfig) -> dict[str, Any]:

@@ -22,8 +22,6 @@ LOCAL_SETTINGS = {
     # A proxy that answers already, and was slow to start, is killed under its first request with Serve's 5 s.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
-    # One that hangs would have the time of the longest request, and its GPU, before another takes its place.
-    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     PROXY_USES_GRPC: "1",
     PROXY_CALLBACK: CALLBACK,
     # uvicorn believes X-Forwarded-For of every client on this machine, and the rate limit with it.

@@ -40,7 +40,6 @@ from slm_ray.evaluation.measurement import (
     finite,
     measure,
     subject,
-    torch_threads,
 )
 from slm_ray.evaluation.output_places import check_file
 from slm_ray.evaluation.pictures import write_picture
@@ -50,6 +49,7 @@ from slm_ray.evaluation.written import Written, write_and_score
 from slm_ray.generation.backend_choice import BackendName
 from slm_ray.lineage.explain import explanation
 from slm_ray.model.device import find_device
+from slm_ray.model.threads import torch_threads
 from slm_ray.tracking.aliases import registered_name, roll_back
 from slm_ray.tracking.mlflow_runs import resolve_uri
 

@@ -21,6 +21,8 @@ _UNCHECKED = "only Beam looks at its options, and no typo is refused"
 _OPEN = "a warning that Beam's servers may listen on every interface"
 _BEAMS_WAY = "worker processes are started as Beam does it"
 NAMES: Mapping[str, str] = {
+    "torch:_foreach_mul_": "Muon steps one matrix after another",
+    "torch:_foreach_add_": "Muon steps one matrix after another",
     "torch.cpu:_is_avx512_supported": "the CPU counts as one without AVX-512: short trainings are not compiled",
     "torch.cpu:_is_avx512_bf16_supported": "precision auto is fp32",
     "torch.cpu:_is_amx_tile_supported": "precision auto is fp32 unless AVX-512 has bf16",

@@ -145,17 +145,6 @@ def subject(reference: str, tracking_uri: str = "", device: torch.device = CPU) 
         yield Subject(name=name, model=moved(model, device), tokenizer=tokenizer, is_foreign=found.is_foreign)
 
 
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Compute with so many threads within the block; 0 leaves them as they are. Sums may depend on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def default_threads() -> int:
     """Threads that compute where nobody says how many."""
     return torch.get_num_threads()

@@ -19,6 +19,7 @@ import torch
 from slm_ray.config.schema import IGNORED_TARGET
 from slm_ray.generation.backend import Backend
 from slm_ray.model.decoder import Decoder
+from slm_ray.model.threads import torch_threads
 
 MAX_LOGITS = 2**22
 """Logits computed at a time: 16 MB in fp32."""
@@ -171,13 +172,12 @@ class Scorer:
 @contextlib.contextmanager
 def _evaluating(model: Decoder) -> Iterator[None]:
     """Without dropout, and each operation in one thread; model and torch are found as they were."""
-    was_training, threads = model.training, torch.get_num_threads()
+    was_training = model.training
     model.eval()
-    torch.set_num_threads(1)
     try:
-        yield
+        with torch_threads(1):
+            yield
     finally:
-        torch.set_num_threads(threads)
         model.train(was_training)
 
 

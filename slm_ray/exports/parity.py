@@ -4,10 +4,9 @@ In: the model with its tokenizer, and a `Runtime` that opened the files of the e
 figures, which lie beside the files as `parity.json`. An export that is further off than its bound is refused.
 """
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -269,18 +268,6 @@ def _compare_written(story: Story, found: Sequence[int], bound: float) -> tuple[
     if len(found) < len(story.written):
         return len(found), f"it wrote {len(found)} greedy tokens, and {len(story.written)} are expected"
     return len(story.written), ""
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread of torch within the block: the figures do not depend on the machine's cores, and on small
-    tensors several threads wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def require(found: Sequence[Parity], what: str) -> None:

@@ -16,9 +16,10 @@ from slm_ray.exports import source_model
 from slm_ray.exports.formats import FORMATS, Dtype, Format, Target
 from slm_ray.exports.hf_folder import check_hf, write_hf, write_json
 from slm_ray.exports.model_card import made_with, write_card
-from slm_ray.exports.parity import PARITY, Expected, Parity, ParityError, expected, one_thread, require
+from slm_ray.exports.parity import PARITY, Expected, Parity, ParityError, expected, require
 from slm_ray.exports.push import check_push, push
 from slm_ray.exports.source_model import SourceModel
+from slm_ray.model.threads import torch_threads
 from slm_ray.runs import checkpoint
 
 Write = Callable[[Path, SourceModel, Dtype], None]
@@ -64,7 +65,8 @@ def export_model(
     if push_to:
         check_push(push_to)
     with source_model.opened(reference, data, tracking_uri) as given:
-        with _appearing(output) as folder, one_thread():
+        # The figures do not depend on the machine's cores, and on small tensors several threads wait for one another.
+        with _appearing(output) as folder, torch_threads(1):
             checks = _write(folder, given, to, dtype, writers)
         note = f"the card says little of the data ({given.why_no_manifest}): name it with --data"
         is_known = given.manifest is not None or given.state is None or to == "checkpoint"

@@ -29,11 +29,12 @@ def check_cache(
     shape = f"{config.n_layers} layers of {config.kv_heads} heads and {config.seq_len} tokens"
     if story > MAX_STORY_BYTES:
         raise UserError(f"the cache of a story ({shape}) would take {_mb(story)}, more than {_mb(MAX_STORY_BYTES)}")
-    free, where = (available_bytes(), "memory") if free_on_gpu is None else (free_on_gpu, "the GPU's memory")
+    free = available_bytes() if free_on_gpu is None else free_on_gpu
+    where = "" if free_on_gpu is None else "the GPU's "
     if free is not None and story * max_slots > free / 2:
         raise UserError(
             f"the cache of {max_slots} stories ({shape}) would take {_mb(story * max_slots)}, and {_mb(free)} "
-            f"of {where} are free, of which it may take half: {advice}"
+            f"of {where}memory are free, of which it may take half: {advice}"
         )
 
 

@@ -21,16 +21,18 @@ from slm_ray.model.rms_norm import RMSNorm
 
 @dataclasses.dataclass
 class KVCache:
-    """Keys and values of up to `seq_len` positions for each of B rows, which may be of different lengths."""
+    """Keys and values of up to so many positions for each of B rows, which may be of different lengths."""
 
-    keys: Tensor  # (n_layers, B, n_kv_heads, seq_len, d_head)
-    values: Tensor  # (n_layers, B, n_kv_heads, seq_len, d_head)
+    keys: Tensor  # (n_layers, B, n_kv_heads, S, d_head)
+    values: Tensor  # (n_layers, B, n_kv_heads, S, d_head)
     lengths: Tensor  # (B,) positions filled, int64
 
     @classmethod
-    def empty(cls, config: ModelConfig, rows: int, device: torch.device | str = "cpu") -> "KVCache":
-        """Make a cache with nothing in it, in fp32."""
-        shape = (config.n_layers, rows, config.kv_heads, config.seq_len, config.head_width)
+    def empty(
+        cls, config: ModelConfig, rows: int, device: torch.device | str = "cpu", *, positions: int = 0
+    ) -> "KVCache":
+        """Make a cache with nothing in it, in fp32, for so many positions or (0) the whole context."""
+        shape = (config.n_layers, rows, config.kv_heads, positions or config.seq_len, config.head_width)
         lengths = torch.zeros(rows, dtype=torch.long, device=device)
         return cls(torch.zeros(shape, device=device), torch.zeros(shape, device=device), lengths)
 

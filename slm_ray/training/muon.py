@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from slm_ray import internals
+
 SAFETY = 1.01
 """Factor on the norm, and on what every step but the last is given: the polynomials are steep at one, and what rounding
 lifts above it explodes (to 300,000 in bfloat16). So does the algorithm of the paper below."""
@@ -152,8 +154,7 @@ class Muon(torch.optim.Optimizer):
             for matrices in _by_shape(group["params"]):
                 updates = self._updates(matrices, group)
                 scale = RMS_OF_ADAMW * math.sqrt(max(matrices[0].shape))
-                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(matrices, updates.to(matrices[0].dtype).unbind(), alpha=-group["lr"] * scale)
+                _move(matrices, updates, 1 - group["lr"] * group["weight_decay"], -group["lr"] * scale)
 
     def _updates(self, matrices: list[Tensor], group: dict[str, Any]) -> Tensor:
         """What N matrices of one shape move by, before the scale: (N, rows, columns)."""
@@ -197,6 +198,18 @@ def with_even_rows(updates: Tensor, squares: Tensor) -> Tensor:
     even = updates / (squares.sqrt() + 1e-10)
     lost: Tensor = updates.norm(dim=(-2, -1), keepdim=True) / (even.norm(dim=(-2, -1), keepdim=True) + 1e-10)
     return even * lost
+
+
+def _move(matrices: list[Tensor], updates: Tensor, kept: float, by: float) -> None:
+    """Each matrix becomes `kept` of itself and `by` of its update, (N, rows, columns): at once where torch can."""
+    parts = updates.to(matrices[0].dtype).unbind()
+    multiply, add = internals.find("torch:_foreach_mul_"), internals.find("torch:_foreach_add_")
+    if multiply is not None and add is not None:
+        multiply(matrices, kept)
+        add(matrices, parts, alpha=by)
+        return
+    for matrix, part in zip(matrices, parts, strict=True):
+        matrix.mul_(kept).add_(part, alpha=by)
 
 
 def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:

@@ -15,8 +15,9 @@ from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.evaluation import measurement, output_places, written
 from slm_ray.evaluation.losses import bins
-from slm_ray.evaluation.measurement import Data, Subject, difference, measure, subject, torch_threads
+from slm_ray.evaluation.measurement import Data, Subject, difference, measure, subject
 from slm_ray.evaluation.stories import encoded_anew, read_stories, story_text
+from slm_ray.model.threads import torch_threads
 from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train_bpe

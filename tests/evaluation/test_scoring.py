@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.evaluation.measurement import torch_threads
 from slm_ray.evaluation.scoring import Scorer, windows_of
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.model.decoder import Decoder
+from slm_ray.model.threads import torch_threads
 from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.tiny_model import talkative_model
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
-from pipelines import prepare, runners
+from pipelines import prepare, runner_names, runners
 from slm_ray import internals
 from slm_ray.errors import UserError
 from slm_ray.preparation.resume import Completed
@@ -33,6 +33,37 @@ def small_ranges(monkeypatch):
 def digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", True),
+        ("--runner DirectRunner", True),
+        ("--runner=directrunner", True),
+        ("--runner direct --source FlinkRunner.jsonl", True),
+        ("--runner flink", False),
+        ("--runner=dataflow", False),
+        ("--runner FLINKRUNNER", False),
+        ("--runner PortableRunner", False),
+        ("--runner direct2", False),
+        ("--runner TestDirectRunner", False),
+        ("--runner DirectRunner --runner spark", False),
+        ("--source flink --runner apache_beam.runners.portability.flink_runner.FlinkRunner", False),
+    ],
+)
+def test_only_the_direct_runners_own_names_are_taken_for_it(words: str, expected: bool) -> None:
+    """Both before Beam is imported and by Beam's own options."""
+    assert runner_names.asks_for_direct(words.split()) == expected
+    assert runners.is_direct(PipelineOptions(words.split())) == expected
+
+
+@pytest.mark.parametrize(("runner", "is_lean"), [("flink", False), ("Direct", True)])
+def test_only_a_local_job_leaves_out_the_clients_of_clouds(runner: str, is_lean: bool) -> None:
+    words = ["-X", "importtime", "pipelines/prepare.py", "--runner", runner, "--no-such-option"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert ("pandas._libs" not in done.stderr) == is_lean
 
 
 @pytest.fixture(scope="module")

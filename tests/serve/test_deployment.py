@@ -10,7 +10,6 @@ import ray
 from serve import deployment, gpus, replica_actors
 from serve.gpus import check_gpus, device_for
 from serve.options import AppConfig, ServeConfig
-from serve.ray_connection import LOCAL_SETTINGS
 from slm_ray.config.devices import DeviceName
 from slm_ray.errors import UserError
 
@@ -133,11 +132,6 @@ def test_replicas_that_go_by_themselves_are_not_waited_for(actors: dict[str, str
     with replica_actors.replicas_gone_within(3600):
         actors.pop("SERVE_REPLICA::slm-ray#stories#a1")
     assert len(actors) == len(before) - 1
-
-
-def test_an_unhealthy_replica_has_no_grace() -> None:
-    """That of one of too many is as long as a request may take."""
-    assert LOCAL_SETTINGS["RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"] == "1"
 
 
 def test_rays_proxy_answers_unless_replicas_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:

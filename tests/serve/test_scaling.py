@@ -106,7 +106,7 @@ def two_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
     monkeypatch.setattr(deployment, "_scale", lambda _: {"autoscaling_config": autoscaling})
     run_folder.link(tmp_path / "best", write_endless_model(tmp_path / "v1", seed=1))
     with ray_connection():
-        deployment._deploy(config, config.api_settings())
+        deployment._deploy(config, config.api_settings(), None)
         yield config.url
 
 

@@ -242,7 +242,9 @@ def test_a_record_on_a_full_disk_loses_whole_lines(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     history.append({"step": 3})
-    assert [line["step"] for line in history.lines()] == [1, 3]
+    first, third, told = history.lines()
+    assert [first["step"], third["step"]] == [1, 3]
+    assert "misses 1 line(s)" in told["message"]
 
 
 def test_another_number_of_workers_sees_the_same_samples_each_once(config: TrainConfig) -> None:

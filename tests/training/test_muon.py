@@ -85,7 +85,7 @@ def test_with_its_steps_it_goes_the_way_of_torch_within_its_bfloat16(monkeypatch
     monkeypatch.setattr(muon, "STEPS", ((3.4445, -4.7750, 2.0315),) * 5)
     shapes = [(16, 16), (24, 16), (16, 16), (16, 24)]
     generator = torch.Generator().manual_seed(1)
-    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    ours = [torch.torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     theirs = [torch.nn.Parameter(matrix.detach().clone()) for matrix in ours]
     starts = [matrix.detach().clone() for matrix in ours]
     optimizers = (
@@ -172,7 +172,7 @@ def test_in_bfloat16_it_goes_the_same_way_within_that_rounding() -> None:
 def test_the_state_of_each_matrix_is_its_own_and_goes_into_another_optimizer() -> None:
     """It is kept for all of a shape together, which nobody outside may notice."""
     generator = torch.Generator().manual_seed(7)
-    matrices = [torch.nn.Parameter(torch.randn(4, 6, generator=generator)) for _ in range(3)]
+    matrices = [torch.torch.nn.Parameter(torch.randn(4, 6, generator=generator)) for _ in range(3)]
     others = [torch.nn.Parameter(matrix.detach().clone()) for matrix in matrices]
     optimizer, other = (Muon(both, lr=0.1, normalize_rows=True) for both in (matrices, others))
     for active in (matrices, matrices[1:], matrices):  # the first has no gradient in one step
@@ -239,3 +239,20 @@ def test_ranks_share_the_work_and_come_to_one_result(
         for mine, first, whole in zip(results[rank], results[0], alone, strict=True):
             assert torch.equal(mine, first)
             assert torch.allclose(mine, whole, atol=5e-3 if in_bf16 else 1e-5)
+
+
+def test_a_torch_without_steps_of_many_matrices_at_once_makes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stepped() -> list[Tensor]:
+        torch.manual_seed(3)
+        matrices = [torch.nn.Parameter(torch.randn(4, 6)) for _ in range(3)]
+        optimizer = Muon(matrices, lr=0.1)
+        for _ in range(3):
+            for matrix in matrices:
+                matrix.grad = torch.randn(4, 6)
+            optimizer.step()
+        return [matrix.detach() for matrix in matrices]
+
+    at_once = stepped()
+    monkeypatch.setattr("slm_ray.internals.find", lambda name, default=None: default)
+    for before, after in zip(at_once, stepped()):
+        torch.testing.assert_close(before, after, rtol=0, atol=1e-7)

@@ -40,7 +40,7 @@ def test_a_trial_that_diverges_has_a_result_and_has_not_failed(
         raise UserError(fit(load_inputs(resolve(here, lambda _: 1), NullTracker()), TrainContext()).reason)
 
     monkeypatch.setattr(trials, "run_training", run)
-    trials.train_trial(dataclasses.asdict(config), "", mlflow_runs.OFF, config.max_steps)
+    trials.train_trial(dataclasses.asdict(config), "", mlflow_runs.OFF, config.max_steps, "")
     trial = ended_trial(config, {"optim.lr": 1e6})
     assert trial is not None
     assert trial.status == TrialStatus.DIVERGED
@@ -53,7 +53,7 @@ def test_any_other_mistake_is_a_failure(config: TrainConfig, monkeypatch: pytest
 
     monkeypatch.setattr(trials, "run_training", run)
     with pytest.raises(UserError, match="another driver has it"):
-        trials.train_trial(dataclasses.asdict(config), "", mlflow_runs.OFF, config.max_steps)
+        trials.train_trial(dataclasses.asdict(config), "", mlflow_runs.OFF, config.max_steps, "")
 
 
 def test_why_a_trial_failed_is_one_line_that_names_its_log(config: TrainConfig) -> None:

@@ -26,8 +26,9 @@ from slm_ray.evaluation.card.content import (
     scored_again,
 )
 from slm_ray.evaluation.card.machine import NUMERICS, machine_kind, most_threads, numerics_of
-from slm_ray.evaluation.measurement import Data, torch_threads
+from slm_ray.evaluation.measurement import Data
 from slm_ray.evaluation.writing import text_of
+from slm_ray.model.threads import torch_threads
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 CARD = "card.json"

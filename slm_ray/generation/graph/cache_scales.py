@@ -2,7 +2,7 @@
 
 In: a `Decoder`. Out: for every layer a scale for each channel of its keys and of its values. They are fixed before the
 first request: what a token leaves in the cache depends on its own story alone. A key or value beyond what was seen is
-cut to the largest level.
+cut to the largest level. The model writes in one thread: replicas with other numbers of them get the same scales.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from slm_ray.generation.graph.products import LEVELS
 from slm_ray.model.decoder import Decoder, KVCache
+from slm_ray.model.threads import torch_threads
 
 Array = NDArray[Any]
 STORIES = 16
@@ -33,25 +34,26 @@ def cache_scales(model: Decoder, seed: int = 0) -> Array:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_threads(1):
             cache = _written(model, torch.Generator().manual_seed(seed))
     finally:
         model.train(was_training)
-    count = int(cache.lengths[0])
-    sizes = [_largest(half[:, :, :, :count]) for half in (cache.keys, cache.values)]
+    sizes = [_largest(half) for half in (cache.keys, cache.values)]
     if model.config.positions == "rotary":
-        sizes[0] = _any_turn(cache.keys[:, :, :, :count])
+        sizes[0] = _any_turn(cache.keys)
     scales: Array = np.maximum(torch.stack(sizes, dim=1).cpu().numpy() * _ROOM / LEVELS, _SMALLEST).astype(np.float32)
     return scales
 
 
 def _written(model: Decoder, dice: torch.Generator) -> KVCache:
+    """A cache that is full: it has room for what is written, and no more."""
     config = model.config
     device = next(model.parameters()).device
-    cache = KVCache.empty(config, STORIES, device)
+    count = min(MOST_TOKENS, config.seq_len)
+    cache = KVCache.empty(config, STORIES, device, positions=count)
     tokens = torch.randint(config.vocab_size, (STORIES, 1), generator=dice).to(device)
     tokens[0] = 0  # as a rule the end-of-text token, which every story begins with
-    for _ in range(min(MOST_TOKENS, config.seq_len)):
+    for _ in range(count):
         chances = model.decode(tokens, cache)[:, -1].float().softmax(dim=-1).nan_to_num(1.0)
         tokens = torch.multinomial(chances.cpu(), 1, generator=dice).to(device)
     return cache

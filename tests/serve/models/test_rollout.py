@@ -149,7 +149,7 @@ def test_the_old_version_finishes_its_requests_and_then_its_memory_is_free(
     "fault, expected",
     [
         ("flipped", "is not what was written (its sha256 differs)"),
-        ("nan", "gives numbers that are not finite"),
+        ("nan", "numbers that are not finite"),
         ("mute", "writes nothing"),
         ("pickle", "is a pickle"),
         ("shape", "d_ff is 255 under slm_ray, and 256 by Llama's own fields"),

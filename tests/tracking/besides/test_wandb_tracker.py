@@ -81,7 +81,8 @@ def test_records_are_kept_offline_and_a_resumed_run_goes_on_in_the_same_one(
     assert said == []
     files = sorted(folder.rglob("*.wandb"))
     assert len(files) == 2 and len({path.stem for path in files}) == 1, "two stretches of one run"
-    assert [run.host for path in files for run in read(path, "run")] == ["unnamed", "unnamed"]
+    # wandb writes one for each stretch, or one for both: whichever it is, no machine has a name.
+    assert {run.host for path in files for run in read(path, "run")} == {"unnamed"}
     records = [values(history) for path in files for history in read(path, "history")]
     logged = [(line["step"], line["train_loss"]) for line in records if "train_loss" in line]
     assert logged == [(str(step), repr(step / 7)) for step in (10, 20, 20, 30)]
