@@ -71,17 +71,9 @@ class Stories:
         await asyncio.to_thread(self.app.state.record.end)
 
     async def __del__(self) -> None:
-        """Ray Serve calls it in a replica that goes, one of too many for one, once its requests are answered.
-
-        It knows nothing of those that the replica answers by itself: they have the time that a request may take.
-        """
+        """Ray Serve calls it in a replica that goes, one of too many for one, once its requests are answered."""
         with contextlib.suppress(AttributeError):  # it never came up
-            http, drain_s = self.app.state.http, self.app.state.retire_s
-            if http is not None:
-                http.leave()
-            await self.drain(drain_s)
-            if http is not None:
-                await asyncio.to_thread(http.join, PROXY_SPARE_S / 2)
+            await self.drain(0)
 
     async def check_health(self) -> None:
         """Ray Serve asks every few seconds, and starts another replica in place of one that raises."""
@@ -113,8 +105,7 @@ def build_app(
 ) -> Application:
     """The Serve application; without settings, the keys are those of this process's environment.
 
-    listener: where replicas find the socket at which they answer by themselves (`listener.py`); without one Ray Serve's
-    proxy asks them.
+    listener: of replicas that answer by themselves (`listener.py`); without one Ray Serve's proxy asks them.
     """
     reference, uri = _absolute(config.model), resolve_uri(config.tracking_uri)
     device = device_for(config)
@@ -139,8 +130,7 @@ def build_app(
         replica = serve.get_replica_context().replica_id.unique_id
         api.state.record = DeploymentRecord(rollout, DeploymentLog(uri, f"{socket.gethostname()} replica {replica}"))
         api.state.exported = ReplicaMetrics(lambda: metrics_of(api).text(rollout.current.load), replica)
-        api.state.http = _answering(api, config, listener) if listener else None
-        api.state.retire_s = config.request_timeout_s if listener else 0
+        api.state.http = answer_directly(api, rollout, listener, config) if listener else None
         return api
 
     deployment = serve.deployment(
@@ -160,10 +150,21 @@ def build_app(
     return deployment(serve.ingress(build)(Stories)).bind()
 
 
-def _answering(api: FastAPI, config: AppConfig, listener: SharedListener) -> DirectHttp:
-    """What answers connections in this replica; one that has others beside it leaves them what it has no slot for."""
+def answer_directly(api: FastAPI, rollout: Rollout, listener: SharedListener, config: AppConfig) -> DirectHttp:
+    """Answer connections in this process. Ray Serve, which knows nothing of them, retires the replica at once.
+
+    So it takes no more when the application is shut down, and what it has is given the time that a request may take.
+    """
     slots = config.rows if config.replicas > 1 else 0
-    return DirectHttp(api, receive_listener(listener), slots, config.max_waiting)
+    http = DirectHttp(api, receive_listener(listener), slots, config.max_waiting)
+
+    async def close() -> None:
+        http.leave()
+        await rollout.close(config.request_timeout_s)
+        await asyncio.to_thread(http.join, PROXY_SPARE_S / 2)
+
+    api.state.close = close
+    return http
 
 
 def _reserved(device: str) -> dict[str, Any]:

@@ -72,13 +72,13 @@ FIELDS = {BiasError: "logit_bias", InstructionError: "words"}
 
 
 def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI:
-    """The application; the rollout is closed when it shuts down."""
+    """The application; when it shuts down, `state.close` is awaited, which closes the rollout."""
     settings = settings or ApiSettings()
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         yield
-        await rollout.close()
+        await api.state.close()
 
     # Without docs_url: Swagger's page loads its code from elsewhere.
     api = FastAPI(
@@ -88,6 +88,7 @@ def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI
         docs_url=None,
         redoc_url=None,
     )
+    api.state.close = rollout.close
     metrics = Metrics()
     _add_middlewares(api, settings, metrics)
     _add_error_answers(api)

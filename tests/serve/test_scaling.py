@@ -23,6 +23,9 @@ with warnings.catch_warnings():
     from ray import serve
 
     from serve import deployment
+    from serve.api.routes import create_api
+    from serve.api.settings import ApiSettings
+    from serve.listener import SharedListener
     from serve.options import ServeConfig
     from serve.ray_connection import LOCAL_SETTINGS, ray_connection
 pytestmark = pytest.mark.ray
@@ -53,22 +56,41 @@ def test_a_replica_that_goes_says_that_it_serves_no_more() -> None:
             said.append(f"closed after {drain_s:g} s")
 
     replica = deployment.Stories()
-    state = SimpleNamespace(
-        rollout=Closing(), record=SimpleNamespace(end=lambda: said.append("ended")), http=None, retire_s=0
-    )
+    state = SimpleNamespace(rollout=Closing(), record=SimpleNamespace(end=lambda: said.append("ended")))
     replica.app = SimpleNamespace(state=state)  # type: ignore[assignment]
     asyncio.run(replica.__del__())
     assert said == ["closed after 0 s", "ended"]
-    said.clear()
-    state.retire_s = 300
-    state.http = SimpleNamespace(leave=lambda: said.append("takes no more"), join=lambda _: said.append("all is sent"))
-    asyncio.run(replica.__del__())  # Serve knows nothing of the requests that it answers by itself
-    assert said == ["takes no more", "closed after 300 s", "ended", "all is sent"]
     unborn = deployment.Stories()
     asyncio.run(unborn.__del__())  # which never came up
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nobody awaits what the interpreter's own end of them begins
         del replica, unborn
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_a_replica_that_answers_by_itself_takes_no_more_and_finishes_what_it_has(
+    is_direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve shuts the application down before it calls `__del__`, and knows nothing of those requests."""
+    said: list[str] = []
+
+    async def close(drain_s: float = 0) -> None:
+        said.append(f"closed after {drain_s:g} s")
+
+    async def shut_down() -> None:
+        async with api.router.lifespan_context(api):
+            pass
+
+    rollout: Any = SimpleNamespace(close=close)
+    api = create_api(rollout, ApiSettings(has_proxy=not is_direct))
+    if is_direct:
+        http = SimpleNamespace(leave=lambda: said.append("takes no more"), join=lambda _: said.append("all is sent"))
+        monkeypatch.setattr(deployment, "receive_listener", lambda _: None)
+        monkeypatch.setattr(deployment, "DirectHttp", lambda *_: http)
+        listener = SharedListener(path="", address=())
+        deployment.answer_directly(api, rollout, listener, ServeConfig(request_timeout_s=200))
+    asyncio.run(shut_down())
+    assert said == (["takes no more", "closed after 200 s", "all is sent"] if is_direct else ["closed after 0 s"])
 
 
 @pytest.fixture
