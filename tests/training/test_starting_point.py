@@ -82,7 +82,7 @@ def test_every_model_that_it_goes_back_to_is_named(tiny_config: TrainConfig, ori
     ours = begin(tiny_config, origin, "ours")
     assert checkpoint.load_state(ours.folder.latest).origin.is_ours  # type: ignore[union-attr]
     told = " ".join(str(explanation(["--explain", str(second.folder.latest)])).split())
-    assert "begun from latest, weights of sha256" in told
+    assert "begun from first/step-00000000, weights of sha256" in told
     assert "begun from model, weights of sha256" in told and "a context of 32 tokens, of its 64 made by others" in told
     chain = json.loads(str(explanation(["--explain", str(second.folder.latest), "--json"])))["origin"]
     assert chain["origin"]["reference"] == "model"
