@@ -11,6 +11,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve.api.error_responses import RETRY_AFTER_S
+from serve.api.metrics import Metrics
 from serve.api.routes import create_api
 from serve.api.settings import ApiSettings
 from serve.direct_http import DirectHttp
@@ -129,7 +131,7 @@ def build_app(
         api.state.rollout = rollout
         replica = serve.get_replica_context().replica_id.unique_id
         api.state.record = DeploymentRecord(rollout, DeploymentLog(uri, f"{socket.gethostname()} replica {replica}"))
-        api.state.exported = ReplicaMetrics(lambda: metrics_of(api).text(rollout.current.load), replica)
+        api.state.exported = ReplicaMetrics(partial(_metrics_text, metrics_of(api), rollout), replica)
         api.state.http = answer_directly(api, rollout, listener, config) if listener else None
         return api
 
@@ -165,6 +167,10 @@ def answer_directly(api: FastAPI, rollout: Rollout, listener: SharedListener, co
 
     api.state.close = close
     return http
+
+
+def _metrics_text(metrics: Metrics, rollout: Rollout) -> bytes:
+    return metrics.text(rollout.current.load)
 
 
 def _reserved(device: str) -> dict[str, Any]:

@@ -88,7 +88,11 @@ def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI
         docs_url=None,
         redoc_url=None,
     )
-    api.state.close = rollout.close
+
+    async def close() -> None:
+        await rollout.close()
+
+    api.state.close = close
     metrics = Metrics()
     _add_middlewares(api, settings, metrics)
     _add_error_answers(api)

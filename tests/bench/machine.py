@@ -4,6 +4,8 @@ import os
 import platform
 from pathlib import Path
 
+from slm_ray.limits import core_count
+
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 """What decides about the speed of products and of text, as Linux calls it."""
 
@@ -16,10 +18,9 @@ def machine_line() -> str:
     has = [feature for feature in FEATURES if feature in found]
     lacks = [feature for feature in FEATURES if feature not in found]
     features = f"{', '.join(has) or 'none of these'}; not {', '.join(lacks)}" if lacks else ", ".join(has)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = f", {_memory_gib():.0f} GiB" if _memory_gib() else ""
     shown = f" ({features})" if found else ""
-    return f"{cores} cores of {name}{shown}{memory}, Python {platform.python_version()}"
+    return f"{core_count()} cores of {name}{shown}{memory}, Python {platform.python_version()}"
 
 
 def _cpu_info() -> dict[str, str]:

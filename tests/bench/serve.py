@@ -30,6 +30,7 @@ from serve_options import PROMPT_TOKENS
 
 from slm_ray.config.files import load_config
 from slm_ray.corpus.grammar import sample_stories
+from slm_ray.limits import core_count
 from slm_ray.model.decoder import Decoder, count_parameters
 from slm_ray.runs import checkpoint
 from slm_ray.tokenization.training import train_bpe
@@ -80,7 +81,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.growth:
         given.side, given.streams = [HTTP], GROWTH
-    given.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given.threads = core_count()
     print(machine_line(), flush=True)
     pythons = find_pythons(given.side or [*COMMANDS, HTTP])
     lengths, prompts = ([int(one) for one in values.split(",")] for values in (given.tokens, given.prompt_tokens))
