@@ -33,6 +33,7 @@ from slm_ray.training.peak_flops import matmul_rates
 PRESETS = ("story-5m", "llama2c-15m", "tinystories-28m", "llama2c-42m")
 VOCABULARIES = {"story-5m": 4096, "llama2c-15m": 32_000, "tinystories-28m": 50_257, "llama2c-42m": 32_000}
 WARMUP_STEPS = 5
+PROFILED_STEPS = 3
 SIDE_TIMEOUT_S = 900
 Record = dict[str, Any]
 
@@ -110,12 +111,15 @@ def measure(preset: str, side: str, given: argparse.Namespace) -> Record:
         loss = step()
     torch.cuda.synchronize()
     seconds = []
-    with profiled(given.profile, preset) if side == "ours" else contextlib.nullcontext():
-        for _ in range(given.steps):
-            began = time.perf_counter()
-            loss = step()
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
+    for _ in range(given.steps):
+        began = time.perf_counter()
+        loss = step()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    if given.profile and side == "ours":
+        with profiled(given.profile, preset):
+            for _ in range(PROFILED_STEPS):
+                step()
     speed = rows * config.seq_len / statistics.median(seconds)
     peak = max(matmul_rates(torch.bfloat16, device, 1))
     return {
@@ -131,10 +135,8 @@ def measure(preset: str, side: str, given: argparse.Namespace) -> Record:
     }
 
 
-def profiled(folder: Path | None, preset: str) -> contextlib.AbstractContextManager[Any]:
-    """Keep a trace of the block, where a folder is given."""
-    if folder is None:
-        return contextlib.nullcontext()
+def profiled(folder: Path, preset: str) -> contextlib.AbstractContextManager[Any]:
+    """Keep a trace of the block."""
     folder.mkdir(parents=True, exist_ok=True)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     return torch.profiler.profile(
