@@ -238,8 +238,14 @@ def test_ranks_share_the_work_and_come_to_one_result(
     results: dict[int, list[Tensor]] = {}
     alone = train(-1, TrainContext())
     all_reduce_sum = summing(world_size)
+    exchanges: list[Tensor] = []
     contexts = [
-        TrainContext(rank=rank, world_size=world_size, all_reduce_sum=all_reduce_sum) for rank in range(world_size)
+        TrainContext(
+            rank=rank,
+            world_size=world_size,
+            all_reduce_sum=lambda own: (exchanges.append(own), all_reduce_sum(own))[1],
+        )
+        for rank in range(world_size)
     ]
     threads = [threading.Thread(target=train, args=pair, name=str(pair[0])) for pair in enumerate(contexts)]
     for thread in threads:
@@ -248,10 +254,40 @@ def test_ranks_share_the_work_and_come_to_one_result(
         thread.join(60)
     assert counts.pop(-1) == sum(counts.values()) == len(shapes) * len(gradients)
     assert max(counts.values()) < len(shapes) * len(gradients)
+    assert len(exchanges) == world_size * len(gradients), "one a step: each waits for the slowest rank"
     for rank in range(world_size):
         for mine, first, whole in zip(results[rank], results[0], alone, strict=True):
             assert torch.equal(mine, first)
             assert torch.allclose(mine, whole, atol=5e-3 if in_bf16 else 1e-5)
+
+
+def test_all_that_the_ranks_exchange_goes_at_once_and_keeps_every_bit() -> None:
+    """Odd sizes, several types, a rank without a share, and values of which a sum would make others."""
+    values = [torch.tensor([[-0.0, 1e-40, 3.0]]), torch.randn(3, 1, 1).bfloat16(), torch.tensor([[[7.0]]]).double()]
+    n_exchanges = []
+    all_reduce_sum = summing(2)
+    found: dict[int, list[Tensor]] = {}
+
+    def counted(own: Tensor) -> Tensor:
+        n_exchanges.append(own.dtype)
+        return all_reduce_sum(own)
+
+    def exchange(rank: int) -> None:
+        context = TrainContext(rank=rank, world_size=2, all_reduce_sum=counted)
+        mine = [muon.share_of(len(all_of_it), context) for all_of_it in values]
+        shares = [muon.Share(own[part], part, len(own)) for own, part in zip(values, mine, strict=True)]
+        found[rank] = muon.exchanged(shares, context)
+
+    threads = [threading.Thread(target=exchange, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert n_exchanges == [torch.uint8] * 2
+    for got in found.values():
+        for mine, expected in zip(got, values, strict=True):
+            assert (mine.dtype, mine.shape) == (expected.dtype, expected.shape)
+            assert torch.equal(mine.contiguous().view(torch.uint8), expected.view(torch.uint8))
 
 
 def test_a_torch_without_steps_of_many_matrices_at_once_makes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
