@@ -49,17 +49,18 @@ ALIGNMENT = 16
 """Bytes: a multiple of any type's size."""
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Bring every singular value near one (from 0.0031 of the norm on: 0.79 to 1.23), by the odd polynomials of
     `STEPS`.
 
-    matrices: (N, rows, columns). Returns the same shape. [[2, 0], [0, 0.1]] -> about [[1, 0], [0, 1]].
+    matrices: (N, rows, columns). Returns the same shape, multiplied in `dtype` (None: theirs) and of it.
+    [[2, 0], [0, 0.1]] -> about [[1, 0], [0, 1]].
     """
     is_tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if is_tall else matrices  # (N, r, c), r <= c: the smaller square is the cheaper one
     wide = torch.promote_types(x.dtype, torch.float32)  # bfloat16's norm may be below the largest singular value
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide)  # (N, 1, 1)
-    x = (x / (SAFETY * norm + 1e-7)).to(x.dtype)
+    x = (x / (SAFETY * norm + 1e-7)).to(dtype or x.dtype)
     is_long = x.size(-1) > GRAM_RATIO * x.size(-2)
     x = _through_gram(x) if is_long and x.dtype != torch.bfloat16 else _directly(x)
     return x.mT if is_tall else x
@@ -244,22 +245,28 @@ def made(
     momentum.lerp_(gradients, 1 - beta)
     updates = gradients[start:stop].lerp(momentum[start:stop], beta)
     if start < stop:
-        updates = orthogonalize(updates.to(dtype)).to(updates.dtype)
+        updates = orthogonalize(updates, dtype).to(updates.dtype)
     if squares is not None:
-        own = squares[start:stop]
-        own.lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - ROW_BETA)
-        updates = with_even_rows(updates, own)
+        of_rows = row_squares(updates)
+        updates = with_even_rows(updates, squares[start:stop].lerp_(of_rows, 1 - ROW_BETA), of_rows)
     return updates.to(dtype)
 
 
-def with_even_rows(updates: Tensor, squares: Tensor) -> Tensor:
+def row_squares(updates: Tensor) -> Tensor:
+    """Mean square of every row: (N, rows, 1)."""
+    norms: Tensor = torch.linalg.vector_norm(updates, dim=-1, keepdim=True)
+    return norms.square() / updates.shape[-1]
+
+
+def with_even_rows(updates: Tensor, squares: Tensor, of_rows: Tensor) -> Tensor:
     """Divide each row by the root of its mean square over time; each matrix keeps its norm.
 
-    updates: (N, rows, columns). squares: (N, rows, 1). The norm is kept, so the mean needs no correction at the start.
+    updates: (N, rows, columns). squares: (N, rows, 1), over time; of_rows: the same of these updates alone, from which
+    both norms follow. The norm is kept, so the mean over time needs no correction at the start.
     """
-    even = updates / (squares.sqrt() + 1e-10)
-    lost: Tensor = updates.norm(dim=(-2, -1), keepdim=True) / (even.norm(dim=(-2, -1), keepdim=True) + 1e-10)
-    return even * lost
+    factor = 1 / (squares.sqrt() + 1e-10)  # (N, rows, 1)
+    norm, even = (each.sum(dim=-2, keepdim=True).sqrt() for each in (of_rows, of_rows * factor.square()))  # (N, 1, 1)
+    return updates * (factor * (norm / (even + 1e-10)))
 
 
 def _take(whole: Tensor, values: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slm_ray.training import muon
 from slm_ray.training.context import TrainContext
-from slm_ray.training.muon import Muon, orthogonalize, with_even_rows
+from slm_ray.training.muon import Muon, orthogonalize, row_squares, with_even_rows
 from tests.support.compiler import needs_compiler
 
 
@@ -71,11 +71,19 @@ def test_no_singular_value_leaves_the_bound_whatever_the_rank(shape: tuple[int, 
         noise = torch.randn(shape, generator=generator)
         one = column[:, :1] @ row[:1]
         together = torch.stack([one, one + 1e-3 * noise, column @ row, noise, torch.ones(shape), 1e18 * one])
-        made = orthogonalize(together.to(dtype)).double()
+        made = orthogonalize(together, dtype).double()  # as a step does: rounded once they have their norm
         squares = torch.linalg.eigvalsh(made @ made.mT if rows <= columns else made.mT @ made)  # (6, min(shape))
         assert squares.max().sqrt() < 1.23
         if rows != columns:  # a random square matrix has values near zero
             assert squares[3].min().sqrt() > 0.75
+
+
+def test_what_comes_in_bfloat16_keeps_the_bound_too() -> None:
+    matrices = torch.randn(4, 64, 176, generator=torch.Generator().manual_seed(9)).bfloat16()
+    made = orthogonalize(matrices)
+    values = torch.linalg.svdvals(made.float())
+    assert made.dtype == torch.bfloat16
+    assert 0.75 < values.min() <= values.max() < 1.23
 
 
 def test_a_matrix_of_zeros_stays_so() -> None:
@@ -113,9 +121,24 @@ def test_a_matrix_without_a_gradient_is_left_alone() -> None:
 
 def test_even_rows_have_one_size_and_the_matrix_keeps_its_norm() -> None:
     updates = torch.tensor([[[3.0, 4.0], [0.3, 0.4]]])
-    even = with_even_rows(updates, updates.square().mean(dim=-1, keepdim=True))
+    even = with_even_rows(updates, row_squares(updates), row_squares(updates))
     assert torch.allclose(even.norm(dim=-1), torch.full((1, 2), updates.norm().item() / 2**0.5))
     assert torch.allclose(even.norm(), updates.norm())
+
+
+def test_rows_are_made_even_as_by_the_definition() -> None:
+    """Of NorMuon's definition in fp64: rows of very unlike sizes, one of zeros, and a matrix of zeros."""
+    generator = torch.Generator().manual_seed(8)
+    updates = torch.randn(3, 5, 7, generator=generator) * torch.logspace(-6, 3, 5)[:, None]
+    updates[1, 2], updates[2] = 0.0, 0.0
+    squares = torch.rand(3, 5, 1, generator=generator) * torch.logspace(-9, 6, 5)[:, None]
+    squares[2] = 0.0
+    exact = updates.double() / (squares.double().sqrt() + 1e-10)
+    before, after = (values.double().norm(dim=(-2, -1), keepdim=True) for values in (updates, exact))
+    expected = exact * before / (after + 1e-10)
+    torch.testing.assert_close(row_squares(updates).double(), updates.double().square().mean(-1, keepdim=True))
+    got = with_even_rows(updates, squares, row_squares(updates)).double()
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
 
 
 def test_a_row_that_always_moves_more_is_held_back() -> None:
@@ -229,10 +252,10 @@ def test_ranks_share_the_work_and_come_to_one_result(
         results[rank] = [matrix.detach() for matrix in matrices]
         return results[rank]
 
-    def counted(matrices: Tensor) -> Tensor:
+    def counted(matrices: Tensor, dtype: torch.dtype) -> Tensor:
         name = threading.current_thread().name
         counts[int(name) if name.isdigit() else -1] += len(matrices)
-        return orthogonalize(matrices)
+        return orthogonalize(matrices, dtype)
 
     monkeypatch.setattr(muon, "orthogonalize", counted)
     results: dict[int, list[Tensor]] = {}
