@@ -1,7 +1,7 @@
 """Training on one GPU: tokens/s, MFU and memory of ours against nanoGPT's recipe, both compiled in bf16.
 
-    python tests/bench/gpu.py --output gpu.json      # measures, and prints the table
-    python tests/bench/gpu.py --table gpu.json       # prints it again
+    python tests/bench/training/gpu.py --output gpu.json      # measures, and prints the table
+    python tests/bench/training/gpu.py --table gpu.json       # prints it again
 
 Each side of each preset runs in a process of its own, in turn, on random tokens: what the arithmetic of a step costs.
 Sequences are added until a step has `--tokens` tokens. The first steps, which compile, do not count. `--profile FOLDER`
