@@ -29,7 +29,7 @@ from slm_ray.runs.outcome import RunStatus, has_summary, read_summary
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import StoragePath
-from tune.view import Lines, View
+from tune.shown.view import Lines, View
 
 DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CPU would leave none for the workers
 ORPHAN_TIMEOUT_S = 60.0

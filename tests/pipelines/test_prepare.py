@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 
-from pipelines import explain, prepare
+from pipelines import explain, job, prepare
 from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.corpus.grammar import sample_stories
 from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE, with_instruction, without_instruction
@@ -219,7 +219,7 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
     assert (manifest.source["requested"], manifest.source["used"]) == ("auto", "sample")
 
     stand_in = plan_source("sample", max_stories=40, seed=9)
-    monkeypatch.setattr(prepare, "make_plan", lambda settings: stand_in)
+    monkeypatch.setattr(job, "make_plan", lambda settings: stand_in)
     assert run(data, "--max-stories", "40") == 0
     assert "already holds this data set" in capsys.readouterr().out
     assert load_manifest(data) == manifest
