@@ -392,7 +392,7 @@ def test_two_jobs_do_not_write_to_one_folder(tmp_path, capsys):
 def test_ctrl_c_while_beam_is_imported_ends_in_one_line(tmp_path):
     (tmp_path / "apache_beam.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     done = subprocess.run(
-        [sys.executable, "pipelines/prepare.py", "--help"],
+        [sys.executable, "pipelines/prepare.py", "--source", "sample", "--output", str(tmp_path / "d")],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
