@@ -11,7 +11,7 @@ DATA_SET := data/tinystories
 
 .NOTPARALLEL:  # two commands at once would want one folder and both cores
 
-.PHONY: setup demo data train sweep serve evaluate doctor champion test test-gpu lint format bench bench-prepare bench-train bench-serve bench-learn bench-export bench-gpu bench-scale sbom clean help
+.PHONY: setup demo data train sweep serve evaluate doctor champion test test-gpu lint format bench bench-prepare bench-train bench-serve bench-learn bench-export bench-gpu bench-growth bench-scale sbom clean help
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -97,6 +97,10 @@ bench-serve: $(READY)    ## serving speed against OpenVINO GenAI, llama.cpp and 
 bench-scale: $(READY)    ## on paper: sizes that no machine here can measure, from what was measured
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-scale]'
 	$(BIN)/python tests/bench/scale.py $(ARGS)
+
+bench-growth: $(READY)   ## preparation of 17 MB to 1.9 GB on SOURCE=stories.parquet, sweeps of 1 to 16 trials on DATA=FOLDER
+	$(BIN)/python tests/bench/preparation/prepare_growth.py $(if $(SOURCE),--source $(SOURCE))
+	$(BIN)/python tests/bench/tuning/sweep_growth.py $(if $(DATA),--data $(DATA))
 
 bench-learn: $(READY)    ## learning per token, one factor at a time, on DATA=FOLDER (hours)
 	$(BIN)/python tests/bench/learning/learn.py $(if $(DATA),--data $(DATA))

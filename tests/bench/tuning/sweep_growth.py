@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="of each trial (default: 20)")
     parser.add_argument("--option", nargs="*", default=(), help="options of sweep.py besides")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the sweep ends with it
     print(machine_line(), flush=True)
     print("| trials | seconds in all | a trial more, s | between two trials, median s (longest) |\n|---|---|---|---|")
     before: tuple[int, float] | None = None
@@ -58,12 +60,20 @@ def sweep(count: int, options: argparse.Namespace) -> tuple[float, list[float]]:
         started = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         seen: dict[Path, tuple[float, float, int]] = {}
-        while process.poll() is None:
-            note_steps(Path(scratch) / "growth" / "trials", seen)
-            time.sleep(POLL_S)
+        try:
+            while process.poll() is None:
+                note_steps(Path(scratch) / "growth" / "trials", seen)
+                time.sleep(POLL_S)
+        finally:
+            process.terminate()  # of one that has ended, nothing
         seconds = time.perf_counter() - started
         if process.returncode:
             raise SystemExit(f"sweep.py failed:\n{process.stderr.read()[-3000:] if process.stderr else ''}")
+    for path, (first, last, step) in sorted(seen.items(), key=lambda item: item[1]):
+        print(
+            f"  {path.parent.name}: steps from {first - started:.1f} to {last - started:.1f} s ({step})",
+            file=sys.stderr,
+        )
     times = sorted((first, last) for first, last, _ in seen.values())
     return seconds, [begins - ended for (_, ended), (begins, _) in itertools.pairwise(times)]
 
