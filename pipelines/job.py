@@ -35,7 +35,7 @@ def run(beam_options: PipelineOptions, config: PrepareConfig) -> None:
         print(explain.explain(config.folder, addresses.as_text(config.explain)))
         return
     runners.refuse_private_memory(beam_options, config.folder)
-    runners.prepare_workers(beam_options)
+    runners.prepare_workers(beam_options, config.given_tokenizer)
     plan = make_plan(config)
     with staging.locked(config.folder) as lease:
         with runners.user_errors(config.folder):

@@ -28,6 +28,7 @@ from slm_ray.errors import UserError
 from slm_ray.limits import core_count
 from slm_ray.sources.addresses import all_lines
 from slm_ray.storage import StoragePath
+from slm_ray.tokenization.tokenizer import Tokenizer, cached_tokenizer
 
 forked_workers: types.ModuleType | None
 try:
@@ -53,8 +54,9 @@ def is_direct(beam_options: PipelineOptions) -> bool:
     return runner_names.is_direct(beam_options.view_as(StandardOptions).runner)
 
 
-def prepare_workers(beam_options: PipelineOptions) -> None:
-    """Make worker processes, if the job will have some; best called early, see `forked_workers`."""
+def prepare_workers(beam_options: PipelineOptions, tokenizer: Tokenizer | None = None) -> None:
+    """Make worker processes, if the job will have some; best called early, see `forked_workers`. They make ready the
+    tokenizer, where it is given."""
     keep_freed_memory()  # a fork does as this process
     direct = beam_options.view_as(DirectOptions)
     if is_direct(beam_options) and direct.direct_running_mode == "multi_processing":
@@ -62,7 +64,16 @@ def prepare_workers(beam_options: PipelineOptions) -> None:
             raise UserError(f"direct_num_workers ({direct.direct_num_workers}) must be 0, for all cores, or more")
         direct.direct_num_workers = direct.direct_num_workers or core_count()  # Beam would count the machine's
         if forked_workers is not None:
-            forked_workers.prepare_forks(direct.direct_num_workers)
+            tokenizer_json = "" if tokenizer is None else tokenizer.to_json()
+            forked_workers.prepare_forks(direct.direct_num_workers, functools.partial(_make_ready, tokenizer_json))
+
+
+def _make_ready(tokenizer_json: str) -> None:
+    """In a worker, what its first text would wait for: most of a second, if it is the first use of a tokenizer."""
+    importlib.import_module("awkward")
+    importlib.import_module("gigatoken")
+    if tokenizer_json:
+        cached_tokenizer(tokenizer_json).encode_batch(["Once upon a time"])
 
 
 def keep_freed_memory() -> None:

@@ -182,7 +182,7 @@ def test_a_program_that_cannot_be_fetched_is_one_clear_line(tmp_path):
 def test_all_cores_are_those_that_this_process_may_use(given, expected, monkeypatch):
     made = []
     monkeypatch.setattr(runners, "core_count", lambda: 3)
-    monkeypatch.setattr(runners, "forked_workers", SimpleNamespace(prepare_forks=made.append))
+    monkeypatch.setattr(runners, "forked_workers", SimpleNamespace(prepare_forks=lambda n, _: made.append(n)))
     options = PipelineOptions(["--direct_num_workers", given, "--direct_running_mode", "multi_processing"])
     runners.prepare_workers(options)
     assert made == [expected] == [options.view_as(DirectOptions).direct_num_workers]  # Beam makes no others
