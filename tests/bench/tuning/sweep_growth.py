@@ -66,6 +66,7 @@ def sweep(count: int, options: argparse.Namespace) -> tuple[float, list[float]]:
                 time.sleep(POLL_S)
         finally:
             process.terminate()  # of one that has ended, nothing
+            process.wait()
         seconds = time.perf_counter() - started
         if process.returncode:
             raise SystemExit(f"sweep.py failed:\n{process.stderr.read()[-3000:] if process.stderr else ''}")
