@@ -11,7 +11,7 @@ DATA_SET := data/tinystories
 
 .NOTPARALLEL:  # two commands at once would want one folder and both cores
 
-.PHONY: setup demo data train sweep serve evaluate doctor champion test test-gpu lint format bench bench-prepare bench-train bench-serve bench-learn bench-export bench-gpu bench-scale sbom clean help
+.PHONY: setup demo data train sweep serve evaluate doctor champion test test-gpu lint format bench bench-prepare bench-train bench-serve bench-learn bench-export bench-gpu bench-growth bench-scale sbom clean help
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,28 +78,32 @@ format: $(READY) ## put the code into shape
 
 bench-prepare: $(READY)  ## preparation against datasets.map and datatrove, on SOURCE=stories.parquet
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-prepare]'
-	$(BIN)/python tests/bench/prepare.py $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
-	$(BIN)/python tests/bench/prepare_memory.py $(if $(SOURCE),--source $(SOURCE))
+	$(BIN)/python tests/bench/preparation/prepare.py $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
+	$(BIN)/python tests/bench/preparation/prepare_memory.py $(if $(SOURCE),--source $(SOURCE))
 
 test-gpu: $(READY)  ## tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 bench-gpu: $(READY)  ## training speed on one GPU against nanoGPT's recipe, into gpu.json
-	$(BIN)/python tests/bench/gpu.py $(ARGS)
+	$(BIN)/python tests/bench/training/gpu.py $(ARGS)
 
 bench-train: $(READY)    ## training speed against a bare loop, nanoGPT's recipe and transformers, on DATA=FOLDER
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-train]'
-	$(BIN)/python tests/bench/train.py $(if $(DATA),--data $(DATA)) $(ARGS)
+	$(BIN)/python tests/bench/training/train.py $(if $(DATA),--data $(DATA)) $(ARGS)
 
 bench-serve: $(READY)    ## serving speed against OpenVINO GenAI, llama.cpp and transformers, and over HTTP
-	$(BIN)/python tests/bench/serve.py $(if $(MODEL),--model $(MODEL)) $(ARGS)
+	$(BIN)/python tests/bench/serving/serve.py $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 bench-scale: $(READY)    ## on paper: sizes that no machine here can measure, from what was measured
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-scale]'
 	$(BIN)/python tests/bench/scale.py $(ARGS)
 
+bench-growth: $(READY)   ## preparation of 17 MB to 1.9 GB on SOURCE=stories.parquet, sweeps of 1 to 16 trials on DATA=FOLDER
+	$(BIN)/python tests/bench/preparation/prepare_growth.py $(if $(SOURCE),--source $(SOURCE))
+	$(BIN)/python tests/bench/tuning/sweep_growth.py $(if $(DATA),--data $(DATA))
+
 bench-learn: $(READY)    ## learning per token, one factor at a time, on DATA=FOLDER (hours)
-	$(BIN)/python tests/bench/learn.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python tests/bench/learning/learn.py $(if $(DATA),--data $(DATA))
 
 bench-export: $(READY)   ## exports in the programs that they are for, llama.cpp among them, of MODEL=FOLDER
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-export]'

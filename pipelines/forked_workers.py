@@ -8,13 +8,13 @@ With more threads, or when no fork is left, a worker is started as Beam does it.
 
 import contextlib
 import ctypes
-import importlib
 import json
 import logging
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
@@ -36,14 +36,14 @@ class Fork:
     pipe: int  # to send it its work
 
     @classmethod
-    def make(cls) -> "Fork":
-        """Fork this process."""
+    def make(cls, meanwhile: Callable[[], object]) -> "Fork":
+        """Fork this process. The fork calls `meanwhile` before it waits."""
         receiving, sending = os.pipe()
         pid = os.fork()
         if not pid:
             for pipe in (sending, *(fork.pipe for fork in ForkedWorkerHandler.waiting)):
                 os.close(pipe)  # or it would not notice the end of the process that made it
-            _wait_and_work(receiving)
+            _wait_and_work(receiving, meanwhile)
         os.close(receiving)
         return cls(pid, sending)
 
@@ -53,11 +53,14 @@ class Fork:
             pipe.write(json.dumps(work) + "\n")
 
 
-def prepare_forks(n_workers: int) -> None:
-    """Fork workers for later, where it is safe: on Linux, as long as there is one thread."""
+def prepare_forks(n_workers: int, meanwhile: Callable[[], object]) -> None:
+    """Fork workers for later, where it is safe: on Linux, as long as there is one thread.
+
+    Each calls `meanwhile`, while this process plans.
+    """
     if sys.platform == "linux" and threading.active_count() == 1:
         for _ in range(n_workers):
-            ForkedWorkerHandler.waiting.append(Fork.make())
+            ForkedWorkerHandler.waiting.append(Fork.make(meanwhile))
 
 
 @Environment.register_urn(URN, bytes)
@@ -118,16 +121,15 @@ class ForkedWorkerHandler(SubprocessSdkWorkerHandler):
             os.waitpid(self._fork.pid, 0)
 
 
-def _wait_and_work(pipe: int) -> NoReturn:
+def _wait_and_work(pipe: int, meanwhile: Callable[[], object]) -> NoReturn:
     """Run a fork: it ignores Ctrl-C, which is for the process that made it, and ends with that process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # without it, a worker tries for a minute to reach the process that is gone
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     code = 1
     try:
-        with contextlib.suppress(ImportError):  # meanwhile the process that made it plans
-            importlib.import_module("awkward")
-            importlib.import_module("gigatoken")
+        with contextlib.suppress(Exception):  # what fails now is said when it is needed
+            meanwhile()
         with os.fdopen(pipe) as receiving:
             line = receiving.readline()
         if line:

@@ -9,10 +9,9 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
-from apache_beam.options.pipeline_options import PipelineOptions
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from pipelines.config import PrepareConfig
@@ -20,6 +19,9 @@ from slm_ray import internals
 from slm_ray.config.options import one_line_errors, refuse_foreign_options
 from slm_ray.errors import UserError
 from slm_ray.preparation.cleaning import CleaningRules
+
+if TYPE_CHECKING:  # of Beam, which `--help` need not wait for
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 ABOUT = """Prepare a data set: read stories, clean, split, tokenize, and write checked Parquet shards.
 
@@ -46,7 +48,7 @@ _WORDING = {  # tyro's words for a mistake -> those of Beam's options, which arg
 }
 
 
-def parse(argv: Sequence[str] | None) -> tuple[PipelineOptions, PrepareConfig]:
+def parse(argv: Sequence[str] | None) -> "tuple[PipelineOptions, PrepareConfig]":
     """Read the command line, and the tokenizer that it names.
 
     Raises:
@@ -66,6 +68,8 @@ def parse(argv: Sequence[str] | None) -> tuple[PipelineOptions, PrepareConfig]:
         )
     if "--" in words:
         raise UserError("unknown option --, see --help")
+    from apache_beam.options.pipeline_options import PipelineOptions
+
     _check_beam_options(others)
     _ = config.given_tokenizer  # read before the source is: a mistake is found at once
     return PipelineOptions(others), config
@@ -125,6 +129,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _beam_parser() -> _Parser | None:
     """A parser of all options of Beam; None where this version of Beam cannot be asked for them."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
     parser, add = internals.find(f"{_BEAM}:_BeamArgumentParser"), internals.find(f"{_BEAM}:PipelineOptions.{_ADD}")
     if parser is None or add is None:
         return None

@@ -3,6 +3,8 @@
 In: Beam's options. Out: a `beam.Pipeline`. The rest of `pipelines/` does not know which runner it is.
 """
 
+import contextlib
+import ctypes
 import functools
 import importlib
 import logging
@@ -26,6 +28,7 @@ from slm_ray.errors import UserError
 from slm_ray.limits import core_count
 from slm_ray.sources.addresses import all_lines
 from slm_ray.storage import StoragePath
+from slm_ray.tokenization.tokenizer import Tokenizer, cached_tokenizer
 
 forked_workers: types.ModuleType | None
 try:
@@ -34,6 +37,8 @@ except (ImportError, AttributeError):  # a version of Beam with other names insi
     forked_workers = None
 
 LOGGER = logging.getLogger(__name__)
+MALLOC = {-1: 1 << 27, -2: 1 << 24, -3: 1 << 25, -8: 1}
+"""`mallopt`'s trim threshold, padding, threshold of mapping, and number of arenas."""
 ANSWER_TIMEOUT_S = 5.0
 _SERVER_MODULES = (
     "apache_beam.runners.portability.fn_api_runner.worker_handlers",
@@ -49,15 +54,34 @@ def is_direct(beam_options: PipelineOptions) -> bool:
     return runner_names.is_direct(beam_options.view_as(StandardOptions).runner)
 
 
-def prepare_workers(beam_options: PipelineOptions) -> None:
-    """Make worker processes, if the job will have some; best called early, see `forked_workers`."""
+def prepare_workers(beam_options: PipelineOptions, tokenizer: Tokenizer | None = None) -> None:
+    """Make worker processes, if the job will have some; best called early, see `forked_workers`. They make ready the
+    tokenizer, where it is given."""
+    keep_freed_memory()  # a fork does as this process
     direct = beam_options.view_as(DirectOptions)
     if is_direct(beam_options) and direct.direct_running_mode == "multi_processing":
         if direct.direct_num_workers < 0:
             raise UserError(f"direct_num_workers ({direct.direct_num_workers}) must be 0, for all cores, or more")
         direct.direct_num_workers = direct.direct_num_workers or core_count()  # Beam would count the machine's
         if forked_workers is not None:
-            forked_workers.prepare_forks(direct.direct_num_workers)
+            tokenizer_json = "" if tokenizer is None else tokenizer.to_json()
+            forked_workers.prepare_forks(direct.direct_num_workers, functools.partial(_make_ready, tokenizer_json))
+
+
+def _make_ready(tokenizer_json: str) -> None:
+    """In a worker, what its first text would wait for: most of a second, if it is the first use of a tokenizer."""
+    importlib.import_module("awkward")
+    importlib.import_module("gigatoken")
+    if tokenizer_json:
+        cached_tokenizer(tokenizer_json).encode_batch(["Once upon a time"])
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed: each range takes hundreds of arrays of megabytes, and to get them from the system
+    anew each time is a tenth of the work. Another libc does what it does."""
+    with contextlib.suppress(AttributeError, OSError):
+        for name, value in MALLOC.items():
+            ctypes.CDLL(None).mallopt(name, value)
 
 
 def refuse_private_memory(beam_options: PipelineOptions, folder: StoragePath) -> None:

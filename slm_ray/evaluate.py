@@ -18,40 +18,24 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.config.devices import DeviceName
+from slm_ray.config.measures import Measure, Split
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError
-from slm_ray.evaluation.card.content import card_subject, make_card
-from slm_ray.evaluation.card.files import altered_pages, check_output, write_card
-from slm_ray.evaluation.card.signature import altered_since_signed, check_private_key, sign
-from slm_ray.evaluation.card.verification import Verdict, read_card, split_of, verify
-from slm_ray.evaluation.measurement import (
-    Data,
-    Measure,
-    Measurement,
-    Split,
-    check_tokenizer,
-    default_threads,
-    difference,
-    finite,
-    measure,
-    subject,
-)
 from slm_ray.evaluation.output_places import check_file
-from slm_ray.evaluation.pictures import write_picture
-from slm_ray.evaluation.promotion import promote_on
 from slm_ray.evaluation.summary_text import measurement_text
-from slm_ray.evaluation.written import Written, write_and_score
-from slm_ray.generation.backend_choice import BackendName
+from slm_ray.generation.backend import BackendName
 from slm_ray.lineage.explain import explanation
-from slm_ray.model.device import find_device
-from slm_ray.model.threads import torch_threads
-from slm_ray.tracking.aliases import registered_name, roll_back
 from slm_ray.tracking.mlflow_runs import resolve_uri
+
+if TYPE_CHECKING:  # with torch, which `--help` and a wrong option need not wait for
+    from slm_ray.evaluation.card.verification import Verdict
+    from slm_ray.evaluation.measurement import Measurement
+    from slm_ray.evaluation.written import Written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,13 +123,15 @@ _OF_A_CARD = frozenset(("model", "data", "split", "threads", "beginnings", "trac
 class Found:
     """What the options asked for."""
 
-    own: Measurement
-    other: Measurement | None = None
+    own: "Measurement"
+    other: "Measurement | None" = None
     """Of the model that it is compared with."""
-    written: Written | None = None
+    written: "Written | None" = None
 
     def to_record(self, *, with_tables: bool = True) -> dict[str, Any]:
         """All of it as one object for JSON."""
+        from slm_ray.evaluation.measurement import difference, finite
+
         values = self.own.summary() | (self.own.tables() if with_tables else {})
         if self.other is not None:
             paired = dataclasses.asdict(difference(self.own, self.other))
@@ -165,6 +151,11 @@ def evaluate_model(config: EvaluateConfig) -> Found:
         UserError: no such model or data set, another tokenizer, an empty split, a picture that could not be written, or
             a model that diverged.
     """
+    from slm_ray.evaluation.measurement import Data, check_tokenizer, measure, subject
+    from slm_ray.evaluation.written import write_and_score
+    from slm_ray.model.device import find_device
+    from slm_ray.model.threads import torch_threads
+
     if config.picture:
         check_file(config.picture)
     device = find_device(config.device, config.backend)
@@ -187,6 +178,12 @@ def write_model_card(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: as `evaluate_model`; the data has no training stories, or the folder cannot be written.
     """
+    from slm_ray.evaluation.card.content import card_subject, make_card
+    from slm_ray.evaluation.card.files import check_output, write_card
+    from slm_ray.evaluation.card.signature import check_private_key, sign
+    from slm_ray.evaluation.measurement import Data, default_threads
+    from slm_ray.model.threads import torch_threads
+
     folder = check_output(config.card)
     if config.sign:
         check_private_key(config.sign)
@@ -199,12 +196,18 @@ def write_model_card(config: EvaluateConfig) -> dict[str, Any]:
     return card
 
 
-def check_card(config: EvaluateConfig) -> Verdict:
+def check_card(config: EvaluateConfig) -> "Verdict":
     """Compute a card again and compare every value, then the pages beside it.
 
     Raises:
         UserError: it is no card, or one of another model or data set than these; it has no signature.
     """
+    from slm_ray.evaluation.card.content import card_subject
+    from slm_ray.evaluation.card.files import altered_pages
+    from slm_ray.evaluation.card.signature import altered_since_signed
+    from slm_ray.evaluation.card.verification import Verdict, read_card, split_of, verify
+    from slm_ray.evaluation.measurement import Data
+
     card = read_card(config.verify)
     if config.signed_by:
         found = tuple(altered_since_signed(config.verify, config.signed_by))
@@ -220,6 +223,9 @@ def check_card(config: EvaluateConfig) -> Verdict:
 
 def _move_champion(config: EvaluateConfig) -> int:
     """Promote or roll back, and print what came of it. Returns the exit code: 1 where another stays champion."""
+    from slm_ray.evaluation.promotion import promote_on
+    from slm_ray.tracking.aliases import registered_name, roll_back
+
     if config.rollback:
         name = registered_name(config.model)
         left, back = roll_back(resolve_uri(config.tracking_uri), name)
@@ -253,6 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     found = evaluate_model(config)
     if config.picture:
+        from slm_ray.evaluation.pictures import write_picture
+
         write_picture(config.picture, found.own, found.other)
     if not config.json:
         print(measurement_text(found.to_record()), file=sys.stderr)

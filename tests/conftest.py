@@ -4,6 +4,8 @@ import logging
 import os
 
 os.environ["RAY_ADDRESS"] = "local"  # never join a cluster that happens to run on this machine
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # by default two seconds, in which a run of ours is over
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # the compiler's own processes import torch for longer than they work
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 from collections.abc import Callable, Iterator

@@ -4,6 +4,7 @@ In: fields, from presets and the command line. Out: a `SweepConfig`, checked onc
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, Literal
 
 from slm_ray.config.fields import replaced
@@ -82,3 +83,18 @@ def run_config(sweep: SweepConfig, point: Point, **changes: Any) -> TrainConfig:
     if "optim.lr" in point and sweep.optim.min_lr is not None and "optim.min_lr" not in point:
         values["optim.min_lr"] = min(sweep.optim.min_lr, point["optim.lr"])
     return replaced(TrainConfig(**(shared | changes)), values)
+
+
+def fields_set_twice(words: Collection[str], space: Space, is_short: bool) -> str:
+    """Why an option of the command line contradicts the space; empty where none does.
+
+    `words` are the options that were given, `--d-ff` and `--d_ff` alike as `--d-ff`.
+    """
+    for field in space:
+        option = f"--{field.replace('_', '-')}"
+        if option in words:
+            instead = f"--{option.rpartition('.')[2]}" if is_short else "it in the space file"
+            return f"{option} is what is swept: give {instead} its values"
+    if given := [] if is_short else [option for option in ("--lr", "--d-ff") if option in words]:
+        return f"{given[0]} is of the short form: with --space, give its values in the file"
+    return ""

@@ -7,7 +7,6 @@ before a Ray starts; what only the cluster can tell, before the first trial.
 import dataclasses
 import datetime
 import uuid
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -220,19 +219,4 @@ def registered_name(register: str, tracking_uri: str) -> str:
         return register
     if register not in ("", MODEL_NAME):
         raise UserError(f"register ({register}) needs an MLflow store, and tracking_uri is {mlflow_runs.OFF}")
-    return ""
-
-
-def fields_set_twice(words: Collection[str], space: Space, is_short: bool) -> str:
-    """Why an option of the command line contradicts the space; empty where none does.
-
-    `words` are the options that were given, `--d-ff` and `--d_ff` alike as `--d-ff`.
-    """
-    for field in space:
-        option = f"--{field.replace('_', '-')}"
-        if option in words:
-            instead = f"--{option.rpartition('.')[2]}" if is_short else "it in the space file"
-            return f"{option} is what is swept: give {instead} its values"
-    if given := [] if is_short else [option for option in ("--lr", "--d-ff") if option in words]:
-        return f"{given[0]} is of the short form: with --space, give its values in the file"
     return ""

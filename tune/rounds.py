@@ -15,8 +15,8 @@ from tune.halving import promoted
 from tune.outcomes import failed_trial, refuse_other_trial, trial_at
 from tune.results import METRIC, Trial, TrialStatus, trial_name
 from tune.search import Searcher, Tried
+from tune.shown.view import View
 from tune.space import Point
-from tune.view import View
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

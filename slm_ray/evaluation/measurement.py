@@ -9,10 +9,11 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from slm_ray.config.measures import Measure, Split
 from slm_ray.dataset.batches import TokenStream
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, load_manifest
 from slm_ray.dataset.shards import read_split
@@ -30,9 +31,6 @@ from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.registry import load_model, resolved_model
 from slm_ray.training.context import TrainContext
 from slm_ray.training.evaluation import bits_per_byte, evaluate
-
-Measure = Literal["stories", "windows"]
-Split = Literal["train", "validation", "test"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from slm_ray.config.measures import Split
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.evaluation.comparison import PairedDifference
 from slm_ray.evaluation.losses import InfiniteLossError
-from slm_ray.evaluation.measurement import Data, Measurement, Split, Subject, difference, finite, measure
+from slm_ray.evaluation.measurement import Data, Measurement, Subject, difference, finite, measure
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.golden import BrokenModelError, compare_with_torch
 from slm_ray.model_files.reading import BrokenWeightsError

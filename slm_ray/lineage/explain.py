@@ -7,14 +7,18 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slm_ray.config.options import parse
 from slm_ray.errors import UserError, visible
-from slm_ray.lineage.chain import SHORT, Lineage, Piece, StepStories, stories_of_step, trace
 from slm_ray.runs.train_state import Attempt, Origin
 
+if TYPE_CHECKING:  # with torch, which `--help` need not wait for
+    from slm_ray.lineage.chain import Lineage, Piece, StepStories
+
 OPTION = "--explain"
+SHORT = 12
+"""Letters of a digest that are shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,12 +55,14 @@ def explanation(argv: Sequence[str] | None) -> str | None:
     config = parse(ExplainConfig, words, prog="evaluate.py", about=about, default=ExplainConfig())
     if not config.explain:
         raise UserError(f"{OPTION} is an empty word: name a model")
+    from slm_ray.lineage.chain import stories_of_step, trace
+
     lineage = trace(config.explain, config.tracking_uri)
     found = None if config.step is None else stories_of_step(lineage, config.step, config.data)
     return as_json(lineage, found) if config.json else as_text(lineage, found)
 
 
-def as_json(lineage: Lineage, found: StepStories | None) -> str:
+def as_json(lineage: "Lineage", found: "StepStories | None") -> str:
     """All of it as one object on one line; `step` is null without a step."""
     state = lineage.state
     record = {
@@ -97,7 +103,7 @@ def _attempt_record(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _step_record(found: StepStories) -> dict[str, Any]:
+def _step_record(found: "StepStories") -> dict[str, Any]:
     return {
         "number": found.step,
         "attempt": found.attempt,
@@ -116,7 +122,7 @@ def _step_record(found: StepStories) -> dict[str, Any]:
     }
 
 
-def _piece_record(piece: Piece) -> dict[str, Any]:
+def _piece_record(piece: "Piece") -> dict[str, Any]:
     part = piece.part
     return {
         "story_id": part.story_id,
@@ -131,13 +137,13 @@ def _piece_record(piece: Piece) -> dict[str, Any]:
     }
 
 
-def as_text(lineage: Lineage, found: StepStories | None) -> str:
+def as_text(lineage: "Lineage", found: "StepStories | None") -> str:
     """The same for a reader."""
     lines = [*_chain(lineage), *([] if found is None else _step_lines(found))]
     return "\n".join(f"{name:<10} {text}".rstrip() for name, text in lines)
 
 
-def _chain(lineage: Lineage) -> Iterator[tuple[str, str]]:
+def _chain(lineage: "Lineage") -> Iterator[tuple[str, str]]:
     state = lineage.state
     if lineage.version:
         yield "version", f"{lineage.version} of {visible(lineage.name)}"
@@ -180,7 +186,7 @@ def _attempt_text(attempt: Attempt, *, is_recorded: bool) -> str:
     return f"{data}, batches of {attempt.batch_size}, seed {attempt.seed}, {workers}{code}"
 
 
-def _step_lines(found: StepStories) -> Iterator[tuple[str, str]]:
+def _step_lines(found: "StepStories") -> Iterator[tuple[str, str]]:
     made_by = found.made_by
     yield "", ""
     yield (
@@ -197,7 +203,7 @@ def _step_lines(found: StepStories) -> Iterator[tuple[str, str]]:
             yield "", f"  {visible(piece.text) or '(the end-of-text token)'}"
 
 
-def _extent(piece: Piece) -> str:
+def _extent(piece: "Piece") -> str:
     """Which tokens of its story a window has: counted from 1, the last one included."""
     part = piece.part
     if part.stop - part.start == part.n_tokens:

@@ -28,6 +28,7 @@ _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
 # one of a few characters alone. A test compares both over all pairs of the characters that ftfy knows.
 _KNOWN = "\x80-\u024f\u02b0-\u038f\u03aa-\u03b0\u03ca-\u0400\u0402-\u040f\u0450\u0452-\u052f\u2010-\u2012\u2015-\u2017"
 _KNOWN += "\u201a\u201b\u201e-\u2025\u2027-\u2bff\uf8ff\ufb00-\ufb06\ufffd"
+_BEYOND = re.compile("[^\x00-\x7f]+")
 _SUSPECT = re.compile(f"[\x80-\x9fŒœÃÂ]|[^\x00-\x7f][{_KNOWN}]|[{_KNOWN}][^\x00-\x7f]|[ВГРСΒΓΞΟ][‘“”]")
 # ftfy looks at most 8 ASCII characters to either side, and is no faster on what it leaves alone. Possessive (`*+`), or
 # a long text would fill the memory with ways back.
@@ -60,7 +61,7 @@ def repair_encoding(text: str) -> str:
     `ftfy.fix_encoding`, and no other of ftfy's fixes, on each piece where characters beyond ASCII stand close together.
     What counts as broken is ftfy's heuristic, so its version belongs to what decides about the bytes of a data set.
     """
-    if text.isascii() or not _SUSPECT.search(text):
+    if text.isascii() or not _SUSPECT.search("\n".join(_BEYOND.findall(text))):  # all that it finds is beyond ASCII
         return text
     return _PIECE.sub(lambda piece: fix_encoding(piece[0]) if _SUSPECT.search(piece[0]) else piece[0], text)
 

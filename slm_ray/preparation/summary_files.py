@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from slm_ray.dataset.manifest import Shard
-from slm_ray.preparation.summary import RangeSummary, Sample
+from slm_ray.preparation.summary import Counts, RangeSummary, Sample
 from slm_ray.storage import StoragePath, make_folder, replace_file
 
 SUMMARIES = "ranges"  # folder of the summaries, beside the staged shards
-_FORMAT = "slm-ray range summary 3"
+_FORMAT = "slm-ray range summary 4"
 
 
 def save_summary(folder: StoragePath, summary: RangeSummary) -> None:
@@ -50,14 +50,15 @@ def load_summaries(folder: StoragePath) -> Iterator[RangeSummary]:
 
 
 def _to_json(summary: RangeSummary) -> str:
-    """Token counts are packed: as text, those of a large vocabulary would be most of the file."""
-    packed = zlib.compress(summary.token_counts.astype("<u4").tobytes(), 1)
+    """Token counts are packed: as text, those of a large vocabulary would be most of the file. Words, of which there
+    are thousands and none has a line break, are one text, and their counts packed too."""
     fields = {
         **vars(summary),
         "format": _FORMAT,
         "shards": {name: dataclasses.asdict(shard) for name, shard in summary.shards.items()},
         "samples": [dataclasses.asdict(sample) for sample in summary.samples],
-        "token_counts": base64.b64encode(packed).decode("ascii"),
+        "token_counts": _packed(summary.token_counts),
+        "word_counts": ["\n".join(summary.word_counts), _packed(np.array([*summary.word_counts.values()], np.int64))],
     }
     return json.dumps(fields, ensure_ascii=False)
 
@@ -67,10 +68,19 @@ def _from_json(text: str) -> RangeSummary:
     fields = json.loads(text)
     if fields.pop("format") != _FORMAT:
         raise ValueError(f"expected {_FORMAT}")
-    packed = zlib.decompress(base64.b64decode(fields["token_counts"], validate=True))
-    fields["token_counts"] = np.frombuffer(packed, "<u4").astype(np.int64)
+    fields["token_counts"] = _unpacked(fields["token_counts"])
+    words, counts = fields["word_counts"]
+    fields["word_counts"] = dict(zip(words.split("\n") if words else (), _unpacked(counts).tolist(), strict=True))
     fields["shards"] = {name: Shard(**shard) for name, shard in fields["shards"].items()}
     fields["samples"] = [Sample(**sample) for sample in fields["samples"]]
     for name in ("chars", "words", "tokens"):
         fields[name] = {int(value): count for value, count in fields[name].items()}
     return RangeSummary(**fields)
+
+
+def _packed(counts: Counts) -> str:
+    return base64.b64encode(zlib.compress(counts.astype("<u4").tobytes(), 1)).decode("ascii")
+
+
+def _unpacked(text: str) -> Counts:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<u4").astype(np.int64)

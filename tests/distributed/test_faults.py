@@ -110,11 +110,11 @@ def test_two_workers_killed_and_hung_at_random_steps_end_as_if_nothing_had_happe
     config: TrainConfig, cluster: Any
 ) -> None:
     chance = random.Random(SEED)
-    steps = sorted(chance.sample(range(6, 90), 2))
+    steps = sorted(chance.sample(range(6, 54), 2))
     plan = list(zip(steps, chance.sample([signal.SIGKILL, signal.SIGSTOP], 2), strict=True))
     print(f"FAULT_SEED={SEED}: {plan}")
     config = dataclasses.replace(
-        config, workers=2, max_steps=120, log_interval_steps=1, eval_interval_steps=6, max_failures=8, hang_timeout_s=12
+        config, workers=2, max_steps=72, log_interval_steps=1, eval_interval_steps=6, max_failures=8, hang_timeout_s=12
     )
     fit_in_ranks(dataclasses.replace(config, name="whole"), 2)
     whole = folder_of(dataclasses.replace(config, name="whole"))
@@ -258,7 +258,7 @@ def test_elastic_workers_go_on_when_a_node_leaves_and_when_it_comes_back(
     thread = threading.Thread(target=train, daemon=True)
     thread.start()
     wait_for_message(folder, "2 worker(s)", 1)
-    wait_for_step(folder, 60)
+    wait_for_step(folder, 30)
     cluster.remove_node(sorted(cluster.worker_nodes, key=lambda node: node.node_id)[0], allow_graceful=False)
     wait_for_message(folder, "1 worker(s)", 1)
     cluster.add_node(num_cpus=1)  # by the main thread, as Ray wants it

@@ -50,7 +50,7 @@ def head() -> Iterator[tuple[int, str]]:
             family = [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
             process.send_signal(signal.SIGTERM)
             process.wait(60)
-            for left in psutil.wait_procs(family, timeout=20)[1]:
+            for left in psutil.wait_procs(family, timeout=5)[1]:
                 left.kill()
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 
-from pipelines import explain, prepare
+from pipelines import explain, job, prepare
 from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.corpus.grammar import sample_stories
 from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE, with_instruction, without_instruction
@@ -219,7 +219,7 @@ def test_a_fallback_is_said_loudly_and_kept_when_the_network_returns(tmp_path, m
     assert (manifest.source["requested"], manifest.source["used"]) == ("auto", "sample")
 
     stand_in = plan_source("sample", max_stories=40, seed=9)
-    monkeypatch.setattr(prepare, "make_plan", lambda settings: stand_in)
+    monkeypatch.setattr(job, "make_plan", lambda settings: stand_in)
     assert run(data, "--max-stories", "40") == 0
     assert "already holds this data set" in capsys.readouterr().out
     assert load_manifest(data) == manifest
@@ -392,7 +392,7 @@ def test_two_jobs_do_not_write_to_one_folder(tmp_path, capsys):
 def test_ctrl_c_while_beam_is_imported_ends_in_one_line(tmp_path):
     (tmp_path / "apache_beam.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     done = subprocess.run(
-        [sys.executable, "pipelines/prepare.py", "--help"],
+        [sys.executable, "pipelines/prepare.py", "--source", "sample", "--output", str(tmp_path / "d")],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

@@ -80,8 +80,17 @@ def server(home: Path, line: str, port: int) -> Iterator["subprocess.Popen[bytes
         assert not left, f"processes left behind: {left}"
 
 
+def answer_of(main: Main, capsys: pytest.CaptureFixture[str], line: str) -> str:
+    """What a command prints, run in this process: to start it as a user does takes longer than its work."""
+    capsys.readouterr()
+    assert main(line.split()) == 0
+    return capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_from_stories_to_an_answer_over_http(home: Path) -> None:
+def test_from_stories_to_an_answer_over_http(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepared = run(
         home, "pipelines/prepare.py --runner DirectRunner --source sample --max-stories 300 --vocab-size 512"
     )
@@ -104,13 +113,12 @@ def test_from_stories_to_an_answer_over_http(home: Path) -> None:
     got = json.loads(measured.stdout)
     assert got["data_fingerprint"] == manifest.fingerprint
     assert got["loss"] == pytest.approx(checkpoint.load_state(best).metrics.val_loss, rel=0.02)
-    rounded = run(home, "slm_ray/evaluate.py --measure windows --backend onnx-int8")
-    assert rounded.returncode == 0, rounded.stderr
-    assert json.loads(rounded.stdout)["bits_per_byte"] == pytest.approx(got["bits_per_byte"], rel=0.02)
-    exported = run(home, "slm_ray/export.py --output away")
-    assert exported.returncode == 0, exported.stderr
+    monkeypatch.chdir(home)
+    rounded = json.loads(answer_of(evaluate.main, capsys, "--measure windows --backend onnx-int8"))
+    assert rounded["bits_per_byte"] == pytest.approx(got["bits_per_byte"], rel=0.02)
+    answer_of(export.main, capsys, "--output away")
     assert (home / "away" / "model.safetensors").is_file()
-    assert run(home, "slm_ray/export.py --output away").returncode == 2
+    assert export.main(["--output", "away"]) == 2
 
     port = free_port()
     with server(home, "serve/app.py", port):

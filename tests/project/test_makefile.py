@@ -1,6 +1,7 @@
 """`make setup` finds a Python that is too old, and mends an environment that is half made or has no pip; the targets of
 the commands make what is not there yet, and nothing twice."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,12 @@ def test_help_names_every_target_that_is_for_people(checkout: Path) -> None:
     named = {line.split()[0] for line in shown.stdout.splitlines()}
     phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
     assert set(phony.split()[1:]) - named == {"champion"}
+
+
+def test_every_script_that_it_runs_is_there() -> None:
+    named = re.findall(r"\b(?:pipelines|serve|slm_ray|tune|infra|tests)/[\w/]+\.py", (ROOT / "Makefile").read_text())
+    assert "tests/bench/training/train.py" in named
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_tests_that_need_a_browser_are_counted_in_the_last_lines() -> None:

@@ -23,12 +23,13 @@ from slm_ray.training.starting_point import starting_point
 from tests.support.begun_runs import begin as begin_run
 from tests.support.champions import register_champion
 from tests.support.saved_models import save_talkative
-from tune import sweep as sweep_module
+from tune import running
 from tune.config import SweepConfig
 from tune.origin import hold_origin
 from tune.planning import Plan, plan_sweep
 from tune.record import RECORD, read_record, shared_options, write_record
-from tune.sweep import parse_config, run_sweep
+from tune.running import run_sweep
+from tune.sweep import parse_config
 
 pytestmark = pytest.mark.ray
 
@@ -118,9 +119,7 @@ def test_what_trials_share_names_the_weights(tiny_config: TrainConfig, origins: 
 def test_a_sweep_goes_on_with_the_same_weights_alone_wherever_they_lie(
     tiny_config: TrainConfig, origins: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        sweep_module, "check_cluster", lambda _: (_ for _ in ()).throw(UserError("came as far as this"))
-    )
+    monkeypatch.setattr(running, "check_cluster", lambda _: (_ for _ in ()).throw(UserError("came as far as this")))
     sweep = dataclasses.replace(begin(sweep_from(tiny_config, origins[0])).sweep, resume=True)
     for place in (origins[0], shutil.copytree(origins[0], tmp_path / "elsewhere")):
         with pytest.raises(UserError, match="came as far as this"):
@@ -166,8 +165,8 @@ def test_a_run_that_goes_on_takes_no_weights_away_from_a_sweep(
     best.symlink_to(step)
     if not has_links:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
-    monkeypatch.setattr(sweep_module, "check_cluster", lambda _: None)
-    monkeypatch.setattr(sweep_module, "_run_trials", lambda *_: (_ for _ in ()).throw(UserError("came as far as this")))
+    monkeypatch.setattr(running, "check_cluster", lambda _: None)
+    monkeypatch.setattr(running, "_run_trials", lambda *_: (_ for _ in ()).throw(UserError("came as far as this")))
     sweep = sweep_from(tiny_config, best)
     with pytest.raises(UserError, match="came as far as this"):
         run_sweep(sweep)

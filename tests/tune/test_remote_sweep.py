@@ -16,7 +16,8 @@ from slm_ray.tracking import mlflow_runs
 from tune.config import SweepConfig
 from tune.record import read_record
 from tune.results import TrialStatus
-from tune.sweep import parse_config, run_sweep
+from tune.running import run_sweep
+from tune.sweep import parse_config
 
 pytestmark = pytest.mark.ray
 

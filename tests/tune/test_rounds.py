@@ -23,8 +23,8 @@ from tune.halving import first_rung, promoted, rung_steps
 from tune.planning import plan_sweep
 from tune.results import Trial, TrialStatus, csv_table, ranked
 from tune.rounds import Rounds, run_rounds
+from tune.shown.view import Lines
 from tune.space import Point
-from tune.view import Lines
 
 
 def test_rungs_are_steps_with_a_validation_and_end_with_the_trial() -> None:

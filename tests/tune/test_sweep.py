@@ -23,14 +23,16 @@ from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
 from tune import planning as planning_module
+from tune import running
 from tune import sweep as sweep_module
 from tune.config import MODEL_NAME, SweepConfig, run_config, space_of
 from tune.outcomes import ended_trial, refuse_other_trial
 from tune.planning import plan_sweep, registered_name
-from tune.report import keep_results
 from tune.results import Trial, TrialStatus, format_table, ranked, trial_name
+from tune.running import run_sweep
+from tune.shown.report import keep_results
 from tune.space import Point, grid
-from tune.sweep import main, parse_config, run_sweep
+from tune.sweep import main, parse_config
 
 pytestmark = pytest.mark.ray
 
@@ -92,7 +94,7 @@ def test_a_disk_without_locks_is_no_folder_of_somebody_else(
 
     monkeypatch.setattr(fcntl, "flock", without_locks)
     sweep = resolved(tiny_config, monkeypatch)
-    monkeypatch.setattr(sweep_module, "_run_trials", lambda *_: (_ for _ in ()).throw(UserError("came as far as this")))
+    monkeypatch.setattr(running, "_run_trials", lambda *_: (_ for _ in ()).throw(UserError("came as far as this")))
     with pytest.raises(UserError, match="came as far as this"):
         run_sweep(sweep)
     folder = Path(sweep.output) / sweep.name
@@ -129,7 +131,7 @@ def test_a_signal_says_how_to_resume(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sweep = resolved(tiny_config, monkeypatch)
-    monkeypatch.setattr(sweep_module, "_run_trials", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(running, "_run_trials", lambda *_: os.kill(os.getpid(), number))
     monkeypatch.setattr(sweep_module, "parse_config", lambda _: sweep)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a Ray that another test started has its own
     try:
@@ -200,9 +202,9 @@ def test_a_row_stands_for_each_trial_whatever_became_of_it(
     assert best == run_config(plan.sweep, better.point, name="", register="")
     keep_results(plan, [diverged, failed], NullTracker())
     assert [path.name for path in plan.folder.iterdir()] == ["results.csv"]
-    assert "1 failed and 1 diverged" in sweep_module._no_result([diverged, failed], "s")
-    assert "1 failed and 1 diverged, 1 stopped early" in sweep_module._no_result([diverged, failed, early], "s")
-    assert "all 1 trials diverged (the loss, as it were, rose)" in sweep_module._no_result([diverged], "s")
+    assert "1 failed and 1 diverged" in running._no_result([diverged, failed], "s")
+    assert "1 failed and 1 diverged, 1 stopped early" in running._no_result([diverged, failed, early], "s")
+    assert "all 1 trials diverged (the loss, as it were, rose)" in running._no_result([diverged], "s")
 
 
 def test_data_is_named_as_everywhere_else(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

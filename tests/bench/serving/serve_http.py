@@ -5,7 +5,7 @@ process, on the same cores as the server; every story begins at the same moment 
 round over HTTP the engine writes the same stories in a process of its own (`serve_ours.py --ask`), so that `of_engine`
 compares what ran within a second or two.
 
-    python tests/bench/serve_http.py --model FOLDER --streams 1,16 [--tokens 128]
+    python tests/bench/serving/serve_http.py --model FOLDER --streams 1,16 [--tokens 128]
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from serve_options import options, prompts
 
 from slm_ray.runs.checkpoint import load_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 START_S = 120
 END_S = 60
 Engine: TypeAlias = "subprocess.Popen[str]"
@@ -98,7 +98,7 @@ def wait_until_ready(process: "subprocess.Popen[str]", port: int) -> None:
 @contextlib.contextmanager
 def engine(arguments: list[str]) -> Iterator[Engine]:
     """The bare engine, which waits to be asked."""
-    words = [sys.executable, str(ROOT / "tests" / "bench" / "serve_ours.py"), "--ask", *arguments]
+    words = [sys.executable, str(Path(__file__).with_name("serve_ours.py")), "--ask", *arguments]
     with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process

@@ -27,12 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from machine import machine_line
 from peer_options import FOREVER
 
 from slm_ray.limits import core_count
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+from tests.bench.machine import machine_line
+
 BENCH = Path(__file__).resolve().parent
 POLL_S = 0.2
 STEP_TIMEOUT_S = 600.0

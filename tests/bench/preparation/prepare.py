@@ -21,9 +21,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from machine import machine_line  # the other file of this folder
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+from tests.bench.machine import machine_line
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
 STORIES_PER_FILE = 40_000
 END = "<|endoftext|>"
@@ -120,7 +121,7 @@ def ours(folder: Path, tokenizer: Path, workers: int) -> Callable[[int], list[st
 def peer(name: str, folder: Path, tokenizer: Path) -> Callable[[int], list[str]]:
     """The command of a round."""
     return lambda number: [
-        "tests/bench/prepare.py", "--peer", name,
+        "tests/bench/preparation/prepare.py", "--peer", name,
         str(folder / "input"), str(tokenizer), str(folder / f"{name}-{number}"),
     ]  # fmt: skip
 

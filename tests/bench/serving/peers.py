@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[2] / ".bench"
+FOLDER = Path(__file__).resolve().parents[3] / ".bench"
 INSTALL_S = 1200
 
 

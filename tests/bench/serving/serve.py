@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine_line
 from peers import FOLDER, MissingPeerError, python_of
 from serve_options import PROMPT_TOKENS
 
@@ -35,7 +34,10 @@ from slm_ray.model.decoder import Decoder, count_parameters
 from slm_ray.runs import checkpoint
 from slm_ray.tokenization.training import train_bpe
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+from tests.bench.machine import machine_line
+
 BENCH = Path(__file__).resolve().parent
 TORCH, ONNX, INT8 = "ours, torch", "ours, onnx", "ours, onnx-int8"
 LLAMA, TRANSFORMERS = "llama.cpp", "transformers"

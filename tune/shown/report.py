@@ -18,8 +18,8 @@ from slm_ray.tracking.tracker import Tracker
 from tune.config import run_config
 from tune.outcomes import validations
 from tune.planning import Plan
-from tune.plots import draw_curves, draw_heat_map, draw_parallel, fields_that_vary_most
 from tune.results import METRIC, Trial, TrialStatus, csv_table, trial_name
+from tune.shown.plots import draw_curves, draw_heat_map, draw_parallel, fields_that_vary_most
 from tune.space import Point
 
 TABLE, HEAT_MAP, PARALLEL, CURVES, BEST = "results.csv", "heatmap.png", "parallel.png", "curves.png", "best.yaml"

@@ -1,7 +1,7 @@
 """Training on one GPU: tokens/s, MFU and memory of ours against nanoGPT's recipe, both compiled in bf16.
 
-    python tests/bench/gpu.py --output gpu.json      # measures, and prints the table
-    python tests/bench/gpu.py --table gpu.json       # prints it again
+    python tests/bench/training/gpu.py --output gpu.json      # measures, and prints the table
+    python tests/bench/training/gpu.py --table gpu.json       # prints it again
 
 Each side of each preset runs in a process of its own, in turn, on random tokens: what the arithmetic of a step costs.
 Ours is the trainer's own step with all that belongs to it: it makes each batch and takes it to the GPU, where nanoGPT's

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tune.plots import draw_curves, draw_heat_map, draw_parallel, fields_that_vary_most
 from tune.results import Trial, TrialStatus
+from tune.shown.plots import draw_curves, draw_heat_map, draw_parallel, fields_that_vary_most
 
 PNG = b"\x89PNG"
 

@@ -9,8 +9,8 @@ from ray import cloudpickle
 from rich.console import Console
 
 from tune.results import Trial, TrialStatus
+from tune.shown.view import Lines, LiveTable, View, shown
 from tune.trials import TrialEvents
-from tune.view import Lines, LiveTable, View, shown
 
 RESULT = {"step": 3, "val_bits_per_byte": 1.25}
 

@@ -1,6 +1,6 @@
 """What a setting costs a step: drawing a token for each of 8 rows, as a multiple of drawing among all tokens.
 
-    python tests/bench/sampling.py [--vocab-size 50257] [--rows 8]
+    python tests/bench/serving/sampling.py [--vocab-size 50257] [--rows 8]
 
 Logits are random; each figure is the median of repeats that take turns with those of drawing among all, in CPU time.
 """

@@ -1,4 +1,6 @@
-"""Peak memory of data preparation for an input and for ten times as much: `python tests/bench/prepare_memory.py`.
+"""Peak memory of data preparation for an input and for ten times as much.
+
+    python tests/bench/preparation/prepare_memory.py [--source stories.parquet]
 
 Runs `pipelines/prepare.py` with two worker processes over 20,000 and over 200,000 stories (or `--stories`) and reports
 the highest resident memory of the main process, of the largest worker, and of all together (`VmHWM` of /proc, so Linux
