@@ -6,21 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.project.test_architecture import FLOORS
+from tests.support.pages import PAGES
 from tests.support.paths import ROOT
 
-FOLDERS = (
-    ".github",
-    "infra",
-    "infra/k8s",
-    "infra/monitoring",
-    "pipelines",
-    "serve",
-    "slm_ray",
-    "slm_ray/exports",
-    "tests/bench",
-    "tune",
-)
-PAGES = [ROOT / "README.md", *(page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md")))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
