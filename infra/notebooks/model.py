@@ -45,7 +45,7 @@ if importlib.util.find_spec("slm_ray") is None:
     if not repository:
         raise SystemExit("slm_ray is not installed: set `repository` above to the address that you clone from")
     subprocess.run(["git", "clone", "--depth", "1", repository, "slm-ray"], check=True)
-    needed = ["./slm-ray", "pydantic>=2.7", "pyyaml", "safetensors", "tyro>=0.9.20"]
+    needed = ["./slm-ray", "matplotlib", "pydantic>=2.7", "pyyaml", "safetensors", "torch>=2.9"]
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *needed], check=True)
     importlib.invalidate_caches()
 
