@@ -53,10 +53,10 @@ evaluate: $(READY) $(if $(MODEL),,champion) $(if $(DATA),,$(DATA_SET)/manifest.j
 	$(BIN)/python slm_ray/evaluate.py $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 docs: $(READY)   ## the documentation as a site, in site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f infra/docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f infra/docs/mkdocs.yml
 
 notebooks: $(READY)  ## infra/notebooks as .ipynb, beside the scripts
-	$(BIN)/jupytext --quiet --to ipynb infra/notebooks/data_report.py infra/notebooks/model.py
+	$(BIN)/python -m jupytext --quiet --to ipynb infra/notebooks/data_report.py infra/notebooks/model.py
 
 doctor:          ## what this machine has, and what follows for the commands
 	@python=$(BIN)/python; [ -x $$python ] || python=$(PYTHON); $$python infra/doctor.py $(ARGS)
