@@ -169,7 +169,7 @@ class Checkout:
                 break
             time.sleep(0.5)
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        assert "Traceback" not in done.stderr, done.stderr[-2000:]
+        assert not re.search(r"Traceback|deprecat", done.stderr, re.IGNORECASE), done.stderr[-2000:]
         if text.startswith("curl "):
             assert done.stdout and '"error"' not in done.stdout, done.stdout
 
