@@ -105,7 +105,7 @@ def reference(room: str) -> str:
 
 
 def _page(config: MkDocsConfig, path: str, **content: str) -> File:
-    file = File.generated(config, path, inclusion=InclusionLevel.INCLUDED, **content)  # type: ignore[arg-type]
+    file = File.generated(config, path, inclusion=InclusionLevel.INCLUDED, **content)
     for folder, shorter in SHORTER:
         if file.dest_uri.startswith(folder):
             file.dest_uri = shorter + file.dest_uri.removeprefix(folder)
