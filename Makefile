@@ -11,7 +11,7 @@ DATA_SET := data/tinystories
 
 .NOTPARALLEL:  # two commands at once would want one folder and both cores
 
-.PHONY: setup demo data train sweep serve evaluate doctor champion test test-gpu lint format bench bench-prepare bench-train bench-serve bench-learn bench-export bench-gpu bench-growth bench-scale sbom clean help
+.PHONY: setup demo data train sweep serve evaluate docs notebooks doctor champion test test-gpu lint format bench bench-prepare bench-train bench-serve bench-learn bench-export bench-gpu bench-growth bench-scale sbom clean help
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,12 @@ serve: $(READY) $(if $(MODEL),,champion)  ## the champion over HTTP, or MODEL=MO
 
 evaluate: $(READY) $(if $(MODEL),,champion) $(if $(DATA),,$(DATA_SET)/manifest.json)  ## the champion, or MODEL, on held-out stories
 	$(BIN)/python slm_ray/evaluate.py $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+docs: $(READY)   ## the documentation as a site, in site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f infra/docs/mkdocs.yml
+
+notebooks: $(READY)  ## infra/notebooks as .ipynb, beside the scripts
+	$(BIN)/python -m jupytext --quiet --to ipynb infra/notebooks/data_report.py infra/notebooks/model.py
 
 doctor:          ## what this machine has, and what follows for the commands
 	@python=$(BIN)/python; [ -x $$python ] || python=$(PYTHON); $$python infra/doctor.py $(ARGS)
@@ -115,6 +121,6 @@ sbom: $(READY)   ## lists of packages of the images (CycloneDX), in sbom/
 	@for target in prepare train serve; do \
 		$(BIN)/python infra/container_packages.py $$target --output sbom/$$target.json || exit 1; done
 
-clean:           ## remove what was made here: environment, caches; not data, runs and models
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean:           ## remove what was made here: environment, caches, site; not data, runs and models
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

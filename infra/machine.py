@@ -35,6 +35,8 @@ EXTRAS = {
     "prepare": "pipelines/prepare.py",
     "train": "slm_ray/train.py, evaluate.py and tune/sweep.py",
     "serve": "serve/app.py",
+    "export": "slm_ray/export.py",
+    "docs": "make docs, make notebooks",
 }
 BY_HAND = "pip install -c constraints.txt -e '.[{}]'"
 
@@ -78,15 +80,16 @@ def packages(project: Path) -> Iterator[Finding]:
     yield Finding(
         name="base packages",
         state="missing" if absent else "ok",
-        found=f"without {', '.join(absent)}" if absent else f"all {len(table['dependencies'])}",
+        found=f"without {', '.join(absent)}" if absent else f"all {len(table['dependencies'])} packages",
         advice="`make setup`, or " + BY_HAND.format("all") if absent else "what every command needs",
     )
     for extra, commands in EXTRAS.items():
-        absent = _absent(table["optional-dependencies"][extra])
+        wanted = table["optional-dependencies"][extra]
+        absent = _absent(wanted)
         yield Finding(
             name=f"extra {extra}",
             state="note" if absent else "ok",
-            found=f"without {', '.join(absent)}" if absent else f"all {len(table['optional-dependencies'][extra])}",
+            found=f"without {', '.join(absent)}" if absent else f"all {len(wanted)} packages",
             advice=f"{commands}: `make setup`, or {BY_HAND.format(extra)}" if absent else commands,
         )
 

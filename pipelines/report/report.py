@@ -14,6 +14,7 @@ import numpy as np
 from pipelines.report import figures, markup
 from pipelines.report.markup import Code, Table
 from pipelines.report.measures import RARE, fit_zipf, mean, percentile, share_within, suggested_seq_len
+from slm_ray.dataset.licences import UNKNOWN, source_licence
 from slm_ray.dataset.manifest import REJECTED, SPLITS, Manifest, Split
 from slm_ray.preparation.summary import DataSummary, Sample
 from slm_ray.storage import StoragePath, make_folder
@@ -167,6 +168,7 @@ def _origin(manifest: Manifest) -> Values:
         ("source asked for", source["requested"]),
         ("source used", source["used"]),
         *((name, source[name]) for name in ("why", "revision") if source[name]),
+        ("licence of the stories", source_licence(source) or UNKNOWN),
         ("digest of the source", Code(source["digest"])),
         ("digest of the tokenizer", Code(manifest.tokenizer["sha256"])),
         ("fingerprint of the data set", Code(manifest.fingerprint)),

@@ -8,19 +8,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from slm_ray.dataset.licences import CODE_LICENCE, SAMPLE, UNKNOWN, source_licence
 from slm_ray.dataset.manifest import SPLITS, Manifest
 from slm_ray.exports.source_model import SourceModel
 from slm_ray.hub_reference import parse_hub_reference
 from slm_ray.runs.train_state import Origin
-
-CODE_LICENCE = "Apache-2.0"
-HUB_LICENCES = {
-    "roneneldan/TinyStories": "CDLA-Sharing-1.0",
-    "roneneldan/TinyStoriesInstruct": "CDLA-Sharing-1.0",
-}
-"""Data sets of the hub and what their own cards said in 2026."""
-SAMPLE = "sample"
-"""The source of stories that this project makes itself."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,15 +33,14 @@ def data_source(manifest: Manifest | None) -> DataSource:
     """The source that a manifest names."""
     source: Mapping[str, Any] = manifest.source if manifest else {}
     used, revision = str(source.get("used") or ""), str(source.get("revision") or "")
-    named = parse_hub_reference(used)
+    named, licence = parse_hub_reference(used), source_licence(source)
     if named is not None:
-        licence = HUB_LICENCES.get(named.name, "")
         at = f" at revision {revision}" if revision else ""
         text = f"[{named.name}](https://huggingface.co/datasets/{named.name}){at}, from the Hugging Face hub."
         return DataSource(hub_name=named.name, revision=revision, licence=licence, text=text)
     if used == SAMPLE:
         text = "The sample corpus of SLM-Ray: stories that its code makes, not TinyStories."
-        return DataSource(hub_name="", revision=revision, licence=CODE_LICENCE, text=text)
+        return DataSource(hub_name="", revision=revision, licence=licence, text=text)
     if manifest is None:
         return DataSource(hub_name="", revision="", licence="", text="Not known here: the data set was not at hand.")
     count = len(source.get("files", ()))
@@ -115,7 +106,7 @@ def data_lines(given: SourceModel) -> Iterator[str]:
     """The part of the card."""
     manifest, source = given.manifest, data_source(given.manifest)
     yield f"- **Source**: {source.text}"
-    yield f"- **Licence of the data**: {source.licence or 'not known: ask whoever made the stories'}"
+    yield f"- **Licence of the data**: {source.licence or UNKNOWN}"
     for number, lineage in enumerate(_lineages(given)):
         whose = " of a model that it goes back to" if number else ""
         for fingerprint, step in lineage:

@@ -98,5 +98,6 @@ class TransformersRuntime:
         ids = torch.tensor([list(tokens)])
         with torch.inference_mode():
             mask = torch.ones_like(ids)
-            found = self._model.generate(ids, attention_mask=mask, max_new_tokens=count, generation_config=self._greedy)
+            self._greedy.max_new_tokens = count  # given beside it, transformers says that this is deprecated
+            found = self._model.generate(ids, attention_mask=mask, generation_config=self._greedy)
         return [int(token) for token in found[0, len(tokens) :]]

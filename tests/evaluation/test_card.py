@@ -144,6 +144,21 @@ def test_the_last_digit_counts(check_altered: Callable[[Card], tuple[int, list[s
     assert check_altered(card)[0] == 1
 
 
+def test_a_card_says_the_licence_of_its_stories_and_one_of_before_need_not(
+    check_altered: Callable[[Card], tuple[int, list[str]]], card: Card, written: Path
+) -> None:
+    assert card["data"]["licence"] == "not known: ask whoever made the stories", "which no file says of these"
+    assert "licence of its stories" in (written / "card.md").read_text()
+    del card["data"]["licence"]
+    card[DIGEST] = digest(card)
+    assert check_altered(card)[0] == 0
+    assert "licence of its stories" not in page.markdown(card)
+    card["data"]["licence"] = "CC0-1.0"
+    card[DIGEST] = digest(card)
+    code, lines = check_altered(card)
+    assert code == 1 and "data.licence" in lines[0]
+
+
 def test_an_altered_name_or_digest_is_an_altered_card(
     check_altered: Callable[[Card], tuple[int, list[str]]], card: Card
 ) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -345,6 +346,7 @@ def test_the_report_shows_this_data_set(sample):
     page = (sample / "report/report.html").read_text()
     assert page.count('class="story"') == 5
     assert load_manifest(sample).fingerprint in page
+    assert re.search(r"licence of the stories</td>\s*<td>Apache-2.0", page), "of the sample corpus"
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_here_it_says_everything_and_writes_nothing(tmp_path: Path, capsys: pyte
     content = json.loads(capsys.readouterr().out)
     assert content["is_ready"]
     names = [finding["name"] for finding in content["findings"]]
-    assert len(names) == len(set(names)) == 23
+    assert len(names) == len(set(names)) == 25
     assert all(finding["found"] and finding["advice"] for finding in content["findings"])
     assert doctor.main(["--offline"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from slm_ray.dataset.licences import UNKNOWN, source_licence
 from slm_ray.errors import UserError
 from slm_ray.evaluation.card.machine import machine_kind
 from slm_ray.evaluation.card.published import PUBLISHED
@@ -108,6 +109,7 @@ def _content(subject: CardSubject, data: Data, written: Written, n_beginnings: i
         "model": subject.identity,
         "data": {
             "fingerprint": data.manifest.fingerprint,
+            "licence": source_licence(data.manifest.source) or UNKNOWN,
             "split": data.split,
             "stories": measured.n_stories,
             "tokens": measured.n_tokens,

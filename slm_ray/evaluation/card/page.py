@@ -122,6 +122,7 @@ def _model(card: Mapping[str, Any]) -> Section:
         ("sha256 of the tokenizer", model["tokenizer_sha256"]),
         ("trained on, from step", "; ".join(f"{data_set} from {step}" for data_set, step in model["trained_on"])),
         ("measured on data set", data["fingerprint"]),
+        *([("licence of its stories", data["licence"])] if "licence" in data else []),  # cards of before have none
         ("training stories there", f"{data['training_stories']:,} ({data['training_tokens']:,} tokens)"),
         ("computed on", ", ".join(f"{name} {value}" for name, value in made["machine"].items())),
         ("sha256 of this card", card[DIGEST]),

@@ -47,6 +47,8 @@ SAME_STORIES = 0.5
 Where = tuple[str | int, ...]
 _NOT_COMPARED: tuple[Where, ...] = (("model", "name"), (DIGEST,))
 """The same weights go by several names."""
+_NEWER: tuple[Where, ...] = (("data", "licence"),)
+"""What cards of earlier versions do not say; where it is said, it has to be true."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def verify(card: Card, subject: CardSubject, data: Data) -> Verdict:
             raise UserError(f"the stories in the card are none: {one_line(error)}") from error
         again["made_with"]["machine"] = card["made_with"].get("machine")
     own, other = dict(_values(card)), dict(_values(again))
-    places = [where for where in {**own, **other} if where not in _NOT_COMPARED]
+    unsaid = [where for where in _NEWER if where not in own]
+    places = [where for where in {**own, **other} if where not in (*_NOT_COMPARED, *unsaid)]
     for where in places:
         bound = LOSS_BOUND if where[0] == "loss" and not is_same_kind else 0.0
         is_there = where in own and where in other  # what is missing is not null

@@ -1,26 +1,15 @@
 """The READMEs and their neighbours: links lead somewhere, and what they name is there."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.project.test_architecture import FLOORS
+from tests.support.pages import PAGES
 from tests.support.paths import ROOT
 
-FOLDERS = (
-    ".github",
-    "infra",
-    "infra/k8s",
-    "infra/monitoring",
-    "pipelines",
-    "serve",
-    "slm_ray",
-    "slm_ray/exports",
-    "tests/bench",
-    "tune",
-)
-PAGES = [ROOT / "README.md", *(page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md")))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
@@ -33,6 +22,13 @@ def anchors(page: Path) -> set[str]:
     """The names that GitHub gives to the headings of a page."""
     titles = re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_page_of_the_checkout_is_looked_at() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert set(listed.stdout.split()) <= {page.relative_to(ROOT).as_posix() for page in PAGES}
 
 
 @pages
