@@ -48,6 +48,12 @@ class OptimConfig:
     """Muon brings the rows of each update to one size (NorMuon)."""
     weight_decay: float = 0.1
     """Decoupled weight decay on matrices and embeddings; none on norms and biases."""
+    cautious_decay: bool = False
+    """Muon decays only what its update makes smaller anyway."""
+    lookahead: float = 0.0
+    """Gradients are taken so many mean steps ahead, in the middle of the run (EMA-Nesterov); 0 turns it off."""
+    tail_average: float = 0.0
+    """Share that the mean of the last weights has in the final ones, 0 to 1; 0 turns it off."""
     beta1: float = 0.9
     """Decay of the mean of the gradients."""
     beta2: float = 0.95
@@ -64,9 +70,10 @@ class OptimConfig:
             self.min_lr is None or 0 <= self.min_lr <= self.lr,
             f"min_lr ({self.min_lr}) must be between 0 and lr ({self.lr})",
         )
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "lookahead"):
             _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
         _require(0 < self.decay_share <= 1, f"decay_share ({self.decay_share}) must be above 0 and at most 1")
+        _require(0 <= self.tail_average <= 1, f"tail_average ({self.tail_average}) must be from 0 to 1")
         for name in ("beta1", "beta2", "momentum"):
             _require(0 <= getattr(self, name) < 1, f"{name} ({getattr(self, name)}) must be in [0, 1)")
 

@@ -76,7 +76,7 @@ class Checkpointer:
             return
         is_best = evaluation is not None and evaluation.is_better_than(self._saved_best)
         self._writing = self._state(evaluation, evaluation if is_best else self._saved_best, pending)
-        content = checkpoint.snapshot(self._trainer.model, self._trainer.optimizer.state_dict())
+        content = checkpoint.snapshot(self._trainer.model, self._trainer.optimizer_state())
         self._written = self._writer.submit(self._write, content, self._writing, is_best)
 
     def wait_together(self) -> OSError | None:

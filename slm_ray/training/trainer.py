@@ -26,6 +26,7 @@ from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.metrics import TrainMetrics
 from slm_ray.training.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
 from slm_ray.training.profiling.parts import part
+from slm_ray.training.weight_path import WeightPath, parted, with_path
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DIVERGENCE_FACTOR = 3.0
@@ -46,6 +47,7 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         self.model = Decoder(self.config.model).to(context.device)
         self.optimizer = make_optimizer(self.model, self.config.optim, context, in_bf16=precision == "bf16")
+        self.path = WeightPath(self.model.parameters(), self.config.optim, inputs.max_steps)
         self.step = 0
         self.samples_seen = 0
         self.losses = torch.zeros((), device=context.device)  # of this rank, since the last line of metrics
@@ -69,7 +71,9 @@ class Trainer:
             UserError: the optimizer's state is that of another optimizer or model.
         """
         self.model.load_state_dict(weights)
-        restore_optimizer(self.optimizer, optimizer)
+        of_optimizer, of_path = parted(optimizer)
+        restore_optimizer(self.optimizer, of_optimizer)
+        self.path.load_state_dict(of_path)
         if state.scaler:  # empty where the run was in another precision
             self.scaler.load_state_dict(state.scaler)
         self.step, self.samples_seen = state.step, state.samples_seen
@@ -78,6 +82,10 @@ class Trainer:
             losses = [sum(losses) / max(1, len(losses))] * ranks
         self.losses += losses[self.context.rank]
         self.loss_steps = state.pending_steps
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """All that the coming steps need beside the weights, for a checkpoint."""
+        return with_path(self.optimizer.state_dict(), self.path)
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step. Returns the rank's mean loss (nats a token) and the global gradient norm.
@@ -104,8 +112,10 @@ class Trainer:
             total += loss.detach()
         with part("clipping"):
             norm = self._clip()
+        self.path.before()
         self.scaler.step(self.optimizer)  # type: ignore[arg-type]  # it asks for step() and param_groups alone
         self.scaler.update()
+        self.path.after(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.samples_seen += config.batch_size

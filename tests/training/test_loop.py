@@ -103,9 +103,19 @@ def test_a_seed_gives_one_loss_curve(inputs: TrainInputs) -> None:
     assert losses(inputs) == losses(again) != losses(other)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(inputs: TrainInputs, optimizer: str) -> None:
-    inputs = elsewhere(inputs, optimizer, optim=dataclasses.replace(inputs.config.optim, name=optimizer))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "adamw"},
+        {"name": "muon"},
+        {"name": "muon", "lookahead": 0.6, "tail_average": 0.6, "cautious_decay": True},
+    ],
+    ids=["adamw", "muon", "muon-on-a-path"],
+)
+def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(
+    inputs: TrainInputs, changes: dict[str, Any]
+) -> None:
+    inputs = elsewhere(inputs, "whole", optim=dataclasses.replace(inputs.config.optim, **changes))
     fit(inputs, TrainContext())
     broken = elsewhere(inputs, "broken")
     with pytest.raises(KilledError):
