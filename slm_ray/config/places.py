@@ -14,17 +14,21 @@ from slm_ray.errors import without_secrets
 
 ADDRESSES = ("data", "output", "tracking_uri", "init_from")
 """Fields of `TrainConfig` that name a place."""
+LISTS = ("teacher",)
+"""Fields that name several."""
 MAX_MODEL_NAME_BYTES = 200
 
 
 def saved_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields, with no user, password or query in an address."""
-    return {**config, **{name: without_secrets(str(config[name])) for name in ADDRESSES if name in config}}
+    places = {name: without_secrets(str(config[name])) for name in ADDRESSES if name in config}
+    lists = {name: [without_secrets(str(one)) for one in config[name]] for name in LISTS if name in config}
+    return {**config, **places, **lists}
 
 
 def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that mean something elsewhere: of places the data set's last name alone."""
-    kept = {name: value for name, value in config.items() if name not in ADDRESSES}
+    kept = {name: value for name, value in config.items() if name not in (*ADDRESSES, *LISTS)}
     data = without_secrets(str(config.get("data", "")))
     return kept | ({"data": PurePosixPath(data).name} if data else {})
 
@@ -32,7 +36,8 @@ def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def typed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields, with places below the working folder as seen from there."""
     saved = saved_config(config)
-    return saved | {name: _from_here(saved[name]) for name in ("data", "output", "init_from") if name in saved}
+    places = {name: _from_here(saved[name]) for name in ("data", "output", "init_from") if name in saved}
+    return saved | places | {name: [_from_here(one) for one in saved[name]] for name in LISTS if name in saved}
 
 
 def _from_here(place: str) -> str:

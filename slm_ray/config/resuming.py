@@ -13,9 +13,9 @@ from slm_ray.config.files import flatten, from_dict, load_config, load_values
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 
-KEPT = ("model", "optim.name", "batch_size", "seed")
-"""Of a run: its shape, its optimizer, and what decides which samples a step sees. Its data set too, which is compared
-by its fingerprint, not by its place."""
+KEPT = ("model", "optim.name", "batch_size", "seed", "teacher", "teacher_weight", "teacher_temperature")
+"""Of a run: its shape, its optimizer, what it learns from, and what decides which samples a step sees. Its data set
+too, which is compared by its fingerprint, not by its place."""
 FORCED = ("batch_size", "seed")
 """Those that `--force` changes all the same."""
 

@@ -98,6 +98,14 @@ class TrainConfig:
     init_from: str = ""
     """Model whose weights the run begins with, and whose shape it takes: a folder (ours, or of a Llama, Qwen3, GPT-2 or
     GPT-Neo that others made), models:/NAME/VERSION or hub:OWNER/NAME; random weights when not given."""
+    teacher: tuple[str, ...] = ()
+    """Models of the data set's tokenizer whose opinion of every next token is learned beside the stories: folders,
+    models:/NAME/VERSION or hub:OWNER/NAME. The data set, the model and all that is reported stay as they are, but for
+    the training loss, which has their part in it."""
+    teacher_weight: float = 0.5
+    """Weight of the teachers in the loss, 0 to 1; the stories have the rest."""
+    teacher_temperature: float = 1.0
+    """Temperature at which teachers and model are compared; above 1, unlikely tokens count for more."""
     resume: bool = False
     """Continue the run NAME from its latest checkpoint (without a name: the newest run under output), or begin it."""
     force: bool = False
@@ -175,7 +183,8 @@ class TrainConfig:
             not self.is_elastic or self.max_failures > 0,
             f"workers ({self.workers}) may change by restarts only, and max_failures is 0",
         )
-        for name in ("cpus_per_worker", "epochs"):
+        _require(0 <= self.teacher_weight <= 1, f"teacher_weight ({self.teacher_weight}) must be from 0 to 1")
+        for name in ("cpus_per_worker", "epochs", "teacher_temperature"):
             _require_positive(name, getattr(self, name))
         _require(self.seed < 2**63, f"seed ({self.seed}) must be below 2^63")
         _require(

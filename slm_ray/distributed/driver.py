@@ -37,6 +37,7 @@ from slm_ray.training.inputs import RunPlan, check_files, plan_run
 from slm_ray.training.preflight import refuse_conflicts, resolve, with_its_origin
 from slm_ray.training.profiling.recording import read_tables
 from slm_ray.training.starting_point import StartingPoint, starting_point
+from slm_ray.training.teaching.teachers import check_teachers
 
 LOGGER = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ def run_training(
         latest = plan.folder.latest_valid()
         refuse_conflicts(plan, latest)
         plan = with_its_origin(plan, latest) if latest else plan
+        check_teachers(config)
         start = starting_point(plan) if latest is None and config.init_from else None
         _check_origin(plan, latest or start, origin_sha256)
         cluster.connect(cpus=cluster.least_cpus(config))

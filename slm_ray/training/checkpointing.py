@@ -22,6 +22,7 @@ from slm_ray.runs.run_folder import repair_links
 from slm_ray.runs.train_state import Attempt, Evaluation, TrainState
 from slm_ray.training.run_log import RunLog
 from slm_ray.training.trainer import Trainer
+from slm_ray.training.weight_path import with_path
 
 POLL_S = 0.5
 """Between two heartbeats while a checkpoint is waited for."""
@@ -76,7 +77,8 @@ class Checkpointer:
             return
         is_best = evaluation is not None and evaluation.is_better_than(self._saved_best)
         self._writing = self._state(evaluation, evaluation if is_best else self._saved_best, pending)
-        content = checkpoint.snapshot(self._trainer.model, self._trainer.optimizer_state())
+        state = with_path(self._trainer.optimizer.state_dict(), self._trainer.path)
+        content = checkpoint.snapshot(self._trainer.model, state)
         self._written = self._writer.submit(self._write, content, self._writing, is_best)
 
     def wait_together(self) -> OSError | None:

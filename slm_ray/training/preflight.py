@@ -50,6 +50,7 @@ def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) 
         data=str(data),
         output=str(storage.storage_path(config.output)),
         init_from=place_of(config.init_from),
+        teacher=tuple(map(place_of, config.teacher)),
         name=config.name or f"run-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
         workers=workers,
         model=dataclasses.replace(config.model, vocab_size=vocab_size),
@@ -103,8 +104,9 @@ def _refuse_other_options(plan: RunPlan, latest: Checkpoint) -> None:
 
 
 def _options(config: TrainConfig) -> dict[str, Any]:
-    """The fields, with a shape that is spelled in another way as one shape."""
-    return dataclasses.asdict(dataclasses.replace(config, model=config.model.resolved))
+    """The fields, with a shape or place that is spelled in another way as one."""
+    teacher = tuple(map(place_of, config.teacher))
+    return dataclasses.asdict(dataclasses.replace(config, model=config.model.resolved, teacher=teacher))
 
 
 def _other_origin(was: str, latest: Checkpoint, config: TrainConfig) -> str:

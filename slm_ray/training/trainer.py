@@ -26,7 +26,8 @@ from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.metrics import TrainMetrics
 from slm_ray.training.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
 from slm_ray.training.profiling.parts import part
-from slm_ray.training.weight_path import WeightPath, parted, with_path
+from slm_ray.training.teaching.teachers import load_teachers
+from slm_ray.training.weight_path import WeightPath, parted
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DIVERGENCE_FACTOR = 3.0
@@ -54,6 +55,7 @@ class Trainer:
         self.loss_steps = 0
         module: nn.Module = torch.compile(self.model, dynamic=False) if is_compiled else self.model  # type: ignore[assignment]
         self.module = context.wrap(module)
+        self.teachers = load_teachers(self.config, inputs.tokenizer, context.device)
         self.metrics = TrainMetrics(self.config, context, precision)
         self.batches = TrainBatches.of_stream(
             inputs.train,
@@ -83,10 +85,6 @@ class Trainer:
         self.losses += losses[self.context.rank]
         self.loss_steps = state.pending_steps
 
-    def optimizer_state(self) -> dict[str, Any]:
-        """All that the coming steps need beside the weights, for a checkpoint."""
-        return with_path(self.optimizer.state_dict(), self.path)
-
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step. Returns the rank's mean loss (nats a token) and the global gradient norm.
 
@@ -106,7 +104,7 @@ class Trainer:
             y = torch.from_numpy(targets[first : first + rows]).to(context.device)
             with self._synced_only_if(first == (n_parts - 1) * rows):
                 with part("forward"), self._precision():
-                    loss = self.module(x, y) / targets.size
+                    loss = self._summed_loss(x, y) / targets.size
                 with part("backward"):
                     self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -123,6 +121,10 @@ class Trainer:
         self.loss_steps += 1
         context.heartbeat()
         return total, norm
+
+    def _summed_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of a part of a batch, in nats. x, y: (rows, seq_len)."""
+        return self.module(x, y) if self.teachers is None else self.teachers.loss(self.module(x), x, y)  # type: ignore[no-any-return]
 
     def _clip(self) -> Tensor:
         """Clip the gradients, unscaled first, and return the norm they had; it is the same on every rank."""

@@ -1,0 +1,1 @@
+"""Other models that a run learns from."""
