@@ -32,12 +32,12 @@ from slm_ray.tracking import mlflow_runs, registration
 from slm_ray.tracking.besides.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.besides.wandb_tracker import require_wandb
 from slm_ray.tracking.tracker import Tracker
+from slm_ray.training.besides.teachers import check_teachers
 from slm_ray.training.checkpointing import is_out_of_patience
 from slm_ray.training.inputs import RunPlan, check_files, plan_run
 from slm_ray.training.preflight import refuse_conflicts, resolve, with_its_origin
 from slm_ray.training.profiling.recording import read_tables
 from slm_ray.training.starting_point import StartingPoint, starting_point
-from slm_ray.training.teaching.teachers import check_teachers
 
 LOGGER = logging.getLogger(__name__)
 

@@ -7,8 +7,14 @@ The plain form keeps the logits (B * T, vocab_size) in fp32, their log-softmax a
 logits at a time are turned into their part of the loss and, since its gradient is softmax(logits) minus one at the
 target, into their part of the gradients at once; backward only scales these. The matrix multiplications are the same,
 so nothing is computed twice. Source: the idea is that of Liger Kernel (Hsu et al., arXiv:2410.10989, section 3.2).
+
+On a CPU those few rows are what its cache holds. A GPU is given as many as a bounded part of its memory holds, for it
+waits longer for each kernel's start than such few rows take; and within a compiled model softmax, loss and slope are
+one compiled kernel.
 """
 
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +24,10 @@ CHUNK_ELEMENTS = 2**21
 """Logits computed at a time: 8 MB in fp32, which a core's cache still holds."""
 MIN_CHUNK_ROWS = 128
 """Fewer rows would spend the time on adding up the gradient of the output layer, which each chunk goes over once."""
+CHUNK_ELEMENTS_ON_GPU = 2**28
+"""The same on a GPU: 1 GiB in fp32. Compiled, as much is held in bf16 twice over."""
+SHARE_OF_GPU = 64
+"""Nor more, in fp32, than one part in so many of its memory: a smaller card takes smaller chunks."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
@@ -30,38 +40,103 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    outputs: tuple[Tensor, ...] = _loss_and_gradients(hidden, weight, targets, ignored, dtype, with_gradients)
+    is_fused = torch.compiler.is_compiling() and device == "cuda"
+    outputs: tuple[Tensor, ...] = _loss_and_gradients(hidden, weight, targets, ignored, dtype, with_gradients, is_fused)
     return outputs[0]
 
 
-def chunk_rows(vocab_size: int) -> int:
-    """Rows of logits computed at a time: few enough for the cache, 8 MB where the vocabulary is small."""
-    return max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // vocab_size)
+def chunk_rows(n_rows: int, vocab_size: int, device: torch.device) -> int:
+    """Rows of logits computed at a time, of `n_rows` in all.
+
+    On a CPU few enough for its cache: 8 MB where the vocabulary is small. On a GPU as many as its memory allows, in
+    chunks of one size where a size near that divides `n_rows`: each other size is compiled for itself.
+    """
+    if device.type == "cpu":
+        return max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // vocab_size)
+    return even_rows(n_rows, max(MIN_CHUNK_ROWS, elements_on_gpu(_memory_of(device)) // vocab_size))
+
+
+def elements_on_gpu(memory_bytes: int) -> int:
+    """Logits computed at a time on a GPU of so much memory: a free part may change, and with it the order of sums."""
+    return min(CHUNK_ELEMENTS_ON_GPU, memory_bytes // (4 * SHARE_OF_GPU))
+
+
+def even_rows(n_rows: int, most: int) -> int:
+    """`n_rows` in parts of at most `most`: alike where up to twice the fewest can be, else the last one is smaller.
+
+    `even_rows(32_768, 5_341) -> 4_096` in 8 parts where 7 would do; `even_rows(100, 128) -> 100`.
+    """
+    fewest = max(1, -(-n_rows // most))
+    n_parts = next((number for number in range(fewest, 2 * fewest) if n_rows % number == 0), fewest)
+    return max(1, -(-n_rows // n_parts))
+
+
+def _memory_of(device: torch.device) -> int:
+    if device.type != "cuda":  # meta, and devices that nobody here has
+        return 4 * SHARE_OF_GPU * CHUNK_ELEMENTS
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 # An operator of its own, so that torch.compile takes it as one step: unrolled over its chunks, it compiles for long.
 @torch.library.custom_op("slm_ray::linear_cross_entropy", mutates_args=())
 def _loss_and_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, dtype: torch.dtype, with_gradients: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignored: int,
+    dtype: torch.dtype,
+    with_gradients: bool,
+    is_fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and its gradients with respect to hidden and weight (empty where they are not asked for)."""
     wide = torch.promote_types(dtype, torch.float32)
     loss = torch.zeros((), dtype=wide, device=hidden.device)
     to_hidden = torch.empty_like(hidden) if with_gradients else hidden.new_empty(0)
     to_weight = torch.zeros_like(weight) if with_gradients else weight.new_empty(0)
+    chunk = _fused() if is_fused else _step_by_step
     with torch.autocast(hidden.device.type, enabled=False):
         narrow = weight.to(dtype)
-        rows = chunk_rows(len(weight))
-        for first in range(0, len(hidden), rows):
-            part = slice(first, first + rows)
+        for part in _parts(len(hidden), chunk_rows(len(hidden), len(weight), hidden.device)):
             x, is_target = hidden[part].to(dtype), (targets[part] != ignored)[:, None]  # (rows, d_model), (rows, 1)
-            nats, slope = _chunk(x @ narrow.t(), targets[part, None].clamp_min(0), wide)
-            loss += nats.where(is_target, 0).sum()
+            nats, slope = chunk(x @ narrow.t(), targets[part, None].clamp_min(0), is_target, wide)
+            loss += nats
             if with_gradients:
                 slope = slope.to(dtype)  # (rows, vocab_size)
                 to_hidden[part] = (slope @ narrow) * is_target
                 _add_product(to_weight, slope.t(), x * is_target)
     return loss, to_hidden, to_weight
+
+
+def _parts(n_rows: int, at_a_time: int) -> Iterator[slice]:
+    for first in range(0, n_rows, at_a_time):
+        yield slice(first, first + at_a_time)
+
+
+def _step_by_step(logits: Tensor, index: Tensor, is_target: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Summed loss of the rows that have a target, and the slope of every row, (rows, vocab_size), both in `wide`."""
+    nats, slope = _chunk(logits, index, wide)
+    return nats.where(is_target, 0).sum(), slope
+
+
+def fused_chunk(logits: Tensor, index: Tensor, is_target: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The same for a compiler, which reads the logits twice and writes nothing but the slope, in the logits' type.
+
+    logits: (rows, vocab_size); index, is_target: (rows, 1). The loss is in `wide`.
+    """
+    below = logits.to(wide)
+    below = below - below.amax(1, keepdim=True)
+    total = below.exp().sum(1, keepdim=True)  # (rows, 1), at least one
+    nats = total.log() - below.gather(1, index)
+    is_chosen = torch.arange(logits.shape[1], device=logits.device) == index  # (rows, vocab_size)
+    slope = below.exp() / total - is_chosen.to(wide)
+    return nats.where(is_target, 0).sum(), slope.to(logits.dtype)
+
+
+@functools.cache
+def _fused() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Compiled here, not within the model's graph, in which every chunk would be compiled anew."""
+    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(fused_chunk)
+    return compiled
 
 
 def _chunk(logits: Tensor, index: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -85,7 +160,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 @_loss_and_gradients.register_fake
 def _shapes(
-    hidden: Tensor, weight: Tensor, _targets: Tensor, _ignored: int, dtype: torch.dtype, with_gradients: bool
+    hidden: Tensor,
+    weight: Tensor,
+    _targets: Tensor,
+    _ignored: int,
+    dtype: torch.dtype,
+    with_gradients: bool,
+    _is_fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss = hidden.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
     if not with_gradients:
@@ -100,9 +181,9 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 
 def _scale_gradients(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if upstream is None:
-        return (None,) * 6
+        return (None,) * 7
     to_hidden, to_weight = ctx.saved_tensors
-    return to_hidden * upstream, to_weight * upstream, None, None, None, None
+    return to_hidden * upstream, to_weight * upstream, None, None, None, None, None
 
 
 _loss_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_gradients)

@@ -20,9 +20,9 @@ from slm_ray.runs.code_version import code_version
 from slm_ray.runs.ownership import mark
 from slm_ray.runs.run_folder import repair_links
 from slm_ray.runs.train_state import Attempt, Evaluation, TrainState
+from slm_ray.training.besides.weight_path import with_path
 from slm_ray.training.run_log import RunLog
 from slm_ray.training.trainer import Trainer
-from slm_ray.training.weight_path import with_path
 
 POLL_S = 0.5
 """Between two heartbeats while a checkpoint is waited for."""

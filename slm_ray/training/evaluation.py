@@ -14,6 +14,7 @@ from slm_ray.dataset.batches import TokenStream, evaluation_batches
 from slm_ray.generation.backend import Backend
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.training.context import TrainContext
+from slm_ray.training.gpu_traffic import to_device
 
 
 def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, context: TrainContext) -> Evaluation:
@@ -30,7 +31,7 @@ def evaluate(model: nn.Module, stream: TokenStream, *, seq_len: int, context: Tr
     with torch.no_grad():
         for inputs, targets in windows:
             context.heartbeat()
-            x, y = torch.from_numpy(inputs).to(context.device), torch.from_numpy(targets).to(context.device)
+            x, y = to_device(inputs, context.device), to_device(targets, context.device)
             sums += torch.stack([model(x, y).double(), (y != IGNORED_TARGET).sum().double()])
     model.train(was_training)
     nats, tokens = context.all_reduce_sum(sums).tolist()

@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from slm_ray.errors import UserError
@@ -18,6 +19,7 @@ from slm_ray.runs.run_folder import refuse_corrupt
 from slm_ray.runs.train_state import Evaluation
 from slm_ray.training.checkpointing import Checkpointer, is_out_of_patience
 from slm_ray.training.context import TrainContext
+from slm_ray.training.gpu_traffic import LateReading, to_device
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.optim import learning_rate
 from slm_ray.training.profiling.recording import StepProfile, step_profile
@@ -118,6 +120,7 @@ def _intervals(run: Run) -> Iterator[int]:
 def _train_interval(run: Run, until: int) -> bool:
     """Train up to a step; returns whether it was broken off there, as all ranks agreed."""
     trainer, config = run.trainer, run.trainer.config
+    stops = LateReading(trainer.context.device.type == "cuda")
     trainer.module.train()
     started, first = time.perf_counter(), trainer.step
     while trainer.step < until:
@@ -132,15 +135,18 @@ def _train_interval(run: Run, until: int) -> bool:
             figures["tokens"] = float(trainer.samples_seen * config.model.seq_len)
             run.log.step(trainer.step, figures)
             started, first = time.perf_counter(), trainer.step
-        if _is_stopped(trainer.context):
+        if _is_stopped(trainer.context, stops):
+            trainer.refuse_bad_gradient()
             return True
     return False
 
 
-def _is_stopped(context: TrainContext) -> bool:
-    """Rank 0 knows; all ranks leave after the same step."""
-    wanted = float(context.is_main and context.is_stop_requested())
-    return context.all_reduce_sum(torch.tensor([wanted], device=context.device)).item() > 0
+def _is_stopped(context: TrainContext, stops: LateReading) -> bool:
+    """Rank 0 knows; all ranks leave after the same step, several on GPUs after the next one."""
+    wanted = context.is_main and context.is_stop_requested()
+    if context.world_size == 1:
+        return wanted
+    return bool(stops.next(context.all_reduce_sum(to_device(np.array([wanted], np.float32), context.device))))
 
 
 def _report(run: Run, evaluation: Evaluation) -> None:

@@ -125,7 +125,8 @@ class Muon(torch.optim.Optimizer):
 
     With `context`, the ranks that it names share the work; they must have the same gradients. With `in_bf16` updates
     are multiplied and exchanged in bfloat16 on a CPU too, as they always are on a GPU; the iteration forgives the
-    rounding. Momentum and weights keep their precision.
+    rounding. Momentum and weights keep their precision. With `is_compiled` all between gradients and updates
+    in bfloat16 is compiled for each shape: on a GPU the start of a kernel takes longer than most of them run.
     """
 
     def __init__(
@@ -138,12 +139,14 @@ class Muon(torch.optim.Optimizer):
         normalize_rows: bool = False,
         cautious_decay: bool = False,
         in_bf16: bool = False,
+        is_compiled: bool = False,
         context: Ranks | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "normalize_rows": normalize_rows}
         defaults |= {"cautious_decay": cautious_decay}
         super().__init__(params, defaults)
         self._in_bf16, self._context = in_bf16, context
+        self._made_in_bf16: Callable[..., Tensor] = torch.compile(made, dynamic=False) if is_compiled else made
         self._stacks: dict[tuple[str, Tensor], tuple[Tensor, list[Tensor]]] = {}  # each with its parts
         for group in self.param_groups:
             assert all(parameter.dim() == 2 for parameter in group["params"]), "Muon is for matrices"
@@ -167,18 +170,14 @@ class Muon(torch.optim.Optimizer):
         """What N matrices of one shape move by, before the scale: (N, rows, columns)."""
         gradients = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])
         momentum = self._stacked(matrices, "momentum_buffer", gradients)
-        momentum.lerp_(gradients, 1 - group["momentum"])
+        squares = self._stacked(matrices, "row_squares", gradients[..., :1]) if group["normalize_rows"] else None
         mine = share(len(matrices), self._context)  # (n, ...) of them, as all below until they are exchanged
-        updates = gradients[mine].lerp_(momentum[mine], group["momentum"])
-        dtype = torch.bfloat16 if self._in_bf16 or updates.is_cuda else updates.dtype
-        if mine.start < mine.stop:
-            updates = orthogonalize(updates.to(dtype)).to(updates.dtype)
-        if group["normalize_rows"]:
-            squares = self._stacked(matrices, "row_squares", gradients[..., :1])  # (N, rows, 1)
-            squares[mine].lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - ROW_BETA)
-            updates = with_even_rows(updates, squares[mine])
+        dtype = torch.bfloat16 if self._in_bf16 or gradients.is_cuda else gradients.dtype
+        make = self._made_in_bf16 if dtype == torch.bfloat16 else made  # inductor does not compile the other way
+        updates = make(gradients, momentum, squares, mine.start, mine.stop, group["momentum"], dtype)
+        if squares is not None and self._context is not None and self._context.world_size > 1:
             squares.copy_(gathered(squares[mine], mine, len(matrices), self._context))
-        return gathered(updates.to(dtype), mine, len(matrices), self._context)
+        return gathered(updates, mine, len(matrices), self._context)
 
     def _stacked(self, matrices: list[Tensor], name: str, like: Tensor) -> Tensor:
         """One part of the state of all matrices, each of the shape of `like`'s; zeros at first.
@@ -195,6 +194,31 @@ class Muon(torch.optim.Optimizer):
                 self.state[matrix][name] = part
             self._stacks[name, matrices[0]] = whole, parts
         return whole
+
+
+def made(
+    gradients: Tensor,
+    momentum: Tensor,
+    squares: Tensor | None,
+    start: int,
+    stop: int,
+    beta: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The updates of the matrices from `start` to `stop`, (stop - start, rows, columns), made and given in `dtype`.
+
+    gradients: (N, rows, columns). momentum: the same, moved on here. squares: (N, rows, 1), moved on for those
+    matrices; None where rows stay as they are.
+    """
+    momentum.lerp_(gradients, 1 - beta)
+    updates = gradients[start:stop].lerp(momentum[start:stop], beta)
+    if start < stop:
+        updates = orthogonalize(updates.to(dtype)).to(updates.dtype)
+    if squares is not None:
+        own = squares[start:stop]
+        own.lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - ROW_BETA)
+        updates = with_even_rows(updates, own)
+    return updates.to(dtype)
 
 
 def with_even_rows(updates: Tensor, squares: Tensor) -> Tensor:

@@ -72,11 +72,17 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> dict[str, dict[st
 
 
 def make_optimizer(
-    model: nn.Module, config: OptimConfig, context: Ranks | None = None, *, in_bf16: bool = False
+    model: nn.Module,
+    config: OptimConfig,
+    context: Ranks | None = None,
+    *,
+    in_bf16: bool = False,
+    is_compiled: bool = False,
 ) -> AnyOptimizer:
     """AdamW (one kernel a group) over everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    Muon shares its work among the ranks of `context`, and multiplies in bfloat16 in a run that does.
+    Muon shares its work among the ranks of `context`, multiplies in bfloat16 in a run that does, and is compiled in one
+    that is.
     """
     groups = parameter_groups(model, config)
     matrices = [groups.pop("matrices")] if config.name == "muon" else []
@@ -92,6 +98,7 @@ def make_optimizer(
         normalize_rows=config.normalize_rows,
         cautious_decay=config.cautious_decay,
         in_bf16=in_bf16,
+        is_compiled=is_compiled,
         context=context,
     )
     return CombinedOptimizer([muon, adamw])

@@ -47,6 +47,7 @@ def matmul_rates(dtype: torch.dtype, device: torch.device, n_threads: int) -> tu
     """Operations a second of square multiplications of one size on this worker, in `N_SPANS` spans."""
     del n_threads  # part of what is remembered
     size, operands = 128, _operands(128, dtype, device)
+    _seconds(operands, device)  # the very first one starts the library, for longer than ENOUGH_S on a GPU
     while _seconds(operands, device) < ENOUGH_S and size < LARGEST_SIDE.get(device.type, 1024):
         size *= 2
         operands = _operands(size, dtype, device)

@@ -20,14 +20,15 @@ from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.train_state import Evaluation, TrainState
+from slm_ray.training.besides.teachers import load_teachers
+from slm_ray.training.besides.weight_path import WeightPath, parted
 from slm_ray.training.context import TrainContext
 from slm_ray.training.evaluation import evaluate
+from slm_ray.training.gpu_traffic import LateReading, to_device
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.metrics import TrainMetrics
 from slm_ray.training.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
 from slm_ray.training.profiling.parts import part
-from slm_ray.training.teaching.teachers import load_teachers
-from slm_ray.training.weight_path import WeightPath, parted
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DIVERGENCE_FACTOR = 3.0
@@ -47,12 +48,16 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=precision == "fp16")
         torch.manual_seed(self.config.seed)
         self.model = Decoder(self.config.model).to(context.device)
-        self.optimizer = make_optimizer(self.model, self.config.optim, context, in_bf16=precision == "bf16")
+        in_bf16, on_gpu = precision == "bf16", context.device.type == "cuda"
+        self.optimizer = make_optimizer(
+            self.model, self.config.optim, context, in_bf16=in_bf16, is_compiled=is_compiled and on_gpu
+        )
         self.path = WeightPath(self.model.parameters(), self.config.optim, inputs.max_steps)
         self.step = 0
         self.samples_seen = 0
         self.losses = torch.zeros((), device=context.device)  # of this rank, since the last line of metrics
         self.loss_steps = 0
+        self._norms = LateReading(on_gpu)
         module: nn.Module = torch.compile(self.model, dynamic=False) if is_compiled else self.model  # type: ignore[assignment]
         self.module = context.wrap(module)
         self.teachers = load_teachers(self.config, inputs.tokenizer, context.device)
@@ -89,7 +94,8 @@ class Trainer:
         """One optimizer step. Returns the rank's mean loss (nats a token) and the global gradient norm.
 
         Raises:
-            DivergedError: the gradient is no number; the weights are those of the step before.
+            DivergedError: the gradient is no number; the weights are those of the step before. On a GPU it is noticed
+                at the next step, or by `refuse_bad_gradient`, and the weights are no numbers either.
         """
         config, context = self.config, self.context
         torch.manual_seed(_step_seed(config.seed, self.step, context.rank))
@@ -98,16 +104,17 @@ class Trainer:
             inputs, targets = self.batches.at(self.step)
         n_parts = config.accumulation_steps
         rows = len(inputs) // n_parts
-        total = torch.zeros((), device=context.device)
+        total: Tensor | None = None
         for first in range(0, n_parts * rows, rows):
-            x = torch.from_numpy(inputs[first : first + rows]).to(context.device)  # (rows, seq_len)
-            y = torch.from_numpy(targets[first : first + rows]).to(context.device)
+            x = to_device(inputs[first : first + rows], context.device)  # (rows, seq_len)
+            y = to_device(targets[first : first + rows], context.device)
             with self._synced_only_if(first == (n_parts - 1) * rows):
                 with part("forward"), self._precision():
                     loss = self._summed_loss(x, y) / targets.size
                 with part("backward"):
                     self.scaler.scale(loss).backward()
-            total += loss.detach()
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
         with part("clipping"):
             norm = self._clip()
         self.path.before()
@@ -131,18 +138,22 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm or math.inf)
         if not self.scaler.is_enabled():
-            if not math.isfinite(norm):
-                raise DivergedError("the gradient ceased to be a number")
+            _refuse_gradient(self._norms.next(norm))
         elif self.scaler.get_scale() < 1:  # a step that overflows is left out, and the scale halved
             raise DivergedError("the gradient stays out of the range of fp16")
         return norm
+
+    def refuse_bad_gradient(self) -> None:
+        """Raises: DivergedError when the last step's gradient was no number; asked before anything is saved."""
+        _refuse_gradient(self._norms.last())
 
     def take_mean_loss(self) -> float:
         """Mean loss over the ranks and the steps since it was last asked, in nats a token; asked by every rank.
 
         Raises:
-            DivergedError: it is no number, or far above that of a model that knows nothing.
+            DivergedError: it is no number, or far above that of a model that knows nothing, or the gradient is none.
         """
+        self.refuse_bad_gradient()
         mean = self.context.all_reduce_sum(self.losses / self.loss_steps).item() / self.context.world_size
         self.losses, self.loss_steps = torch.zeros((), device=self.context.device), 0
         self.refuse_divergence(mean)
@@ -187,6 +198,11 @@ class Trainer:
     def _synced_only_if(self, is_last_part: bool) -> contextlib.AbstractContextManager[Any]:
         no_sync = getattr(self.module, "no_sync", None)
         return contextlib.nullcontext() if is_last_part or no_sync is None else no_sync()
+
+
+def _refuse_gradient(norm: float | None) -> None:
+    if norm is not None and not math.isfinite(norm):
+        raise DivergedError("the gradient ceased to be a number")
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

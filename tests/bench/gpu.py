@@ -4,8 +4,10 @@
     python tests/bench/gpu.py --table gpu.json       # prints it again
 
 Each side of each preset runs in a process of its own, in turn, on random tokens: what the arithmetic of a step costs.
-Sequences are added until a step has `--tokens` tokens. The first steps, which compile, do not count. `--profile FOLDER`
-keeps a trace of ours for each preset.
+Ours is the trainer's own step with all that belongs to it: it makes each batch and takes it to the GPU, where nanoGPT's
+batch lies there already. Sequences are added until a step has `--tokens` tokens: 2,048 is story-5m's default batch. The
+first steps, which compile, do not count. Nothing waits for the GPU between the steps of a block, as in a training.
+`--profile FOLDER` keeps a trace of ours for each preset.
 """
 
 import argparse
@@ -15,24 +17,35 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nanogpt_recipe import GPT
 
 from slm_ray.config.files import load_config
-from slm_ray.config.schema import OptimConfig
-from slm_ray.model.decoder import Decoder, count_parameters
+from slm_ray.config.schema import TrainConfig
+from slm_ray.dataset.batches import TokenStream
+from slm_ray.model.decoder import count_parameters
 from slm_ray.model.flops import train_flops_per_token
-from slm_ray.training.optim import make_optimizer
+from slm_ray.runs.run_folder import RunFolder
+from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.context import TrainContext
+from slm_ray.training.inputs import TrainInputs
+from slm_ray.training.metrics import memory
 from slm_ray.training.peak_flops import matmul_rates
+from slm_ray.training.trainer import Trainer
 
 PRESETS = ("story-5m", "llama2c-15m", "tinystories-28m", "llama2c-42m")
 VOCABULARIES = {"story-5m": 4096, "llama2c-15m": 32_000, "tinystories-28m": 50_257, "llama2c-42m": 32_000}
-WARMUP_STEPS = 5
+WARMUP_STEPS = 10
+N_BLOCKS = 3
+N_BATCHES = 16
+"""Of random tokens, over and over."""
 PROFILED_STEPS = 3
 SIDE_TIMEOUT_S = 900
 Record = dict[str, Any]
@@ -44,7 +57,7 @@ def main() -> int:
     parser.add_argument("--preset", action="append", choices=PRESETS, help="only these")
     parser.add_argument("--side", action="append", choices=SIDES, help="only these")
     parser.add_argument("--tokens", type=int, default=65_536, help="of a step (default: 65,536)")
-    parser.add_argument("--steps", type=int, default=30, help="that are measured (default: 30)")
+    parser.add_argument("--steps", type=int, default=30, help="that are measured, in three blocks (default: 30)")
     parser.add_argument("--rounds", type=int, default=3, help="of all sides, in turn (default: 3)")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"), help="result file (default: gpu.json)")
     parser.add_argument("--profile", type=Path, help="folder for traces of ours, which chrome://tracing opens")
@@ -56,7 +69,7 @@ def main() -> int:
         return 0
     if given.measure:
         preset, side = given.measure.split(":")
-        print(json.dumps(measure(preset, side, given)))
+        print(json.dumps(measure(preset, side, given, torch.device("cuda", 0))))
         return 0
     if not torch.cuda.is_available():
         print("error: torch sees no GPU here", file=sys.stderr)
@@ -97,42 +110,47 @@ def run_side(preset: str, side: str, given: argparse.Namespace) -> Record:
     return record
 
 
-def measure(preset: str, side: str, given: argparse.Namespace) -> Record:
-    """Steps of one side: their median time, the most memory, the loss at the end."""
-    device = torch.device("cuda", 0)
+def measure(preset: str, side: str, given: argparse.Namespace, device: torch.device) -> Record:
+    """Steps of one side: the median time of a step over the blocks, the most memory, the loss at the end."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    config = load_config(preset).model
-    config = dataclasses.replace(config, vocab_size=VOCABULARIES[preset])
-    rows = max(1, given.tokens // config.seq_len)
-    batch = torch.randint(0, config.vocab_size, (rows, config.seq_len + 1), device=device)
-    step, n_parameters = SIDES[side](preset, config, batch, device)
+    config = load_config(preset)
+    model = dataclasses.replace(config.model, vocab_size=VOCABULARIES[preset])
+    rows = max(1, given.tokens // model.seq_len)
+    step, n_parameters = SIDES[side](dataclasses.replace(config, model=model, batch_size=rows), device)
     for _ in range(WARMUP_STEPS):
         loss = step()
-    torch.cuda.synchronize()
-    seconds = []
-    for _ in range(given.steps):
+    n_steps, seconds = max(1, given.steps // N_BLOCKS), []
+    for _ in range(N_BLOCKS):
+        wait(device)
         began = time.perf_counter()
-        loss = step()
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+        for _ in range(n_steps):
+            loss = step()
+        wait(device)
+        seconds.append((time.perf_counter() - began) / n_steps)
     if given.profile and side == "ours":
         with profiled(given.profile, preset):
             for _ in range(PROFILED_STEPS):
                 step()
-    speed = rows * config.seq_len / statistics.median(seconds)
+    speed = rows * model.seq_len / statistics.median(seconds)
     peak = max(matmul_rates(torch.bfloat16, device, 1))
     return {
         "preset": preset,
         "side": side,
         "parameters": n_parameters,
         "sequences": rows,
-        "seq_len": config.seq_len,
+        "seq_len": model.seq_len,
         "tokens_per_s": speed,
-        "mfu": speed * train_flops_per_token(config) / peak if side != "nanoGPT's recipe" else None,
-        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "mfu": speed * train_flops_per_token(model) / peak if side != "nanoGPT's recipe" else None,
+        "peak_memory_gib": memory(device).get("gpu_peak_memory_bytes", 0.0) / 2**30,
         "loss": float(loss),
     }
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def profiled(folder: Path, preset: str) -> contextlib.AbstractContextManager[Any]:
@@ -148,37 +166,36 @@ def profiled(folder: Path, preset: str) -> contextlib.AbstractContextManager[Any
 Step = Callable[[], torch.Tensor]
 
 
-def ours(preset: str, config: Any, batch: torch.Tensor, device: torch.device) -> tuple[Step, int]:
-    """Our decoder and the preset's optimizer, as the trainer has them."""
-    return _ours(load_config(preset).optim, config, batch, device)
+def ours(config: TrainConfig, device: torch.device) -> tuple[Step, int]:
+    """The trainer's step: our decoder and the preset's optimizer, compiled, in bf16."""
+    rows, seq_len = config.batch_size, config.model.seq_len
+    tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=N_BATCHES * rows * seq_len + 1)
+    stream = TokenStream(tokens.astype(np.uint16), len(tokens))
+    inputs = TrainInputs(
+        config=config,
+        max_steps=10_000,
+        data_fingerprint="",
+        folder=RunFolder(Path(tempfile.gettempdir()) / "bench-gpu"),  # of which nothing is made
+        train=stream,
+        validation=stream,
+        tokenizer=None,  # type: ignore[arg-type]  # steps read no text
+        tracker=NullTracker(),
+    )
+    trainer = Trainer(inputs, TrainContext(device=device), "bf16", is_compiled=True)
+    trainer.module.train()
+    return lambda: trainer.train_step()[0], count_parameters(trainer.model)
 
 
-def ours_with_adamw(preset: str, config: Any, batch: torch.Tensor, device: torch.device) -> tuple[Step, int]:
+def ours_with_adamw(config: TrainConfig, device: torch.device) -> tuple[Step, int]:
     """The same with AdamW."""
-    return _ours(dataclasses.replace(load_config(preset).optim, name="adamw"), config, batch, device)
+    return ours(dataclasses.replace(config, optim=dataclasses.replace(config.optim, name="adamw")), device)
 
 
-def _ours(optim: OptimConfig, config: Any, batch: torch.Tensor, device: torch.device) -> tuple[Step, int]:
-    model = Decoder(config).to(device)
-    module = torch.compile(model, dynamic=False)
-    optimizer = make_optimizer(model, optim)
-    inputs, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
-
-    def step() -> torch.Tensor:
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = module(inputs, targets) / targets.numel()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm or float("inf"))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return step, count_parameters(model)
-
-
-def nanogpt(_preset: str, config: Any, batch: torch.Tensor, device: torch.device) -> tuple[Step, int]:
+def nanogpt(config: TrainConfig, device: torch.device) -> tuple[Step, int]:
     """nanoGPT's own recipe on a GPU: bf16 autocast, compiled, fused AdamW, the same depth and width."""
-    plain = GPT(config.vocab_size, config.seq_len, config.n_layers, config.n_heads, config.d_model).to(device)
+    shape = config.model
+    batch = torch.randint(0, shape.vocab_size, (config.batch_size, shape.seq_len + 1), device=device)
+    plain = GPT(shape.vocab_size, shape.seq_len, shape.n_layers, shape.n_heads, shape.d_model).to(device)
     model = torch.compile(plain)
     groups = [
         {"params": [p for p in plain.parameters() if p.dim() >= 2], "weight_decay": 0.1},

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slm_ray.training.besides.weight_path import DECAY, TAIL_FROM, TAIL_SPAN, lookahead
 from slm_ray.training.muon import RMS_OF_ADAMW, ROW_BETA, Muon, orthogonalize, with_even_rows
 from slm_ray.training.optim import CombinedOptimizer, learning_rate
 from slm_ray.training.trainer import Trainer
-from slm_ray.training.weight_path import DECAY, TAIL_FROM, TAIL_SPAN, lookahead
 
 SOAP_BETA, SOAP_SIDE = 0.9, 320
 NAMES = frozenset(

@@ -10,7 +10,14 @@ from torch import Tensor
 from slm_ray.config.schema import ModelConfig
 from slm_ray.model import linear_cross_entropy as module
 from slm_ray.model.decoder import Decoder
-from slm_ray.model.linear_cross_entropy import chunk_rows, linear_cross_entropy
+from slm_ray.model.linear_cross_entropy import (
+    chunk_rows,
+    elements_on_gpu,
+    even_rows,
+    fused_chunk,
+    linear_cross_entropy,
+)
+from tests.support.compiler import needs_compiler
 
 ROWS, D_MODEL, VOCAB = 300, 16, 97
 
@@ -165,11 +172,69 @@ def test_the_operator_keeps_the_rules_of_torch_for_operators() -> None:
     hidden, weight, targets = some(torch.float32)
     operator = torch.ops.slm_ray.linear_cross_entropy
     for with_gradients in (True, False):
-        arguments = (hidden.detach(), weight.detach(), targets, -1, torch.float32, with_gradients)
+        arguments = (hidden.detach(), weight.detach(), targets, -1, torch.float32, with_gradients, False)
         found = torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
         assert found == {"test_schema": "SUCCESS", "test_faketensor": "SUCCESS"}
 
 
-def test_chunks_hold_at_most_two_million_logits_but_128_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_hold_at_most_two_million_logits_but_128_rows_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert [chunk_rows(size) for size in (512, 4096, 50_257)] == [4096, 512, 128]
+    assert [chunk_rows(10_000, size, torch.device("cpu")) for size in (512, 4096, 50_257)] == [4096, 512, 128]
+
+
+def test_chunks_on_a_gpu_are_as_large_as_its_memory_allows_and_alike() -> None:
+    assert [elements_on_gpu(gib * 2**30) for gib in (8, 24, 80)] == [2**25, 3 * 2**25, 2**28]
+    for n_rows, most, expected in [
+        (32_768, 65_536, 32_768),
+        (32_768, 5_341, 4_096),
+        (100, 128, 100),
+        (129, 128, 43),
+        (97, 24, 20),  # a prime
+        (1, 1, 1),
+        (0, 128, 1),
+    ]:
+        assert even_rows(n_rows, most) == expected
+
+
+def exact_chunk(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """By torch's own loss, in fp64."""
+    wide = logits.double().requires_grad_()
+    loss = F.cross_entropy(wide, targets, ignore_index=-1, reduction="sum")
+    return loss.detach(), torch.autograd.grad(loss, wide)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(1, 2), (1, 50_257), (40, 2), (7, 50_257), (64, 97)], ids=str)
+def test_the_form_for_a_compiler_is_exact_at_the_edges(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = (torch.randn(shape, generator=generator) * 8).to(dtype)
+    targets = torch.randint(shape[1], shape[:1], generator=generator)
+    targets[-1] = logits[-1].argmax()  # whose probability is near one
+    if len(targets) > 1:
+        targets[::3] = -1
+    wide = torch.promote_types(dtype, torch.float32)
+    is_target = (targets != -1)[:, None]
+    nats, slope = fused_chunk(logits, targets[:, None].clamp_min(0), is_target, wide)
+    loss, expected = exact_chunk(logits, targets)
+    assert (nats.dtype, slope.dtype) == (wide, dtype)
+    torch.testing.assert_close(nats.double(), loss, rtol=1e-6, atol=1e-6)
+    rounding = torch.finfo(dtype).eps / 2
+    torch.testing.assert_close((slope * is_target).double(), expected, rtol=2 * rounding, atol=1e-6)
+
+
+def test_the_form_for_a_compiler_has_the_full_loss_of_a_target_whose_softmax_vanishes() -> None:
+    logits, index, here = torch.tensor([[0.0, 200.0]]), torch.tensor([[0]]), torch.tensor([[True]])
+    nats, slope = fused_chunk(logits, index, here, torch.float32)
+    assert (nats.item(), slope.tolist()) == (pytest.approx(200.0), [[-1.0, 1.0]])
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_operator_with_its_compiled_form_gives_what_it_gives_step_by_step(dtype: torch.dtype) -> None:
+    """That is how it runs within a compiled model on a GPU; the last chunk has other rows."""
+    hidden, weight, targets = (tensor.detach() for tensor in some(torch.float32))
+    operator = torch.ops.slm_ray.linear_cross_entropy
+    fused, plainly = (operator(hidden, weight, targets, -1, dtype, True, is_fused) for is_fused in (True, False))
+    for mine, other in zip(fused, plainly, strict=True):
+        assert mine.dtype == other.dtype
+        assert (mine - other).norm() <= torch.finfo(dtype).eps * other.norm()

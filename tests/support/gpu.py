@@ -10,4 +10,7 @@ GPU = torch.device("cuda", 0)
 needs_gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch sees"),
+    # advice of torch's compiler, which knows no fp32 but that of tensor cores, and of tiny shapes no better way
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
+    pytest.mark.filterwarnings(r"ignore:\s*Online softmax is disabled:UserWarning"),
 ]

@@ -5,11 +5,7 @@ room for other machines.
 """
 
 import dataclasses
-import os
-import shutil
-import sysconfig
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +16,7 @@ from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.loop import fit
 from slm_ray.training.trainer import Trainer
+from tests.support.compiler import needs_compiler
 from tests.support.fault_runs import assert_same_run, folder_of, inputs_of, losses, messages, with_dropout
 from tests.support.ranks import fit_in_ranks
 
@@ -28,10 +25,6 @@ BF16_BOUND = 0.02
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:.torch\.jit\.\w+. is deprecated:DeprecationWarning"
 )  # torch, of itself
-HAS_COMPILER = (
-    shutil.which(os.environ.get("CXX", "g++")) is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
-)
-needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler, or no headers of Python for it")
 
 
 class KilledError(Exception):

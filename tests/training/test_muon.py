@@ -12,6 +12,7 @@ from torch import Tensor
 from slm_ray.training import muon
 from slm_ray.training.context import TrainContext
 from slm_ray.training.muon import Muon, orthogonalize, with_even_rows
+from tests.support.compiler import needs_compiler
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 20), (1, 20, 6)])
@@ -185,6 +186,18 @@ def test_in_bfloat16_it_goes_the_same_way_within_that_rounding() -> None:
     exact, rounded = trained(starts, gradients), trained(starts, gradients, in_bf16=True)
     for mine, other, start in zip(rounded, exact, starts, strict=True):
         assert 0 < (mine - other).norm() < 0.01 * (other - start).norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("in_bf16", [False, True], ids=["fp32", "bf16"])
+def test_compiled_it_goes_the_same_way(in_bf16: bool) -> None:
+    shapes = [(64, 64), (64, 64), (176, 64), (64, 176)]
+    generator = torch.Generator().manual_seed(6)
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
+    gradients = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
+    eager, compiled = (trained(starts, gradients, in_bf16=in_bf16, is_compiled=both) for both in (False, True))
+    for mine, other, start in zip(compiled, eager, starts, strict=True):
+        assert (mine - other).norm() < (0.01 if in_bf16 else 1e-6) * (other - start).norm()
 
 
 def test_the_state_of_each_matrix_is_its_own_and_goes_into_another_optimizer() -> None:

@@ -24,6 +24,7 @@ from slm_ray.training.evaluation import evaluate
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.peak_flops import matmul_rates
+from slm_ray.training.trainer import Trainer
 from tests.support.gpu import GPU, needs_gpu
 
 pytestmark = needs_gpu
@@ -100,6 +101,19 @@ def test_a_run_of_the_cpu_goes_on_here_and_back(inputs: TrainInputs) -> None:
     assert fit(inputs, ON_GPU, precision="bf16").step == 8
     longer = dataclasses.replace(inputs, max_steps=12)
     assert fit(longer, TrainContext()).step == 12
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_never_waits_for_the_gpu(inputs: TrainInputs, optimizer: str, is_compiled: bool) -> None:
+    trainer = Trainer(with_optimizer(inputs, "quick", optimizer), ON_GPU, "bf16", is_compiled)
+    for _ in range(3):
+        trainer.train_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @contextlib.contextmanager

@@ -57,6 +57,29 @@ def test_the_peak_is_summed_over_workers_and_measured_once_in_less_than_a_second
     assert matmul_rates.cache_info().hits == 0  # measured anew
 
 
+class FakeMachine:
+    """Multiplies at a teraflop a second, ten microseconds a product behind; the first product takes a second."""
+
+    def __init__(self, first_s: float) -> None:
+        self.now, self._extra_s = 0.0, first_s
+
+    def mm(self, left: torch.Tensor, _right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        self.now += 2 * len(left) ** 3 / 1e12 + 1e-5 + self._extra_s
+        self._extra_s = 0.0
+        return out
+
+
+@pytest.mark.parametrize("first_s", [0.0, 1.0])
+def test_a_first_product_that_starts_the_library_does_not_end_the_search_for_a_size(
+    first_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = FakeMachine(first_s)
+    monkeypatch.setattr(torch, "mm", machine.mm)
+    monkeypatch.setattr(time, "perf_counter", lambda: machine.now)
+    rates = matmul_rates.__wrapped__(torch.float32, torch.device("cpu"), 1)
+    assert rates == pytest.approx([1e12] * len(rates), rel=0.01)  # of small ones a third
+
+
 def test_the_peak_leaves_the_random_numbers_alone() -> None:
     matmul_rates.cache_clear()
     torch.manual_seed(3)

@@ -17,10 +17,10 @@ from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train
 from slm_ray.tracking.tracker import NullTracker
+from slm_ray.training.besides.teachers import Teachers, check_teachers
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
-from slm_ray.training.teaching.teachers import Teachers, check_teachers
 from tests.runs.test_checkpoint import STATE
 
 SHAPE = ModelConfig(vocab_size=40, seq_len=8, n_layers=1, d_model=16, n_heads=2, d_ff=24)

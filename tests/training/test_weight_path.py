@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from slm_ray.config.schema import OptimConfig
+from slm_ray.training.besides.weight_path import WeightPath, lookahead, parted, with_path
 from slm_ray.training.optim import learning_rate
-from slm_ray.training.weight_path import WeightPath, lookahead, parted, with_path
 
 STEPS = 50
 

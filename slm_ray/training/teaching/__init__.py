@@ -1,1 +1,0 @@
-"""Other models that a run learns from."""
