@@ -20,7 +20,7 @@ from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.train_state import Evaluation, TrainState
-from slm_ray.training.besides.teachers import load_teachers
+from slm_ray.training.besides.teachers import Teachers, load_teachers
 from slm_ray.training.besides.weight_path import WeightPath, parted
 from slm_ray.training.context import TrainContext
 from slm_ray.training.evaluation import evaluate
@@ -84,10 +84,7 @@ class Trainer:
         if state.scaler:  # empty where the run was in another precision
             self.scaler.load_state_dict(state.scaler)
         self.step, self.samples_seen = state.step, state.samples_seen
-        losses, ranks = state.pending_losses, self.context.world_size
-        if len(losses) != ranks:  # other workers than then: what counts is their mean
-            losses = [sum(losses) / max(1, len(losses))] * ranks
-        self.losses += losses[self.context.rank]
+        self.losses += _own_loss(state.pending_losses, self.context)
         self.loss_steps = state.pending_steps
 
     def train_step(self) -> tuple[Tensor, Tensor]:
@@ -108,9 +105,9 @@ class Trainer:
         for first in range(0, n_parts * rows, rows):
             x = to_device(inputs[first : first + rows], context.device)  # (rows, seq_len)
             y = to_device(targets[first : first + rows], context.device)
-            with self._synced_only_if(first == (n_parts - 1) * rows):
+            with _synced_only_if(first == (n_parts - 1) * rows, self.module):
                 with part("forward"), self._precision():
-                    loss = self._summed_loss(x, y) / targets.size
+                    loss = _summed_loss(self.module, self.teachers, x, y) / targets.size
                 with part("backward"):
                     self.scaler.scale(loss).backward()
             total = loss.detach() if total is None else total + loss.detach()
@@ -128,10 +125,6 @@ class Trainer:
         self.loss_steps += 1
         context.heartbeat()
         return total, norm
-
-    def _summed_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Of a part of a batch, in nats. x, y: (rows, seq_len)."""
-        return self.module(x, y) if self.teachers is None else self.teachers.loss(self.module(x), x, y)  # type: ignore[no-any-return]
 
     def _clip(self) -> Tensor:
         """Clip the gradients, unscaled first, and return the norm they had; it is the same on every rank."""
@@ -195,9 +188,21 @@ class Trainer:
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.context.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
-    def _synced_only_if(self, is_last_part: bool) -> contextlib.AbstractContextManager[Any]:
-        no_sync = getattr(self.module, "no_sync", None)
-        return contextlib.nullcontext() if is_last_part or no_sync is None else no_sync()
+
+def _own_loss(losses: list[float], context: TrainContext) -> float:
+    """This rank's of the ranks' losses; of other ranks than now, what counts is their mean."""
+    return losses[context.rank] if len(losses) == context.world_size else sum(losses) / max(1, len(losses))
+
+
+def _synced_only_if(is_last_part: bool, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    no_sync = getattr(module, "no_sync", None)
+    return contextlib.nullcontext() if is_last_part or no_sync is None else no_sync()
+
+
+def _summed_loss(module: nn.Module, teachers: Teachers | None, x: Tensor, y: Tensor) -> Tensor:
+    """Of a part of a batch, in nats. x, y: (rows, seq_len) of tokens, and of those that follow."""
+    loss: Tensor = module(x, y) if teachers is None else teachers.loss(module(x), x, y)
+    return loss
 
 
 def _refuse_gradient(norm: float | None) -> None:
