@@ -12,6 +12,7 @@ Each try writes a line of JSON as it ends; `--table` makes a table of them. On a
 
 import argparse
 import collections
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -32,6 +33,8 @@ FIRST_SHARE = 0.6
 """Of the time, for the tries of one factor, where what won is tried together after them."""
 GUESS_S = 60.0
 """That a round of tries takes before one was timed."""
+GRACE = 0.08
+"""Of the time: how much later a try that was begun may end."""
 STEPS_AT_ONCE = 8
 
 
@@ -119,7 +122,7 @@ class Ladder:
             self.jobs.put((*job, deadline))
         lines: list[dict[str, Any]] = []
         for _ in jobs:
-            line = self._take()
+            line = self._take(deadline)
             if line is None:
                 break
             if "fair" in line:
@@ -127,8 +130,11 @@ class Ladder:
         self.lines += lines
         return lines
 
-    def _take(self) -> dict[str, Any] | None:
+    def _take(self, deadline: float) -> dict[str, Any] | None:
+        """What the next try gave; None where nobody is left to say, or it is much too late."""
         while any(worker.is_alive() for worker in self.workers):
+            if deadline and time.time() > deadline + GRACE * self.given.until:
+                return None
             try:
                 line: dict[str, Any] = self.done.get(timeout=2)
             except queue.Empty:  # look again whether anybody is left to fill it
@@ -176,55 +182,92 @@ def work(jobs: Any, done: Any, given: argparse.Namespace) -> None:
     torch.set_num_threads(given.threads or max(1, (os.cpu_count() or 1) // given.jobs))
     torch.set_float32_matmul_precision("high")  # on a CPU no difference
     device = torch.device(given.device)
-    usual = GUESS_S
-    while (first := jobs.get()) is not None:
-        taken = [first]
-        while len(taken) < given.streams and not jobs.empty():
-            try:
-                taken.append(jobs.get(timeout=0.2))
-            except queue.Empty:  # another process was faster
+    running: collections.deque[Running] = collections.deque()
+    usual, is_open = GUESS_S, True
+    while is_open or running:
+        while is_open and len(running) < given.streams:
+            job = _next(jobs, waits=not running)
+            if job is NOTHING_YET:
                 break
-        if None in taken:  # the end, for another process or for this one
-            jobs.put(None)
-            taken = [one for one in taken if one is not None]
-        began, runs = time.time(), []
-        for name, seed, one, deadline in taken:
-            if deadline and time.time() + usual > deadline:
+            if job is None:
+                is_open = False
+                break
+            name, seed, one, deadline = job
+            config = config_of(one, name, data=given.data, seed=seed, share=given.share)
+            size = USUAL_TOKENS / (config.batch_size * config.model.seq_len) * one.share  # of a step, over the usual
+            if deadline and time.time() + usual * size > deadline:
                 done.put({"try": name, "seed": seed, "trouble": "left out for want of time"})
                 continue
             try:
-                config = config_of(one, name, data=given.data, seed=seed, share=given.share)
-                runs.append((Run(name, config, one.extras, device=device, precision=given.precision), deadline))
+                run = Run(name, config, one.extras, device=device, precision=given.precision)
             except Exception as error:  # one try less
                 done.put({"try": name, "seed": seed, "trouble": f"{type(error).__name__}: {error}"[:400]})
-        train(runs, done, given)
-        if runs:
-            usual = time.time() - began
-
-
-def train(runs: list[Any], done: Any, given: argparse.Namespace) -> None:
-    """Train them side by side, and write down what each gave as it ends."""
-    waiting = collections.deque(runs)
-    while waiting:
-        run, deadline = waiting.popleft()
-        if deadline and time.time() > deadline + 0.1 * given.until:
-            done.put({"try": run.name, "seed": run.config.seed, "trouble": f"stopped at step {run.step}"})
-            continue
-        try:
-            if run.stream is not None:
-                run.advance(STEPS_AT_ONCE)
-            else:
-                run.advance_on_cpu(run.max_steps)
-            if run.step < run.max_steps:
-                waiting.append((run, deadline))
+                if "CUDA error" in str(error):
+                    return
                 continue
-            line = run.figures()
-        except Exception as error:  # one try less
-            done.put({"try": run.name, "seed": run.config.seed, "trouble": f"{type(error).__name__}: {error}"[:400]})
-            continue
-        with Path(given.output).open("ab", buffering=0) as file:
-            file.write((json.dumps(line) + "\n").encode())  # at once: what is killed keeps what it has
-        done.put(line)
+            running.append(Running(run, deadline, size))
+        if running and not advance(running, done, given):
+            return
+        if running and running[-1].taken_s:
+            usual = running.pop().taken_s
+
+
+NOTHING_YET = object()
+USUAL_TOKENS = 2048
+
+
+def _next(jobs: Any, *, waits: bool) -> Any:
+    try:
+        return jobs.get(timeout=None if waits else 0.01)
+    except queue.Empty:  # or another process was faster
+        return NOTHING_YET
+
+
+@dataclasses.dataclass
+class Running:
+    """A try in training."""
+
+    run: Any
+    deadline: float
+    size: float
+    """How many times as long as a usual one it should take."""
+    began: float = dataclasses.field(default_factory=time.time)
+    taken_s: float = 0.0
+    """That a usual one would have taken, once it has ended."""
+
+
+def advance(running: collections.deque[Running], done: Any, given: argparse.Namespace) -> bool:
+    """Take the next one a little further; write down what it gave where it has ended, and leave it last with its time.
+
+    Returns whether the device is still sound.
+    """
+    one = running.popleft()
+    run = one.run
+    if one.deadline and time.time() > one.deadline + GRACE * given.until:
+        done.put({"try": run.name, "seed": run.config.seed, "trouble": f"stopped at step {run.step}"})
+        return True
+    try:
+        if run.stream is not None:
+            run.advance(STEPS_AT_ONCE)
+        else:
+            run.advance_on_cpu(run.max_steps)
+        if run.step < run.max_steps:
+            running.append(one)
+            return True
+        line = run.figures()
+    except Exception as error:  # one try less
+        trouble = f"{type(error).__name__}: {error}"[:400]
+        is_lost = "CUDA error" in trouble  # then nothing of this process works any more
+        for lost in [one, *(running if is_lost else ())]:
+            done.put({"try": lost.run.name, "seed": lost.run.config.seed, "trouble": trouble})
+        return not is_lost
+    with Path(given.output).open("ab", buffering=0) as file:
+        file.write((json.dumps(line) + "\n").encode())  # at once: what is killed keeps what it has
+    done.put(line)
+    one.taken_s = (time.time() - one.began) / one.size
+    one.run = None
+    running.append(one)
+    return True
 
 
 def by_name(lines: list[dict[str, Any]]) -> dict[str, tuple[float, float, int]]:

@@ -29,7 +29,6 @@ NAMES = frozenset(
         "power",
         "adamw_floor",
         "z_loss",
-        "in_order",
         "grow",
         "stories",
     )

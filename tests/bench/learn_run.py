@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from slm_ray.config.schema import TrainConfig
-from slm_ray.dataset.batches import SampleOrder
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.evaluation.losses import measure_stories
@@ -67,10 +66,6 @@ class Run:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.last_loss = torch.zeros((), device=device)
         self.stream = torch.cuda.Stream() if device.type == "cuda" else None
-        if extras.get("in_order"):
-            batches = self.trainer.batches
-            in_order = InOrder(n_samples=batches.order.n_samples, batch_size=config.batch_size, seed=config.seed)
-            self.trainer.batches = dataclasses.replace(batches, order=in_order)
         if self.stream is not None:
             self._prepare()
 
@@ -78,10 +73,11 @@ class Run:
 
     def _prepare(self) -> None:
         """Bring everything onto the device, make the first steps, and capture the others."""
-        batches = [self.trainer.batches.at(step) for step in range(self.max_steps)]
-        self.inputs, self.targets = (
-            torch.from_numpy(np.stack([batch[part] for batch in batches])).to(self.device) for part in (0, 1)
-        )  # (max_steps, B, T)
+        steps = [self._arrays(step) for step in range(self.max_steps)]
+        self.columns = [
+            torch.from_numpy(np.stack(column)).to(self.device) for column in zip(*[arrays for arrays, _ in steps])
+        ]  # inputs, targets and, where stories are apart, places: (max_steps, B, T) each
+        self.counts = torch.tensor([float(count) for _, count in steps], device=self.device)  # (max_steps,)
         table = [self.optimizer.rates(step).numbers() for step in range(self.max_steps)]
         self.table = torch.tensor(table, dtype=torch.float32, device=self.device)
         self.at = torch.zeros(1, dtype=torch.long, device=self.device)
@@ -123,9 +119,9 @@ class Run:
 
     def _device_step(self, length: int) -> None:
         """A step whose number stands on the device, and moves on."""
-        x, y = self.inputs.index_select(0, self.at)[0], self.targets.index_select(0, self.at)[0]  # (B, T)
+        parts = [column.index_select(0, self.at)[0].view(-1, length) for column in self.columns]  # (B, T)
         rates = Rates.of_numbers(self.table.index_select(0, self.at)[0].unbind())
-        self._one_step(x.view(-1, length), y.view(-1, length), rates)
+        self._one_step(parts, self.counts.index_select(0, self.at)[0], rates)
         self.at += 1
 
     def advance(self, steps: int) -> None:
@@ -150,30 +146,38 @@ class Run:
         """Train up to a step."""
         self.trainer.model.train()
         while self.step < until:
-            length = self._segment()[0]
-            x, y = (torch.from_numpy(part).reshape(-1, length) for part in self.trainer.batches.at(self.step))
-            self._one_step(x, y, self.optimizer.rates(self.step))
+            arrays, count = self._arrays(self.step)
+            parts = [torch.from_numpy(array).reshape(-1, self._segment()[0]) for array in arrays]
+            self._one_step(parts, count, self.optimizer.rates(self.step))
             self.step += 1
             if self.optimizer.interval:
                 self.optimizer.between(self.step)
 
     # --- on both ---
 
-    def _one_step(self, x: Tensor, y: Tensor, rates: Rates) -> None:
+    def _arrays(self, step: int) -> tuple[list[np.ndarray[Any, np.dtype[np.int64]]], int]:
+        """Inputs and targets of a step, places where stories are apart, (B, T) each; how many targets count."""
+        batch = self.trainer.batches.at(step)
+        if isinstance(batch, tuple):
+            return [*batch], batch[1].size
+        arrays = [batch.inputs, batch.targets]
+        return arrays + ([batch.places] if self.config.attention == "story" else []), batch.n_targets
+
+    def _one_step(self, parts: list[Tensor], count: Tensor | int, rates: Rates) -> None:
         trainer = self.trainer
         trainer.optimizer.zero_grad(set_to_none=True)
         with self._precision():
-            loss = self._loss(x, y)
+            loss = self._loss(parts, count)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trainer.model.parameters(), self.config.optim.clip_norm or math.inf)
         self.optimizer.step(rates)
         self.last_loss.lerp_(loss.detach().to(self.last_loss.dtype), 0.02)
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, parts: list[Tensor], count: Tensor | int) -> Tensor:
         if not (z_loss := self.extras.get("z_loss")):
-            return self.trainer.module(x, y) / y.numel()  # type: ignore[no-any-return]
-        logits = self.trainer.model(x).float()
-        return F.cross_entropy(logits.flatten(0, 1), y.flatten()) + z_loss * logits.logsumexp(-1).square().mean()
+            return self.trainer.module(*parts) / count  # type: ignore[no-any-return]
+        logits = self.trainer.model(parts[0]).float()
+        return F.cross_entropy(logits.flatten(0, 1), parts[1].flatten()) + z_loss * logits.logsumexp(-1).square().mean()
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(
@@ -216,11 +220,3 @@ class Run:
             return {"fair": LOST, "trouble": str(error)[:200]}
         places = [[row["from"], round(float(row["loss"] or 0), 4)] for row in found.by_position]
         return {"fair": found.losses.bits_per_byte, "nats": found.losses.loss, "by_position": places}
-
-
-class InOrder(SampleOrder):
-    """The samples as they lie in the file, epoch after epoch."""
-
-    def samples(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Numbers of the windows of a step."""
-        return np.arange(step * self.batch_size, (step + 1) * self.batch_size) % self.n_samples

@@ -117,7 +117,6 @@ RATES: dict[str, Try] = {
     "AdamW's part to a fifth": _extra("cooldown", adamw_floor=0.2),
     "clipping off": _optim("clip", clip_norm=0.0),
     "z-loss": _extra("loss", z_loss=1e-4),
-    "in the order of the file": _extra("order", in_order=True),
     "batch 4, lr 2e-3": Try({"batch_size": 4, "optim": {"lr": 2e-3}}, axis="batch"),
     "context 256, batch 8": Try({"batch_size": 8, "model": {"seq_len": 256}}, axis="context"),
     "context from 32 to 256": Try(
@@ -169,6 +168,8 @@ DEMOS: dict[str, Try] = {
     "demo, 1,024, d_ff 512": _demo(4, d_ff=512),
     "demo, 1,024, 0.7 of an epoch": _demo(4, share=0.7),
     "demo, 1,024, two epochs": _demo(4, share=2.0),
+    "demo, brief stories, 2,048": _demo(4, "brief-2048"),
+    "demo, brief stories, 1,024": _demo(4, "brief-1024"),
     "demo, context 128, batch 8": _demo(8, seq_len=128),
 }
 
