@@ -19,7 +19,12 @@ from slm_ray.errors import UserError, visible
 MAX_NAME_BYTES = 200
 """Of a run: its folder's name, with room for what is put beside it (255 is what file systems take)."""
 IGNORED_TARGET = -1  # of a position that no loss counts
+MIN_CONTEXT = 2
+"""Tokens: with one, nothing but the token before would be seen."""
 MAX_THREADS, MAX_EPOCHS = 1024, 1_000_000
+PackingName = Literal["windows", "stories"]
+AttentionName = Literal["all", "story"]
+MeasureName = Literal["stories", "windows"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,12 @@ class TrainConfig:
     """Global batch in sequences a step; divisible by workers x accumulation_steps."""
     accumulation_steps: int = 1
     """Parts in which a worker's share of the batch is computed, one after another, to save memory."""
+    packing: PackingName = "windows"
+    """What a sample is: windows of the stream of tokens, cut anywhere, or whole stories, as many as the context holds;
+    one longer than the context goes on in another sample."""
+    attention: AttentionName = "all"
+    """What a token of whole stories sees: all that stands before it in the sample, or its own story alone, whose
+    positions then begin at 0."""
     epochs: float = 1.0
     """Length of the run in passes over the training split, unless max_steps is given."""
     max_steps: int = 0
@@ -121,6 +132,9 @@ class TrainConfig:
     """Steps between two lines of progress and metrics."""
     eval_interval_steps: int = 0
     """Steps between two validations, each with a checkpoint; 0 means an eighth of the run, at most 500."""
+    validation: MeasureName = "stories"
+    """How validation measures: stories, each with its own beginning as context, longer ones in windows that overlap by
+    half, as `evaluate.py` does; or windows of the stream of tokens, cut anywhere."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, besides the best."""
     keep_best: int = 1
@@ -170,6 +184,11 @@ class TrainConfig:
         )
         for name in ("cpus_per_worker", "epochs"):
             _require_positive(name, getattr(self, name))
+        _require(
+            self.attention == "all" or self.packing == "stories",
+            f"attention ({self.attention}) is a matter of packing stories, and packing is {self.packing}",
+        )
+        _require(self.model.seq_len >= MIN_CONTEXT, f"seq_len ({self.model.seq_len}) must be at least {MIN_CONTEXT}")
         _require(self.seed < 2**63, f"seed ({self.seed}) must be below 2^63")
         _require(
             not self.name or (Path(self.name).name == visible(self.name) and self.name not in (".", "..")),

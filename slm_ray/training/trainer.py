@@ -21,7 +21,7 @@ from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.train_state import Evaluation, TrainState
 from slm_ray.training.context import TrainContext
-from slm_ray.training.evaluation import evaluate
+from slm_ray.training.evaluation import EVALUATIONS
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.metrics import TrainMetrics
 from slm_ray.training.optim import learning_rate, make_optimizer, restore_optimizer, set_learning_rate
@@ -47,7 +47,7 @@ class Trainer:
         self.model = Decoder(self.config.model).to(context.device)
         self.optimizer = make_optimizer(self.model, self.config.optim, context, in_bf16=precision == "bf16")
         self.step = 0
-        self.samples_seen = 0
+        self.samples_seen = self.tokens_seen = 0
         self.losses = torch.zeros((), device=context.device)  # of this rank, since the last line of metrics
         self.loss_steps = 0
         module: nn.Module = torch.compile(self.model, dynamic=False) if is_compiled else self.model  # type: ignore[assignment]
@@ -60,6 +60,7 @@ class Trainer:
             seed=self.config.seed,
             rank=context.rank,
             world_size=context.world_size,
+            packing=self.config.packing,
         )
 
     def restore(self, state: TrainState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
@@ -73,6 +74,8 @@ class Trainer:
         if state.scaler:  # empty where the run was in another precision
             self.scaler.load_state_dict(state.scaler)
         self.step, self.samples_seen = state.step, state.samples_seen
+        full = state.samples_seen * self.config.model.seq_len
+        self.tokens_seen = full if state.tokens_seen is None else state.tokens_seen
         losses, ranks = state.pending_losses, self.context.world_size
         if len(losses) != ranks:  # other workers than then: what counts is their mean
             losses = [sum(losses) / max(1, len(losses))] * ranks
@@ -89,16 +92,20 @@ class Trainer:
         torch.manual_seed(_step_seed(config.seed, self.step, context.rank))
         set_learning_rate(self.optimizer, learning_rate(self.step, self.inputs.max_steps, config.optim))
         with part("data"), self.metrics.timing_data():
-            inputs, targets = self.batches.at(self.step)
+            batch = self.batches.at(self.step)
         n_parts = config.accumulation_steps
-        rows = len(inputs) // n_parts
+        rows = len(batch.inputs) // n_parts
+        n_targets = batch.n_targets / context.world_size  # the gradients' mean over ranks is that over all targets
         total = torch.zeros((), device=context.device)
         for first in range(0, n_parts * rows, rows):
-            x = torch.from_numpy(inputs[first : first + rows]).to(context.device)  # (rows, seq_len)
-            y = torch.from_numpy(targets[first : first + rows]).to(context.device)
+            part_of_batch = slice(first, first + rows)
+            x = torch.from_numpy(batch.inputs[part_of_batch]).to(context.device)  # (rows, seq_len)
+            y = torch.from_numpy(batch.targets[part_of_batch]).to(context.device)
+            places = batch.places if config.attention == "story" else None
+            given = () if places is None else (torch.from_numpy(places[part_of_batch]).to(context.device),)
             with self._synced_only_if(first == (n_parts - 1) * rows):
                 with part("forward"), self._precision():
-                    loss = self.module(x, y) / targets.size
+                    loss = self.module(x, y, *given) / n_targets
                 with part("backward"):
                     self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -109,6 +116,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.samples_seen += config.batch_size
+        self.tokens_seen += batch.n_targets
         self.losses += total
         self.loss_steps += 1
         context.heartbeat()
@@ -152,11 +160,10 @@ class Trainer:
             )
 
     def validate(self) -> Evaluation:
-        """Loss on the validation split."""
+        """Loss on the validation split, by the measure that the config names."""
+        measure, seq_len = EVALUATIONS[self.config.validation], self.config.model.seq_len
         with self._precision():
-            found = evaluate(
-                self.model, self.inputs.validation, seq_len=self.config.model.seq_len, context=self.context
-            )
+            found = measure(self.model, self.inputs.validation, seq_len=seq_len, context=self.context)
         return dataclasses.replace(found, step=self.step)
 
     def sample(self) -> str:
