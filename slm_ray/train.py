@@ -70,7 +70,7 @@ def describe(result: "TrainResult") -> str:
         f"best     {result.best}  (step {metrics.step:,})",
         f"latest   {result.latest}",
         f"loss     {metrics.val_loss:.4f} nats per token, {metrics.val_bits_per_byte:.4f} bits per byte, "
-        f"perplexity {math.exp(metrics.val_loss):.2f} on the validation split",
+        f"perplexity {math.exp(metrics.val_loss):.2f} on the validation split, by {metrics.val_measure}",
     ]
     if storage.is_remote(result.kept_at):
         lines.insert(0, f"kept     {result.kept_at}  (best and latest below are copies of it)")

@@ -13,13 +13,24 @@ from slm_ray.config.files import flatten, from_dict, load_config, load_values
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 
-KEPT = ("model", "optim.name", "batch_size", "seed", "teacher", "teacher_weight", "teacher_temperature")
-"""Of a run: its shape, its optimizer, what it learns from, and what decides which samples a step sees. Its data set
-too, which is compared by its fingerprint, not by its place."""
+KEPT = (
+    *("model", "optim.name", "teacher", "teacher_weight", "teacher_temperature"),
+    *("batch_size", "seed", "packing", "attention", "validation"),
+)
+"""Of a run: its shape, its optimizer, what it learns from, what decides which samples a step sees, and how it is
+measured. Its data set too, which is compared by its fingerprint, not by its place."""
 FORCED = ("batch_size", "seed")
 """Those that `--force` changes all the same."""
 
+EARLIER: Mapping[str, Any] = {"packing": "windows", "attention": "all", "validation": "windows"}
+"""What a saved config means that lacks these fields: it was written before there was a choice."""
+
 Config = TypeVar("Config", bound=TrainConfig)
+
+
+def with_earlier_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved fields of a run or sweep, with what those of earlier versions did without saying it."""
+    return {**EARLIER, **fields}
 
 
 def asks_to_resume(words: Sequence[str], default: bool) -> bool:

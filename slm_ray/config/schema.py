@@ -19,7 +19,12 @@ from slm_ray.errors import UserError, visible
 MAX_NAME_BYTES = 200
 """Of a run: its folder's name, with room for what is put beside it (255 is what file systems take)."""
 IGNORED_TARGET = -1  # of a position that no loss counts
+MIN_CONTEXT = 2
+"""Tokens: with one, nothing but the token before would be seen."""
 MAX_THREADS, MAX_EPOCHS = 1024, 1_000_000
+PackingName = Literal["windows", "stories"]
+AttentionName = Literal["all", "story"]
+MeasureName = Literal["stories", "windows"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,12 @@ class OptimConfig:
         return self.lr / 10 if self.min_lr is None else self.min_lr
 
 
+_NOT_NEGATIVE = (
+    *("seed", "max_steps", "threads", "eval_interval_steps", "max_failures", "patience", "hang_timeout_s"),
+    "teacher_weight",
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
@@ -99,13 +110,11 @@ class TrainConfig:
     """Model whose weights the run begins with, and whose shape it takes: a folder (ours, or of a Llama, Qwen3, GPT-2 or
     GPT-Neo that others made), models:/NAME/VERSION or hub:OWNER/NAME; random weights when not given."""
     teacher: tuple[str, ...] = ()
-    """Models of the data set's tokenizer whose opinion of every next token is learned beside the stories: folders,
-    models:/NAME/VERSION or hub:OWNER/NAME. The data set, the model and all that is reported stay as they are, but for
-    the training loss, which has their part in it."""
+    """Models of the same tokenizer, as init_from, whose opinion of every next token is learned beside the stories."""
     teacher_weight: float = 0.5
-    """Weight of the teachers in the loss, 0 to 1; the stories have the rest."""
+    """Weight of the teachers in the training loss, 0 to 1; the stories have the rest."""
     teacher_temperature: float = 1.0
-    """Temperature at which teachers and model are compared; above 1, unlikely tokens count for more."""
+    """Of the comparison with the teachers; above 1, unlikely tokens count for more."""
     resume: bool = False
     """Continue the run NAME from its latest checkpoint (without a name: the newest run under output), or begin it."""
     force: bool = False
@@ -119,6 +128,12 @@ class TrainConfig:
     """Global batch in sequences a step; divisible by workers x accumulation_steps."""
     accumulation_steps: int = 1
     """Parts in which a worker's share of the batch is computed, one after another, to save memory."""
+    packing: PackingName = "windows"
+    """What a sample is: windows of the stream of tokens, cut anywhere, or whole stories, as many as the context holds;
+    one longer than the context goes on in another sample."""
+    attention: AttentionName = "all"
+    """What a token of whole stories sees: all that stands before it in the sample, or its own story alone, whose
+    positions then begin at 0."""
     epochs: float = 1.0
     """Length of the run in passes over the training split, unless max_steps is given."""
     max_steps: int = 0
@@ -136,6 +151,9 @@ class TrainConfig:
     """Steps between two lines of progress and metrics."""
     eval_interval_steps: int = 0
     """Steps between two validations, each with a checkpoint; 0 means an eighth of the run, at most 500."""
+    validation: MeasureName = "stories"
+    """How validation measures: stories, each with its own beginning as context, longer ones in windows that overlap by
+    half, as `evaluate.py` does; or windows of the stream of tokens, cut anywhere."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, besides the best."""
     keep_best: int = 1
@@ -169,23 +187,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulation_steps", "log_interval_steps", "keep_checkpoints", "keep_best"):
             _require(getattr(self, name) >= 1, f"{name} ({getattr(self, name)}) must be at least 1")
-        for name in (
-            "seed",
-            "max_steps",
-            "threads",
-            "eval_interval_steps",
-            "max_failures",
-            "patience",
-            "hang_timeout_s",
-        ):
+        for name in _NOT_NEGATIVE:
             _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
         _require(
             not self.is_elastic or self.max_failures > 0,
             f"workers ({self.workers}) may change by restarts only, and max_failures is 0",
         )
-        _require(0 <= self.teacher_weight <= 1, f"teacher_weight ({self.teacher_weight}) must be from 0 to 1")
+        _require(self.teacher_weight <= 1, f"teacher_weight ({self.teacher_weight}) must be at most 1")
         for name in ("cpus_per_worker", "epochs", "teacher_temperature"):
             _require_positive(name, getattr(self, name))
+        _require(
+            self.attention == "all" or self.packing == "stories",
+            f"attention ({self.attention}) is a matter of packing stories, and packing is {self.packing}",
+        )
+        _require(self.model.seq_len >= MIN_CONTEXT, f"seq_len ({self.model.seq_len}) must be at least {MIN_CONTEXT}")
         _require(self.seed < 2**63, f"seed ({self.seed}) must be below 2^63")
         _require(
             not self.name or (Path(self.name).name == visible(self.name) and self.name not in (".", "..")),

@@ -104,6 +104,19 @@ def read_split(folder: str | StoragePath, split: str, *, manifest: Manifest | No
     return tokens, wanted.bytes
 
 
+def story_ends(folder: str | StoragePath, split: str, manifest: Manifest) -> npt.NDArray[np.int64]:
+    """Where the stories of a split lie in its tokens: story i from ends[i] to ends[i + 1]. (stories + 1,)
+
+    Raises:
+        UserError: as `read_split`.
+    """
+    ends = [np.zeros(1, np.int64)]
+    for shard in manifest.splits[split].shards:
+        lengths = read_shard(folder, shard)["tokens"].combine_chunks().value_lengths().to_numpy()
+        ends.append(ends[-1][-1] + np.cumsum(lengths, dtype=np.int64))
+    return np.concatenate(ends)
+
+
 def read_shard(folder: str | StoragePath, shard: Shard) -> pa.Table:
     """The rows of one shard, after its digest, page checksums and row count were checked.
 

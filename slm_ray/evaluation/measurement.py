@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import torch
 
-from slm_ray.dataset.batches import TokenStream
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, load_manifest
 from slm_ray.dataset.shards import read_split
+from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError
 from slm_ray.evaluation.comparison import PairedDifference, bits_per_byte_error, compare, loss_error
 from slm_ray.evaluation.losses import Measured, Row, measure_stories
@@ -29,7 +29,7 @@ from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.registry import load_model, resolved_model
 from slm_ray.training.context import TrainContext
-from slm_ray.training.evaluation import bits_per_byte, evaluate
+from slm_ray.training.evaluation import bits_per_byte, evaluate_windows
 
 Measure = Literal["stories", "windows"]
 Split = Literal["train", "validation", "test"]
@@ -180,7 +180,9 @@ def measure(found: Subject, data: Data, *, by: Measure = "stories", backend: Bac
         n_stories=len(losses.story_ids),
         n_tokens=n_tokens,
         n_bytes=n_bytes,
-        total=Evaluation.of_nats(losses.total_nats, n_tokens, n_bytes),
+        total=Evaluation.of_nats(
+            losses.total_nats, n_tokens, n_bytes, measure="stories", context=scorer.seq_len, stride=scorer.stride
+        ),
         data_fingerprint=data.manifest.fingerprint,
         stories=measured,
         borders=found.tokenizer.borders.origin,
@@ -207,10 +209,11 @@ def _by_windows(found: Subject, data: Data, backend: BackendName) -> Measurement
     seq_len = found.model.config.seq_len
     if backend == "torch":
         context = TrainContext(device=next(found.model.parameters()).device)
-        total = evaluate(found.model, stream, seq_len=seq_len, context=context)
+        total = evaluate_windows(found.model, stream, seq_len=seq_len, context=context)
     else:
         bits = bits_per_byte(make_backend(found.model, 1, backend), stream)
-        total = Evaluation.of_nats(bits * math.log(2) * stream.n_bytes, stream.n_targets, stream.n_bytes)
+        nats, way = bits * math.log(2) * stream.n_bytes, {"context": seq_len, "stride": seq_len}
+        total = Evaluation.of_nats(nats, stream.n_targets, stream.n_bytes, measure="windows", **way)
     if not math.isfinite(total.val_loss):
         raise UserError(f"the loss of {found.name} is not finite: the model diverged in training")
     return Measurement(

@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from slm_ray.config.files import DEFAULT_PRESET, flatten, load_config, presets
 from slm_ray.config.places import ADDRESSES
-from slm_ray.config.schema import TrainConfig
-from slm_ray.dataset.batches import SampleOrder, n_samples
+from slm_ray.config.schema import PackingName, TrainConfig
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, fingerprint, load_manifest
+from slm_ray.dataset.packing import Packing, StoryIndex
 from slm_ray.dataset.provenance import SourceRow, source_row
-from slm_ray.dataset.shards import checked_content
-from slm_ray.dataset.windows import StoryPart, story_parts
+from slm_ray.dataset.samples import SampleOrder, by_epoch, n_samples
+from slm_ray.dataset.shards import checked_content, story_ends
+from slm_ray.dataset.windows import StoryPart, piece_parts, story_parts
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.train_state import Attempt, TrainState
@@ -85,7 +88,7 @@ class Window:
     """One sample of a step."""
 
     number: int
-    """In the order of the split's text, from 0."""
+    """Of windows in the order of the split's text, of whole stories as they are packed; from 0."""
     epoch: int
     """From 0."""
     pieces: tuple[Piece, ...]
@@ -103,6 +106,7 @@ class StepStories:
     """Where the data set lies."""
     made_by: Attempt
     seq_len: int
+    packing: PackingName
     windows: tuple[Window, ...]
     """In the global order of the batch; workers share it out in equal parts."""
 
@@ -182,23 +186,54 @@ def stories_of_step(lineage: Lineage, step: int, data: str = "") -> StepStories:
     folder = data or _place_of_data(lineage, made_by)
     manifest = load_manifest(folder)
     _check_data(lineage, made_by, folder, manifest)
-    samples = n_samples(manifest.splits["train"].tokens, seq_len)
-    order = SampleOrder(n_samples=samples, batch_size=made_by.batch_size, seed=made_by.seed)
-    numbers = order.samples(step - 1).tolist()
+    packing: PackingName = lineage.state.config.get("packing", "windows")
     tokenizer = _tokenizer(folder, manifest)
-    first = (step - 1) * made_by.batch_size
+    found = (_packed if packing == "stories" else _cut)(folder, manifest, seq_len, step, made_by)
     windows = [
         Window(
-            number=window,
-            epoch=(first + place) // samples,
+            number=number_of_sample,
+            epoch=epoch,
             pieces=tuple(
                 Piece(part=part, source=source_row(manifest, part.story_id), text=tokenizer.decode(part.ids))
                 for part in parts
             ),
         )
-        for place, (window, parts) in enumerate(zip(numbers, story_parts(folder, manifest, numbers, seq_len)))
+        for number_of_sample, epoch, parts in found
     ]
-    return StepStories(step=step, attempt=number, data=folder, made_by=made_by, seq_len=seq_len, windows=tuple(windows))
+    return StepStories(
+        step=step,
+        attempt=number,
+        data=folder,
+        made_by=made_by,
+        seq_len=seq_len,
+        packing=packing,
+        windows=tuple(windows),
+    )
+
+
+Sample = tuple[int, int, list[StoryPart]]
+"""Its number, its epoch, its stories."""
+
+
+def _cut(folder: str, manifest: Manifest, seq_len: int, step: int, made_by: Attempt) -> list[Sample]:
+    """Windows of the stream of tokens."""
+    samples = n_samples(manifest.splits["train"].tokens, seq_len)
+    order = SampleOrder(n_samples=samples, batch_size=made_by.batch_size, seed=made_by.seed)
+    numbers, first = order.samples(step - 1).tolist(), (step - 1) * made_by.batch_size
+    parts = story_parts(folder, manifest, numbers, seq_len)
+    return [(one, (first + place) // samples, parts[place]) for place, one in enumerate(numbers)]
+
+
+def _packed(folder: str, manifest: Manifest, seq_len: int, step: int, made_by: Attempt) -> list[Sample]:
+    """Samples of whole stories."""
+    packing = Packing(StoryIndex.of_ends(story_ends(folder, "train", manifest)), seq_len)
+    found: list[Sample] = []
+    first = (step - 1) * made_by.batch_size
+    for epoch, _, places in by_epoch(np.arange(first, first + made_by.batch_size), packing.n_samples):
+        numbers = packing.numbers(places, made_by.seed, epoch)
+        parts = piece_parts(folder, manifest, packing.pieces(numbers, made_by.seed, epoch), len(numbers))
+        found += [(one, epoch, its) for one, its in zip(numbers.tolist(), parts, strict=True)]
+    return found
 
 
 def _seq_len(lineage: Lineage) -> int:

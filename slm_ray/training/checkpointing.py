@@ -131,6 +131,7 @@ class Checkpointer:
         return TrainState(
             step=trainer.step,
             samples_seen=trainer.samples_seen,
+            tokens_seen=trainer.tokens_seen,
             seed=trainer.config.seed,
             world_size=self._context.world_size,
             data_fingerprint=fingerprint,

@@ -8,9 +8,11 @@ import dataclasses
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE
-from slm_ray.dataset.batches import TokenStream, n_samples
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, load_manifest
-from slm_ray.dataset.shards import read_split, verify_split
+from slm_ray.dataset.packing import Packing, StoryIndex
+from slm_ray.dataset.samples import n_samples
+from slm_ray.dataset.shards import read_split, story_ends, verify_split
+from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError
 from slm_ray.runs.history import History
 from slm_ray.runs.remote_run import open_run
@@ -101,7 +103,11 @@ def n_steps(config: TrainConfig, manifest: Manifest) -> int:
     Raises:
         UserError: the split does not fill one sample.
     """
-    samples = n_samples(manifest.splits["train"].tokens, config.model.seq_len)
+    seq_len, n_tokens = config.model.seq_len, manifest.splits["train"].tokens
+    if config.packing == "windows" or not n_tokens:
+        samples = n_samples(n_tokens, seq_len)
+    elif not config.max_steps:
+        samples = Packing(StoryIndex.of_ends(story_ends(config.data, "train", manifest)), seq_len).n_samples
     return config.max_steps or max(1, round(config.epochs * (samples / config.batch_size)))
 
 
@@ -119,7 +125,8 @@ def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> Train
     tokenizer = load_tokenizer(config, manifest)
 
     def stream(split: str) -> TokenStream:
-        return TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.eos_id)
+        ends = story_ends(data, split, manifest)
+        return TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.eos_id, ends)
 
     plan.folder.fetch()
     return TrainInputs(

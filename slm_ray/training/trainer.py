@@ -8,13 +8,14 @@ left to `checkpointing`.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slm_ray.dataset.batches import TrainBatches
+from slm_ray.config.schema import TrainConfig
+from slm_ray.dataset.batches import Batch, TrainBatches
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
@@ -23,7 +24,7 @@ from slm_ray.runs.train_state import Evaluation, TrainState
 from slm_ray.training.besides.teachers import Teachers, load_teachers
 from slm_ray.training.besides.weight_path import WeightPath, parted
 from slm_ray.training.context import TrainContext
-from slm_ray.training.evaluation import evaluate
+from slm_ray.training.evaluation import EVALUATIONS
 from slm_ray.training.gpu_traffic import LateReading, to_device
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.metrics import TrainMetrics
@@ -54,7 +55,7 @@ class Trainer:
         )
         self.path = WeightPath(self.model.parameters(), self.config.optim, inputs.max_steps)
         self.step = 0
-        self.samples_seen = 0
+        self.samples_seen = self.tokens_seen = 0
         self.losses = torch.zeros((), device=context.device)  # of this rank, since the last line of metrics
         self.loss_steps = 0
         self._norms = LateReading(on_gpu)
@@ -69,6 +70,7 @@ class Trainer:
             seed=self.config.seed,
             rank=context.rank,
             world_size=context.world_size,
+            packing=self.config.packing,
         )
 
     def restore(self, state: TrainState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
@@ -84,6 +86,8 @@ class Trainer:
         if state.scaler:  # empty where the run was in another precision
             self.scaler.load_state_dict(state.scaler)
         self.step, self.samples_seen = state.step, state.samples_seen
+        full = state.samples_seen * self.config.model.seq_len
+        self.tokens_seen = full if state.tokens_seen is None else state.tokens_seen
         self.losses += _own_loss(state.pending_losses, self.context)
         self.loss_steps = state.pending_steps
 
@@ -98,16 +102,13 @@ class Trainer:
         torch.manual_seed(_step_seed(config.seed, self.step, context.rank))
         set_learning_rate(self.optimizer, learning_rate(self.step, self.inputs.max_steps, config.optim))
         with part("data"), self.metrics.timing_data():
-            inputs, targets = self.batches.at(self.step)
-        n_parts = config.accumulation_steps
-        rows = len(inputs) // n_parts
+            batch = self.batches.at(self.step)
+        n_targets = batch.n_targets / context.world_size  # the gradients' mean over ranks is that over all targets
         total: Tensor | None = None
-        for first in range(0, n_parts * rows, rows):
-            x = to_device(inputs[first : first + rows], context.device)  # (rows, seq_len)
-            y = to_device(targets[first : first + rows], context.device)
-            with _synced_only_if(first == (n_parts - 1) * rows, self.module):
+        for is_last_part, tensors in _parts(batch, config, context.device):
+            with _synced_only_if(is_last_part, self.module):
                 with part("forward"), self._precision():
-                    loss = _summed_loss(self.module, self.teachers, x, y) / targets.size
+                    loss = _summed_loss(self.module, self.teachers, *tensors) / n_targets
                 with part("backward"):
                     self.scaler.scale(loss).backward()
             total = loss.detach() if total is None else total + loss.detach()
@@ -121,6 +122,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.samples_seen += config.batch_size
+        self.tokens_seen += batch.n_targets
         self.losses += total
         self.loss_steps += 1
         context.heartbeat()
@@ -168,11 +170,10 @@ class Trainer:
             )
 
     def validate(self) -> Evaluation:
-        """Loss on the validation split."""
+        """Loss on the validation split, by the measure that the config names."""
+        measure, seq_len = EVALUATIONS[self.config.validation], self.config.model.seq_len
         with self._precision():
-            found = evaluate(
-                self.model, self.inputs.validation, seq_len=self.config.model.seq_len, context=self.context
-            )
+            found = measure(self.model, self.inputs.validation, seq_len=seq_len, context=self.context)
         return dataclasses.replace(found, step=self.step)
 
     def sample(self) -> str:
@@ -194,14 +195,28 @@ def _own_loss(losses: list[float], context: TrainContext) -> float:
     return losses[context.rank] if len(losses) == context.world_size else sum(losses) / max(1, len(losses))
 
 
+def _parts(batch: Batch, config: TrainConfig, device: torch.device) -> Iterator[tuple[bool, list[Tensor]]]:
+    """The parts of a rank's batch, in which it is computed one after another, and whether each is the last.
+
+    A part: inputs, targets and, where attention keeps to a story, places, each (rows, seq_len).
+    """
+    columns = [batch.inputs, batch.targets]
+    if config.attention == "story" and batch.places is not None:
+        columns.append(batch.places)
+    rows = len(batch.inputs) // config.accumulation_steps
+    for number in range(config.accumulation_steps):
+        own = slice(number * rows, (number + 1) * rows)
+        yield number == config.accumulation_steps - 1, [to_device(column[own], device) for column in columns]
+
+
 def _synced_only_if(is_last_part: bool, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
     no_sync = getattr(module, "no_sync", None)
     return contextlib.nullcontext() if is_last_part or no_sync is None else no_sync()
 
 
-def _summed_loss(module: nn.Module, teachers: Teachers | None, x: Tensor, y: Tensor) -> Tensor:
-    """Of a part of a batch, in nats. x, y: (rows, seq_len) of tokens, and of those that follow."""
-    loss: Tensor = module(x, y) if teachers is None else teachers.loss(module(x), x, y)
+def _summed_loss(module: nn.Module, teachers: Teachers | None, x: Tensor, y: Tensor, *places: Tensor) -> Tensor:
+    """Of a part of a batch, in nats. x, y, places: (rows, seq_len), as the model takes them."""
+    loss: Tensor = module(x, y, *places) if teachers is None else teachers.loss(module(x, None, *places), x, y, *places)
     return loss
 
 

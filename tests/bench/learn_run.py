@@ -31,6 +31,7 @@ from slm_ray.evaluation.stories import read_stories
 from slm_ray.model.decoder import parameter_count
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training.context import TrainContext
+from slm_ray.training.evaluation import evaluate_windows
 from slm_ray.training.hardware import resolve_compile
 from slm_ray.training.inputs import load_inputs
 from slm_ray.training.preflight import resolve
@@ -158,8 +159,6 @@ class Run:
     def _arrays(self, step: int) -> tuple[list[np.ndarray[Any, np.dtype[np.int64]]], int]:
         """Inputs and targets of a step, places where stories are apart, (B, T) each; how many targets count."""
         batch = self.trainer.batches.at(step)
-        if isinstance(batch, tuple):
-            return [*batch], batch[1].size
         arrays = [batch.inputs, batch.targets]
         return arrays + ([batch.places] if self.config.attention == "story" else []), batch.n_targets
 
@@ -186,13 +185,23 @@ class Run:
 
     def windows(self) -> float:
         """Bits per byte of the validation split in windows that do not overlap."""
-        found = self.trainer.validate().val_bits_per_byte
-        return found if math.isfinite(found) else LOST
+        inputs, seq_len = self.trainer.inputs, self.config.model.seq_len
+        context = self.trainer.context
+        found = evaluate_windows(self.trainer.model, inputs.validation, seq_len=seq_len, context=context)
+        return found.val_bits_per_byte if math.isfinite(found.val_loss) else LOST
 
     def figures(self) -> dict[str, Any]:
         """What the try gave, measured in fp32: windows, and the fair measure."""
         if self.stream is not None:
             self.stream.synchronize()
+        rough = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            return self._measured()
+        finally:
+            torch.set_float32_matmul_precision(rough)
+
+    def _measured(self) -> dict[str, Any]:
         line: dict[str, Any] = {
             "try": self.name,
             "seed": self.config.seed,

@@ -63,6 +63,15 @@ STEPS: dict[str, Try] = {
     BASE: Try(OLD, parent=""),
     "batch 8": Try({"batch_size": 8}, axis="batch"),
     "batch 8, lr 2e-3": Try({"batch_size": 8, "optim": {"lr": 2e-3}}, axis="batch"),
+    "stories": Try({"packing": "stories"}, axis="context"),
+    "stories apart": Try({"packing": "stories", "attention": "story"}, axis="context"),
+    "stories in 256": Try({"packing": "stories", "batch_size": 8, "model": {"seq_len": 256}}, axis="context"),
+    "stories apart in 256": Try(
+        {"packing": "stories", "attention": "story", "batch_size": 8, "model": {"seq_len": 256}}, axis="context"
+    ),
+    "stories apart in 512": Try(
+        {"packing": "stories", "attention": "story", "batch_size": 4, "model": {"seq_len": 512}}, axis="context"
+    ),
     "context from 64": _extra("context", grow=((0.4, 64),)),
     "context from 32": _extra("context", grow=((0.2, 32), (0.5, 64))),
     "lr 2e-3": _optim("lr", lr=2e-3),
@@ -122,6 +131,7 @@ RATES: dict[str, Try] = {
     "context from 32 to 256": Try(
         {"batch_size": 8, "model": {"seq_len": 256}}, {"grow": ((0.15, 32), (0.3, 64), (0.6, 128))}, axis="context"
     ),
+    "stories in 512": Try({"packing": "stories", "batch_size": 4, "model": {"seq_len": 512}}, axis="context"),
     "context 256, batch 4": Try({"batch_size": 4, "model": {"seq_len": 256}}, axis="context"),
     "soap": _extra("", soap=20),
     # what is stated besides
@@ -170,6 +180,9 @@ DEMOS: dict[str, Try] = {
     "demo, 1,024, two epochs": _demo(4, share=2.0),
     "demo, brief stories, 2,048": _demo(4, "brief-2048"),
     "demo, brief stories, 1,024": _demo(4, "brief-1024"),
+    "demo, stories": Try({"packing": "stories"}, parent="demo, muon, batch 4"),
+    "demo, stories apart": Try({"packing": "stories", "attention": "story"}, parent="demo, muon, batch 4"),
+    "demo, brief stories apart": Try({"packing": "stories", "attention": "story"}, parent="demo, brief stories, 2,048"),
     "demo, context 128, batch 8": _demo(8, seq_len=128),
 }
 

@@ -63,9 +63,9 @@ class Recorder:
         original = TrainBatches.at
 
         def at(batches: TrainBatches, step: int) -> Any:
-            inputs, targets = original(batches, step)
-            self.windows[step + 1] = np.concatenate([inputs, targets[:, -1:]], axis=1).tolist()
-            return inputs, targets
+            batch = original(batches, step)
+            self.windows[step + 1] = np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1).tolist()
+            return batch
 
         monkeypatch.setattr(TrainBatches, "at", at)
 

@@ -20,7 +20,7 @@ from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import hardware
 from slm_ray.training.context import TrainContext
-from slm_ray.training.evaluation import evaluate
+from slm_ray.training.evaluation import evaluate_windows
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.peak_flops import matmul_rates
@@ -146,7 +146,7 @@ def test_evaluation_is_that_of_the_cpu(inputs: TrainInputs) -> None:
     fit(inputs, ON_GPU)
     model, _ = checkpoint.load_model(inputs.folder.latest)
     found = {
-        device.type: evaluate(
+        device.type: evaluate_windows(
             model.to(device), inputs.validation, seq_len=model.config.seq_len, context=TrainContext(device=device)
         ).val_loss
         for device in (torch.device("cpu"), GPU)

@@ -69,14 +69,14 @@ class Teachers:
     """Of what they think in the loss; the stories have the rest."""
     temperature: float
 
-    def loss(self, logits: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, tokens: Tensor, targets: Tensor, places: Tensor | None = None) -> Tensor:
         """The summed loss of a student, in nats.
 
         (1 - weight) times the loss of the targets, and weight x temperature^2 times the divergence of the student from
         the mean of the teachers' distributions, both at that temperature.
 
         logits: (B, T, vocab_size) of the student. tokens, targets: (B, T), IGNORED_TARGET where a place does not count.
-        All logits are held at once, in fp32.
+        places: as the student was given. All logits are held at once, in fp32.
         """
         counts = targets.flatten() != IGNORED_TARGET  # (B * T,)
         own = logits.flatten(0, 1)[counts].float()  # (N, vocab_size)
@@ -84,7 +84,9 @@ class Teachers:
         with torch.no_grad():
             thoughts = torch.zeros_like(own)
             for model in self.models:
-                theirs = model(tokens)[..., : own.shape[-1]].flatten(0, 1)[counts].float()  # (N, vocab_size)
+                theirs = (
+                    model(tokens, None, places)[..., : own.shape[-1]].flatten(0, 1)[counts].float()
+                )  # (N, vocab_size)
                 thoughts += torch.softmax(theirs / self.temperature, dim=-1)
             thoughts /= len(self.models)
         said = torch.log_softmax(own / self.temperature, dim=-1)
