@@ -16,10 +16,11 @@ from slm_ray.config.files import DEFAULT_PRESET, flatten, load_config, presets
 from slm_ray.config.places import ADDRESSES
 from slm_ray.config.schema import PackingName, TrainConfig
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, fingerprint, load_manifest
-from slm_ray.dataset.packing import Packing, StoryIndex
+from slm_ray.dataset.mapped import story_index
+from slm_ray.dataset.packing import Packing
 from slm_ray.dataset.provenance import SourceRow, source_row
 from slm_ray.dataset.samples import SampleOrder, by_epoch, n_samples
-from slm_ray.dataset.shards import checked_content, story_ends
+from slm_ray.dataset.shards import checked_content
 from slm_ray.dataset.windows import StoryPart, piece_parts, story_parts
 from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint, verification
@@ -226,7 +227,7 @@ def _cut(folder: str, manifest: Manifest, seq_len: int, step: int, made_by: Atte
 
 def _packed(folder: str, manifest: Manifest, seq_len: int, step: int, made_by: Attempt) -> list[Sample]:
     """Samples of whole stories."""
-    packing = Packing(StoryIndex.of_ends(story_ends(folder, "train", manifest)), seq_len)
+    packing = Packing(story_index(folder, "train", manifest), seq_len)
     found: list[Sample] = []
     first = (step - 1) * made_by.batch_size
     for epoch, _, places in by_epoch(np.arange(first, first + made_by.batch_size), packing.n_samples):

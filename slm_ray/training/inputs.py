@@ -4,14 +4,17 @@ In: a resolved `TrainConfig`. Out: for the driver a `RunPlan`, out of the manife
 the plan with the token streams, the argument of `loop.fit`.
 """
 
+import contextlib
 import dataclasses
+import logging
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, load_manifest
-from slm_ray.dataset.packing import Packing, StoryIndex
+from slm_ray.dataset.mapped import StaleError, make_mapped, open_split, story_index
+from slm_ray.dataset.packing import Packing
 from slm_ray.dataset.samples import n_samples
-from slm_ray.dataset.shards import read_split, story_ends, verify_split
+from slm_ray.dataset.shards import verify_split
 from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError
 from slm_ray.runs.history import History
@@ -20,6 +23,8 @@ from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.tracker import Tracker
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,8 @@ class TrainInputs(RunPlan):
     tracker: Tracker
     chat_template: str = STORY_TEMPLATE
     """Which prompt a model of these stories takes."""
+    notes: tuple[str, ...] = ()
+    """What was out of the ordinary when the data was read, a line each."""
 
 
 def plan_run(config: TrainConfig, manifest: Manifest, lease: str = "") -> RunPlan:
@@ -87,14 +94,23 @@ def check_length(config: TrainConfig, manifest: Manifest) -> int:
 
 
 def check_files(config: TrainConfig, manifest: Manifest) -> None:
-    """Check that every file of the data set that a run reads is the one that its manifest lists.
+    """Check that every file of the data set that a run reads is the one that its manifest lists, and let the tokens
+    be mapped where they can be: workers find the file then.
 
     Raises:
         UserError: one is missing or was altered.
     """
-    load_tokenizer(config, manifest)
+    tokenizer = load_tokenizer(config, manifest)
     for split in ("train", "validation"):
         verify_split(config.data, split, manifest)
+        _map(config, manifest, split, tokenizer)
+
+
+def _map(config: TrainConfig, manifest: Manifest, split: str, tokenizer: Tokenizer) -> None:
+    """Let the tokens of a split be mapped, where they can be: else the workers, who hold them in memory, say so."""
+    with contextlib.suppress(OSError, RuntimeError, StaleError):
+        if note := make_mapped(config.data, split, manifest, tokenizer.eos_id):
+            LOGGER.warning(note)
 
 
 def n_steps(config: TrainConfig, manifest: Manifest) -> int:
@@ -106,8 +122,11 @@ def n_steps(config: TrainConfig, manifest: Manifest) -> int:
     seq_len, n_tokens = config.model.seq_len, manifest.splits["train"].tokens
     if config.packing == "windows" or not n_tokens:
         samples = n_samples(n_tokens, seq_len)
-    elif not config.max_steps:
-        samples = Packing(StoryIndex.of_ends(story_ends(config.data, "train", manifest)), seq_len).n_samples
+    elif config.max_steps:  # any story is a sample
+        return config.max_steps
+    else:
+        _map(config, manifest, "train", load_tokenizer(config, manifest))
+        samples = Packing(story_index(config.data, "train", manifest), seq_len).n_samples
     return config.max_steps or max(1, round(config.epochs * (samples / config.batch_size)))
 
 
@@ -124,15 +143,14 @@ def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> Train
     plan = plan_run(config, manifest, lease)
     tokenizer = load_tokenizer(config, manifest)
 
-    def stream(split: str) -> TokenStream:
-        ends = story_ends(data, split, manifest)
-        return TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.eos_id, ends)
-
+    train, of_train = open_split(data, "train", manifest, tokenizer.eos_id)
+    validation, of_validation = open_split(data, "validation", manifest, tokenizer.eos_id)
     plan.folder.fetch()
     return TrainInputs(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},
-        train=stream("train"),
-        validation=stream("validation"),
+        train=train,
+        validation=validation,
+        notes=tuple(note for note in (of_train, of_validation) if note),
         tokenizer=tokenizer,
         tracker=tracker,
         chat_template=chat_template(manifest),

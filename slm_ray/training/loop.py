@@ -60,7 +60,8 @@ def fit(
         checkpointer.tidy_up()
     log.rewind(trainer.step)
     log.message(_opening(trainer, precision, is_compiled, checkpointer.restored))
-    log.message(trainer.batches.samples.describe())
+    for text in (*inputs.notes, trainer.batches.samples.describe()):
+        log.message(text)
     if checkpointer.restored is not None and (evaluation := checkpointer.restored.state.metrics):
         log.repeat(evaluation)
     log.message(trainer.metrics.measure_peak())
