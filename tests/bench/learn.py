@@ -158,9 +158,9 @@ class Ladder:
             tries[" + ".join(won[:count])] = together(won[:count])
         combined = [name for name in tries if name not in TRIES]
         lines = self._round([(name, 0, resolved(name, tries)) for name in combined], self.given.until)
-        if not lines:
+        if not won:
             return
-        best = min(lines, key=lambda line: line["fair"])["try"]
+        best = min(lines, key=lambda line: line["fair"])["try"] if lines else won[0]
         parts = best.split(" + ")
         last = [(best, 1), (best, 2)]
         rate = resolved(best, tries).changes["optim"]["lr"]
