@@ -53,8 +53,6 @@ class OptimConfig:
     """Muon brings the rows of each update to one size (NorMuon)."""
     weight_decay: float = 0.1
     """Decoupled weight decay on matrices and embeddings; none on norms and biases."""
-    cautious_decay: bool = False
-    """Muon decays only what its update makes smaller anyway."""
     lookahead: float = 0.0
     """Gradients are taken so many mean steps ahead, in the middle of the run (EMA-Nesterov); 0 turns it off."""
     tail_average: float = 0.0

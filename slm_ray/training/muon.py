@@ -137,13 +137,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.1,
         normalize_rows: bool = False,
-        cautious_decay: bool = False,
         in_bf16: bool = False,
         is_compiled: bool = False,
         context: Ranks | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "normalize_rows": normalize_rows}
-        defaults |= {"cautious_decay": cautious_decay}
         super().__init__(params, defaults)
         self._in_bf16, self._context = in_bf16, context
         self._made_in_bf16: Callable[..., Tensor] = torch.compile(made, dynamic=False) if is_compiled else made
@@ -159,12 +157,7 @@ class Muon(torch.optim.Optimizer):
             for matrices in _by_shape(group["params"]):
                 updates = self._updates(matrices, group)
                 scale = RMS_OF_ADAMW * math.sqrt(max(matrices[0].shape))
-                decay = group["lr"] * group["weight_decay"]
-                if group["cautious_decay"]:
-                    updates = updates.to(matrices[0].dtype)
-                    shrink_where_it_moves(matrices, updates, 1 - decay)
-                    decay = 0.0
-                _move(matrices, updates, 1 - decay, -group["lr"] * scale)
+                _move(matrices, updates, 1 - group["lr"] * group["weight_decay"], -group["lr"] * scale)
 
     def _updates(self, matrices: list[Tensor], group: dict[str, Any]) -> Tensor:
         """What N matrices of one shape move by, before the scale: (N, rows, columns)."""
@@ -229,15 +222,6 @@ def with_even_rows(updates: Tensor, squares: Tensor) -> Tensor:
     even = updates / (squares.sqrt() + 1e-10)
     lost: Tensor = updates.norm(dim=(-2, -1), keepdim=True) / (even.norm(dim=(-2, -1), keepdim=True) + 1e-10)
     return even * lost
-
-
-def shrink_where_it_moves(matrices: list[Tensor], updates: Tensor, kept: float) -> None:
-    """Each weight that its update makes smaller becomes `kept` of itself (Chen et al., arXiv:2510.12402).
-
-    updates: (N, rows, columns), to be subtracted. [1, -1] with updates [1, 1] and 0.9 -> [0.9, -1].
-    """
-    for matrix, update in zip(matrices, updates, strict=True):
-        matrix.mul_(torch.where(matrix * update > 0, kept, 1.0))
 
 
 def _move(matrices: list[Tensor], updates: Tensor, kept: float, by: float) -> None:

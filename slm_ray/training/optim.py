@@ -15,7 +15,7 @@ from slm_ray.config.schema import OptimConfig
 from slm_ray.errors import UserError
 from slm_ray.training.muon import Muon, Ranks
 
-GROUP_KEYS_FROM_CONFIG = ("weight_decay", "betas", "eps", "momentum", "normalize_rows", "lr_factor", "cautious_decay")
+GROUP_KEYS_FROM_CONFIG = ("weight_decay", "betas", "eps", "momentum", "normalize_rows", "lr_factor")
 """What a group takes from the config, not from a checkpoint."""
 
 
@@ -96,7 +96,6 @@ def make_optimizer(
         lr=config.lr,
         momentum=config.momentum,
         normalize_rows=config.normalize_rows,
-        cautious_decay=config.cautious_decay,
         in_bf16=in_bf16,
         is_compiled=is_compiled,
         context=context,

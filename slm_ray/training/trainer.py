@@ -110,7 +110,7 @@ class Trainer:
                 with part("forward"), self._precision():
                     loss = _summed_loss(self.module, self.teachers, *tensors) / n_targets
                 with part("backward"):
-                    self.scaler.scale(loss).backward()
+                    self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         with part("clipping"):

@@ -31,8 +31,9 @@ from slm_ray.model.decoder import parameter_count
 Job = tuple[str, int, Try]  # name, seed, resolved
 FIRST_SHARE = 0.6
 """Of the time, for the tries of one factor, where what won is tried together after them."""
-GUESS_S = 60.0
-"""That a round of tries takes before one was timed."""
+GUESS_S = 45.0
+"""That a try takes beside five others on an H100, before one was timed. All of them share its time: more at once end
+later, and a run that is cut off loses them all."""
 GRACE = 0.08
 """Of the time: how much later a try that was begun may end."""
 STEPS_AT_ONCE = 8
@@ -68,6 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="(default: fp32; TF32 on a GPU)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--streams", type=int, default=1, help="tries of a process at once, on a GPU (default: 1)")
+    parser.add_argument("--guess", type=float, default=GUESS_S, help=f"seconds of the first try (default: {GUESS_S:g})")
     parser.add_argument("--until", type=float, default=0.0, help="seconds after which nothing runs (default: no limit)")
     parser.add_argument("--combine", action="store_true", help="then try together what won")
     parser.add_argument("--output", default="learn.jsonl", help="lines are added to it (default: learn.jsonl)")
@@ -183,7 +185,7 @@ def work(jobs: Any, done: Any, given: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision("high")  # on a CPU no difference
     device = torch.device(given.device)
     running: collections.deque[Running] = collections.deque()
-    usual, is_open = GUESS_S, True
+    usual, is_open = given.guess, True
     while is_open or running:
         while is_open and len(running) < given.streams:
             job = _next(jobs, waits=not running)

@@ -23,6 +23,7 @@ SOAP_BETA, SOAP_SIDE = 0.9, 320
 NAMES = frozenset(
     (
         "row_floor",
+        "cautious",
         "soap",
         "zero_outputs",
         "momentum_from",
@@ -56,7 +57,7 @@ class BenchMuon(Muon):
                     own, theirs = (one.norm(dim=-1, keepdim=True) for one in (updates, weights))
                     updates = updates * (floor * theirs / (own + 1e-10)).clamp(1, 10)
                 decay = weights * group["weight_decay"]
-                if group["cautious_decay"]:
+                if self.extras.get("cautious"):
                     decay = decay * (updates * weights > 0)
                 torch._foreach_add_(matrices, ((updates + decay) * (-group["lr"])).unbind())
 

@@ -108,7 +108,7 @@ def test_a_seed_gives_one_loss_curve(inputs: TrainInputs) -> None:
     [
         {"name": "adamw"},
         {"name": "muon"},
-        {"name": "muon", "lookahead": 0.6, "tail_average": 0.6, "cautious_decay": True},
+        {"name": "muon", "lookahead": 0.6, "tail_average": 0.6},
     ],
     ids=["adamw", "muon", "muon-on-a-path"],
 )

@@ -3,7 +3,6 @@
 import copy
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -110,23 +109,6 @@ def test_a_matrix_without_a_gradient_is_left_alone() -> None:
     Muon([still, moving], lr=0.1).step()
     assert torch.equal(still, torch.ones(4, 4))
     assert not torch.equal(moving, torch.ones(4, 4))
-
-
-def test_cautious_decay_takes_only_from_what_its_update_makes_smaller() -> None:
-    """x' = x - lr (u + decay x where u x > 0): each weight is that of plain decay, or that of none."""
-    start = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-
-    def moved(**options: Any) -> Tensor:
-        matrix = torch.nn.Parameter(start.clone())
-        matrix.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
-        Muon([matrix], lr=0.1, **options).step()
-        return matrix.detach()
-
-    without, plain = moved(weight_decay=0.0), moved(weight_decay=0.5)
-    shrinks = (start - without) * start > 0
-    assert 0 < shrinks.sum() < shrinks.numel()
-    expected = torch.where(shrinks, plain, without)
-    torch.testing.assert_close(moved(weight_decay=0.5, cautious_decay=True), expected)
 
 
 def test_even_rows_have_one_size_and_the_matrix_keeps_its_norm() -> None:
