@@ -40,10 +40,9 @@ def main() -> int:
     if given.child:
         print(json.dumps(measured(*given.child)))
         return 0
-    print(
-        "| tokens | stories | samples | own before, MB | after, MB | most, MB | mapped pages, MB | open, s | batch, ms |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    sizes = ["own before, MB", "after, MB", "most, MB", "mapped, MB"]
+    titles = ["tokens", "stories", "samples", *sizes, "open, s", "batch, ms"]
+    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for n_tokens in given.tokens:
         with tempfile.TemporaryDirectory(dir=given.folder or None) as folder:
             n_stories = write_corpus(Path(folder), n_tokens)
