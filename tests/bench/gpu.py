@@ -117,7 +117,9 @@ def measure(preset: str, side: str, given: argparse.Namespace, device: torch.dev
     config = load_config(preset)
     model = dataclasses.replace(config.model, vocab_size=VOCABULARIES[preset])
     rows = max(1, given.tokens // model.seq_len)
-    step, n_parameters = SIDES[side](dataclasses.replace(config, model=model, batch_size=rows), device)
+    step, n_parameters = SIDES[side](
+        dataclasses.replace(config, model=model, batch_size=rows, accumulation_steps=1), device
+    )
     for _ in range(WARMUP_STEPS):
         loss = step()
     n_steps, seconds = max(1, given.steps // N_BLOCKS), []
