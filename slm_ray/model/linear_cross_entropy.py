@@ -24,6 +24,8 @@ CHUNK_ELEMENTS = 2**21
 """Logits computed at a time: 8 MB in fp32, which a core's cache still holds."""
 MIN_CHUNK_ROWS = 128
 """Fewer rows would spend the time on adding up the gradient of the output layer, which each chunk goes over once."""
+BLOCK_ELEMENTS = 2**18
+"""Of them so many at a time go from logits to slope on a CPU: 1 MB in fp32."""
 CHUNK_ELEMENTS_ON_GPU = 2**28
 """The same on a GPU: 1 GiB in fp32. Compiled, as much is held in bf16 twice over."""
 SHARE_OF_GPU = 64
@@ -98,10 +100,10 @@ def _loss_and_gradients(
         narrow = weight.to(dtype)
         for part in _parts(len(hidden), chunk_rows(len(hidden), len(weight), hidden.device)):
             x, is_target = hidden[part].to(dtype), (targets[part] != ignored)[:, None]  # (rows, d_model), (rows, 1)
-            nats, slope = chunk(x @ narrow.t(), targets[part, None].clamp_min(0), is_target, wide)
+            logits = x @ narrow.t()  # (rows, vocab_size)
+            nats, slope = chunk(logits, targets[part, None].clamp_min(0), is_target, wide)
             loss += nats
             if with_gradients:
-                slope = slope.to(dtype)  # (rows, vocab_size)
                 to_hidden[part] = (slope @ narrow) * is_target
                 _add_product(to_weight, slope.t(), x * is_target)
     return loss, to_hidden, to_weight
@@ -113,9 +115,16 @@ def _parts(n_rows: int, at_a_time: int) -> Iterator[slice]:
 
 
 def _step_by_step(logits: Tensor, index: Tensor, is_target: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Summed loss of the rows that have a target, and the slope of every row, (rows, vocab_size), both in `wide`."""
-    nats, slope = _chunk(logits, index, wide)
-    return nats.where(is_target, 0).sum(), slope
+    """Summed loss of the rows that have a target, in `wide`, and the slope of every row, which takes the logits' place.
+
+    On a CPU a block of them at a time is taken through all its steps: what these pass on to each other stays in the
+    cache of its core, and is not new memory, which costs as much again. No value depends on the block.
+    """
+    rows = max(1, BLOCK_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    nats = torch.empty_like(index, dtype=wide)  # (rows, 1)
+    for part in _parts(len(logits), rows):
+        nats[part], logits[part] = _chunk(logits[part], index[part], wide)
+    return nats.where(is_target, 0).sum(), logits
 
 
 def fused_chunk(logits: Tensor, index: Tensor, is_target: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:

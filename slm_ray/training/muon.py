@@ -13,8 +13,9 @@ in the precision of the gradients on a CPU unless the run is in bfloat16; and ea
 3 of the second paper), for all ranks would compute the same.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -44,19 +45,22 @@ RMS_OF_ADAMW = 0.2
 """Root mean square of AdamW's usual update, which the orthogonal one is scaled to."""
 ROW_BETA = 0.95
 """Decay of the mean of a row's squares."""
+ALIGNMENT = 16
+"""Bytes: a multiple of any type's size."""
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Bring every singular value near one (from 0.0031 of the norm on: 0.79 to 1.23), by the odd polynomials of
     `STEPS`.
 
-    matrices: (N, rows, columns). Returns the same shape. [[2, 0], [0, 0.1]] -> about [[1, 0], [0, 1]].
+    matrices: (N, rows, columns). Returns the same shape, multiplied in `dtype` (None: theirs) and of it.
+    [[2, 0], [0, 0.1]] -> about [[1, 0], [0, 1]].
     """
     is_tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if is_tall else matrices  # (N, r, c), r <= c: the smaller square is the cheaper one
     wide = torch.promote_types(x.dtype, torch.float32)  # bfloat16's norm may be below the largest singular value
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide)  # (N, 1, 1)
-    x = (x / (SAFETY * norm + 1e-7)).to(x.dtype)
+    x = (x / (SAFETY * norm + 1e-7)).to(dtype or x.dtype)
     is_long = x.size(-1) > GRAM_RATIO * x.size(-2)
     x = _through_gram(x) if is_long and x.dtype != torch.bfloat16 else _directly(x)
     return x.mT if is_tall else x
@@ -104,20 +108,50 @@ class Ranks(Protocol):
         """Sums a tensor over them."""
 
 
-def share(n_matrices: int, context: Ranks | None) -> slice:
+def share_of(n_matrices: int, context: Ranks | None) -> slice:
     """Which of the matrices this rank works on."""
     if context is None:
         return slice(0, n_matrices)
     return slice(*(n_matrices * rank // context.world_size for rank in (context.rank, context.rank + 1)))
 
 
-def gathered(values: Tensor, mine: slice, n_matrices: int, context: Ranks | None) -> Tensor:
-    """The values of all ranks' shares, of which `values` (n, ...) is this one's: (N, ...), the same on every rank."""
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one rank has made for its share of N matrices."""
+
+    values: Tensor  # (n, ...), those of the matrices `mine`
+    mine: slice
+    n_matrices: int  # N
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values of all ranks."""
+        return self.n_matrices, *self.values.shape[1:]
+
+    @property
+    def n_bytes(self) -> int:
+        """Of them in the exchange, and up to the next ones."""
+        return -(-math.prod(self.shape) * self.values.element_size() // ALIGNMENT) * ALIGNMENT
+
+    def within(self, their_bytes: Tensor) -> Tensor:
+        """The values of all ranks, in the bytes of an exchange."""
+        used = math.prod(self.shape) * self.values.element_size()
+        return their_bytes[:used].view(self.values.dtype).view(self.shape)
+
+
+def exchanged(shares: Sequence[Share], context: Ranks | None) -> list[Tensor]:
+    """The values of all ranks for each of the shares, (N, ...), the same on every rank, in one exchange.
+
+    Summed are the bytes: where they are another rank's they are zeros, and a CPU adds up bfloat16 slowly.
+    """
     if context is None or context.world_size == 1:
-        return values
-    together = values.new_zeros(n_matrices, *values.shape[1:])
-    together[mine] = values
-    return context.all_reduce_sum(together)
+        return [share.values for share in shares]
+    sizes = [share.n_bytes for share in shares]
+    own = torch.zeros(sum(sizes), dtype=torch.uint8, device=shares[0].values.device)
+    for share, its_bytes in zip(shares, torch.split(own, sizes), strict=True):
+        share.within(its_bytes)[share.mine] = share.values
+    everyone_s = torch.split(context.all_reduce_sum(own), sizes)
+    return [share.within(its_bytes) for share, its_bytes in zip(shares, everyone_s, strict=True)]
 
 
 class Muon(torch.optim.Optimizer):
@@ -125,8 +159,9 @@ class Muon(torch.optim.Optimizer):
 
     With `context`, the ranks that it names share the work; they must have the same gradients. With `in_bf16` updates
     are multiplied and exchanged in bfloat16 on a CPU too, as they always are on a GPU; the iteration forgives the
-    rounding. Momentum and weights keep their precision. With `is_compiled` all between gradients and updates
-    in bfloat16 is compiled for each shape: on a GPU the start of a kernel takes longer than most of them run.
+    rounding. Momentum and weights keep their precision. With `is_compiled` all between gradients and updates in
+    bfloat16 is compiled for each shape. That is for GPUs, where a kernel's start takes longer than most of them run; on
+    a CPU it gained 2 ms of 65, and took seconds at the start.
     """
 
     def __init__(
@@ -154,23 +189,27 @@ class Muon(torch.optim.Optimizer):
         """Update every matrix that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            for matrices in _by_shape(group["params"]):
-                updates = self._updates(matrices, group)
+            sets = _by_shape(group["params"])
+            shares = [share for matrices in sets for share in self._shares(matrices, group)]
+            found = iter(exchanged(shares, self._context) if shares else [])
+            for matrices in sets:
                 scale = RMS_OF_ADAMW * math.sqrt(max(matrices[0].shape))
-                _move(matrices, updates, 1 - group["lr"] * group["weight_decay"], -group["lr"] * scale)
+                _move(matrices, next(found), 1 - group["lr"] * group["weight_decay"], -group["lr"] * scale)
+                if group["normalize_rows"]:
+                    squares, _ = self._stacks["row_squares", matrices[0]]
+                    _take(squares, next(found))
 
-    def _updates(self, matrices: list[Tensor], group: dict[str, Any]) -> Tensor:
-        """What N matrices of one shape move by, before the scale: (N, rows, columns)."""
+    def _shares(self, matrices: list[Tensor], group: dict[str, Any]) -> list[Share]:
+        """This rank's part of what N matrices of one shape move by, before the scale, and of their rows' squares."""
         gradients = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])
         momentum = self._stacked(matrices, "momentum_buffer", gradients)
         squares = self._stacked(matrices, "row_squares", gradients[..., :1]) if group["normalize_rows"] else None
-        mine = share(len(matrices), self._context)  # (n, ...) of them, as all below until they are exchanged
+        mine = share_of(len(matrices), self._context)
         dtype = torch.bfloat16 if self._in_bf16 or gradients.is_cuda else gradients.dtype
         make = self._made_in_bf16 if dtype == torch.bfloat16 else made  # inductor does not compile the other way
         updates = make(gradients, momentum, squares, mine.start, mine.stop, group["momentum"], dtype)
-        if squares is not None and self._context is not None and self._context.world_size > 1:
-            squares.copy_(gathered(squares[mine], mine, len(matrices), self._context))
-        return gathered(updates, mine, len(matrices), self._context)
+        own = [updates] if squares is None else [updates, squares[mine]]
+        return [Share(values, mine, len(matrices)) for values in own]
 
     def _stacked(self, matrices: list[Tensor], name: str, like: Tensor) -> Tensor:
         """One part of the state of all matrices, each of the shape of `like`'s; zeros at first.
@@ -206,22 +245,33 @@ def made(
     momentum.lerp_(gradients, 1 - beta)
     updates = gradients[start:stop].lerp(momentum[start:stop], beta)
     if start < stop:
-        updates = orthogonalize(updates.to(dtype)).to(updates.dtype)
+        updates = orthogonalize(updates, dtype).to(updates.dtype)
     if squares is not None:
-        own = squares[start:stop]
-        own.lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - ROW_BETA)
-        updates = with_even_rows(updates, own)
+        of_rows = row_squares(updates)
+        updates = with_even_rows(updates, squares[start:stop].lerp_(of_rows, 1 - ROW_BETA), of_rows)
     return updates.to(dtype)
 
 
-def with_even_rows(updates: Tensor, squares: Tensor) -> Tensor:
+def row_squares(updates: Tensor) -> Tensor:
+    """Mean square of every row: (N, rows, 1)."""
+    norms: Tensor = torch.linalg.vector_norm(updates, dim=-1, keepdim=True)
+    return norms.square() / updates.shape[-1]
+
+
+def with_even_rows(updates: Tensor, squares: Tensor, of_rows: Tensor) -> Tensor:
     """Divide each row by the root of its mean square over time; each matrix keeps its norm.
 
-    updates: (N, rows, columns). squares: (N, rows, 1). The norm is kept, so the mean needs no correction at the start.
+    updates: (N, rows, columns). squares: (N, rows, 1), over time; of_rows: the same of these updates alone, from which
+    both norms follow. The norm is kept, so the mean over time needs no correction at the start.
     """
-    even = updates / (squares.sqrt() + 1e-10)
-    lost: Tensor = updates.norm(dim=(-2, -1), keepdim=True) / (even.norm(dim=(-2, -1), keepdim=True) + 1e-10)
-    return even * lost
+    factor = 1 / (squares.sqrt() + 1e-10)  # (N, rows, 1)
+    norm, even = (each.sum(dim=-2, keepdim=True).sqrt() for each in (of_rows, of_rows * factor.square()))  # (N, 1, 1)
+    return updates * (factor * (norm / (even + 1e-10)))
+
+
+def _take(whole: Tensor, values: Tensor) -> None:
+    if whole.data_ptr() != values.data_ptr():  # a rank alone has them there already
+        whole.copy_(values)
 
 
 def _move(matrices: list[Tensor], updates: Tensor, kept: float, by: float) -> None:

@@ -74,6 +74,18 @@ def test_rows_of_different_length_share_a_cache() -> None:
     torch.testing.assert_close(together[1, 0], model(tokens[1:2, :12])[0, -1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_turning_swaps_the_halves_to_the_bit(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, 8, generator=generator).to(dtype).requires_grad_()
+    cos, sin = (table[:, None] for table in rotary_tables(5, 8, 10_000.0))
+    expected = (x * cos + x.roll(4, dims=-1) * sin).to(dtype)
+    upstream = torch.randn(x.shape, generator=generator).to(dtype)
+    assert torch.equal(rotate(x, cos, sin), expected)
+    (ours,), (theirs,) = (torch.autograd.grad(y, x, upstream) for y in (rotate(x, cos, sin), expected))
+    assert torch.equal(ours, theirs)
+
+
 def test_rotary_turns_pairs_by_position_times_frequency() -> None:
     cos, sin = rotary_tables(10, 6, 100.0)
     x = torch.randn(1, 10, 1, 6)

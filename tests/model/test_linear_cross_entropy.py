@@ -196,6 +196,19 @@ def test_chunks_on_a_gpu_are_as_large_as_its_memory_allows_and_alike() -> None:
         assert even_rows(n_rows, most) == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_no_bit_depends_on_how_many_rows_go_from_logits_to_slope_at_once(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, weight, targets = (tensor.detach() for tensor in some(torch.float32))
+    found = []
+    for elements in (1, 7 * VOCAB, 2**30):  # a row, seven of a chunk's 64, all of them
+        monkeypatch.setattr(module, "BLOCK_ELEMENTS", elements)
+        found.append(torch.ops.slm_ray.linear_cross_entropy(hidden, weight, targets, -1, dtype, True, False))
+    for other in found[1:]:
+        assert all(torch.equal(mine, its) for mine, its in zip(found[0], other, strict=True))
+
+
 def exact_chunk(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """By torch's own loss, in fp64."""
     wide = logits.double().requires_grad_()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slm_ray.training import muon
 from slm_ray.training.context import TrainContext
-from slm_ray.training.muon import Muon, orthogonalize, with_even_rows
+from slm_ray.training.muon import Muon, orthogonalize, row_squares, with_even_rows
 from tests.support.compiler import needs_compiler
 
 
@@ -71,11 +71,19 @@ def test_no_singular_value_leaves_the_bound_whatever_the_rank(shape: tuple[int, 
         noise = torch.randn(shape, generator=generator)
         one = column[:, :1] @ row[:1]
         together = torch.stack([one, one + 1e-3 * noise, column @ row, noise, torch.ones(shape), 1e18 * one])
-        made = orthogonalize(together.to(dtype)).double()
+        made = orthogonalize(together, dtype).double()  # as a step does: rounded once they have their norm
         squares = torch.linalg.eigvalsh(made @ made.mT if rows <= columns else made.mT @ made)  # (6, min(shape))
         assert squares.max().sqrt() < 1.23
         if rows != columns:  # a random square matrix has values near zero
             assert squares[3].min().sqrt() > 0.75
+
+
+def test_what_comes_in_bfloat16_keeps_the_bound_too() -> None:
+    matrices = torch.randn(4, 64, 176, generator=torch.Generator().manual_seed(9)).bfloat16()
+    made = orthogonalize(matrices)
+    values = torch.linalg.svdvals(made.float())
+    assert made.dtype == torch.bfloat16
+    assert 0.75 < values.min() <= values.max() < 1.23
 
 
 def test_a_matrix_of_zeros_stays_so() -> None:
@@ -113,9 +121,24 @@ def test_a_matrix_without_a_gradient_is_left_alone() -> None:
 
 def test_even_rows_have_one_size_and_the_matrix_keeps_its_norm() -> None:
     updates = torch.tensor([[[3.0, 4.0], [0.3, 0.4]]])
-    even = with_even_rows(updates, updates.square().mean(dim=-1, keepdim=True))
+    even = with_even_rows(updates, row_squares(updates), row_squares(updates))
     assert torch.allclose(even.norm(dim=-1), torch.full((1, 2), updates.norm().item() / 2**0.5))
     assert torch.allclose(even.norm(), updates.norm())
+
+
+def test_rows_are_made_even_as_by_the_definition() -> None:
+    """Of NorMuon's definition in fp64: rows of very unlike sizes, one of zeros, and a matrix of zeros."""
+    generator = torch.Generator().manual_seed(8)
+    updates = torch.randn(3, 5, 7, generator=generator) * torch.logspace(-6, 3, 5)[:, None]
+    updates[1, 2], updates[2] = 0.0, 0.0
+    squares = torch.rand(3, 5, 1, generator=generator) * torch.logspace(-9, 6, 5)[:, None]
+    squares[2] = 0.0
+    exact = updates.double() / (squares.double().sqrt() + 1e-10)
+    before, after = (values.double().norm(dim=(-2, -1), keepdim=True) for values in (updates, exact))
+    expected = exact * before / (after + 1e-10)
+    torch.testing.assert_close(row_squares(updates).double(), updates.double().square().mean(-1, keepdim=True))
+    got = with_even_rows(updates, squares, row_squares(updates)).double()
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
 
 
 def test_a_row_that_always_moves_more_is_held_back() -> None:
@@ -229,17 +252,23 @@ def test_ranks_share_the_work_and_come_to_one_result(
         results[rank] = [matrix.detach() for matrix in matrices]
         return results[rank]
 
-    def counted(matrices: Tensor) -> Tensor:
+    def counted(matrices: Tensor, dtype: torch.dtype) -> Tensor:
         name = threading.current_thread().name
         counts[int(name) if name.isdigit() else -1] += len(matrices)
-        return orthogonalize(matrices)
+        return orthogonalize(matrices, dtype)
 
     monkeypatch.setattr(muon, "orthogonalize", counted)
     results: dict[int, list[Tensor]] = {}
     alone = train(-1, TrainContext())
     all_reduce_sum = summing(world_size)
+    exchanges: list[Tensor] = []
     contexts = [
-        TrainContext(rank=rank, world_size=world_size, all_reduce_sum=all_reduce_sum) for rank in range(world_size)
+        TrainContext(
+            rank=rank,
+            world_size=world_size,
+            all_reduce_sum=lambda own: (exchanges.append(own), all_reduce_sum(own))[1],
+        )
+        for rank in range(world_size)
     ]
     threads = [threading.Thread(target=train, args=pair, name=str(pair[0])) for pair in enumerate(contexts)]
     for thread in threads:
@@ -248,10 +277,40 @@ def test_ranks_share_the_work_and_come_to_one_result(
         thread.join(60)
     assert counts.pop(-1) == sum(counts.values()) == len(shapes) * len(gradients)
     assert max(counts.values()) < len(shapes) * len(gradients)
+    assert len(exchanges) == world_size * len(gradients), "one a step: each waits for the slowest rank"
     for rank in range(world_size):
         for mine, first, whole in zip(results[rank], results[0], alone, strict=True):
             assert torch.equal(mine, first)
             assert torch.allclose(mine, whole, atol=5e-3 if in_bf16 else 1e-5)
+
+
+def test_all_that_the_ranks_exchange_goes_at_once_and_keeps_every_bit() -> None:
+    """Odd sizes, several types, a rank without a share, and values of which a sum would make others."""
+    values = [torch.tensor([[-0.0, 1e-40, 3.0]]), torch.randn(3, 1, 1).bfloat16(), torch.tensor([[[7.0]]]).double()]
+    n_exchanges = []
+    all_reduce_sum = summing(2)
+    found: dict[int, list[Tensor]] = {}
+
+    def counted(own: Tensor) -> Tensor:
+        n_exchanges.append(own.dtype)
+        return all_reduce_sum(own)
+
+    def exchange(rank: int) -> None:
+        context = TrainContext(rank=rank, world_size=2, all_reduce_sum=counted)
+        mine = [muon.share_of(len(all_of_it), context) for all_of_it in values]
+        shares = [muon.Share(own[part], part, len(own)) for own, part in zip(values, mine, strict=True)]
+        found[rank] = muon.exchanged(shares, context)
+
+    threads = [threading.Thread(target=exchange, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert n_exchanges == [torch.uint8] * 2
+    for got in found.values():
+        for mine, expected in zip(got, values, strict=True):
+            assert (mine.dtype, mine.shape) == (expected.dtype, expected.shape)
+            assert torch.equal(mine.contiguous().view(torch.uint8), expected.view(torch.uint8))
 
 
 def test_a_torch_without_steps_of_many_matrices_at_once_makes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
