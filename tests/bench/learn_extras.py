@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slm_ray.training.besides.weight_path import DECAY, TAIL_FROM, TAIL_SPAN, lookahead
-from slm_ray.training.muon import RMS_OF_ADAMW, ROW_BETA, Muon, orthogonalize, with_even_rows
+from slm_ray.training.muon import RMS_OF_ADAMW, ROW_BETA, Muon, made, orthogonalize, row_squares, with_even_rows
 from slm_ray.training.optim import CombinedOptimizer, learning_rate
 from slm_ray.training.trainer import Trainer
 
@@ -50,7 +50,7 @@ class BenchMuon(Muon):
         for group in self.param_groups:
             for matrices in _by_shape(group["params"]):
                 weights = torch.stack(matrices)  # (N, rows, columns), as all below
-                updates = self._updates(matrices, group).to(weights.dtype) * (
+                updates = self._made(matrices, group).to(weights.dtype) * (
                     RMS_OF_ADAMW * math.sqrt(max(matrices[0].shape))
                 )
                 if floor := self.extras.get("row_floor"):
@@ -61,23 +61,23 @@ class BenchMuon(Muon):
                     decay = decay * (updates * weights > 0)
                 torch._foreach_add_(matrices, ((updates + decay) * (-group["lr"])).unbind())
 
-    def _updates(self, matrices: list[Tensor], group: dict[str, Any]) -> Tensor:
+    def _made(self, matrices: list[Tensor], group: dict[str, Any]) -> Tensor:
         """As Muon's; between momentum and iteration, SOAP whitens where it is asked for."""
-        if not self.extras.get("soap"):
-            return super()._updates(matrices, group)
         gradients = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])
         momentum = self._stacked(matrices, "momentum_buffer", gradients)
+        squares = self._stacked(matrices, "row_squares", gradients[..., :1]) if group["normalize_rows"] else None
+        dtype = torch.bfloat16 if gradients.is_cuda else gradients.dtype
+        if not self.extras.get("soap"):
+            return made(gradients, momentum, squares, 0, len(matrices), group["momentum"], dtype)
         momentum.lerp_(gradients, 1 - group["momentum"])
         basis = self._soap.get(matrices[0])
         if basis is None:
             basis = self._soap[matrices[0]] = Basis(gradients)
         updates = basis.whitened(gradients, gradients.lerp(momentum, group["momentum"]))
-        dtype = torch.bfloat16 if updates.is_cuda else updates.dtype
-        updates = orthogonalize(updates.to(dtype)).to(gradients.dtype)
-        if group["normalize_rows"]:
-            squares = self._stacked(matrices, "row_squares", gradients[..., :1])  # (N, rows, 1)
-            squares.lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - ROW_BETA)
-            updates = with_even_rows(updates, squares)
+        updates = orthogonalize(updates, dtype).to(gradients.dtype)
+        if squares is not None:
+            of_rows = row_squares(updates)
+            updates = with_even_rows(updates, squares.lerp_(of_rows, 1 - ROW_BETA), of_rows)
         return updates
 
     @property
