@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from slm_ray.config.files import DEFAULT_PRESET, flatten, load_config, presets
-from slm_ray.config.places import ADDRESSES
+from slm_ray.config.places import ADDRESSES, LISTS, origin_name
 from slm_ray.config.schema import PackingName, TrainConfig
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, fingerprint, load_manifest
 from slm_ray.dataset.mapped import story_index
@@ -163,13 +163,19 @@ def _attempts(state: TrainState, reference: str) -> tuple[Attempt, ...]:
 
 def _nearest_preset(config: Mapping[str, Any]) -> tuple[str, dict[str, tuple[Any, Any]]]:
     """The preset with the fewest other fields, the default one where several are, and these fields."""
-    own = {name: value for name, value in flatten(config).items() if name not in NO_MATTER}
+    own = {name: value for name, value in _comparable(config).items() if name not in NO_MATTER}
     found: dict[str, dict[str, tuple[Any, Any]]] = {}
     for preset in sorted(presets(), key=lambda name: name != DEFAULT_PRESET):
-        theirs = flatten(dataclasses.asdict(load_config(preset)))
+        theirs = _comparable(dataclasses.asdict(load_config(preset)))
         found[preset] = {name: (theirs.get(name), value) for name, value in own.items() if theirs.get(name) != value}
     nearest = min(found, key=lambda preset: len(found[preset]))
     return nearest, found[nearest]
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields by their dotted names; of several places, which may come from JSON, the names that others may see."""
+    fields = flatten(config)
+    return fields | {name: [origin_name(str(one)) for one in fields[name]] for name in LISTS if name in fields}
 
 
 def stories_of_step(lineage: Lineage, step: int, data: str = "") -> StepStories:

@@ -88,6 +88,7 @@ def test_the_stories_of_every_step_are_those_that_the_run_was_given_across_a_res
     assert [(one["seed"], one["batch_size"], one["workers"]) for one in chain["attempts"]] == [(0, 8, 1), (9, 4, 1)]
     assert chain["attempts"][1]["commit"] == CODE.commit and chain["attempts"][1]["is_dirty"]
     assert chain["config_differences"]["batch_size"]["run"] == 4
+    assert "teacher" not in chain["config_differences"]  # a list where it was saved, and none in either
     assert "data" not in chain["config_differences"] and "model.vocab_size" not in chain["config_differences"]
 
     tokenizer = Tokenizer.load(other_data / "tokenizer.json")
