@@ -156,7 +156,11 @@ class MixedManifest(Manifest):
         return cls(
             format_version=FORMAT_VERSION,
             source={"used": "mixture", "digest": mark},
-            parameters=first.parameters,
+            parameters={
+                name: value
+                for name, value in first.parameters.items()
+                if all(name in one.parameters and one.parameters[name] == value for one in manifests)
+            },
             tokenizer=first.tokenizer,
             splits={name: _sum([manifest.splits[name] for manifest in manifests]) for name in SPLITS},
             rejected=_sum([manifest.rejected for manifest in manifests]),

@@ -10,7 +10,8 @@ import pytest
 
 from slm_ray import evaluate, train
 from slm_ray.config.schema import IGNORED_TARGET, TrainConfig
-from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.manifest import MixedManifest, load_manifest
+from slm_ray.exports.data_card import SAMPLE, data_source
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train_bpe
 from slm_ray.training.context import TrainContext
@@ -116,3 +117,20 @@ def test_a_model_is_measured_on_one_data_set(config: TrainConfig, capsys: pytest
     fit(inputs, TrainContext())
     assert evaluate.main(["--model", str(inputs.folder.latest), "--data", config.data]) == 2
     assert "is a mixture: a model is measured on one data set at a time" in capsys.readouterr().err
+
+
+def test_a_card_claims_no_more_of_a_mixture_than_holds_for_all(config: TrainConfig) -> None:
+    manifest = load_manifest(config.data)
+    assert isinstance(manifest, MixedManifest)
+    first, second = manifest.parts
+    sample = dataclasses.replace(second.manifest, source={"used": SAMPLE}, parameters={"a": 1, "b": 2})
+    hub = dataclasses.replace(
+        first.manifest, source={"used": "hub:roneneldan/TinyStories"}, parameters={"a": 1, "b": 3}
+    )
+    parts = (dataclasses.replace(first, manifest=hub), dataclasses.replace(second, manifest=sample))
+    found = data_source(dataclasses.replace(manifest, parts=parts))
+    assert (
+        found.licence == "" and "70.00%: [roneneldan/TinyStories]" in found.text and "30.00%: The sample" in found.text
+    )
+    same = (dataclasses.replace(first, manifest=sample), dataclasses.replace(second, manifest=sample))
+    assert data_source(dataclasses.replace(manifest, parts=same)).licence != ""
