@@ -52,15 +52,16 @@ def refuse_lone_force(config: TrainConfig) -> None:
 
 def overlaid(was: Config, origin: str, kept: Collection[str]) -> Config:
     """The config of a run, under what a preset or file gives now; of what is kept, under all that it resolves to. Of
-    the shape of given weights (`init_from`), under what it gives alone, as at the run's begin.
+    the shape of given weights (`init_from`), under what it gives alone, as at the run's begin; so of what a run of
+    before could not say (`EARLIER`), since the same words began it.
 
     Raises:
         UserError: no such preset or file, or both together are refused.
     """
     given = flatten(load_values(origin))
     resolved = flatten(dataclasses.asdict(load_config(origin)))
-    shape = ("model",) if was.init_from else ()
-    compared = {name: value for name, value in resolved.items() if is_one_of(name, kept) and not is_one_of(name, shape)}
+    free = (*EARLIER, "model") if was.init_from else tuple(EARLIER)
+    compared = {name: value for name, value in resolved.items() if is_one_of(name, kept) and not is_one_of(name, free)}
     return from_dict(type(was), _nested(flatten(dataclasses.asdict(was)) | given | compared), origin)
 
 

@@ -99,7 +99,8 @@ class TrainConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     data: str = "data/tinystories"
-    """Folder of the data set, as `pipelines/prepare.py` wrote it; every worker must see it."""
+    """Folder of the data set, as `pipelines/prepare.py` wrote it; every worker must see it. Or several of one
+    tokenizer, each with its share of the samples: A=0.7 B=0.3."""
     output: str = "runs"
     """Folder of the runs; every worker must see it."""
     name: str = ""

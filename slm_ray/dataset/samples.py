@@ -14,10 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from slm_ray.config.schema import IGNORED_TARGET, PackingName
-from slm_ray.dataset.packing import Packing, Pieces
+from slm_ray.dataset.packing import Packing
 from slm_ray.dataset.scattering import GOLDEN, Numbers, hash_bits
 from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError
+
+DRAWN_AT_ONCE, DRAWS_KEPT = 2048, 16
+"""Samples of whole stories that are drawn together, which takes hardly longer than a few, and how often that is kept:
+enough for a block of a mixture."""
 
 
 @functools.lru_cache(maxsize=2)  # a step may straddle two epochs
@@ -142,6 +146,19 @@ class WindowSamples:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """What some samples that follow one another in an epoch hold."""
+
+    first: list[int]
+    """Place of each sample's first piece in the lists below, and where the last one ends."""
+    story: list[int]
+    start: list[int]
+    length: list[int]
+    fill: list[int]
+    """Targets of each sample."""
+
+
 class StorySamples:
     """Whole stories packed into the context (`packing`); a longer story goes on in another sample."""
 
@@ -149,44 +166,44 @@ class StorySamples:
         self._stream, self._seq_len, self._seed = stream, seq_len, seed
         self.packing = Packing(stream.stories, seq_len)
         self.n_samples = self.packing.n_samples
+        self._drawn = functools.lru_cache(maxsize=DRAWS_KEPT)(self._draw)
+
+    def _draw(self, epoch: int, draw: int) -> _Drawn:
+        places = np.arange(draw * DRAWN_AT_ONCE, min((draw + 1) * DRAWN_AT_ONCE, self.n_samples))
+        numbers = self.packing.numbers(places, self._seed, epoch)
+        found = self.packing.pieces(numbers, self._seed, epoch)
+        first = np.searchsorted(found.sample, np.arange(len(places) + 1))
+        columns = first, found.story, found.start, found.length, self.packing.fills(numbers)
+        return _Drawn(*(column.tolist() for column in columns))
+
+    def _at(self, number: int) -> tuple[_Drawn, int]:
+        """What was drawn with a sample of the run, and its place there."""
+        epoch, place = divmod(number, self.n_samples)
+        return self._drawn(epoch, place // DRAWN_AT_ONCE), place % DRAWN_AT_ONCE
 
     def rows(self, numbers: Numbers) -> Rows:
         """See `Samples`."""
         shape = (len(numbers), self._seq_len)
         inputs = np.full(shape, self._stream.eos_id, np.int64)
         targets = np.full(shape, IGNORED_TARGET, np.int64)
-        places = np.broadcast_to(np.arange(self._seq_len), shape).copy()
-        row, begin = -1, 0
-        for sample, story, start, length in self._pieces(numbers):
-            row, begin = (row, begin) if sample == row else (sample, 0)
-            end = begin + length
-            inputs[row, begin:end] = self._stream.inputs_of(story, start, start + length)
-            targets[row, begin:end] = self._stream.targets_of(story, start, start + length)
-            places[row, begin:] -= places[row, begin]
-            places[row, end:] = np.arange(self._seq_len - end)  # of what fills it up
-            begin = end
+        places = np.zeros(shape, np.int64)
+        for row, number in enumerate(numbers.tolist()):
+            drawn, at = self._at(number)
+            begin = 0
+            for piece in range(drawn.first[at], drawn.first[at + 1]):
+                story, start, length = drawn.story[piece], drawn.start[piece], drawn.length[piece]
+                end = begin + length
+                inputs[row, begin:end] = self._stream.inputs_of(story, start, start + length)
+                targets[row, begin:end] = self._stream.targets_of(story, start, start + length)
+                places[row, begin:end] = np.arange(length)
+                begin = end
+            places[row, begin:] = np.arange(self._seq_len - begin)  # of what fills it up
         return Rows(inputs, targets, places)
-
-    def _pieces(self, numbers: Numbers) -> Iterator[tuple[int, int, int, int]]:
-        """Row, story, first token and length of each piece, row after row."""
-        drawn = [
-            (np.flatnonzero(of_epoch), self.pieces_at(places, epoch))
-            for epoch, of_epoch, places in by_epoch(numbers, self.n_samples)
-        ]  # the rows of a later epoch stand behind those of an earlier one
-        for rows, found in drawn:
-            columns = rows[found.sample], found.story, found.start, found.length
-            yield from zip(*(column.tolist() for column in columns))
-
-    def pieces_at(self, places: Numbers, epoch: int) -> Pieces:
-        """What lies in the samples at some places of an epoch's order."""
-        return self.packing.pieces(self.packing.numbers(places, self._seed, epoch), self._seed, epoch)
 
     def n_targets(self, numbers: Numbers) -> int:
         """See `Samples`."""
-        total = 0
-        for epoch, _, places in by_epoch(numbers, self.n_samples):
-            total += int(self.packing.fills(self.packing.numbers(places, self._seed, epoch)).sum())
-        return total
+        found = (self._at(number) for number in numbers.tolist())
+        return sum(drawn.fill[at] for drawn, at in found)
 
     def describe(self) -> str:
         """See `Samples`."""

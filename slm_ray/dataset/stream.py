@@ -3,6 +3,7 @@
 In: the tokens of all stories one after another. Out: a `TokenStream`, for `samples` and validation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +35,15 @@ class TokenStream:
         """Put the end-of-text token before the split's tokens. ends: (stories + 1,), the stories' borders from 0 on."""
         whole = np.concatenate([np.array([eos_id], dtype=tokens.dtype), tokens])
         return cls(whole, n_bytes, StoryIndex.of_ends(ends))
+
+    @classmethod
+    def joined(cls, streams: Sequence["TokenStream"]) -> "TokenStream":
+        """The stories of several streams of one tokenizer, one after another, in memory."""
+        tokens = np.concatenate([stream.tokens[1:] for stream in streams])
+        starts = np.cumsum([0, *(stream.n_targets for stream in streams)])
+        ends = [stream.stories.ends[1:] + start for stream, start in zip(streams, starts)]
+        n_bytes = sum(stream.n_bytes for stream in streams)
+        return cls.of_split(tokens, n_bytes, streams[0].eos_id, np.concatenate([_NOTHING, *ends]))
 
     @property
     def n_targets(self) -> int:

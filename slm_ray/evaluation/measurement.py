@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from slm_ray.dataset.manifest import TOKENIZER, Manifest, load_manifest
+from slm_ray.dataset.manifest import TOKENIZER, Manifest, MixedManifest, load_manifest
 from slm_ray.dataset.shards import read_split
 from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError
@@ -59,6 +59,8 @@ class Data:
     def open(cls, folder: str, split: Split) -> "Data":
         """Raises: UserError when there is no data set, or the split has no stories."""
         manifest = load_manifest(folder)
+        if isinstance(manifest, MixedManifest):
+            raise UserError(f"{folder} is a mixture: a model is measured on one data set at a time")
         if not manifest.splits[split].rows:
             raise UserError(f"{folder} has no stories in its {split} split")
         return cls(folder=folder, manifest=manifest, split=split)

@@ -10,22 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slm_ray.config.files import DEFAULT_PRESET, flatten, load_config, presets
 from slm_ray.config.places import ADDRESSES, LISTS, origin_name
 from slm_ray.config.schema import PackingName, TrainConfig
-from slm_ray.dataset.manifest import TOKENIZER, Manifest, fingerprint, load_manifest
-from slm_ray.dataset.mapped import story_index
-from slm_ray.dataset.packing import Packing
+from slm_ray.dataset.manifest import TOKENIZER, Manifest, data_sets, fingerprint, home_of, load_manifest
 from slm_ray.dataset.provenance import SourceRow, source_row
-from slm_ray.dataset.samples import SampleOrder, by_epoch, n_samples
 from slm_ray.dataset.shards import checked_content
-from slm_ray.dataset.windows import StoryPart, piece_parts, story_parts
+from slm_ray.dataset.windows import StoryPart
 from slm_ray.errors import UserError
+from slm_ray.lineage.step_samples import Taken
 from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.train_state import Attempt, TrainState
-from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.aliases import aliases_of
 from slm_ray.tracking.registry import REGISTERED, resolved_model
@@ -91,7 +86,9 @@ class Window:
     number: int
     """Of windows in the order of the split's text, of whole stories as they are packed; from 0."""
     epoch: int
-    """From 0."""
+    """Of its data set, from 0."""
+    data: str
+    """Folder of its data set."""
     pieces: tuple[Piece, ...]
 
 
@@ -195,17 +192,25 @@ def stories_of_step(lineage: Lineage, step: int, data: str = "") -> StepStories:
     _check_data(lineage, made_by, folder, manifest)
     packing: PackingName = lineage.state.config.get("packing", "windows")
     tokenizer = _tokenizer(folder, manifest)
-    found = (_packed if packing == "stories" else _cut)(folder, manifest, seq_len, step, made_by)
+    taken = Taken(
+        data=folder,
+        manifest=manifest,
+        seq_len=seq_len,
+        packing=packing,
+        batch_size=made_by.batch_size,
+        seed=made_by.seed,
+    )
     windows = [
         Window(
-            number=number_of_sample,
-            epoch=epoch,
+            number=sample.number,
+            epoch=sample.epoch,
+            data=sample.folder,
             pieces=tuple(
-                Piece(part=part, source=source_row(manifest, part.story_id), text=tokenizer.decode(part.ids))
-                for part in parts
+                Piece(part=part, source=source_row(sample.manifest, part.story_id), text=tokenizer.decode(part.ids))
+                for part in sample.parts
             ),
         )
-        for number_of_sample, epoch, parts in found
+        for sample in taken.at(step)
     ]
     return StepStories(
         step=step,
@@ -216,31 +221,6 @@ def stories_of_step(lineage: Lineage, step: int, data: str = "") -> StepStories:
         packing=packing,
         windows=tuple(windows),
     )
-
-
-Sample = tuple[int, int, list[StoryPart]]
-"""Its number, its epoch, its stories."""
-
-
-def _cut(folder: str, manifest: Manifest, seq_len: int, step: int, made_by: Attempt) -> list[Sample]:
-    """Windows of the stream of tokens."""
-    samples = n_samples(manifest.splits["train"].tokens, seq_len)
-    order = SampleOrder(n_samples=samples, batch_size=made_by.batch_size, seed=made_by.seed)
-    numbers, first = order.samples(step - 1).tolist(), (step - 1) * made_by.batch_size
-    parts = story_parts(folder, manifest, numbers, seq_len)
-    return [(one, (first + place) // samples, parts[place]) for place, one in enumerate(numbers)]
-
-
-def _packed(folder: str, manifest: Manifest, seq_len: int, step: int, made_by: Attempt) -> list[Sample]:
-    """Samples of whole stories."""
-    packing = Packing(story_index(folder, "train", manifest), seq_len)
-    found: list[Sample] = []
-    first = (step - 1) * made_by.batch_size
-    for epoch, _, places in by_epoch(np.arange(first, first + made_by.batch_size), packing.n_samples):
-        numbers = packing.numbers(places, made_by.seed, epoch)
-        parts = piece_parts(folder, manifest, packing.pieces(numbers, made_by.seed, epoch), len(numbers))
-        found += [(one, epoch, its) for one, its in zip(numbers.tolist(), parts, strict=True)]
-    return found
 
 
 def _seq_len(lineage: Lineage) -> int:
@@ -289,7 +269,12 @@ def _check_data(lineage: Lineage, made_by: Attempt, folder: str, manifest: Manif
             f"{folder} is data set {manifest.fingerprint[:SHORT]}, and the step was trained on {wanted[:SHORT]}"
             f"{since}: name the folder of that one with --data"
         )
-    source = str(manifest.source.get("digest", ""))
+    for place, one in data_sets(folder, manifest):
+        _check_fingerprint(str(place), one)
+
+
+def _check_fingerprint(folder: str, manifest: Manifest) -> None:
+    source, wanted = str(manifest.source.get("digest", "")), manifest.fingerprint
     content = {"parameters": manifest.parameters, "tokenizer_sha256": manifest.tokenizer["sha256"]}
     if fingerprint(source_digest=source, splits=manifest.splits, **content) != wanted:
         raise UserError(
@@ -299,5 +284,5 @@ def _check_data(lineage: Lineage, made_by: Attempt, folder: str, manifest: Manif
 
 
 def _tokenizer(folder: str, manifest: Manifest) -> Tokenizer:
-    path = storage_path(folder) / TOKENIZER
+    path = home_of(folder) / TOKENIZER
     return Tokenizer.from_json(checked_content(path, manifest.tokenizer["sha256"]).decode("utf-8"), str(path))

@@ -109,6 +109,7 @@ def _step_record(found: StepStories) -> dict[str, Any]:
         "windows": [
             {
                 "number": window.number,
+                "data": window.data,
                 "epoch": window.epoch,
                 "stories": [_piece_record(piece) for piece in window.pieces],
             }
@@ -192,7 +193,11 @@ def _step_lines(found: StepStories) -> Iterator[tuple[str, str]]:
     )
     kind = "whole stories, sample" if is_packed else "window"
     for place, window in enumerate(found.windows, 1):
-        yield f"sample {place}", f"{kind} {window.number} of the training split, in epoch {window.epoch + 1}"
+        where = f" of {visible(window.data)}" if window.data != found.data else ""
+        yield (
+            f"sample {place}",
+            f"{kind} {window.number} of the training split{where}, in epoch {window.epoch + 1}",
+        )
         for piece in window.pieces:
             part = piece.part
             source = f"{visible(piece.source.file)} row {piece.source.row}"

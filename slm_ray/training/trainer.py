@@ -63,14 +63,11 @@ class Trainer:
         self.module = context.wrap(module)
         self.teachers = load_teachers(self.config, inputs.tokenizer, context.device)
         self.metrics = TrainMetrics(self.config, context, precision)
-        self.batches = TrainBatches.of_stream(
-            inputs.train,
-            seq_len=self.config.model.seq_len,
+        self.batches = TrainBatches(
+            samples=inputs.samples(),
             batch_size=self.config.batch_size,
-            seed=self.config.seed,
             rank=context.rank,
             world_size=context.world_size,
-            packing=self.config.packing,
         )
 
     def restore(self, state: TrainState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:

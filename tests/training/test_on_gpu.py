@@ -83,6 +83,18 @@ def test_a_compiled_run_follows_the_eager_one(inputs: TrainInputs, precision: st
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_whole_stories_that_see_themselves_alone_are_learned_as_on_the_cpu(
+    inputs: TrainInputs, precision: str, is_compiled: bool
+) -> None:
+    on_cpu = elsewhere(inputs, "cpu", packing="stories", attention="story")
+    fit(on_cpu, TrainContext())
+    here = elsewhere(on_cpu, "gpu")
+    fit(here, ON_GPU, precision=precision, is_compiled=is_compiled)
+    assert losses(here) == pytest.approx(losses(on_cpu), abs=NEAR[precision])
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.usefixtures("exact")
 def test_a_resumed_run_is_bit_identical(inputs: TrainInputs, optimizer: str, is_compiled: bool) -> None:

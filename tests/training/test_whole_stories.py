@@ -178,6 +178,9 @@ def test_a_checkpoint_of_before_goes_on_with_its_windows(
     assert (state.config["packing"], state.config["validation"]) == ("windows", "windows")
     assert state.metrics is not None and state.metrics.val_measure == "windows"
     words = ["--resume", "--output", before.output, "--name", before.name, "--max-steps", "8"]
+    same_words = Path(before.output) / "same.yaml"
+    same_words.write_text(f"batch_size: {before.batch_size}\nmodel: {json.dumps(dataclasses.asdict(before.model))}\n")
+    assert train.parse_config([*words, "--config", str(same_words)]).validation == "windows"
     for option, value in (("--packing", "stories"), ("--validation", "stories")):
         assert train.main([*words, option, value]) == 2
         assert f"{option[2:]} was windows and is now stories" in capsys.readouterr().err
