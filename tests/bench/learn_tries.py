@@ -182,6 +182,12 @@ DEMOS: dict[str, Try] = {
     "demo, brief stories, 1,024": _demo(4, "brief-1024"),
     "demo, lr 6e-3, embeddings 3": _demo(4, "demo-2048", share=0.75, optim_lr=6e-3, optim_embed_lr_factor=3.0),
     "demo, brief, lr 6e-3, embeddings 3": _demo(4, "brief-2048", share=0.75, optim_lr=6e-3, optim_embed_lr_factor=3.0),
+    "demo, stories apart in 320, lr 6e-3, embeddings 3": Try(
+        {"packing": "stories", "attention": "story", "model": {"seq_len": 320}}, parent="demo, lr 6e-3, embeddings 3"
+    ),
+    "demo, brief stories apart, lr 6e-3, embeddings 3": Try(
+        {"packing": "stories", "attention": "story"}, parent="demo, brief, lr 6e-3, embeddings 3"
+    ),
     "demo, stories": Try({"packing": "stories"}, parent="demo, muon, batch 4"),
     "demo, stories apart": Try({"packing": "stories", "attention": "story"}, parent="demo, muon, batch 4"),
     "demo, brief stories apart": Try({"packing": "stories", "attention": "story"}, parent="demo, brief stories, 2,048"),
