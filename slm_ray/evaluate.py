@@ -50,8 +50,8 @@ class EvaluateConfig:
     split: Split = "validation"
     """Which split."""
     measure: Measure = "stories"
-    """stories: each with its own beginning as context, longer ones in windows that overlap by half; windows: of the
-    stream of tokens, cut anywhere, as training validates."""
+    """stories: each with its own beginning as context, longer ones in windows that overlap by half, as training
+    validates; windows: of the stream of tokens, cut anywhere."""
     against: str = ""
     """Another model, compared on the same stories, also where its tokenizer is another."""
     backend: BackendName = "torch"

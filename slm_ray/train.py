@@ -25,6 +25,7 @@ from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.cli.signals import ending_on_sigterm
 from slm_ray.config.files import DEFAULT_PRESET, from_dict, load_config
+from slm_ray.config.mixtures import joined_data, parts_of
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.places import moved_data
 from slm_ray.config.resuming import KEPT, asks_for_help, asks_to_resume, overlaid, refuse_lone_force
@@ -59,7 +60,8 @@ def _standing(config: TrainConfig, result: "TrainResult") -> str:
     reference = f"models:/{config.register}/{result.version}"
     if (promotion := promote_first(reference, result.tracking_uri)) is not None:
         return str(promotion)
-    command = ["slm_ray/evaluate.py", "--model", reference, "--data", config.data, "--promote"]
+    data = next((folder for folder, _ in parts_of(config.data)), config.data)
+    command = ["slm_ray/evaluate.py", "--model", reference, "--data", data, "--promote"]
     return f"{reference} is registered; champion if it is better: python {shlex.join(command)}"
 
 
@@ -70,7 +72,7 @@ def describe(result: "TrainResult") -> str:
         f"best     {result.best}  (step {metrics.step:,})",
         f"latest   {result.latest}",
         f"loss     {metrics.val_loss:.4f} nats per token, {metrics.val_bits_per_byte:.4f} bits per byte, "
-        f"perplexity {math.exp(metrics.val_loss):.2f} on the validation split",
+        f"perplexity {math.exp(metrics.val_loss):.2f} on the validation split, by {metrics.val_measure}",
     ]
     if storage.is_remote(result.kept_at):
         lines.insert(0, f"kept     {result.kept_at}  (best and latest below are copies of it)")
@@ -87,7 +89,7 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
     Raises:
         UserError: no such preset or file, or it cannot be known whether there is a run.
     """
-    origin, rest = take_option("config", "", sys.argv[1:] if argv is None else argv)
+    origin, rest = take_option("config", "", joined_data(sys.argv[1:] if argv is None else argv))
     about = f"Train a model with Ray Train. --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
     base = load_config(origin or DEFAULT_PRESET)
     if asks_to_resume(rest, base.resume) and not asks_for_help(rest):

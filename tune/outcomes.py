@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+from typing import Any
 
 from slm_ray import storage
 from slm_ray.config.files import from_dict
@@ -21,7 +22,7 @@ from tune.results import METRIC, Trial, TrialStatus
 from tune.space import Point
 from tune.trials import run_folder, wall_seconds
 
-COMPARED = ("model", "optim", "seed", "batch_size", "epochs")
+COMPARED = ("model", "optim", "seed", "batch_size", "epochs", "packing", "attention", "validation")
 """What makes two trials comparable, besides their number of steps and the data."""
 HISTORY = "metrics.jsonl"
 
@@ -83,8 +84,16 @@ def failed_trial(config: TrainConfig, point: Point, reason: str) -> Trial:
 
 def _trial(config: TrainConfig, point: Point, run_id: str, best: Evaluation | None, **how: object) -> Trial:
     metrics = {"step": float(best.step), **best.metrics} if best else {}
-    tokens = int(str(how["step"])) * config.batch_size * config.model.seq_len
+    tokens = _tokens(config, int(str(how["step"])))
     return Trial(point=point, metrics=metrics, run_id=run_id, tokens=tokens, wall_s=wall_seconds(config), **how)  # type: ignore[arg-type]
+
+
+def _tokens(config: TrainConfig, step: int) -> int:
+    """Targets that a trial has learned from up to a step, as its own record counts them."""
+    counted = [line for line in _lines(config) if "tokens" in line and 0 < int(line["step"]) <= step]
+    if not counted:
+        return step * config.batch_size * config.model.seq_len
+    return round(float(counted[-1]["tokens"]) * step / int(counted[-1]["step"]))
 
 
 def _run_id(config: TrainConfig) -> str:
@@ -127,9 +136,15 @@ def _text(config: TrainConfig, name: str) -> str:
 
 def validations(config: TrainConfig) -> list[Evaluation]:
     """Those that a trial's own record holds, in their order."""
+    lines = [line for line in _lines(config) if METRIC in line and "val_loss" in line]
+    found = [Evaluation.from_record(line) for line in lines]
+    return [one for one in found if one is not None and math.isfinite(one.val_loss)]
+
+
+def _lines(config: TrainConfig) -> list[dict[str, Any]]:
+    """The lines of a trial's own record."""
     lines = []
     for text in _text(config, HISTORY).splitlines():
         with contextlib.suppress(ValueError):  # the last one may be a part
             lines.append(json.loads(text))
-    found = [Evaluation.from_record(line) for line in lines if METRIC in line and "val_loss" in line]
-    return [one for one in found if one is not None and math.isfinite(one.val_loss)]
+    return lines

@@ -12,7 +12,7 @@ from typing import Any
 from slm_ray import storage
 from slm_ray.config.files import flatten, from_dict
 from slm_ray.config.places import moved_data, saved_config, typed_config
-from slm_ray.config.resuming import differences, overlaid
+from slm_ray.config.resuming import differences, overlaid, with_earlier_defaults
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.storage import StoragePath
@@ -21,7 +21,10 @@ from tune.origin import origin_now
 from tune.space import Point, Space, make_space
 
 RECORD = "sweep.json"
-KEPT = ("seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision", "model", "optim")
+KEPT = (
+    "seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision", "packing", "attention", "validation",
+    "model", "optim",
+)  # fmt: skip
 """What makes two trials comparable; the data set does too, by its fingerprint, and the weights that they begin with, by
 their sha256. The rest may change on `--resume`: the
 grid, the workers, what is registered."""
@@ -122,7 +125,8 @@ def read_record(folder: StoragePath) -> dict[str, Any] | None:
 
 def refuse_other_options(folder: StoragePath, record: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
     """Raises: UserError, with each option that makes the trials another sweep's."""
-    changed = differences(record["shared"], shared, [name for name in shared if name not in (ORIGIN, ORIGIN_SHA256)])
+    was = with_earlier_defaults(record["shared"])
+    changed = differences(was, shared, [name for name in shared if name not in (ORIGIN, ORIGIN_SHA256)])
     if other := _other_origin(record["shared"], shared):
         changed[ORIGIN] = other
     if changed:
@@ -164,7 +168,7 @@ def config_to_resume(base: SweepConfig, origin: str, output: str, name: str) -> 
     record = read_record(folder) if folder else None
     if not folder or not record or "config" not in record:  # earlier versions did not keep it
         return dataclasses.replace(base, name=folder.name) if folder else base
-    saved = from_dict(SweepConfig, record["config"], str(folder / RECORD))
+    saved = from_dict(SweepConfig, with_earlier_defaults(record["config"]), str(folder / RECORD))
     now = origin_now(saved, record["shared"].get(ORIGIN_SHA256, ""), record.get(FROM_HERE, ""), folder)
     was = dataclasses.replace(saved, force=False, data=_moved_data(saved, folder), init_from=now)
     if origin:

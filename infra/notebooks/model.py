@@ -97,7 +97,7 @@ a step sees is a function of the seed and the step's number alone.
 # %%
 import numpy as np
 
-from slm_ray.dataset.batches import TokenStream
+from slm_ray.dataset.stream import TokenStream
 
 
 def stream(stories: list[str]) -> TokenStream:

@@ -10,29 +10,39 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from slm_ray import storage
+from slm_ray.config.mixtures import each_place
 from slm_ray.errors import without_secrets
 
 ADDRESSES = ("data", "output", "tracking_uri", "init_from")
 """Fields of `TrainConfig` that name a place."""
+LISTS = ("teacher",)
+"""Fields that name several."""
 MAX_MODEL_NAME_BYTES = 200
 
 
 def saved_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields, with no user, password or query in an address."""
-    return {**config, **{name: without_secrets(str(config[name])) for name in ADDRESSES if name in config}}
+    places = {name: without_secrets(str(config[name])) for name in ADDRESSES if name in config}
+    lists = {name: [without_secrets(str(one)) for one in config[name]] for name in LISTS if name in config}
+    return {**config, **places, **lists}
 
 
 def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that mean something elsewhere: of places the data set's last name alone."""
-    kept = {name: value for name, value in config.items() if name not in ADDRESSES}
-    data = without_secrets(str(config.get("data", "")))
-    return kept | ({"data": PurePosixPath(data).name} if data else {})
+    kept = {name: value for name, value in config.items() if name not in (*ADDRESSES, *LISTS)}
+    data = each_place(without_secrets(str(config.get("data", ""))), lambda place: PurePosixPath(place).name)
+    return kept | ({"data": data} if data else {})
 
 
 def typed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields, with places below the working folder as seen from there."""
     saved = saved_config(config)
-    return saved | {name: _from_here(saved[name]) for name in ("data", "output", "init_from") if name in saved}
+    places = {
+        name: each_place(saved[name], _from_here) if name == "data" else _from_here(saved[name])
+        for name in ("data", "output", "init_from")
+        if name in saved
+    }
+    return saved | places | {name: [_from_here(one) for one in saved[name]] for name in LISTS if name in saved}
 
 
 def _from_here(place: str) -> str:
@@ -59,7 +69,12 @@ def place_of(reference: str) -> str:
 
 
 def moved_data(data: str, output: str, output_now: Path) -> str:
-    """Where a run's data set is: where it was, or as far from the runs as it was, where both have moved."""
+    """Where a run's data set is: where it was, or as far from the runs as it was, where both have moved; so each of a
+    mixture."""
+    return each_place(data, lambda place: _moved(place, output, output_now))
+
+
+def _moved(data: str, output: str, output_now: Path) -> str:
     is_elsewhere = storage.is_remote(data) or storage.is_remote(output)
     if is_elsewhere or not (Path(data).is_absolute() and Path(output).is_absolute()) or Path(data).exists():
         return data

@@ -13,13 +13,24 @@ from slm_ray.config.files import flatten, from_dict, load_config, load_values
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 
-KEPT = ("model", "optim.name", "batch_size", "seed")
-"""Of a run: its shape, its optimizer, and what decides which samples a step sees. Its data set too, which is compared
-by its fingerprint, not by its place."""
+KEPT = (
+    *("model", "optim.name", "teacher", "teacher_weight", "teacher_temperature"),
+    *("batch_size", "seed", "packing", "attention", "validation"),
+)
+"""Of a run: its shape, its optimizer, what it learns from, what decides which samples a step sees, and how it is
+measured. Its data set too, which is compared by its fingerprint, not by its place."""
 FORCED = ("batch_size", "seed")
 """Those that `--force` changes all the same."""
 
+EARLIER: Mapping[str, Any] = {"packing": "windows", "attention": "all", "validation": "windows"}
+"""What a saved config means that lacks these fields: it was written before there was a choice."""
+
 Config = TypeVar("Config", bound=TrainConfig)
+
+
+def with_earlier_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved fields of a run or sweep, with what those of earlier versions did without saying it."""
+    return {**EARLIER, **fields}
 
 
 def asks_to_resume(words: Sequence[str], default: bool) -> bool:
@@ -41,15 +52,16 @@ def refuse_lone_force(config: TrainConfig) -> None:
 
 def overlaid(was: Config, origin: str, kept: Collection[str]) -> Config:
     """The config of a run, under what a preset or file gives now; of what is kept, under all that it resolves to. Of
-    the shape of given weights (`init_from`), under what it gives alone, as at the run's begin.
+    the shape of given weights (`init_from`), under what it gives alone, as at the run's begin; so of what a run of
+    before could not say (`EARLIER`), since the same words began it.
 
     Raises:
         UserError: no such preset or file, or both together are refused.
     """
     given = flatten(load_values(origin))
     resolved = flatten(dataclasses.asdict(load_config(origin)))
-    shape = ("model",) if was.init_from else ()
-    compared = {name: value for name, value in resolved.items() if is_one_of(name, kept) and not is_one_of(name, shape)}
+    free = (*EARLIER, "model") if was.init_from else tuple(EARLIER)
+    compared = {name: value for name, value in resolved.items() if is_one_of(name, kept) and not is_one_of(name, free)}
     return from_dict(type(was), _nested(flatten(dataclasses.asdict(was)) | given | compared), origin)
 
 

@@ -19,7 +19,12 @@ from slm_ray.errors import UserError, visible
 MAX_NAME_BYTES = 200
 """Of a run: its folder's name, with room for what is put beside it (255 is what file systems take)."""
 IGNORED_TARGET = -1  # of a position that no loss counts
+MIN_CONTEXT = 2
+"""Tokens: with one, nothing but the token before would be seen."""
 MAX_THREADS, MAX_EPOCHS = 1024, 1_000_000
+PackingName = Literal["windows", "stories"]
+AttentionName = Literal["all", "story"]
+MeasureName = Literal["stories", "windows"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,10 @@ class OptimConfig:
     """Muon brings the rows of each update to one size (NorMuon)."""
     weight_decay: float = 0.1
     """Decoupled weight decay on matrices and embeddings; none on norms and biases."""
+    lookahead: float = 0.0
+    """Gradients are taken so many mean steps ahead, in the middle of the run (EMA-Nesterov); 0 turns it off."""
+    tail_average: float = 0.0
+    """Share that the mean of the last weights has in the final ones, 0 to 1; 0 turns it off."""
     beta1: float = 0.9
     """Decay of the mean of the gradients."""
     beta2: float = 0.95
@@ -64,9 +73,10 @@ class OptimConfig:
             self.min_lr is None or 0 <= self.min_lr <= self.lr,
             f"min_lr ({self.min_lr}) must be between 0 and lr ({self.lr})",
         )
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "lookahead"):
             _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
         _require(0 < self.decay_share <= 1, f"decay_share ({self.decay_share}) must be above 0 and at most 1")
+        _require(0 <= self.tail_average <= 1, f"tail_average ({self.tail_average}) must be from 0 to 1")
         for name in ("beta1", "beta2", "momentum"):
             _require(0 <= getattr(self, name) < 1, f"{name} ({getattr(self, name)}) must be in [0, 1)")
 
@@ -76,6 +86,12 @@ class OptimConfig:
         return self.lr / 10 if self.min_lr is None else self.min_lr
 
 
+_NOT_NEGATIVE = (
+    *("seed", "max_steps", "threads", "eval_interval_steps", "max_failures", "patience", "hang_timeout_s"),
+    "teacher_weight",
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
@@ -83,7 +99,8 @@ class TrainConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     data: str = "data/tinystories"
-    """Folder of the data set, as `pipelines/prepare.py` wrote it; every worker must see it."""
+    """Folder of the data set, as `pipelines/prepare.py` wrote it; every worker must see it. Or several of one
+    tokenizer, each with its share of the samples: A=0.7 B=0.3."""
     output: str = "runs"
     """Folder of the runs; every worker must see it."""
     name: str = ""
@@ -91,6 +108,12 @@ class TrainConfig:
     init_from: str = ""
     """Model whose weights the run begins with, and whose shape it takes: a folder (ours, or of a Llama, Qwen3, GPT-2 or
     GPT-Neo that others made), models:/NAME/VERSION or hub:OWNER/NAME; random weights when not given."""
+    teacher: tuple[str, ...] = ()
+    """Models of the same tokenizer, as init_from, whose opinion of every next token is learned beside the stories."""
+    teacher_weight: float = 0.5
+    """Weight of the teachers in the training loss, 0 to 1; the stories have the rest."""
+    teacher_temperature: float = 1.0
+    """Of the comparison with the teachers; above 1, unlikely tokens count for more."""
     resume: bool = False
     """Continue the run NAME from its latest checkpoint (without a name: the newest run under output), or begin it."""
     force: bool = False
@@ -104,6 +127,12 @@ class TrainConfig:
     """Global batch in sequences a step; divisible by workers x accumulation_steps."""
     accumulation_steps: int = 1
     """Parts in which a worker's share of the batch is computed, one after another, to save memory."""
+    packing: PackingName = "windows"
+    """What a sample is: windows of the stream of tokens, cut anywhere, or whole stories, as many as the context holds;
+    one longer than the context goes on in another sample."""
+    attention: AttentionName = "all"
+    """What a token of whole stories sees: all that stands before it in the sample, or its own story alone, whose
+    positions then begin at 0."""
     epochs: float = 1.0
     """Length of the run in passes over the training split, unless max_steps is given."""
     max_steps: int = 0
@@ -121,6 +150,9 @@ class TrainConfig:
     """Steps between two lines of progress and metrics."""
     eval_interval_steps: int = 0
     """Steps between two validations, each with a checkpoint; 0 means an eighth of the run, at most 500."""
+    validation: MeasureName = "stories"
+    """How validation measures: stories, each with its own beginning as context, longer ones in windows that overlap by
+    half, as `evaluate.py` does; or windows of the stream of tokens, cut anywhere."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, besides the best."""
     keep_best: int = 1
@@ -154,22 +186,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulation_steps", "log_interval_steps", "keep_checkpoints", "keep_best"):
             _require(getattr(self, name) >= 1, f"{name} ({getattr(self, name)}) must be at least 1")
-        for name in (
-            "seed",
-            "max_steps",
-            "threads",
-            "eval_interval_steps",
-            "max_failures",
-            "patience",
-            "hang_timeout_s",
-        ):
+        for name in _NOT_NEGATIVE:
             _require(getattr(self, name) >= 0, f"{name} ({getattr(self, name)}) must not be negative")
         _require(
             not self.is_elastic or self.max_failures > 0,
             f"workers ({self.workers}) may change by restarts only, and max_failures is 0",
         )
-        for name in ("cpus_per_worker", "epochs"):
+        _require(self.teacher_weight <= 1, f"teacher_weight ({self.teacher_weight}) must be at most 1")
+        for name in ("cpus_per_worker", "epochs", "teacher_temperature"):
             _require_positive(name, getattr(self, name))
+        _require(
+            self.attention == "all" or self.packing == "stories",
+            f"attention ({self.attention}) is a matter of packing stories, and packing is {self.packing}",
+        )
+        _require(self.model.seq_len >= MIN_CONTEXT, f"seq_len ({self.model.seq_len}) must be at least {MIN_CONTEXT}")
         _require(self.seed < 2**63, f"seed ({self.seed}) must be below 2^63")
         _require(
             not self.name or (Path(self.name).name == visible(self.name) and self.name not in (".", "..")),

@@ -6,10 +6,12 @@ fingerprint that identifies the data set. A folder without a manifest is no data
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slm_ray.config.mixtures import parts_of
 from slm_ray.errors import UserError, one_line
 from slm_ray.storage import StoragePath, json_sha256, storage_path
 
@@ -18,6 +20,8 @@ SPLITS = ("train", "validation", "test")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 REJECTED = "rejected"
+BLOCK = 10_000
+"""Samples in which the shares of a mixture are kept exactly."""
 PREPARE_HINT = "run `python pipelines/prepare.py` first"
 
 
@@ -109,12 +113,106 @@ def fingerprint(
     return json_sha256(content)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One data set of a mixture."""
+
+    folder: str
+    manifest: Manifest
+    quota: int
+    """Of the samples of each block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedManifest(Manifest):
+    """Several data sets of one tokenizer as one, never written to a disk: its splits have the sums and no shards."""
+
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, weights: Sequence[tuple[str, float]]) -> "MixedManifest":
+        """Raises: UserError when one is missing, they do not go together, or a weight is too small for a block."""
+        manifests = [load_manifest(folder) for folder, _ in weights]
+        first = manifests[0]
+        for (folder, _), manifest in zip(weights, manifests):
+            if manifest.tokenizer["sha256"] != first.tokenizer["sha256"]:
+                raise UserError(
+                    f"{folder} has another tokenizer than {weights[0][0]}: prepare it with --tokenizer {weights[0][0]}"
+                )
+            if manifest.has_instructions != first.has_instructions:
+                raise UserError(f"of {weights[0][0]} and {folder} one has instructions and one has none")
+            if not manifest.splits["train"].tokens:
+                raise UserError(f"{folder} has no training stories: leave it out of the mixture")
+        found = [manifest.fingerprint for manifest in manifests]
+        if len(set(found)) < len(found):
+            twice = [folder for (folder, _), mark in zip(weights, found) if found.count(mark) > 1]
+            raise UserError(f"{' and '.join(twice)} are one data set: give each data set once, with its weight")
+        quotas = shared_out([weight for _, weight in weights], BLOCK)
+        if 0 in quotas:
+            folder, weight = weights[quotas.index(0)]
+            raise UserError(f"data: {folder}={weight:g} is too small a share: at least 1 of {BLOCK:,} is one")
+        mark = json_sha256(["mixture", BLOCK, [[*pair] for pair in zip(found, quotas)]])
+        parts = zip((folder for folder, _ in weights), manifests, quotas)
+        return cls(
+            format_version=FORMAT_VERSION,
+            source={"used": "mixture", "digest": mark},
+            parameters={
+                name: value
+                for name, value in first.parameters.items()
+                if all(name in one.parameters and one.parameters[name] == value for one in manifests)
+            },
+            tokenizer=first.tokenizer,
+            splits={name: _sum([manifest.splits[name] for manifest in manifests]) for name in SPLITS},
+            rejected=_sum([manifest.rejected for manifest in manifests]),
+            counts={},
+            fingerprint=mark,
+            parts=tuple(Part(folder=folder, manifest=manifest, quota=quota) for folder, manifest, quota in parts),
+        )
+
+
+def _sum(splits: Sequence[Split]) -> Split:
+    return Split(
+        rows=sum(split.rows for split in splits),
+        tokens=sum(split.tokens for split in splits),
+        bytes=sum(split.bytes for split in splits),
+        shards=(),
+    )
+
+
+def shared_out(weights: Sequence[float], whole: int) -> list[int]:
+    """Whole numbers in the proportion of some weights, with the sum `whole` (largest remainders; the first of equals).
+
+    [2, 1], 10 -> [7, 3]
+    """
+    exact = [weight / math.fsum(weights) * whole for weight in weights]
+    shares = [int(share) for share in exact]
+    by_rest = sorted(range(len(exact)), key=lambda number: shares[number] - exact[number])
+    for number in by_rest[: whole - sum(shares)]:
+        shares[number] += 1
+    return shares
+
+
+def data_sets(folder: str | StoragePath, manifest: Manifest) -> list[tuple[str | StoragePath, Manifest]]:
+    """The data sets behind a manifest: that of the folder, or those of a mixture."""
+    if isinstance(manifest, MixedManifest):
+        return [(part.folder, part.manifest) for part in manifest.parts]
+    return [(folder, manifest)]
+
+
+def home_of(data: str | StoragePath) -> StoragePath:
+    """The folder in which the tokenizer lies: of a mixture, that of its first data set. Raises: UserError."""
+    parts = parts_of(data) if isinstance(data, str) else []
+    return storage_path(parts[0][0] if parts else data)
+
+
 def load_manifest(folder: str | StoragePath) -> Manifest:
-    """The manifest of a data-set folder.
+    """The manifest of a data-set folder, or of a mixture (`A=0.7 B=0.3`).
 
     Raises:
-        UserError: there is none, or it is not one that this version reads.
+        UserError: there is none, or it is not one that this version reads; or the data sets do not go together.
     """
+    if isinstance(folder, str) and (weights := parts_of(folder)):
+        return MixedManifest.of(weights)
     path = storage_path(folder) / MANIFEST
     try:
         return Manifest.from_json(path.read_text(encoding="utf-8"))

@@ -5,6 +5,8 @@ NumPy array. Every file that the manifest lists is complete, or reading says whi
 """
 
 import hashlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,20 +90,37 @@ def read_split(folder: str | StoragePath, split: str, *, manifest: Manifest | No
     if split not in manifest.splits:
         raise UserError(f"no split {split!r} in {folder}: expected one of {', '.join(SPLITS)}")
     wanted = manifest.splits[split]
-    vocab_size = manifest.tokenizer["vocab_size"]
-    tokens = np.empty(wanted.tokens, np.uint16) if vocab_size <= 2**16 else np.empty(wanted.tokens, np.uint32)
-    listed = sum(shard.tokens for shard in wanted.shards)
-    if listed != wanted.tokens:
-        raise UserError(_miscount(storage_path(folder) / split, "tokens by its shards", listed, wanted.tokens))
+    tokens: Tokens = np.empty(wanted.tokens, token_type(manifest))
     start = 0
-    for shard in wanted.shards:
-        table = read_shard(folder, shard)
-        part = table["tokens"].combine_chunks().flatten().to_numpy()
-        if len(part) != shard.tokens:
-            raise UserError(_miscount(storage_path(folder) / shard.file, "tokens", len(part), shard.tokens))
+    for part, _ in split_parts(folder, split, manifest):
         tokens[start : start + len(part)] = part
         start += len(part)
     return tokens, wanted.bytes
+
+
+def token_type(manifest: Manifest) -> np.dtype[Any]:
+    """What holds a token of a data set's vocabulary."""
+    return np.dtype(np.uint16 if manifest.tokenizer["vocab_size"] <= 2**16 else np.uint32)
+
+
+def split_parts(
+    folder: str | StoragePath, split: str, manifest: Manifest
+) -> Iterator[tuple[Tokens, npt.NDArray[np.int64]]]:
+    """The tokens of each shard of a split, and the lengths of its stories; one shard at a time is in memory.
+
+    Raises:
+        UserError: as `read_split`.
+    """
+    wanted = manifest.splits[split]
+    listed = sum(shard.tokens for shard in wanted.shards)
+    if listed != wanted.tokens:
+        raise UserError(_miscount(storage_path(folder) / split, "tokens by its shards", listed, wanted.tokens))
+    for shard in wanted.shards:
+        stories = read_shard(folder, shard)["tokens"].combine_chunks()
+        tokens = stories.flatten().to_numpy()
+        if len(tokens) != shard.tokens:
+            raise UserError(_miscount(storage_path(folder) / shard.file, "tokens", len(tokens), shard.tokens))
+        yield tokens, stories.value_lengths().to_numpy().astype(np.int64)
 
 
 def read_shard(folder: str | StoragePath, shard: Shard) -> pa.Table:

@@ -1,7 +1,8 @@
-"""Which stories the windows of a step are made of: the way back from `batches` to the shards.
+"""Which stories the samples of a step are made of: the way back from `batches` to the shards.
 
-In: a data set, numbers of windows (of `SampleOrder`). Out: for each window, the stories that it cuts through, with the
-place of each in its shard and the tokens that the window has of it. Only the shards that the windows lie in are read.
+In: a data set, numbers of windows (of `SampleOrder`), or pieces of stories (of `Packing`). Out: for each sample, its
+stories, with the place of each in its shard and the tokens that the sample has of it. Only the shards that these lie in
+are read.
 """
 
 import itertools
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slm_ray.dataset.manifest import MANIFEST, Manifest, Shard
+from slm_ray.dataset.packing import Pieces
 from slm_ray.dataset.shards import read_shard
 from slm_ray.errors import UserError
 from slm_ray.storage import StoragePath
@@ -66,6 +68,30 @@ def story_parts(
     return found
 
 
+def piece_parts(folder: str | StoragePath, manifest: Manifest, pieces: Pieces, n_samples: int) -> list[list[StoryPart]]:
+    """The stories of each of `n_samples` samples of whole stories of the training split, in the order of their tokens.
+
+    A story that goes on has the token before as its first one, which is only read; one that begins is read after the
+    end-of-text token, which is no story's.
+
+    Raises:
+        UserError: a shard of theirs is missing, altered, or not as the manifest counts it.
+    """
+    shards = manifest.splits["train"].shards
+    borders = [0, *itertools.accumulate(shard.rows for shard in shards)]
+    found: list[dict[int, StoryPart]] = [{} for _ in range(n_samples)]
+    for shard, first in zip(shards, borders, strict=False):
+        inside = np.flatnonzero((pieces.story >= first) & (pieces.story < first + shard.rows)).tolist()
+        if not inside:
+            continue
+        stories = _Stories.read(folder, shard)
+        for place in inside:
+            start, length = int(pieces.start[place]), int(pieces.length[place])
+            part = stories.part(int(pieces.story[place]) - first, max(start - 1, 0), start, start + length)
+            found[int(pieces.sample[place])][place] = part
+    return [[parts[place] for place in sorted(parts)] for parts in found]
+
+
 @dataclass(frozen=True)
 class _Stories:
     """The stories of one shard."""
@@ -88,6 +114,19 @@ class _Stories:
         borders = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())]).astype(np.int64)
         return cls(shard, table["story_id"].to_pylist(), tokens, borders)
 
+    def part(self, row: int, start: int, first_target: int, stop: int) -> StoryPart:
+        """The tokens `start` to `stop` of one story."""
+        begin, end = int(self.borders[row]), int(self.borders[row + 1])
+        return StoryPart(
+            story_id=self.story_ids[row],
+            shard=self.shard,
+            row=row,
+            n_tokens=end - begin,
+            start=start,
+            first_target=first_target,
+            ids=tuple(self.tokens[begin + start : begin + stop].tolist()),
+        )
+
     def between(self, first_target: int, stop: int) -> list[StoryPart]:
         """The parts of a window: its targets from `first_target` to `stop`, and the token before them."""
         first, stop = max(first_target - 1, 0), min(stop, len(self.tokens))
@@ -97,16 +136,6 @@ class _Stories:
             begin, end = int(self.borders[row]), int(self.borders[row + 1])
             start, part_stop = max(begin, first), min(end, stop)
             if start < part_stop:
-                parts.append(
-                    StoryPart(
-                        story_id=self.story_ids[row],
-                        shard=self.shard,
-                        row=row,
-                        n_tokens=end - begin,
-                        start=start - begin,
-                        first_target=max(start, first_target) - begin,
-                        ids=tuple(self.tokens[start:part_stop].tolist()),
-                    )
-                )
+                parts.append(self.part(row, start - begin, max(start, first_target) - begin, part_stop - begin))
             row += 1
         return parts

@@ -32,6 +32,7 @@ from slm_ray.tracking import mlflow_runs, registration
 from slm_ray.tracking.besides.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.besides.wandb_tracker import require_wandb
 from slm_ray.tracking.tracker import Tracker
+from slm_ray.training.besides.teachers import check_teachers
 from slm_ray.training.checkpointing import is_out_of_patience
 from slm_ray.training.inputs import RunPlan, check_files, plan_run
 from slm_ray.training.preflight import refuse_conflicts, resolve, with_its_origin
@@ -95,6 +96,7 @@ def run_training(
         latest = plan.folder.latest_valid()
         refuse_conflicts(plan, latest)
         plan = with_its_origin(plan, latest) if latest else plan
+        check_teachers(config)
         start = starting_point(plan) if latest is None and config.init_from else None
         _check_origin(plan, latest or start, origin_sha256)
         cluster.connect(cpus=cluster.least_cpus(config))

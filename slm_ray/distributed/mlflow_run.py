@@ -7,7 +7,6 @@ config that it had; the workers log to it.
 import contextlib
 import dataclasses
 import logging
-from pathlib import Path
 
 import yaml
 
@@ -15,7 +14,7 @@ from slm_ray import storage
 from slm_ray.config.files import flatten
 from slm_ray.config.places import typed_config
 from slm_ray.config.schema import TrainConfig
-from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.manifest import data_sets, home_of, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.runs import run_lock
 from slm_ray.runs.checkpoint import Checkpoint
@@ -73,7 +72,7 @@ def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str
     tracker.log_text(text, "config.yaml")
     _log_data_set(plan, store, tracker.run_id)
     if not parent_run_id:
-        run_inputs.log_report(store, tracker.run_id, storage.storage_path(config.data))
+        run_inputs.log_report(store, tracker.run_id, home_of(config.data))
     return tracker
 
 
@@ -135,7 +134,8 @@ def _is_known(store: str, run_id: str, experiment: str) -> bool:
 
 
 def _log_data_set(plan: RunPlan, store: str, run_id: str) -> None:
-    run_inputs.log_data_set(store, run_id, load_manifest(plan.config.data), Path(plan.config.data).name)
+    for folder, manifest in data_sets(plan.config.data, load_manifest(plan.config.data)):
+        run_inputs.log_data_set(store, run_id, manifest, storage.storage_path(folder).name)
 
 
 def close_mlflow_run(plan: RunPlan, tracker: Tracker, status: str) -> None:

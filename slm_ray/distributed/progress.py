@@ -142,4 +142,5 @@ def _text(line: dict[str, Any], max_steps: int, left: str = "") -> str:
         figures = [f"loss {line['train_loss']:.4f}", f"lr {line['lr']:.2e}", f"gradient {line['grad_norm']:.2f}"]
         return "  ".join([place, *figures, *_speed(line), left])
     sample = f"\n    {line['sample'][:200]!r}" if "sample" in line else ""
-    return f"{place}  validation {line['val_loss']:.4f} nats, {line['val_bits_per_byte']:.4f} bits per byte{sample}"
+    loss = f"{line['val_loss']:.4f} nats, {line['val_bits_per_byte']:.4f} bits per byte"
+    return f"{place}  validation by {line.get('val_measure', 'windows')} {loss}{sample}"

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from slm_ray.config.measures import Measure, Split
-from slm_ray.dataset.batches import TokenStream
-from slm_ray.dataset.manifest import TOKENIZER, Manifest, load_manifest
+from slm_ray.dataset.manifest import TOKENIZER, Manifest, MixedManifest, load_manifest
 from slm_ray.dataset.shards import read_split
+from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError
 from slm_ray.evaluation.comparison import PairedDifference, bits_per_byte_error, compare, loss_error
 from slm_ray.evaluation.losses import Measured, Row, measure_stories
@@ -30,7 +30,7 @@ from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.registry import load_model, resolved_model
 from slm_ray.training.context import TrainContext
-from slm_ray.training.evaluation import bits_per_byte, evaluate
+from slm_ray.training.evaluation import bits_per_byte, evaluate_windows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +57,8 @@ class Data:
     def open(cls, folder: str, split: Split) -> "Data":
         """Raises: UserError when there is no data set, or the split has no stories."""
         manifest = load_manifest(folder)
+        if isinstance(manifest, MixedManifest):
+            raise UserError(f"{folder} is a mixture: a model is measured on one data set at a time")
         if not manifest.splits[split].rows:
             raise UserError(f"{folder} has no stories in its {split} split")
         return cls(folder=folder, manifest=manifest, split=split)
@@ -178,7 +180,9 @@ def measure(found: Subject, data: Data, *, by: Measure = "stories", backend: Bac
         n_stories=len(losses.story_ids),
         n_tokens=n_tokens,
         n_bytes=n_bytes,
-        total=Evaluation.of_nats(losses.total_nats, n_tokens, n_bytes),
+        total=Evaluation.of_nats(
+            losses.total_nats, n_tokens, n_bytes, measure="stories", context=scorer.seq_len, stride=scorer.stride
+        ),
         data_fingerprint=data.manifest.fingerprint,
         stories=measured,
         borders=found.tokenizer.borders.origin,
@@ -205,10 +209,11 @@ def _by_windows(found: Subject, data: Data, backend: BackendName) -> Measurement
     seq_len = found.model.config.seq_len
     if backend == "torch":
         context = TrainContext(device=next(found.model.parameters()).device)
-        total = evaluate(found.model, stream, seq_len=seq_len, context=context)
+        total = evaluate_windows(found.model, stream, seq_len=seq_len, context=context)
     else:
         bits = bits_per_byte(make_backend(found.model, 1, backend), stream)
-        total = Evaluation.of_nats(bits * math.log(2) * stream.n_bytes, stream.n_targets, stream.n_bytes)
+        nats, way = bits * math.log(2) * stream.n_bytes, {"context": seq_len, "stride": seq_len}
+        total = Evaluation.of_nats(nats, stream.n_targets, stream.n_bytes, measure="windows", **way)
     if not math.isfinite(total.val_loss):
         raise UserError(f"the loss of {found.name} is not finite: the model diverged in training")
     return Measurement(

@@ -17,47 +17,16 @@ import numpy.typing as npt
 import torch
 
 from slm_ray.config.schema import IGNORED_TARGET
+from slm_ray.dataset.story_windows import Window, alike, stride_of, windows_of
 from slm_ray.generation.backend import Backend
 from slm_ray.model.decoder import Decoder
 from slm_ray.model.threads import torch_threads
 
 MAX_LOGITS = 2**22
 """Logits computed at a time: 16 MB in fp32."""
-PADDING = 16
-"""Windows are padded to a multiple of this, and not beyond the context."""
 
 Nats = npt.NDArray[np.float64]
 Tokens = npt.NDArray[np.int64]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Window:
-    """A part of a text that the model sees at once, and which of its targets count."""
-
-    text: int
-    """Number of the text among those that are scored together."""
-    start: int
-    """Place of the first token that the model sees."""
-    stop: int
-    """Place of the last target; the model sees the tokens from `start` up to the one before it."""
-    first: int
-    """Place of the first target that counts: those before it were counted by an earlier window."""
-
-
-def windows_of(text: int, n_tokens: int, *, seq_len: int, stride: int) -> Iterator[Window]:
-    """Windows over a text of n_tokens tokens, of which all but the first are targets, each counted once.
-
-    The first window begins with the text; each following one begins `stride` tokens later, as far as it takes.
-    seq_len 4, stride 2, 8 tokens -> targets 1 to 4 after token 0, 5 and 6 after token 2, 7 after token 4.
-    """
-    first = 1
-    for start in range(0, n_tokens, stride):
-        stop = min(start + seq_len, n_tokens - 1)
-        if first <= stop:
-            yield Window(text=text, start=start, stop=stop, first=first)
-        first = stop + 1
-        if first >= n_tokens:
-            return
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +65,7 @@ class Scorer:
         config = model.config
         return cls(
             seq_len=config.seq_len,
-            stride=max(config.seq_len // 2, 1),
+            stride=stride_of(config.seq_len),
             vocab_size=config.vocab_size,
             score=lambda inputs, targets: _torch_score(model, inputs, targets),
             threads=torch.get_num_threads(),
@@ -109,7 +78,7 @@ class Scorer:
         config = backend.config
         return cls(
             seq_len=config.seq_len,
-            stride=max(config.seq_len // 2, 1),
+            stride=stride_of(config.seq_len),
             vocab_size=config.vocab_size,
             score=lambda inputs, targets: _backend_score(backend, inputs, targets),
         )
@@ -129,7 +98,7 @@ class Scorer:
         ]
 
         def score(batch: list[Window]) -> None:
-            length = self._padded(batch[0])
+            length = batch[0].padded(self.seq_len)
             inputs = np.zeros((len(batch), length), np.int64)
             targets = np.full((len(batch), length), IGNORED_TARGET, np.int64)
             places = []
@@ -153,20 +122,9 @@ class Scorer:
                 raise
         return found
 
-    def _padded(self, window: Window) -> int:
-        length = window.stop - window.start
-        return min(-(-length // PADDING) * PADDING, self.seq_len)
-
-    def _batches(self, windows: Sequence[Window]) -> Iterator[list[Window]]:
+    def _batches(self, windows: list[Window]) -> Iterator[list[Window]]:
         """Windows of one padded length together, as many as `MAX_LOGITS` allows."""
-        by_length: dict[int, list[Window]] = {}
-        for window in windows:
-            by_length.setdefault(self._padded(window), []).append(window)
-        for length in sorted(by_length, reverse=True):
-            rows = max(1, MAX_LOGITS // (length * self.vocab_size))
-            alike = by_length[length]
-            for first in range(0, len(alike), rows):
-                yield alike[first : first + rows]
+        return alike(windows, seq_len=self.seq_len, most_tokens=MAX_LOGITS // self.vocab_size)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from slm_ray.dataset.licences import CODE_LICENCE, SAMPLE, UNKNOWN, source_licence
-from slm_ray.dataset.manifest import SPLITS, Manifest
+from slm_ray.dataset.manifest import BLOCK, SPLITS, Manifest, MixedManifest
 from slm_ray.exports.source_model import SourceModel
 from slm_ray.hub_reference import parse_hub_reference
 from slm_ray.runs.train_state import Origin
@@ -30,7 +30,13 @@ class DataSource:
 
 
 def data_source(manifest: Manifest | None) -> DataSource:
-    """The source that a manifest names."""
+    """The source that a manifest names; of a mixture, those of its data sets, and the licence that all of them have."""
+    if isinstance(manifest, MixedManifest):
+        sources = [data_source(part.manifest) for part in manifest.parts]
+        shares = [f"{part.quota / BLOCK:.2%}: {one.text}" for part, one in zip(manifest.parts, sources)]
+        licences = {one.licence for one in sources}
+        text = f"A mixture of {len(shares)} data sets. {' '.join(shares)}"
+        return DataSource(hub_name="", revision="", licence=licences.pop() if len(licences) == 1 else "", text=text)
     source: Mapping[str, Any] = manifest.source if manifest else {}
     used, revision = str(source.get("used") or ""), str(source.get("revision") or "")
     named, licence = parse_hub_reference(used), source_licence(source)

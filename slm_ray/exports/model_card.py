@@ -77,7 +77,10 @@ def how_measured(given: SourceModel) -> str:
         known = given.evaluation
         split, measure = known.get("split", "a held-out split"), known.get("measure", "?")
         return f"split `{split}` of data set `{known.get('data_fingerprint', '?')}`, measure `{measure}`"
-    return "validation split while training, windows of the stream of tokens"
+    found = given.state.metrics if given.state else None
+    by_stories = found is not None and found.val_measure == "stories"
+    way = "measure `stories`" if by_stories else "windows of the stream of tokens"
+    return f"validation split while training, {way}"
 
 
 def _metadata(given: SourceModel, to: Format, source: DataSource, figures: dict[str, float]) -> ModelCardData:

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.config.files import DEFAULT_PRESET, flatten, load_config, presets
-from slm_ray.config.places import ADDRESSES
-from slm_ray.config.schema import TrainConfig
-from slm_ray.dataset.batches import SampleOrder, n_samples
-from slm_ray.dataset.manifest import TOKENIZER, Manifest, fingerprint, load_manifest
+from slm_ray.config.places import ADDRESSES, LISTS, origin_name
+from slm_ray.config.schema import PackingName, TrainConfig
+from slm_ray.dataset.manifest import TOKENIZER, Manifest, data_sets, fingerprint, home_of, load_manifest
 from slm_ray.dataset.provenance import SourceRow, source_row
 from slm_ray.dataset.shards import checked_content
-from slm_ray.dataset.windows import StoryPart, story_parts
+from slm_ray.dataset.windows import StoryPart
 from slm_ray.errors import UserError
+from slm_ray.lineage.step_samples import Taken
 from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.train_state import Attempt, TrainState
-from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.aliases import aliases_of
 from slm_ray.tracking.registry import REGISTERED, resolved_model
@@ -85,9 +84,11 @@ class Window:
     """One sample of a step."""
 
     number: int
-    """In the order of the split's text, from 0."""
+    """Of windows in the order of the split's text, of whole stories as they are packed; from 0."""
     epoch: int
-    """From 0."""
+    """Of its data set, from 0."""
+    data: str
+    """Folder of its data set."""
     pieces: tuple[Piece, ...]
 
 
@@ -103,6 +104,7 @@ class StepStories:
     """Where the data set lies."""
     made_by: Attempt
     seq_len: int
+    packing: PackingName
     windows: tuple[Window, ...]
     """In the global order of the batch; workers share it out in equal parts."""
 
@@ -158,13 +160,19 @@ def _attempts(state: TrainState, reference: str) -> tuple[Attempt, ...]:
 
 def _nearest_preset(config: Mapping[str, Any]) -> tuple[str, dict[str, tuple[Any, Any]]]:
     """The preset with the fewest other fields, the default one where several are, and these fields."""
-    own = {name: value for name, value in flatten(config).items() if name not in NO_MATTER}
+    own = {name: value for name, value in _comparable(config).items() if name not in NO_MATTER}
     found: dict[str, dict[str, tuple[Any, Any]]] = {}
     for preset in sorted(presets(), key=lambda name: name != DEFAULT_PRESET):
-        theirs = flatten(dataclasses.asdict(load_config(preset)))
+        theirs = _comparable(dataclasses.asdict(load_config(preset)))
         found[preset] = {name: (theirs.get(name), value) for name, value in own.items() if theirs.get(name) != value}
     nearest = min(found, key=lambda preset: len(found[preset]))
     return nearest, found[nearest]
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields by their dotted names; of several places, which may come from JSON, the names that others may see."""
+    fields = flatten(config)
+    return fields | {name: [origin_name(str(one)) for one in fields[name]] for name in LISTS if name in fields}
 
 
 def stories_of_step(lineage: Lineage, step: int, data: str = "") -> StepStories:
@@ -182,23 +190,37 @@ def stories_of_step(lineage: Lineage, step: int, data: str = "") -> StepStories:
     folder = data or _place_of_data(lineage, made_by)
     manifest = load_manifest(folder)
     _check_data(lineage, made_by, folder, manifest)
-    samples = n_samples(manifest.splits["train"].tokens, seq_len)
-    order = SampleOrder(n_samples=samples, batch_size=made_by.batch_size, seed=made_by.seed)
-    numbers = order.samples(step - 1).tolist()
+    packing: PackingName = lineage.state.config.get("packing", "windows")
     tokenizer = _tokenizer(folder, manifest)
-    first = (step - 1) * made_by.batch_size
+    taken = Taken(
+        data=folder,
+        manifest=manifest,
+        seq_len=seq_len,
+        packing=packing,
+        batch_size=made_by.batch_size,
+        seed=made_by.seed,
+    )
     windows = [
         Window(
-            number=window,
-            epoch=(first + place) // samples,
+            number=sample.number,
+            epoch=sample.epoch,
+            data=sample.folder,
             pieces=tuple(
-                Piece(part=part, source=source_row(manifest, part.story_id), text=tokenizer.decode(part.ids))
-                for part in parts
+                Piece(part=part, source=source_row(sample.manifest, part.story_id), text=tokenizer.decode(part.ids))
+                for part in sample.parts
             ),
         )
-        for place, (window, parts) in enumerate(zip(numbers, story_parts(folder, manifest, numbers, seq_len)))
+        for sample in taken.at(step)
     ]
-    return StepStories(step=step, attempt=number, data=folder, made_by=made_by, seq_len=seq_len, windows=tuple(windows))
+    return StepStories(
+        step=step,
+        attempt=number,
+        data=folder,
+        made_by=made_by,
+        seq_len=seq_len,
+        packing=packing,
+        windows=tuple(windows),
+    )
 
 
 def _seq_len(lineage: Lineage) -> int:
@@ -247,7 +269,12 @@ def _check_data(lineage: Lineage, made_by: Attempt, folder: str, manifest: Manif
             f"{folder} is data set {manifest.fingerprint[:SHORT]}, and the step was trained on {wanted[:SHORT]}"
             f"{since}: name the folder of that one with --data"
         )
-    source = str(manifest.source.get("digest", ""))
+    for place, one in data_sets(folder, manifest):
+        _check_fingerprint(str(place), one)
+
+
+def _check_fingerprint(folder: str, manifest: Manifest) -> None:
+    source, wanted = str(manifest.source.get("digest", "")), manifest.fingerprint
     content = {"parameters": manifest.parameters, "tokenizer_sha256": manifest.tokenizer["sha256"]}
     if fingerprint(source_digest=source, splits=manifest.splits, **content) != wanted:
         raise UserError(
@@ -257,5 +284,5 @@ def _check_data(lineage: Lineage, made_by: Attempt, folder: str, manifest: Manif
 
 
 def _tokenizer(folder: str, manifest: Manifest) -> Tokenizer:
-    path = storage_path(folder) / TOKENIZER
+    path = home_of(folder) / TOKENIZER
     return Tokenizer.from_json(checked_content(path, manifest.tokenizer["sha256"]).decode("utf-8"), str(path))

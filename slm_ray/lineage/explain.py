@@ -111,9 +111,11 @@ def _step_record(found: "StepStories") -> dict[str, Any]:
         "seed": found.made_by.seed,
         "batch_size": found.made_by.batch_size,
         "seq_len": found.seq_len,
+        "packing": found.packing,
         "windows": [
             {
                 "number": window.number,
+                "data": window.data,
                 "epoch": window.epoch,
                 "stories": [_piece_record(piece) for piece in window.pieces],
             }
@@ -187,15 +189,21 @@ def _attempt_text(attempt: Attempt, *, is_recorded: bool) -> str:
 
 
 def _step_lines(found: "StepStories") -> Iterator[tuple[str, str]]:
-    made_by = found.made_by
+    made_by, is_packed = found.made_by, found.packing == "stories"
+    what = f"{'samples of up to' if is_packed else 'windows of'} {found.seq_len} targets"
     yield "", ""
     yield (
         f"step {found.step}",
-        f"of attempt {found.attempt}: {made_by.batch_size} windows of {found.seq_len} targets of data set "
+        f"of attempt {found.attempt}: {made_by.batch_size} {what} of data set "
         f"{visible(made_by.data_fingerprint[:SHORT])} in {visible(found.data)} (rows from 0, tokens from 1)",
     )
+    kind = "whole stories, sample" if is_packed else "window"
     for place, window in enumerate(found.windows, 1):
-        yield f"sample {place}", f"window {window.number} of the training split, in epoch {window.epoch + 1}"
+        where = f" of {visible(window.data)}" if window.data != found.data else ""
+        yield (
+            f"sample {place}",
+            f"{kind} {window.number} of the training split{where}, in epoch {window.epoch + 1}",
+        )
         for piece in window.pieces:
             part = piece.part
             source = f"{visible(piece.source.file)} row {piece.source.row}"

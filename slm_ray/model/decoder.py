@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from slm_ray.config.schema import IGNORED_TARGET, ModelConfig
 from slm_ray.model.blockwise_attention import blockwise_attention, suits
 from slm_ray.model.linear_cross_entropy import linear_cross_entropy
+from slm_ray.model.packed_rows import own_text
 from slm_ray.model.rms_norm import RMSNorm
 
 
@@ -45,7 +46,7 @@ class _Window:
     sin: Tensor | None
     cache: KVCache | None = None
     positions: Tensor | None = None  # (B, T), with a cache
-    mask: Tensor | None = None  # (B, 1, T, S) True where a query may look, with a cache
+    mask: Tensor | None = None  # (B, 1, T, S) True where a query may look, with a cache or several texts a row
     local_mask: Tensor | None = None  # the same in local blocks, (1, 1, T, T) without a cache; None as `mask`
 
     def seen_by(self, is_local: bool) -> Tensor | None:
@@ -230,14 +231,20 @@ class Decoder(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, places: Tensor | None = None) -> Tensor:
         """Logits, or the summed loss.
 
         tokens: (B, T) ids, T at most seq_len. targets: (B, T) ids of the following tokens, IGNORED_TARGET where none.
+        places: (B, T) how far each token lies behind the beginning of its text, where a row holds several: it sees no
+        other text then, and its position is that place. Without, a row is one text.
         Returns logits (B, T, vocab_size), or with targets the sum of their negative log likelihoods in nats, fp32.
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
-        hidden = self._hidden(tokens, self._window(positions[None], positions))
+        if places is None:
+            window = self._window(positions[None], positions)
+        else:
+            window = self._window(places, places[:, None, None], mask=own_text(places))
+        hidden = self._hidden(tokens, window)
         if targets is None:
             return self.lm_head(hidden)  # type: ignore[no-any-return]
         flat = hidden.flatten(0, 1)  # (B * T, d_model)
@@ -256,13 +263,16 @@ class Decoder(nn.Module):
         cache.lengths += steps
         return self.lm_head(hidden)  # type: ignore[no-any-return]
 
-    def _window(self, positions: Tensor, seen: Tensor, cache: KVCache | None = None) -> _Window:
-        """positions: (B or 1, T) of the new tokens. seen: (S,) of the tokens before and among them."""
-        is_local, mask, local_mask = 0 < self.config.local_window < len(seen), None, None
+    def _window(
+        self, positions: Tensor, seen: Tensor, cache: KVCache | None = None, mask: Tensor | None = None
+    ) -> _Window:
+        """positions: (B or 1, T) of the new tokens. seen: (S,) or (B, 1, 1, S) of the tokens before and among them."""
+        is_local, local_mask = 0 < self.config.local_window < seen.shape[-1], None
         if is_local or cache is not None:
             behind = positions[:, None, :, None] - seen  # (B or 1, 1, T, S) tokens between
-            mask = None if cache is None else behind >= 0
-            local_mask = (behind >= 0) & (behind < self.config.local_window) if is_local else None
+            mask = mask if cache is None else behind >= 0
+            if is_local:
+                local_mask = (behind < self.config.local_window) & (behind >= 0 if mask is None else mask)
         if self.config.positions == "learned":
             return _Window(None, None, cache, positions, mask, local_mask)
         cos, sin = self.rotary_cos[positions], self.rotary_sin[positions]  # (B or 1, T, d_head)

@@ -46,8 +46,8 @@ class RunSummary:
 
     def to_json(self) -> str:
         """The content of `summary.json`."""
-        best = {"step": self.best.step, **self.best.metrics} if self.best else {}
-        evaluations = {"metrics": self.metrics.metrics if self.metrics else {}, "best": best}
+        best = {"step": self.best.step, **self.best.record} if self.best else {}
+        evaluations = {"metrics": self.metrics.record if self.metrics else {}, "best": best}
         return json.dumps(dataclasses.asdict(self) | evaluations, indent=2, sort_keys=True) + "\n"
 
     @classmethod

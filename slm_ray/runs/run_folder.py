@@ -200,7 +200,8 @@ def repair_links(run: RunFolder, latest: Checkpoint) -> Evaluation | None:
     if best is None or not is_usable(run.checkpoint_path(best.step)):
         states = [checkpoint.load_state(path) for path in run.checkpoints() if is_usable(path)]
         states = [state for state in states if state.step <= latest.state.step]
-        best = min((state.metrics for state in states if state.metrics), key=lambda m: m.val_loss, default=None)
+        found = [state.metrics for state in states if state.metrics]
+        best = min((one for one in found if one.is_like(found[-1])), key=lambda m: m.val_loss, default=None)
     if best is None:
         run.best.unlink(missing_ok=True)
     else:

@@ -7,15 +7,20 @@ versions are read too.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from slm_ray.config.places import saved_config
+from slm_ray.config.resuming import with_earlier_defaults
+from slm_ray.config.schema import MeasureName
 from slm_ray.runs.code_version import CodeVersion
 
 RENAMED_FIELDS = {"n_unimproved": "n_stale_validations"}
 """Fields of `state.json` under the names that earlier versions wrote."""
+_LOSSES = ("val_loss", "val_perplexity", "val_bits_per_byte")
+HOW_MEASURED = ("val_measure", "val_context", "val_stride")
+"""Of an evaluation, what must be equal for its losses to be compared with others."""
 MAX_ORIGINS = 32
 """Links of the chain that a state keeps, the nearest first: what is beyond is not kept, and so not known."""
 
@@ -30,36 +35,66 @@ class Evaluation:
     """exp(val_loss)."""
     val_bits_per_byte: float = math.nan
     """Nats of all targets / ln 2 / UTF-8 bytes of the stories."""
+    val_measure: MeasureName = "windows"
+    """By which measure; that of files of earlier versions, which do not say it."""
+    val_context: int = 0
+    """Tokens that the model saw at once, the target's own included; 0 where that is not known."""
+    val_stride: int = 0
+    """Tokens by which the next window begins later; 0 where that is not known."""
     step: int = 0
     """Optimizer steps of the model, where it is one of a run."""
 
     @classmethod
-    def of_nats(cls, nats: float, n_tokens: float, n_bytes: int) -> "Evaluation":
+    def of_nats(
+        cls, nats: float, n_tokens: float, n_bytes: int, *, measure: MeasureName, context: int, stride: int
+    ) -> "Evaluation":
         """Out of the summed loss of all targets."""
         loss = nats / n_tokens
         return cls(
             val_loss=loss,
             val_perplexity=math.exp(min(loss, 700.0)),
             val_bits_per_byte=nats / math.log(2) / n_bytes,
+            val_measure=measure,
+            val_context=context,
+            val_stride=stride,
         )
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The measures by their names, without the step; one that the checkpoint was written without is left out."""
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name != "step" and not math.isnan(value)}
+        """The losses by their names; one that the checkpoint was written without is left out."""
+        values = {name: getattr(self, name) for name in _LOSSES}
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The losses and how they were measured, without the step."""
+        return self.metrics | {name: getattr(self, name) for name in HOW_MEASURED}
+
+    def is_like(self, other: "Evaluation") -> bool:
+        """Whether both were measured in one way, so that their losses can be compared; what is not known may be."""
+        ways = [(getattr(self, name), getattr(other, name)) for name in HOW_MEASURED]
+        return all(own == its or 0 in (own, its) for own, its in ways)
 
     def is_better_than(self, other: "Evaluation | None") -> bool:
-        """Whether its loss is lower; any loss is lower than none."""
-        return other is None or self.val_loss < other.val_loss
+        """Whether its loss is lower; any loss is lower than none, or than one that was measured in another way."""
+        return other is None or not self.is_like(other) or self.val_loss < other.val_loss
 
     @classmethod
-    def from_record(cls, record: Mapping[str, float], step: float = 0) -> "Evaluation | None":
-        """What `metrics` gave, perhaps with a `step`; an empty record is no evaluation. Raises: TypeError."""
+    def from_record(cls, record: Mapping[str, Any], step: float = 0) -> "Evaluation | None":
+        """What `record` gave, perhaps with a `step`; an empty record is no evaluation.
+
+        Raises:
+            TypeError: a loss is no number.
+            ValueError: there is no such measure.
+        """
         if not record:
             return None
-        known = {field.name for field in dataclasses.fields(cls)} & record.keys()
-        return cls(**{name: float(record[name]) for name in known} | {"step": int(record.get("step", step))})  # type: ignore[arg-type]
+        measure = record.get("val_measure", "windows")
+        if measure not in get_args(MeasureName):
+            raise ValueError(f"val_measure is {measure!r:.40}")
+        losses: dict[str, Any] = {name: float(record[name]) for name in _LOSSES if name in record}
+        sizes = {name: int(record.get(name, 0)) for name in ("val_context", "val_stride")}
+        return cls(**losses, **sizes, val_measure=measure, step=int(record.get("step", step)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,6 +188,8 @@ class TrainState:
     """Run of the tracker, empty without one."""
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
     """State of the loss scaling, empty unless in fp16."""
+    tokens_seen: int | None = None
+    """Targets trained on; None in files of earlier versions, whose samples were all full."""
     pending_losses: list[float] = dataclasses.field(default_factory=list)
     """Of each rank, the sum of the losses of the steps since the last line of metrics."""
     pending_steps: int = 0
@@ -191,11 +228,11 @@ class TrainState:
 
     def to_record(self) -> dict[str, Any]:
         """Plain values for JSON; no password is among them."""
-        best = {"step": self.best.step, **self.best.metrics} if self.best else {}
+        best = {"step": self.best.step, **self.best.record} if self.best else {}
         fields = dataclasses.asdict(self) | {"config": saved_config(self.config)}
         if self.origin is None:  # as in files of earlier versions, which know none
             del fields["origin"]
-        return fields | {"metrics": self.metrics.metrics if self.metrics else {}, "best": best}
+        return fields | {"metrics": self.metrics.record if self.metrics else {}, "best": best}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "TrainState":
@@ -204,6 +241,7 @@ class TrainState:
             fields = {RENAMED_FIELDS.get(name, name): value for name, value in record.items()}
             fields["metrics"] = Evaluation.from_record(fields["metrics"], fields["step"])
             fields["best"] = Evaluation.from_record(fields.get("best", {}))
+            fields["config"] = with_earlier_defaults(fields["config"])
             fields["lineage"] = [(str(data), int(step)) for data, step in fields.get("lineage", [])]
             cls(**fields)  # refuses names that there are not
             _check_chain(fields.get("origin"))

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from slm_ray.runs.history import History
+from slm_ray.runs.train_state import HOW_MEASURED
 
 SAMPLES = "samples"
 SYSTEM = "system/"
 """Metrics of machines begin so; they are no part of a run's record."""
 _BATCH = 1000
 """The most values that MLflow takes at once."""
-_NO_METRICS = frozenset({"step", "message", "sample"})
+_NO_METRICS = frozenset({"step", "message", "sample", *HOW_MEASURED})
 _DECISIVE = ("lr", "train_loss", "val_loss")
 """What tells a step that was done otherwise; times, which are others each time, do not."""
 _ROUNDING = 1e-3

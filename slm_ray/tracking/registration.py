@@ -99,8 +99,8 @@ def lineage(folder: Path) -> dict[str, str]:
     """Tags of a registered version, out of its checkpoint."""
     state = checkpoint.load_state(folder)
     tokenizer = verification.file_digest(folder, f"{checkpoint.MODEL}/tokenizer.json")
-    metrics = state.metrics.metrics if state.metrics else {}
-    evaluation = {name: f"{value:.6g}" for name, value in metrics.items()}
+    metrics = state.metrics.record if state.metrics else {}
+    evaluation = {name: value if isinstance(value, str) else f"{value:.6g}" for name, value in metrics.items()}
     return {
         "data_fingerprint": state.data_fingerprint,
         "data_lineage": lineage_text(state.data_lineage),

@@ -20,6 +20,7 @@ from slm_ray.runs.code_version import code_version
 from slm_ray.runs.ownership import mark
 from slm_ray.runs.run_folder import repair_links
 from slm_ray.runs.train_state import Attempt, Evaluation, TrainState
+from slm_ray.training.besides.weight_path import with_path
 from slm_ray.training.run_log import RunLog
 from slm_ray.training.trainer import Trainer
 
@@ -76,7 +77,8 @@ class Checkpointer:
             return
         is_best = evaluation is not None and evaluation.is_better_than(self._saved_best)
         self._writing = self._state(evaluation, evaluation if is_best else self._saved_best, pending)
-        content = checkpoint.snapshot(self._trainer.model, self._trainer.optimizer.state_dict())
+        state = with_path(self._trainer.optimizer.state_dict(), self._trainer.path)
+        content = checkpoint.snapshot(self._trainer.model, state)
         self._written = self._writer.submit(self._write, content, self._writing, is_best)
 
     def wait_together(self) -> OSError | None:
@@ -129,6 +131,7 @@ class Checkpointer:
         return TrainState(
             step=trainer.step,
             samples_seen=trainer.samples_seen,
+            tokens_seen=trainer.tokens_seen,
             seed=trainer.config.seed,
             world_size=self._context.world_size,
             data_fingerprint=fingerprint,

@@ -4,20 +4,28 @@ In: a resolved `TrainConfig`. Out: for the driver a `RunPlan`, out of the manife
 the plan with the token streams, the argument of `loop.fit`.
 """
 
+import contextlib
 import dataclasses
+import logging
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE
-from slm_ray.dataset.batches import TokenStream, n_samples
-from slm_ray.dataset.manifest import TOKENIZER, Manifest, load_manifest
-from slm_ray.dataset.shards import read_split, verify_split
+from slm_ray.dataset.manifest import TOKENIZER, Manifest, MixedManifest, data_sets, home_of, load_manifest
+from slm_ray.dataset.mapped import StaleError, make_mapped, open_split, story_index
+from slm_ray.dataset.mixture import MixedSamples
+from slm_ray.dataset.packing import Packing
+from slm_ray.dataset.samples import SAMPLES, Samples, n_samples
+from slm_ray.dataset.shards import verify_split
+from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError
 from slm_ray.runs.history import History
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.storage import storage_path
+from slm_ray.storage import StoragePath, storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.tracker import Tracker
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +65,18 @@ class TrainInputs(RunPlan):
     tracker: Tracker
     chat_template: str = STORY_TEMPLATE
     """Which prompt a model of these stories takes."""
+    notes: tuple[str, ...] = ()
+    """What was out of the ordinary when the data was read, a line each."""
+    mixture: tuple[tuple[str, TokenStream, int], ...] = ()
+    """Of several data sets, which stand in the place of `train`: name, training split, quota."""
+
+    def samples(self) -> Samples:
+        """What the run trains on. Raises: UserError when a split does not fill one sample."""
+        make, seq_len, seed = SAMPLES[self.config.packing], self.config.model.seq_len, self.config.seed
+        if not self.mixture:
+            return make(self.train, seq_len, seed)
+        names, streams, quotas = zip(*self.mixture)
+        return MixedSamples(names, tuple(make(stream, seq_len, seed) for stream in streams), quotas, seed)
 
 
 def plan_run(config: TrainConfig, manifest: Manifest, lease: str = "") -> RunPlan:
@@ -85,14 +105,24 @@ def check_length(config: TrainConfig, manifest: Manifest) -> int:
 
 
 def check_files(config: TrainConfig, manifest: Manifest) -> None:
-    """Check that every file of the data set that a run reads is the one that its manifest lists.
+    """Check that every file of the data set that a run reads is the one that its manifest lists, and let the tokens
+    be mapped where they can be: workers find the file then.
 
     Raises:
         UserError: one is missing or was altered.
     """
-    load_tokenizer(config, manifest)
-    for split in ("train", "validation"):
-        verify_split(config.data, split, manifest)
+    tokenizer = load_tokenizer(config, manifest)
+    for folder, its_manifest in data_sets(config.data, manifest):
+        for split in ("train", "validation"):
+            verify_split(folder, split, its_manifest)
+            _map(folder, its_manifest, split, tokenizer)
+
+
+def _map(folder: str | StoragePath, manifest: Manifest, split: str, tokenizer: Tokenizer) -> None:
+    """Let the tokens of a split be mapped, where they can be: else the workers, who hold them in memory, say so."""
+    with contextlib.suppress(OSError, RuntimeError, StaleError):
+        if note := make_mapped(folder, split, manifest, tokenizer.eos_id):
+            LOGGER.warning(note)
 
 
 def n_steps(config: TrainConfig, manifest: Manifest) -> int:
@@ -101,8 +131,20 @@ def n_steps(config: TrainConfig, manifest: Manifest) -> int:
     Raises:
         UserError: the split does not fill one sample.
     """
-    samples = n_samples(manifest.splits["train"].tokens, config.model.seq_len)
+    parts = data_sets(config.data, manifest)
+    if config.packing == "stories" and config.max_steps and all(part.splits["train"].tokens for _, part in parts):
+        return config.max_steps  # any story is a sample
+    samples = sum(_n_samples(config, folder, part) for folder, part in parts)
     return config.max_steps or max(1, round(config.epochs * (samples / config.batch_size)))
+
+
+def _n_samples(config: TrainConfig, folder: str | StoragePath, manifest: Manifest) -> int:
+    """Samples of an epoch of one data set. Raises: UserError when it does not fill one."""
+    seq_len, n_tokens = config.model.seq_len, manifest.splits["train"].tokens
+    if config.packing == "windows" or not n_tokens:
+        return n_samples(n_tokens, seq_len)
+    _map(folder, manifest, "train", load_tokenizer(config, manifest))
+    return Packing(story_index(folder, "train", manifest), seq_len).n_samples
 
 
 def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> TrainInputs:
@@ -113,19 +155,25 @@ def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> Train
     Raises:
         UserError: the data set is missing, corrupt, or too small for one sample.
     """
-    data = storage_path(config.data)
-    manifest = load_manifest(data)
+    manifest = load_manifest(config.data)
     plan = plan_run(config, manifest, lease)
     tokenizer = load_tokenizer(config, manifest)
+    parts, notes = data_sets(config.data, manifest), list[str]()
 
-    def stream(split: str) -> TokenStream:
-        return TokenStream.of_split(*read_split(data, split, manifest=manifest), tokenizer.eos_id)
+    def opened(split: str) -> list[TokenStream]:
+        found = [open_split(folder, split, part, tokenizer.eos_id) for folder, part in parts]
+        notes.extend(note for _, note in found if note)
+        return [stream for stream, _ in found]
 
+    train, validation = opened("train"), opened("validation")
+    quotas = [part.quota for part in manifest.parts] if isinstance(manifest, MixedManifest) else []
     plan.folder.fetch()
     return TrainInputs(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},
-        train=stream("train"),
-        validation=stream("validation"),
+        train=train[0],
+        mixture=tuple((storage_path(folder).name, of, quota) for (folder, _), of, quota in zip(parts, train, quotas)),
+        validation=validation[0] if len(validation) == 1 else TokenStream.joined(validation),
+        notes=tuple(notes),
         tokenizer=tokenizer,
         tracker=tracker,
         chat_template=chat_template(manifest),
@@ -139,7 +187,7 @@ def chat_template(manifest: Manifest) -> str:
 
 def load_tokenizer(config: TrainConfig, manifest: Manifest) -> Tokenizer:
     """The tokenizer of the data set. Raises: UserError when it is missing or not the one that the manifest lists."""
-    path = storage_path(config.data) / TOKENIZER
+    path = home_of(config.data) / TOKENIZER
     tokenizer = Tokenizer.load(path)
     if tokenizer.sha256 != manifest.tokenizer["sha256"]:
         raise UserError(f"{path} is not the one its manifest lists: prepare the data again")

@@ -60,6 +60,8 @@ def fit(
         checkpointer.tidy_up()
     log.rewind(trainer.step)
     log.message(_opening(trainer, precision, is_compiled, checkpointer.restored))
+    for text in (*inputs.notes, trainer.batches.samples.describe()):
+        log.message(text)
     if checkpointer.restored is not None and (evaluation := checkpointer.restored.state.metrics):
         log.repeat(evaluation)
     log.message(trainer.metrics.measure_peak())
@@ -122,19 +124,19 @@ def _train_interval(run: Run, until: int) -> bool:
     trainer, config = run.trainer, run.trainer.config
     stops = LateReading(trainer.context.device.type == "cuda")
     trainer.module.train()
-    started, first = time.perf_counter(), trainer.step
+    started, first = time.perf_counter(), trainer.tokens_seen
     while trainer.step < until:
         _, norm = trainer.train_step()
         run.profile.after_step(trainer.step)
         if trainer.step % config.log_interval_steps == 0 or trainer.step == until:
             mean, elapsed = trainer.take_mean_loss(), time.perf_counter() - started
-            tokens_per_s = (trainer.step - first) * config.batch_size * config.model.seq_len / elapsed
+            tokens_per_s = (trainer.tokens_seen - first) / elapsed
             figures = {"train_loss": mean, "grad_norm": float(norm), "tokens_per_s": tokens_per_s}
             figures |= trainer.metrics.figures(tokens_per_s, elapsed)
             figures["lr"] = learning_rate(trainer.step - 1, trainer.inputs.max_steps, config.optim)
-            figures["tokens"] = float(trainer.samples_seen * config.model.seq_len)
+            figures["tokens"] = float(trainer.tokens_seen)
             run.log.step(trainer.step, figures)
-            started, first = time.perf_counter(), trainer.step
+            started, first = time.perf_counter(), trainer.tokens_seen
         if _is_stopped(trainer.context, stops):
             trainer.refuse_bad_gradient()
             return True

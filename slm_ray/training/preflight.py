@@ -13,6 +13,7 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.config.files import from_dict
+from slm_ray.config.mixtures import each_place
 from slm_ray.config.places import place_of
 from slm_ray.config.resuming import FORCED, KEPT, differences
 from slm_ray.config.schema import TrainConfig
@@ -35,7 +36,7 @@ def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) 
     Raises:
         UserError: no data set or too little text, another vocabulary, or a batch that the workers cannot share out.
     """
-    data = storage.storage_path(config.data)
+    data = each_place(config.data, lambda place: str(storage.storage_path(place)))
     manifest = load_manifest(data)
     check_length(config, manifest)
     vocab_size = int(manifest.tokenizer["vocab_size"])
@@ -47,9 +48,10 @@ def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) 
     config.check_batch(workers)
     return dataclasses.replace(
         config,
-        data=str(data),
+        data=data,
         output=str(storage.storage_path(config.output)),
         init_from=place_of(config.init_from),
+        teacher=tuple(map(place_of, config.teacher)),
         name=config.name or f"run-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
         workers=workers,
         model=dataclasses.replace(config.model, vocab_size=vocab_size),
@@ -103,8 +105,9 @@ def _refuse_other_options(plan: RunPlan, latest: Checkpoint) -> None:
 
 
 def _options(config: TrainConfig) -> dict[str, Any]:
-    """The fields, with a shape that is spelled in another way as one shape."""
-    return dataclasses.asdict(dataclasses.replace(config, model=config.model.resolved))
+    """The fields, with a shape or place that is spelled in another way as one."""
+    teacher = tuple(map(place_of, config.teacher))
+    return dataclasses.asdict(dataclasses.replace(config, model=config.model.resolved, teacher=teacher))
 
 
 def _other_origin(was: str, latest: Checkpoint, config: TrainConfig) -> str:

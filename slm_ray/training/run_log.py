@@ -52,7 +52,7 @@ class MainRunLog(RunLog):
 
     def evaluation(self, evaluation: Evaluation, sample: str | None = None) -> None:
         """Add a line to the record, metrics and the story at the tracker."""
-        line: dict[str, Any] = {"step": evaluation.step, **evaluation.metrics}
+        line: dict[str, Any] = {"step": evaluation.step, **evaluation.record}
         self._tracker.log_metrics(evaluation.metrics, evaluation.step)
         if sample is not None:
             self._tracker.log_text(sample, sample_name(evaluation.step))

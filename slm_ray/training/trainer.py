@@ -8,20 +8,23 @@ left to `checkpointing`.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slm_ray.dataset.batches import TrainBatches
+from slm_ray.config.schema import TrainConfig
+from slm_ray.dataset.batches import Batch, TrainBatches
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.train_state import Evaluation, TrainState
+from slm_ray.training.besides.teachers import Teachers, load_teachers
+from slm_ray.training.besides.weight_path import WeightPath, parted
 from slm_ray.training.context import TrainContext
-from slm_ray.training.evaluation import evaluate
+from slm_ray.training.evaluation import EVALUATIONS
 from slm_ray.training.gpu_traffic import LateReading, to_device
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.metrics import TrainMetrics
@@ -50,19 +53,19 @@ class Trainer:
         self.optimizer = make_optimizer(
             self.model, self.config.optim, context, in_bf16=in_bf16, is_compiled=is_compiled and on_gpu
         )
+        self.path = WeightPath(self.model.parameters(), self.config.optim, inputs.max_steps)
         self.step = 0
-        self.samples_seen = 0
+        self.samples_seen = self.tokens_seen = 0
         self.losses = torch.zeros((), device=context.device)  # of this rank, since the last line of metrics
         self.loss_steps = 0
         self._norms = LateReading(on_gpu)
         module: nn.Module = torch.compile(self.model, dynamic=False) if is_compiled else self.model  # type: ignore[assignment]
         self.module = context.wrap(module)
+        self.teachers = load_teachers(self.config, inputs.tokenizer, context.device)
         self.metrics = TrainMetrics(self.config, context, precision)
-        self.batches = TrainBatches.of_stream(
-            inputs.train,
-            seq_len=self.config.model.seq_len,
+        self.batches = TrainBatches(
+            samples=inputs.samples(),
             batch_size=self.config.batch_size,
-            seed=self.config.seed,
             rank=context.rank,
             world_size=context.world_size,
         )
@@ -74,14 +77,15 @@ class Trainer:
             UserError: the optimizer's state is that of another optimizer or model.
         """
         self.model.load_state_dict(weights)
-        restore_optimizer(self.optimizer, optimizer)
+        of_optimizer, of_path = parted(optimizer)
+        restore_optimizer(self.optimizer, of_optimizer)
+        self.path.load_state_dict(of_path)
         if state.scaler:  # empty where the run was in another precision
             self.scaler.load_state_dict(state.scaler)
         self.step, self.samples_seen = state.step, state.samples_seen
-        losses, ranks = state.pending_losses, self.context.world_size
-        if len(losses) != ranks:  # other workers than then: what counts is their mean
-            losses = [sum(losses) / max(1, len(losses))] * ranks
-        self.losses += losses[self.context.rank]
+        full = state.samples_seen * self.config.model.seq_len
+        self.tokens_seen = full if state.tokens_seen is None else state.tokens_seen
+        self.losses += _own_loss(state.pending_losses, self.context)
         self.loss_steps = state.pending_steps
 
     def train_step(self) -> tuple[Tensor, Tensor]:
@@ -95,27 +99,27 @@ class Trainer:
         torch.manual_seed(_step_seed(config.seed, self.step, context.rank))
         set_learning_rate(self.optimizer, learning_rate(self.step, self.inputs.max_steps, config.optim))
         with part("data"), self.metrics.timing_data():
-            inputs, targets = self.batches.at(self.step)
-        n_parts = config.accumulation_steps
-        rows = len(inputs) // n_parts
+            batch = self.batches.at(self.step)
+        n_targets = batch.n_targets / context.world_size  # the gradients' mean over ranks is that over all targets
         total: Tensor | None = None
-        for first in range(0, n_parts * rows, rows):
-            x = to_device(inputs[first : first + rows], context.device)  # (rows, seq_len)
-            y = to_device(targets[first : first + rows], context.device)
-            with self._synced_only_if(first == (n_parts - 1) * rows):
+        for is_last_part, tensors in _parts(batch, config, context.device):
+            with _synced_only_if(is_last_part, self.module):
                 with part("forward"), self._precision():
-                    loss = self.module(x, y) / targets.size
+                    loss = _summed_loss(self.module, self.teachers, *tensors) / n_targets
                 with part("backward"):
-                    self.scaler.scale(loss).backward()
+                    self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         with part("clipping"):
             norm = self._clip()
+        self.path.before()
         self.scaler.step(self.optimizer)  # type: ignore[arg-type]  # it asks for step() and param_groups alone
         self.scaler.update()
+        self.path.after(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.samples_seen += config.batch_size
+        self.tokens_seen += batch.n_targets
         self.losses += total
         self.loss_steps += 1
         context.heartbeat()
@@ -163,11 +167,10 @@ class Trainer:
             )
 
     def validate(self) -> Evaluation:
-        """Loss on the validation split."""
+        """Loss on the validation split, by the measure that the config names."""
+        measure, seq_len = EVALUATIONS[self.config.validation], self.config.model.seq_len
         with self._precision():
-            found = evaluate(
-                self.model, self.inputs.validation, seq_len=self.config.model.seq_len, context=self.context
-            )
+            found = measure(self.model, self.inputs.validation, seq_len=seq_len, context=self.context)
         return dataclasses.replace(found, step=self.step)
 
     def sample(self) -> str:
@@ -183,9 +186,35 @@ class Trainer:
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.context.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
-    def _synced_only_if(self, is_last_part: bool) -> contextlib.AbstractContextManager[Any]:
-        no_sync = getattr(self.module, "no_sync", None)
-        return contextlib.nullcontext() if is_last_part or no_sync is None else no_sync()
+
+def _own_loss(losses: list[float], context: TrainContext) -> float:
+    """This rank's of the ranks' losses; of other ranks than now, what counts is their mean."""
+    return losses[context.rank] if len(losses) == context.world_size else sum(losses) / max(1, len(losses))
+
+
+def _parts(batch: Batch, config: TrainConfig, device: torch.device) -> Iterator[tuple[bool, list[Tensor]]]:
+    """The parts of a rank's batch, in which it is computed one after another, and whether each is the last.
+
+    A part: inputs, targets and, where attention keeps to a story, places, each (rows, seq_len).
+    """
+    columns = [batch.inputs, batch.targets]
+    if config.attention == "story" and batch.places is not None:
+        columns.append(batch.places)
+    rows = len(batch.inputs) // config.accumulation_steps
+    for number in range(config.accumulation_steps):
+        own = slice(number * rows, (number + 1) * rows)
+        yield number == config.accumulation_steps - 1, [to_device(column[own], device) for column in columns]
+
+
+def _synced_only_if(is_last_part: bool, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    no_sync = getattr(module, "no_sync", None)
+    return contextlib.nullcontext() if is_last_part or no_sync is None else no_sync()
+
+
+def _summed_loss(module: nn.Module, teachers: Teachers | None, x: Tensor, y: Tensor, *places: Tensor) -> Tensor:
+    """Of a part of a batch, in nats. x, y, places: (rows, seq_len), as the model takes them."""
+    loss: Tensor = module(x, y, *places) if teachers is None else teachers.loss(module(x, None, *places), x, y, *places)
+    return loss
 
 
 def _refuse_gradient(norm: float | None) -> None:

@@ -6,13 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_ray.config.schema import IGNORED_TARGET
-from slm_ray.dataset.batches import (
-    SampleOrder,
-    TokenStream,
-    TrainBatches,
-    evaluation_batches,
-    permutation,
-)
+from slm_ray.dataset.batches import TrainBatches, evaluation_batches
+from slm_ray.dataset.samples import SampleOrder, permutation
+from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError
 
 
@@ -49,19 +45,19 @@ def test_steps_cover_each_epoch_exactly_once(n_samples: int, batch_size: int, se
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
 def test_ranks_together_see_the_same_samples_whatever_their_number(world_size: int) -> None:
     for step in (0, 3, 7):
-        shares = [batches(100, rank, world_size).at(step)[0] for rank in range(world_size)]
-        assert np.concatenate(shares).tolist() == batches(100).at(step)[0].tolist()
+        shares = [batches(100, rank, world_size).at(step).inputs for rank in range(world_size)]
+        assert np.concatenate(shares).tolist() == batches(100).at(step).inputs.tolist()
 
 
 def test_targets_are_the_inputs_one_token_later() -> None:
-    inputs, targets = batches(100).at(5)
-    assert inputs.shape == targets.shape == (6, 4)
-    assert (targets == inputs + 1).all()
+    found = batches(100).at(5)
+    assert found.inputs.shape == found.targets.shape == (6, 4)
+    assert (found.targets == found.inputs + 1).all()
 
 
 def test_an_epoch_trains_on_every_token_once() -> None:
     one = batches(4 * 18)
-    targets = np.concatenate([one.at(step)[1].ravel() for step in range(3)])
+    targets = np.concatenate([one.at(step).targets.ravel() for step in range(3)])
     assert sorted(targets.tolist()) == list(range(1, 4 * 18 + 1))
 
 

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray.dataset import shards
-from slm_ray.dataset.batches import SampleOrder, TokenStream, TrainBatches
+from slm_ray.dataset.batches import TrainBatches
 from slm_ray.dataset.manifest import Split
+from slm_ray.dataset.samples import SampleOrder
 from slm_ray.dataset.shards import read_split
+from slm_ray.dataset.stream import TokenStream
 from slm_ray.dataset.windows import StoryPart, story_parts
 from slm_ray.errors import UserError
 
@@ -70,8 +72,8 @@ def test_the_parts_of_a_step_are_the_tokens_that_its_ranks_are_given(
         found = story_parts(folder, manifest, order.samples(step).tolist(), seq_len)
     finally:
         shutil.rmtree(folder)
-    inputs = np.concatenate([rank.at(step)[0] for rank in ranks])
-    targets = np.concatenate([rank.at(step)[1] for rank in ranks])
+    inputs = np.concatenate([rank.at(step).inputs for rank in ranks])
+    targets = np.concatenate([rank.at(step).targets for rank in ranks])
     for own_inputs, own_targets, parts in zip(inputs, targets, found, strict=True):
         given_tokens = [*own_inputs.tolist(), int(own_targets[-1])]
         named = [token for part in parts for token in part.ids]

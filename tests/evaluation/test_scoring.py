@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.evaluation.scoring import Scorer, windows_of
+from slm_ray.dataset.story_windows import windows_of
+from slm_ray.evaluation.scoring import Scorer
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.model.decoder import Decoder
 from slm_ray.model.threads import torch_threads

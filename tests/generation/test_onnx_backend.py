@@ -10,7 +10,7 @@ import torch
 
 from slm_ray.config.files import load_config
 from slm_ray.config.schema import ModelConfig
-from slm_ray.dataset.batches import TokenStream
+from slm_ray.dataset.stream import TokenStream
 from slm_ray.generation import onnx_backend
 from slm_ray.generation.backend import Backend
 from slm_ray.generation.backend_choice import BackendError, make_backend
@@ -23,7 +23,7 @@ from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train_bpe
-from slm_ray.training.evaluation import bits_per_byte, evaluate
+from slm_ray.training.evaluation import bits_per_byte, evaluate_windows
 from slm_ray.training.trainer import TrainContext
 from tests.support.paths import ROOT
 from tests.support.tiny_model import SENTENCES, random_model, some_tokens, talkative_model, without_end
@@ -205,7 +205,7 @@ def test_prompt_logprobs_come_from_either_backend(tokenizer: Tokenizer) -> None:
 def test_int8_stays_near_fp32_but_is_not_it(changes: dict[str, object]) -> None:
     model = talkative_model(train_bpe(SENTENCES, vocab_size=300), **changes)
     stream = TokenStream(some_tokens(300, rows=1, steps=200)[0].numpy(), n_bytes=700)
-    whole = evaluate(model, stream, seq_len=64, context=TrainContext()).val_bits_per_byte
+    whole = evaluate_windows(model, stream, seq_len=64, context=TrainContext()).val_bits_per_byte
     exact = bits_per_byte(OnnxBackend(model, 1, threads=1), stream)
     rounded = bits_per_byte(OnnxBackend(model, 1, weights="int8", threads=1), stream)
     assert exact == pytest.approx(whole, rel=1e-5)

@@ -63,9 +63,9 @@ class Recorder:
         original = TrainBatches.at
 
         def at(batches: TrainBatches, step: int) -> Any:
-            inputs, targets = original(batches, step)
-            self.windows[step + 1] = np.concatenate([inputs, targets[:, -1:]], axis=1).tolist()
-            return inputs, targets
+            batch = original(batches, step)
+            self.windows[step + 1] = np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1).tolist()
+            return batch
 
         monkeypatch.setattr(TrainBatches, "at", at)
 
@@ -88,6 +88,7 @@ def test_the_stories_of_every_step_are_those_that_the_run_was_given_across_a_res
     assert [(one["seed"], one["batch_size"], one["workers"]) for one in chain["attempts"]] == [(0, 8, 1), (9, 4, 1)]
     assert chain["attempts"][1]["commit"] == CODE.commit and chain["attempts"][1]["is_dirty"]
     assert chain["config_differences"]["batch_size"]["run"] == 4
+    assert "teacher" not in chain["config_differences"]  # a list where it was saved, and none in either
     assert "data" not in chain["config_differences"] and "model.vocab_size" not in chain["config_differences"]
 
     tokenizer = Tokenizer.load(other_data / "tokenizer.json")

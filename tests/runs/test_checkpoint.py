@@ -22,7 +22,7 @@ STATE = TrainState(
     seed=0,
     world_size=1,
     data_fingerprint="f" * 64,
-    config={"name": "tiny"},
+    config={"name": "tiny", "packing": "stories", "attention": "all", "validation": "stories"},
     metrics=Evaluation(val_loss=1.5, val_perplexity=4.5, val_bits_per_byte=0.8, step=3),
 )
 

@@ -71,10 +71,10 @@ def _recording(path: Path) -> None:
     at = TrainBatches.at
 
     def recorded(self: TrainBatches, step: int) -> Batch:
-        inputs, targets = at(self, step)
+        batch = at(self, step)
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "samples": [row.tobytes().hex() for row in inputs]}) + "\n")
-        return inputs, targets
+            file.write(json.dumps({"step": step, "samples": [row.tobytes().hex() for row in batch.inputs]}) + "\n")
+        return batch
 
     TrainBatches.at = recorded  # type: ignore[method-assign]
 

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
+from slm_ray.config.resuming import EARLIER
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.generation.backend_choice import make_backend
@@ -142,7 +143,7 @@ def test_what_is_registered_names_no_place_of_its_maker(
     assert "secret" not in (folder / "state.json").read_text()
     register_champion(mlflow_uri, "placeless", folder, start(mlflow_uri).run_id)
     found = registry.resolve_model("models:/placeless@champion", mlflow_uri)
-    assert checkpoint.load_state(found.path).config == {"name": "tiny", "seed": 3, "data": "mice"}
+    assert checkpoint.load_state(found.path).config == {**EARLIER, "name": "tiny", "seed": 3, "data": "mice"}
     text = "".join(path.read_text() for path in found.path.rglob("*.json"))
     assert "/home/me" not in text and "host" not in text
 

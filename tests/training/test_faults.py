@@ -259,7 +259,7 @@ def test_another_number_of_workers_sees_the_same_samples_each_once(config: Train
     for world_size, stop_at in ((1, 5), (2, 10), (1, 0)):
         fit_in_ranks(changed, world_size, stop_at=stop_at)
     seen = samples_by_step(folder_of(changed))
-    assert seen == {step: Counter(row.tobytes().hex() for row in batches.at(step)[0]) for step in range(16)}
+    assert seen == {step: Counter(row.tobytes().hex() for row in batches.at(step).inputs) for step in range(16)}
     assert set(sum(seen.values(), Counter()).values()) == {1}, "a sample was seen twice in less than an epoch"
     assert losses(folder_of(changed)) == pytest.approx(losses(alone.folder), abs=1e-4)
     at_the_end = [checkpoint.load_state(one.latest) for one in (folder_of(changed), alone.folder)]

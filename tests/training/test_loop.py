@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
-from slm_ray.dataset.batches import TokenStream
 from slm_ray.dataset.manifest import load_manifest
+from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint, run_lock
@@ -26,7 +26,7 @@ from slm_ray.runs.train_state import Evaluation
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training.checkpointing import Checkpointer
 from slm_ray.training.context import TrainContext
-from slm_ray.training.evaluation import evaluate
+from slm_ray.training.evaluation import evaluate_windows
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.run_log import RunLog
@@ -103,9 +103,19 @@ def test_a_seed_gives_one_loss_curve(inputs: TrainInputs) -> None:
     assert losses(inputs) == losses(again) != losses(other)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(inputs: TrainInputs, optimizer: str) -> None:
-    inputs = elsewhere(inputs, optimizer, optim=dataclasses.replace(inputs.config.optim, name=optimizer))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "adamw"},
+        {"name": "muon"},
+        {"name": "muon", "lookahead": 0.6, "tail_average": 0.6},
+    ],
+    ids=["adamw", "muon", "muon-on-a-path"],
+)
+def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(
+    inputs: TrainInputs, changes: dict[str, Any]
+) -> None:
+    inputs = elsewhere(inputs, "whole", optim=dataclasses.replace(inputs.config.optim, **changes))
     fit(inputs, TrainContext())
     broken = elsewhere(inputs, "broken")
     with pytest.raises(KilledError):
@@ -350,7 +360,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 def test_bits_per_byte_is_all_nats_over_all_bytes(inputs: TrainInputs) -> None:
     model = Decoder(inputs.config.model).eval()
     stream = inputs.validation
-    got = evaluate(model, stream, seq_len=32, context=TrainContext())
+    got = evaluate_windows(model, stream, seq_len=32, context=TrainContext())
     with torch.no_grad():
         nats = 0.0
         for start in range(0, stream.n_targets, 32):
@@ -362,10 +372,10 @@ def test_bits_per_byte_is_all_nats_over_all_bytes(inputs: TrainInputs) -> None:
 
 def test_evaluation_in_parts_sums_to_the_whole(inputs: TrainInputs) -> None:
     model = Decoder(inputs.config.model).eval()
-    whole = evaluate(model, inputs.validation, seq_len=32, context=TrainContext())
+    whole = evaluate_windows(model, inputs.validation, seq_len=32, context=TrainContext())
     sums: list[torch.Tensor] = []
     for rank in range(2):
-        evaluate(
+        evaluate_windows(
             model,
             inputs.validation,
             seq_len=32,

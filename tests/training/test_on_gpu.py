@@ -21,7 +21,7 @@ from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import hardware
 from slm_ray.training.context import TrainContext
-from slm_ray.training.evaluation import evaluate
+from slm_ray.training.evaluation import evaluate_windows
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.peak_flops import matmul_rates
@@ -80,6 +80,18 @@ def test_a_compiled_run_follows_the_eager_one(inputs: TrainInputs, precision: st
     fit(eager, ON_GPU, precision=precision)
     fit(compiled, ON_GPU, precision=precision, is_compiled=True)
     assert losses(compiled) == pytest.approx(losses(eager), abs=NEAR[precision])
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_whole_stories_that_see_themselves_alone_are_learned_as_on_the_cpu(
+    inputs: TrainInputs, precision: str, is_compiled: bool
+) -> None:
+    on_cpu = elsewhere(inputs, "cpu", packing="stories", attention="story")
+    fit(on_cpu, TrainContext())
+    here = elsewhere(on_cpu, "gpu")
+    fit(here, ON_GPU, precision=precision, is_compiled=is_compiled)
+    assert losses(here) == pytest.approx(losses(on_cpu), abs=NEAR[precision])
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
@@ -156,7 +168,7 @@ def test_evaluation_is_that_of_the_cpu(inputs: TrainInputs) -> None:
     fit(inputs, ON_GPU)
     model, _ = checkpoint.load_model(inputs.folder.latest)
     found = {
-        device.type: evaluate(
+        device.type: evaluate_windows(
             model.to(device), inputs.validation, seq_len=model.config.seq_len, context=TrainContext(device=device)
         ).val_loss
         for device in (torch.device("cpu"), GPU)

@@ -9,9 +9,10 @@ import torch
 from peer_options import FOREVER, Stopwatch, options
 
 from slm_ray.config.files import load_config
-from slm_ray.dataset.batches import TokenStream, TrainBatches
+from slm_ray.dataset.batches import TrainBatches
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.dataset.shards import read_split
+from slm_ray.dataset.stream import TokenStream
 from slm_ray.model.decoder import Decoder
 from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
@@ -39,9 +40,9 @@ def main() -> None:
     watch = Stopwatch(given, config.model.seq_len)
     for step in range(FOREVER):
         set_learning_rate(optimizer, learning_rate(step, FOREVER, config.optim))
-        inputs, targets = batches.at(step)
+        batch = batches.at(step)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
-            loss = module(torch.from_numpy(inputs), torch.from_numpy(targets)) / targets.size
+            loss = module(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)) / batch.n_targets
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
         optimizer.step()

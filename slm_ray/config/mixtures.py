@@ -1,0 +1,85 @@
+"""Several data sets with weights in the place of one: `--data A=0.7 B=0.3`.
+
+In: the words of a command line, or the field `data` of a config. Out: one value for that field; its parts.
+"""
+
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from slm_ray.errors import UserError
+
+OPTION = "--data"
+
+
+def joined_data(words: Sequence[str]) -> list[str]:
+    """Words in which `--data A=0.7 B=0.3`, or `--data A=0.7 --data B=0.3`, is one option with one value."""
+    kept: list[str] = []
+    found: list[str] = []
+    place = -1
+    is_behind = False
+    for word in words:
+        if word == OPTION or word.startswith(f"{OPTION}="):
+            place = len(kept) if place < 0 else place
+            found += [word.removeprefix(f"{OPTION}=")] if word != OPTION else []
+            is_behind = word == OPTION
+        elif is_behind and not word.startswith("--"):
+            found.append(word)
+        else:
+            is_behind = False
+            kept.append(word)
+    if len(found) < 2 or not any("=" in word for word in found):
+        return list(words)
+    return [*kept[:place], OPTION, shlex.join(found), *kept[place:]]
+
+
+def parts_of(data: str) -> list[tuple[str, float]]:
+    """Data sets and weights that a field `data` names; none where it names one data set.
+
+    Raises:
+        UserError: it names several, and not each with a weight above 0, or one of them twice.
+    """
+    words = _words(data)
+    if len(words) < 2 or not any("=" in word for word in words) or _is_there(data):
+        return []
+    parts = []
+    for word in words:
+        folder, _, text = word.rpartition("=")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not folder or not 0 < weight < math.inf:
+            raise UserError(f"data: {word} must be FOLDER=WEIGHT with a weight above 0, as in --data A=0.7 B=0.3")
+        parts.append((folder, weight))
+    places = [Path(folder).expanduser().absolute() if "://" not in folder else folder for folder, _ in parts]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise UserError(f"data: {parts[number][0]} is named twice: give each data set once, with its weight")
+    return parts
+
+
+def _words(data: str) -> list[str]:
+    try:
+        return shlex.split(data)
+    except ValueError:  # an apostrophe in a path
+        return [data]
+
+
+def _is_there(data: str) -> bool:
+    try:
+        return Path(data).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def each_place(data: str, change: Callable[[str], str]) -> str:
+    """A field `data` with each of its places changed."""
+    try:
+        parts = parts_of(data)
+    except UserError:  # said where it is opened
+        return data
+    if not parts:
+        return change(data)
+    return shlex.join(f"{change(folder)}={weight:g}" for folder, weight in parts)

@@ -1,0 +1,94 @@
+"""Models that a run learns from beside the stories: `--teacher`.
+
+In: references to models of the data set's tokenizer. Out: for the driver a refusal before anything starts; for a worker
+`Teachers`, whose `loss` mixes the stories' next tokens with what the teachers think of them (Hinton et al., "Distilling
+the Knowledge in a Neural Network", arXiv:1503.02531, section 2). A teacher draws nothing by chance, so a run resumes as
+exactly as without one.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from slm_ray.config.schema import IGNORED_TARGET, TrainConfig
+from slm_ray.dataset.manifest import load_manifest
+from slm_ray.errors import UserError
+from slm_ray.model.decoder import Decoder
+from slm_ray.tokenization.extension import new_entries
+from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tracking.registry import load_model, resolved_model
+from slm_ray.training.inputs import load_tokenizer
+
+
+def check_teachers(config: TrainConfig) -> None:
+    """Refuse teachers that cannot teach this run, before anything starts.
+
+    Raises:
+        UserError: there is no such model; it has another tokenizer, or a shorter context of positions that it learned.
+    """
+    if config.teacher:
+        tokenizer = load_tokenizer(config, load_manifest(config.data))
+        for reference in config.teacher:
+            _load(reference, config, tokenizer)
+
+
+def load_teachers(config: TrainConfig, tokenizer: Tokenizer, device: torch.device) -> "Teachers | None":
+    """The teachers of a resolved config on a device; None without any. Raises: UserError as `check_teachers`."""
+    models = [_load(reference, config, tokenizer).to(device) for reference in config.teacher]
+    return Teachers(models, config.teacher_weight, config.teacher_temperature) if models else None
+
+
+def _load(reference: str, config: TrainConfig, tokenizer: Tokenizer) -> Decoder:
+    with resolved_model(reference, config.tracking_uri) as found:
+        model, its_tokenizer = load_model(found)
+    try:
+        added = len(new_entries(its_tokenizer, tokenizer))
+    except ValueError as error:
+        raise UserError(f"teacher {reference} has another tokenizer than {config.data}: {error}") from error
+    if added:
+        raise UserError(f"teacher {reference} has another tokenizer than {config.data}, which has {added} more entries")
+    if model.config.vocab_size < config.model.vocab_size:
+        raise UserError(
+            f"teacher {reference} has {model.config.vocab_size} entries, and the model {config.model.vocab_size}"
+        )
+    longest, wanted = model.config.seq_len, config.model.seq_len
+    if longest < wanted:
+        raise UserError(f"teacher {reference} has a context of {longest} tokens, and the model one of {wanted}")
+    return model.eval().requires_grad_(False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teachers:
+    """Models in eval mode, without gradients, on the device of the student."""
+
+    models: Sequence[Decoder]
+    weight: float
+    """Of what they think in the loss; the stories have the rest."""
+    temperature: float
+
+    def loss(self, logits: Tensor, tokens: Tensor, targets: Tensor, places: Tensor | None = None) -> Tensor:
+        """The summed loss of a student, in nats.
+
+        (1 - weight) times the loss of the targets, and weight x temperature^2 times the divergence of the student from
+        the mean of the teachers' distributions, both at that temperature.
+
+        logits: (B, T, vocab_size) of the student. tokens, targets: (B, T), IGNORED_TARGET where a place does not count.
+        places: as the student was given. All logits are held at once, in fp32.
+        """
+        counts = targets.flatten() != IGNORED_TARGET  # (B * T,)
+        own = logits.flatten(0, 1)[counts].float()  # (N, vocab_size)
+        hard = F.cross_entropy(own, targets.flatten()[counts], reduction="sum")
+        with torch.no_grad():
+            thoughts = torch.zeros_like(own)
+            for model in self.models:
+                theirs = (
+                    model(tokens, None, places)[..., : own.shape[-1]].flatten(0, 1)[counts].float()
+                )  # (N, vocab_size)
+                thoughts += torch.softmax(theirs / self.temperature, dim=-1)
+            thoughts /= len(self.models)
+        said = torch.log_softmax(own / self.temperature, dim=-1)
+        soft = F.kl_div(said, thoughts, reduction="sum")
+        return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
