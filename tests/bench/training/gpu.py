@@ -29,7 +29,7 @@ from nanogpt_recipe import GPT
 
 from slm_ray.config.files import load_config
 from slm_ray.config.schema import TrainConfig
-from slm_ray.dataset.batches import TokenStream
+from slm_ray.dataset.stream import TokenStream
 from slm_ray.model.decoder import count_parameters
 from slm_ray.model.flops import train_flops_per_token
 from slm_ray.runs.run_folder import RunFolder
