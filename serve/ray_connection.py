@@ -4,12 +4,13 @@ In: RAY_ADDRESS. Out: a connection for the length of a block. `deployment.py` de
 """
 
 import contextlib
+import importlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 
 import ray
-from ray import serve
 
 from serve.proxy_limits import CALLBACK, PROXY_CALLBACK
 from serve.replica_port import PROXY_USES_GRPC
@@ -22,12 +23,15 @@ LOCAL_SETTINGS = {
     # A proxy that answers already, and was slow to start, is killed under its first request with Serve's 5 s.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+    # Processes that the controller and the proxy find when they start; all of them are used.
+    "RAY_prestart_worker_first_driver": "1",
     PROXY_USES_GRPC: "1",
     PROXY_CALLBACK: CALLBACK,
     # uvicorn believes X-Forwarded-For of every client on this machine, and the rate limit with it.
     "FORWARDED_ALLOW_IPS": "",
 }
 """Environment variables of a Ray that is started here."""
+_CLIENT = "ray.serve.context:_get_global_client"
 
 
 @contextlib.contextmanager
@@ -48,13 +52,37 @@ def ray_connection() -> Iterator[bool]:
             ray.shutdown()
 
 
+@contextlib.contextmanager
+def imported_meanwhile(name: str) -> Iterator[None]:
+    """Import a module in a thread while the block waits for processes. What it raises, the next import raises."""
+
+    def load() -> None:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+    thread = threading.Thread(target=load, name="imports", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def is_serve_running() -> bool:
+    """Whether there is a controller of Ray Serve that answers; False where this version does not say before its end."""
+    client = internals.find(_CLIENT)
+    return client is not None and client(raise_if_no_controller_running=False) is not None
+
+
 def check_no_other_serve() -> None:
     """One cluster has one Ray Serve.
 
     Raises:
         UserError: it runs already.
     """
-    client = internals.find("ray.serve.context:_get_global_client")
+    from ray import serve
+
+    client = internals.find(_CLIENT)
     if client is None:
         is_running, http = bool(serve.status().proxies or serve.status().applications), None
     else:
