@@ -18,19 +18,22 @@ from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray import internals
 from slm_ray.distributed import cluster
 from slm_ray.errors import UserError
+from slm_ray.limits import core_count
 
 LOCAL_SETTINGS = {
     # A proxy that answers already, and was slow to start, is killed under its first request with Serve's 5 s.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
-    # Processes that the controller and the proxy find when they start; all of them are used.
-    "RAY_prestart_worker_first_driver": "1",
     PROXY_USES_GRPC: "1",
     PROXY_CALLBACK: CALLBACK,
     # uvicorn believes X-Forwarded-For of every client on this machine, and the rate limit with it.
     "FORWARDED_ALLOW_IPS": "",
 }
 """Environment variables of a Ray that is started here."""
+FEWEST_PROCESSES = 2
+"""Of Ray Serve: the controller, and a replica or the proxy."""
+PRESTART = "RAY_prestart_worker_first_driver"
+"""Environment variable: with 1 Ray starts a process for each CPU before anybody asks for one."""
 _CLIENT = "ray.serve.context:_get_global_client"
 
 
@@ -43,6 +46,8 @@ def ray_connection() -> Iterator[bool]:
     """
     for name, value in LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
+    if core_count() <= FEWEST_PROCESSES:  # all are used, the second while the first still starts
+        os.environ.setdefault(PRESTART, "1")
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -15,7 +15,7 @@ from tests.support.tiny_model import write_tiny_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve uses deprecated features of pydantic
-    from serve import deployment
+    from serve import deployment, ray_connection
     from serve.options import ServeConfig
     from serve.ray_connection import imported_meanwhile
     from slm_ray.errors import UserError
@@ -64,6 +64,19 @@ def test_a_module_is_imported_while_the_block_runs(tmp_path: Path, monkeypatch: 
         pass
     with pytest.raises(RuntimeError, match="it is broken"):
         import broken_meanwhile  # noqa: F401
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, "1"), (2, "1"), (3, None), (64, None)])
+def test_no_process_is_started_ahead_that_nobody_uses(
+    monkeypatch: pytest.MonkeyPatch, cores: int, expected: str | None
+) -> None:
+    """Ray starts as many as there are cores, and they stay."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_connection.os, "environ", {})
+        patch.setattr(ray_connection, "core_count", lambda: cores)
+        patch.setattr(ray_connection.cluster, "connect", lambda: True)
+        with ray_connection.ray_connection():
+            assert ray_connection.os.environ.get(ray_connection.PRESTART) == expected
 
 
 @pytest.fixture
