@@ -51,7 +51,7 @@ def main() -> None:
     vocab_size = load_model(given.model)[1].vocab_size
     counts = [int(count) for count in given.streams.split(",")]
     result: dict[str, dict[int, float]] = {}
-    with server(given.model, max(counts), given.ingress) as port, engine(sys.argv[1:]) as bare:
+    with server(given.model, max(counts), given.ingress, given.replicas) as port, engine(sys.argv[1:]) as bare:
         name = httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["id"]
         for count in counts:
             requests = [
@@ -66,12 +66,13 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def server(model: Path, rows: int, ingress: str) -> Iterator[int]:
+def server(model: Path, rows: int, ingress: str, replicas: int) -> Iterator[int]:
     """The command a user would give, on a free port, until the block is left."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     words = [sys.executable, str(ROOT / "serve" / "app.py"), "--model", str(model), "--rows", str(rows)]
     words += ["--port", str(port), "--drain-s", "0", "--max-waiting", str(rows), "--ingress", ingress]
+    words += ["--replicas", str(replicas)]
     environment = dict(os.environ) | {"RAY_ADDRESS": "local"}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
