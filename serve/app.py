@@ -63,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard(model)
     _check_address(config.host, config.port)
     signal.signal(signal.SIGTERM, _stop)
-    from serve.ray_connection import imported_meanwhile, ray_connection
+    from serve.ray_connection import OF_RAY_SERVE, imported_meanwhile, ray_connection
 
     with contextlib.ExitStack() as stack:
-        with imported_meanwhile("serve.deployment"):  # Ray Serve; Ray's processes take seconds to start
+        with imported_meanwhile(*OF_RAY_SERVE):  # Ray's processes take seconds to start
             stack.enter_context(ray_connection())
         from serve import deployment
 

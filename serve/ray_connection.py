@@ -30,6 +30,8 @@ LOCAL_SETTINGS = {
     "FORWARDED_ALLOW_IPS": "",
 }
 """Environment variables of a Ray that is started here."""
+OF_RAY_SERVE = ("pandas", "fastapi", "uvicorn")
+"""What others wrote and Ray Serve imports, most of its time."""
 FEWEST_PROCESSES = 2
 """Of Ray Serve: the controller, and a replica or the proxy."""
 PRESTART = "RAY_prestart_worker_first_driver"
@@ -58,12 +60,16 @@ def ray_connection() -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def imported_meanwhile(name: str) -> Iterator[None]:
-    """Import a module in a thread while the block waits for processes. What it raises, the next import raises."""
+def imported_meanwhile(*names: str) -> Iterator[None]:
+    """Import modules in a thread while the block waits for processes. What one raises, its next import raises.
+
+    None of Ray's: two threads that read one package with circular imports may see a part of it.
+    """
 
     def load() -> None:
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
+        for name in names:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
     thread = threading.Thread(target=load, name="imports", daemon=True)
     thread.start()

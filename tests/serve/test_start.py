@@ -51,19 +51,23 @@ def test_only_replicas_wait_for_torch_and_ray_starts_before_ray_serve_is_read(tm
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_a_module_is_imported_while_the_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_are_imported_while_the_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "read_meanwhile.py").write_text("import threading\nWHERE = threading.current_thread().name\n")
     (tmp_path / "broken_meanwhile.py").write_text("raise RuntimeError('it is broken')\n")
-    with imported_meanwhile("read_meanwhile"):
+    with imported_meanwhile("broken_meanwhile", "absent_meanwhile", "read_meanwhile"):
         pass
     import read_meanwhile
 
     assert read_meanwhile.WHERE == "imports"
-    with imported_meanwhile("broken_meanwhile"):
-        pass
     with pytest.raises(RuntimeError, match="it is broken"):
         import broken_meanwhile  # noqa: F401
+
+
+def test_what_is_imported_meanwhile_is_none_of_rays() -> None:
+    words = [sys.executable, "-c", f"import sys, {', '.join(ray_connection.OF_RAY_SERVE)}; print('ray' in sys.modules)"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, "1"), (2, "1"), (3, None), (64, None)])
