@@ -140,7 +140,7 @@ class Engine:
                     request.accept(token, own)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # as below
+            except BaseException as error:  # Rust's panics are no Exceptions
                 request.fail(error)
 
     def _free_slots(self) -> None:
