@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
     run("serve.app")
 
+import contextlib
 import signal
 import threading
 from collections.abc import Sequence
@@ -52,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(ServeConfig, argv, prog="serve/app.py", about=about, default=ServeConfig())
     settings = config.api_settings()
     forget_keys()
-    from serve import deployment  # torch and Ray, which `--help` and a wrong option need not wait for
-    from slm_ray.runs import verification
+    from slm_ray.runs import verification  # what `--help` and a wrong option need not wait for
     from slm_ray.tracking.registry import discard, resolve_model
 
     model = resolve_model(config.model, config.tracking_uri)
@@ -63,7 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard(model)
     _check_address(config.host, config.port)
     signal.signal(signal.SIGTERM, _stop)
-    with deployment.serving(config, settings) as handle, deployment.reporting(handle, config.watch_interval_s):
+    from serve.ray_connection import OF_RAY_SERVE, imported_meanwhile, ray_connection
+
+    with contextlib.ExitStack() as stack:
+        with imported_meanwhile(*OF_RAY_SERVE):  # Ray's processes take seconds to start
+            stack.enter_context(ray_connection())
+        from serve import deployment
+
+        handle = stack.enter_context(deployment.serving(config, settings))
+        stack.enter_context(deployment.reporting(handle, config.watch_interval_s))
         signal.signal(signal.SIGTERM, _stop)  # Ray has put its own in place
         print(f"serving {model.name} {model.version} at {config.url} (Ctrl-C stops it)")
         print(_example(config.url), flush=True)

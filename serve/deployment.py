@@ -1,19 +1,19 @@
 """The deployment on Ray Serve: the application, a server for the length of a block, the reports of its replicas.
 
-In: options (`options.py`). Out: an application of Ray Serve; a running server. `app.py` is the command line.
+In: options (`options.py`). Out: an application of Ray Serve; a running server. `app.py` is the command line;
+`replica.py` is what each replica builds.
 """
 
 import asyncio
 import contextlib
 import dataclasses
-import logging
 import re
-import socket
+import threading
 import time
 from collections.abc import Iterator
-from functools import partial
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -23,25 +23,21 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve.api.error_responses import RETRY_AFTER_S
-from serve.api.metrics import Metrics
-from serve.api.routes import create_api
 from serve.api.settings import ApiSettings
-from serve.direct_http import DirectHttp
 from serve.gpus import check_gpus, device_for
-from serve.listener import SharedListener, can_share, receive_listener, shared_listener
-from serve.models.deployment_record import DeploymentRecord
+from serve.listener import SharedListener, can_share, shared_listener
 from serve.models.description import without_secrets
-from serve.models.rollout import Rollout, start_rollout
-from serve.options import AppConfig, ServeConfig, app_config
-from serve.ray_connection import check_no_other_serve, ray_connection
+from serve.options import PROXY_SPARE_S, AppConfig, ServeConfig, app_config
+from serve.ray_connection import check_no_other_serve, is_serve_running, ray_connection
 from serve.replica_actors import DEPLOYMENT, replicas_gone_within
-from serve.replica_metrics import ReplicaMetrics, metrics_of
-from serve.replica_port import bind_replica_port, check_replica_port
+from serve.replica_port import check_replica_port
 from serve.shutdown import GRACE_S, shutdown_deadline
 from slm_ray import periodic
 from slm_ray.errors import UserError
-from slm_ray.tracking.deployments import DeploymentLog
 from slm_ray.tracking.mlflow_runs import resolve_uri
+
+if TYPE_CHECKING:
+    from serve.models.rollout import Rollout
 
 APP_NAME = "slm-ray"
 MAX_QUEUED = 64
@@ -50,8 +46,7 @@ SPARE_ONGOING = 1024
 rejects by itself. So many that Serve's own line does not form, in which `/health` would stand behind them."""
 FORWARD_S = 1.0
 """Time for the proxy to forward the last answers: a replica does not see whether they have arrived."""
-PROXY_SPARE_S = 10.0
-"""Beyond the longest time of a request, for what is not the application's."""
+CONTROLLER_POLL_S = 0.05
 READING_S = 0.6 * GRACE_S
 """Time to read the last answers in another cluster; the rest of the grace is Serve's, to end there."""
 QUIET_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
@@ -63,7 +58,7 @@ class Stories:
     app: FastAPI
 
     @property
-    def _rollout(self) -> Rollout:
+    def _rollout(self) -> "Rollout":
         rollout: Rollout = self.app.state.rollout
         return rollout
 
@@ -114,26 +109,9 @@ def build_app(
     settings = dataclasses.replace(settings or config.api_settings(), has_proxy=not listener)
 
     def build() -> FastAPI:
-        bind_replica_port()
-        _log_as_serve_does()
-        rollout = start_rollout(
-            reference,
-            uri,
-            config.most_replicas,
-            max_slots=config.rows,
-            max_waiting=config.max_waiting,
-            backend=config.backend,
-            device=device,
-            watch_interval_s=config.watch_interval_s,
-            drain_s=config.request_timeout_s,
-        )
-        api = create_api(rollout, settings)
-        api.state.rollout = rollout
-        replica = serve.get_replica_context().replica_id.unique_id
-        api.state.record = DeploymentRecord(rollout, DeploymentLog(uri, f"{socket.gethostname()} replica {replica}"))
-        api.state.exported = ReplicaMetrics(partial(_metrics_text, metrics_of(api), rollout), replica)
-        api.state.http = answer_directly(api, rollout, listener, config) if listener else None
-        return api
+        from serve.replica import build_api  # torch, which no other process needs to wait for
+
+        return build_api(reference, uri, device, config, settings, listener)
 
     deployment = serve.deployment(
         name=DEPLOYMENT,
@@ -150,27 +128,6 @@ def build_app(
         logging_config=QUIET_LOGGING,
     )
     return deployment(serve.ingress(build)(Stories)).bind()
-
-
-def answer_directly(api: FastAPI, rollout: Rollout, listener: SharedListener, config: AppConfig) -> DirectHttp:
-    """Answer connections in this process. Ray Serve, which knows nothing of them, retires the replica at once.
-
-    So it takes no more when the application is shut down, and what it has is given the time that a request may take.
-    """
-    slots = config.rows if config.replicas > 1 else 0
-    http = DirectHttp(api, receive_listener(listener), slots, config.max_waiting)
-
-    async def close() -> None:
-        http.leave()
-        await rollout.close(config.request_timeout_s)
-        await asyncio.to_thread(http.join, PROXY_SPARE_S / 2)
-
-    api.state.close = close
-    return http
-
-
-def _metrics_text(metrics: Metrics, rollout: Rollout) -> bytes:
-    return metrics.text(rollout.current.load)
 
 
 def _reserved(device: str) -> dict[str, Any]:
@@ -192,15 +149,6 @@ def _scale(config: AppConfig) -> dict[str, Any]:
         "downscale_delay_s": 300,
     }
     return {"autoscaling_config": autoscaling}
-
-
-def _log_as_serve_does() -> None:
-    """What this project logs goes where Ray Serve's own lines go: a file of the replica."""
-    for name in ("serve", "slm_ray"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        logger.handlers = list(logging.getLogger("ray.serve").handlers)
-        logger.propagate = False
 
 
 def _absolute(reference: str) -> str:
@@ -243,15 +191,40 @@ def serving(config: ServeConfig, settings: ApiSettings) -> Iterator[DeploymentHa
 
 def _deploy(config: ServeConfig, settings: ApiSettings, listener: SharedListener | None = None) -> DeploymentHandle:
     try:
-        serve.start(
-            proxy_location="Disabled" if listener else "HeadOnly",
-            http_options=_http_options(config),
-            logging_config=QUIET_LOGGING,
-        )
-        return serve.run(build_app(config, settings, listener), name=APP_NAME, route_prefix="/")
+        started = _start_serve(config, has_proxy=listener is None)
+        handle = serve.run(build_app(config, settings, listener), name=APP_NAME, route_prefix="/")
+        started.result()
+        return handle
     except (RuntimeError, TimeoutError, RayError) as error:
         reason = _reason() or " ".join(str(error).split())
         raise UserError(f"the model could not be deployed: {without_secrets(reason)}") from error
+
+
+def _start_serve(config: ServeConfig, *, has_proxy: bool) -> "Future[None]":
+    """Start Ray Serve; returns when there is a controller, which starts replicas while the proxy still starts.
+
+    Raises: what starting it raised by then; later the future does.
+    """
+    started: Future[None] = Future()
+
+    def start() -> None:
+        try:
+            serve.start(
+                proxy_location="HeadOnly" if has_proxy else "Disabled",
+                http_options=_http_options(config),
+                logging_config=QUIET_LOGGING,
+            )
+        except BaseException as error:
+            started.set_exception(error)
+        else:
+            started.set_result(None)
+
+    threading.Thread(target=start, name="start of Serve", daemon=True).start()
+    while not (started.done() or is_serve_running()):
+        time.sleep(CONTROLLER_POLL_S)
+    if started.done():
+        started.result()
+    return started
 
 
 def _http_options(config: ServeConfig) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from slm_ray.generation.backend import BackendName
 
 Ingress = Literal["auto", "direct", "proxy"]
 DEFAULT_MODEL = "models:/tinystories@champion"
+PROXY_SPARE_S = 10.0
+"""Beyond the longest time of a request, for what is not the application's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

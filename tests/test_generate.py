@@ -375,7 +375,7 @@ def test_few_of_many_stories_are_in_line_at_a_time_and_a_file_is_told_of(
 ) -> None:
     waiting: list[int] = []
     step = Engine.step
-    monkeypatch.setattr(Engine, "step", lambda self: waiting.append(len(self._waiting)) or step(self))
+    monkeypatch.setattr(Engine, "step", lambda self: waiting.append(len(self._line.waiting)) or step(self))
     monkeypatch.setattr(generate, "PROGRESS_S", 0.0)
     (tmp_path / "p.txt").write_text("The cat\nTom\n" * 60)
     words = ["--model", model, "--prompts", str(tmp_path / "p.txt"), "--max-tokens", "1", "--rows", "2", "--json"]

@@ -33,6 +33,13 @@ class Backend(Protocol):
         """
         ...
 
+    def prefill_all(self, slot: int, prompts: Sequence[Sequence[int]]) -> None:
+        """Fill this slot and those behind it from their beginning, each with the tokens of a prompt, none empty.
+
+        The same as one `prefill` after another where nobody wants logits.
+        """
+        ...
+
     def decode(self, tokens: Sequence[int]) -> Logits:
         """Append one token to each of the first B slots, none of which is full.
 

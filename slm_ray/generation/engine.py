@@ -1,8 +1,7 @@
 """Continuous batching: many requests at once, each in a slot of the cache at its own length.
 
 In: a `Backend` (which holds the model and its cache), the `Tokenizer`, prompts with their `SamplingParams`. Out:
-continuations, whole or chunk by chunk. The trainer samples with it, `generate.py` prints from it, `engine_thread.py`
-shares it among a server's clients.
+continuations, whole or chunk by chunk, to the trainer, `generate.py` and `engine_thread.py`.
 
 Every story was preceded by the end-of-text token in training, so the model is fed the end-of-text token and then the
 prompt. A slot holds `seq_len` positions; when it is full, its request goes to the head of the line, the last
@@ -17,7 +16,7 @@ import numpy as np
 
 from slm_ray.errors import UserError
 from slm_ray.generation.backend import Backend, Logits
-from slm_ray.generation.request import Completion, Request
+from slm_ray.generation.request import Completion, Reading, Request
 from slm_ray.generation.sampling import SamplingParams, draw
 from slm_ray.generation.token_weights import weighed
 from slm_ray.tokenization.tokenizer import Tokenizer, TokenizerError
@@ -44,8 +43,7 @@ class Engine:
         self.backend = backend
         self.tokenizer = tokenizer
         self._running: list[Request] = []  # those in slots 0, 1, ... of the backend, in this order
-        self._reading: _Reading | None = None  # in the slot behind them
-        self._waiting: collections.deque[Request] = collections.deque()
+        self._line = _Line(backend)
         self._finished: list[Request] = []  # not returned yet: what was finished before a step failed
 
     def generate(self, prompts: Sequence[str | Sequence[int]], params: Sequence[SamplingParams]) -> list[Completion]:
@@ -96,22 +94,21 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Put a request in line: it joins at one of the next steps, when there is a free slot."""
-        self._waiting.append(request)
+        self._line.waiting.append(request)
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self._running or self._reading or self._waiting or self._finished)
+        return not (self._running or self._line.reading or self._line.waiting or self._finished)
 
     @property
     def running(self) -> int:
         """Requests that have a slot."""
-        return len(self._running) + (self._reading is not None)
+        return len(self._running) + (self._line.reading is not None)
 
     def drop_running(self) -> list[Request]:
         """Free every slot, after a failed step. Returns the requests that had one; those that wait go on waiting."""
-        dropped = [*self._running, *([self._reading.request] if self._reading else [])]
-        self._running, self._reading = [], None
+        dropped, self._running = [*self._running, *self._line.drop_reading()], []
         return dropped
 
     def step(self) -> list[Request]:
@@ -124,27 +121,14 @@ class Engine:
         Raises:
             Exception: the backend cannot decode. Which request is at fault nobody knows.
         """
-        self._waiting = collections.deque(request for request in self._waiting if not request.is_finished)
+        self._line.forget_finished()
         self._free_slots()
-        self._read_prompts()
+        self._finished += self._line.read_into(self._running)
         if self._running:
             self._decode()
         self._free_slots()
         finished, self._finished = self._finished, []
         return finished
-
-    def _read_prompts(self) -> None:
-        left = PROMPT_TOKENS_PER_STEP
-        while left > 0 and len(self._running) < self.backend.max_slots:
-            if self._reading is None:
-                if not self._waiting:
-                    return
-                self._reading = _Reading(self._waiting.popleft(), self.backend.config.seq_len)
-            reading = self._reading
-            left -= reading.read(self.backend, len(self._running), left)
-            if reading.is_over:
-                self._reading = None
-                (self._finished if reading.request.is_finished else self._running).append(reading.request)
 
     def _decode(self) -> None:
         running = self._running
@@ -156,7 +140,7 @@ class Engine:
                     request.accept(token, own)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # as below
+            except BaseException as error:  # Rust's panics are no Exceptions
                 request.fail(error)
 
     def _free_slots(self) -> None:
@@ -164,11 +148,10 @@ class Engine:
 
         The last one moves into each free slot, and behind them what is being read.
         """
-        before = len(self._running)
+        before, seq_len, length = len(self._running), self.backend.config.seq_len, self.backend.length
         for slot in reversed(range(before)):
             request = self._running[slot]
-            is_full = self.backend.length(slot) == self.backend.config.seq_len
-            if request.is_finished or is_full:
+            if request.is_finished or length(slot) == seq_len:
                 last = len(self._running) - 1
                 if slot != last:
                     self.backend.copy_slot(last, slot)
@@ -177,45 +160,73 @@ class Engine:
                 if request.is_finished:
                     self._finished.append(request)
                 else:
-                    self._waiting.appendleft(request)
-        if self._reading is not None and self._reading.request.is_finished:
-            self._finished.append(self._reading.request)
-            self._reading = None
-        if self._reading is not None and self._reading.done and len(self._running) < before:
+                    self._line.waiting.appendleft(request)
+        reading = self._line.reading
+        if reading is not None and reading.request.is_finished:
+            self._finished += self._line.drop_reading()
+        elif reading is not None and reading.done and len(self._running) < before:
             self.backend.copy_slot(before, len(self._running))
 
 
-class _Reading:
-    """A request whose prompt is being read, part by part; of a story that outgrew the context, its newest half."""
+class _Line:
+    """Requests that wait for a slot, and the one in the slot behind all others whose prompt is being read."""
 
-    def __init__(self, request: Request, seq_len: int) -> None:
-        self.request = request
-        self.is_prompt = not request.is_read
-        newest = request.last_tokens(seq_len if self.is_prompt else max(seq_len // 2, 1))
-        self.tokens = newest[:-1]  # the next `decode` takes the last
-        self.done = 0
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.waiting: collections.deque[Request] = collections.deque()
+        self.reading: Reading | None = None
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it is read, or need not be."""
-        return self.done == len(self.tokens) or self.request.is_finished
+    def forget_finished(self) -> None:
+        """Take out those that were cancelled: nobody waits for them."""
+        self.waiting = collections.deque(request for request in self.waiting if not request.is_finished)
 
-    def read(self, backend: Backend, slot: int, most: int) -> int:
-        """Read at most so many tokens into a slot. Returns what it took."""
-        request, tokens = self.request, self.tokens[self.done :][:most]
-        wants_logits = self.is_prompt and request.params.prompt_logprobs
+    def drop_reading(self) -> list[Request]:
+        """Give up what is being read. Returns it."""
+        dropped, self.reading = self.reading, None
+        return [] if dropped is None else [dropped.request]
+
+    def read_into(self, running: list[Request]) -> list[Request]:
+        """Read prompts, and add those that are read to the running ones. Returns those that are finished by then."""
+        left, ended = PROMPT_TOKENS_PER_STEP, list[Request]()
+        while left > 0 and len(running) < self._backend.max_slots and (self.reading or self.waiting):
+            readings = [self.reading] if self.reading else self._next(left, self._backend.max_slots - len(running))
+            if len(readings) > 1:
+                left -= self._read_together(readings, running, ended)
+                continue
+            self.reading = reading = readings[0]
+            left -= reading.read(self._backend, len(running), left)
+            if reading.is_over:
+                self.reading = None
+                (ended if reading.request.is_finished else running).append(reading.request)
+        return ended
+
+    def _next(self, most: int, free: int) -> list[Reading]:
+        """Those at the head of the line that one run of at most so many tokens reads, or the first alone."""
+        found, longest = list[Reading](), 0
+        while self.waiting and len(found) < free and not (found and found[-1].is_alone):
+            reading = Reading(self.waiting[0], self._backend.config.seq_len)
+            longest = max(longest, len(reading.tokens))
+            if found and (reading.is_alone or (len(found) + 1) * longest > most):
+                break
+            found.append(reading)
+            self.waiting.popleft()
+        return found
+
+    def _read_together(self, readings: list[Reading], running: list[Request], ended: list[Request]) -> int:
+        """Read whole prompts in one run. Returns what it took."""
         try:
-            logits = backend.prefill(slot, tokens, start=self.done, wants_logits=wants_logits)  # (T, vocab_size)
-            if wants_logits and logits is not None:
-                request.accept_prompt(logits[:, : request.vocab_size])
-            self.done += len(tokens)
-            if self.done == len(self.tokens):
-                request.end_prompt()
-        except KeyboardInterrupt:  # the fault of no request: who calls is to end
+            self._backend.prefill_all(len(running), [one.tokens for one in readings])
+        except KeyboardInterrupt:
             raise
-        except BaseException as error:  # Rust's panics are no Exceptions
-            request.fail(error)
-        return max(len(tokens), 1)
+        except BaseException:  # one of them may be at fault: each by itself
+            for one in readings:
+                one.read(self._backend, len(running), len(one.tokens))
+                (ended if one.request.is_finished else running).append(one.request)
+        else:
+            for one in readings:
+                one.end()
+                running.append(one.request)  # also one that failed just now: it has its slot
+        return len(readings) * max(len(one.tokens) for one in readings)
 
 
 def writable(logits: Logits, tokenizer: Tokenizer) -> Logits:

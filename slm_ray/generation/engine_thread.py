@@ -20,6 +20,8 @@ from slm_ray.generation.sampling import SamplingParams
 LOGGER = logging.getLogger(__name__)
 MAX_CHUNKS_PER_S = 200.0
 """Chunks sent per second, of all requests together: what an HTTP proxy passes on without slowing the engine."""
+LEAST_CHUNK_S = 1 / 60
+"""Shortest time between two chunks of a request: no screen shows more."""
 OnChunk = Callable[[Chunk], None]
 
 
@@ -62,7 +64,7 @@ class _Reply:
 
     future: "Future[Completion]"
     on_chunk: OnChunk | None
-    sent_s: float = -math.inf  # when a chunk was sent, in perf_counter's time, which may begin at 0 with the machine
+    is_begun: bool = False  # whether a chunk was sent
 
 
 def _refuse_too_many(taken: int, more: int, most: int) -> None:
@@ -87,14 +89,21 @@ def _requests(engine: Engine, orders: "Sequence[Order]") -> "list[tuple[Request,
 class EngineThread:
     """Owns an `Engine`: after this nobody else may step it.
 
-    With many readers, a chunk holds several tokens: no more than `max_chunks_per_s` are sent, of all requests
-    together. The first chunk of a request and its last never wait.
+    A chunk holds several tokens: no more than `max_chunks_per_s` are sent, of all requests together, and all at the
+    same moments, at least `least_chunk_s` apart: each takes a core from the engine. The first and the last never wait.
     """
 
-    def __init__(self, engine: Engine, max_waiting: int = 64, max_chunks_per_s: float = MAX_CHUNKS_PER_S) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_waiting: int = 64,
+        max_chunks_per_s: float = MAX_CHUNKS_PER_S,
+        least_chunk_s: float = LEAST_CHUNK_S,
+    ) -> None:
         self._engine = engine
         self._most = engine.backend.max_slots + max_waiting
-        self._chunk_s = 1 / max_chunks_per_s
+        self._chunk_s, self._least_chunk_s = 1 / max_chunks_per_s, least_chunk_s
+        self._sent_s = -math.inf  # when all readers' were; perf_counter may begin at 0 with the machine
         self._replies: dict[Request, _Reply] = {}
         self._arrived: collections.deque[Request] = collections.deque()
         self._changed = threading.Condition()
@@ -187,14 +196,16 @@ class EngineThread:
     def _send_chunks(self) -> None:
         with self._changed:
             streamed = [(request, reply) for request, reply in self._replies.items() if reply.on_chunk]
-        now, interval_s = time.perf_counter(), len(streamed) * self._chunk_s
+        now, interval_s = time.perf_counter(), max(len(streamed) * self._chunk_s, self._least_chunk_s)
+        is_due = now >= self._sent_s + interval_s
+        self._sent_s = now if is_due else self._sent_s
         for request, reply in streamed:
-            if not request.is_finished and now < reply.sent_s + interval_s:
+            if reply.is_begun and not (is_due or request.is_finished):
                 continue
             chunk = request.take_chunk()
             if chunk is None or reply.on_chunk is None or reply.future.cancelled():
                 continue
-            reply.sent_s = now
+            reply.is_begun = True
             try:
                 reply.on_chunk(chunk)
             except BaseException as error:  # one reader's fault is not the others'

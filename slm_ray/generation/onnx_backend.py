@@ -5,10 +5,12 @@ no mask. The slots of a call are a contiguous part of the cache, bound as past a
 copied; the bindings of single steps are made once. `backend_choice.py` makes it; the engine runs it as any `Backend`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from slm_ray.generation.onnx_graph import decode_graph, padded_width
 from slm_ray.model.decoder import Decoder
 
 Array = NDArray[Any]
+IN_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+"""Environment variable of ONNX Runtime: with 1, attention of a session made now writes its weights out whole."""
 
 
 class OnnxBackend:
@@ -40,7 +44,8 @@ class OnnxBackend:
         self.max_slots = max_slots
         rounding = {} if weights == "fp32" else _rounding(model)
         graph = decode_graph(model, weights, **rounding)
-        self._session = _session(graph.SerializeToString(), threads)
+        with contextlib.nullcontext() if weights == "fp32" else _attention_over_all_slots():
+            self._session = _session(graph.SerializeToString(), threads)
         known = {one.name for one in self._session.get_inputs()}
         self._small_inputs = known & {"tokens", "positions", "ends", "longest", "wanted"}  # no positions where rotary
         shape = (config.n_layers, 2, max_slots, config.kv_heads, config.seq_len, padded_width(config))
@@ -74,6 +79,22 @@ class OnnxBackend:
         self._session.run_with_iobinding(self._bound(self._prefills[slot], inputs, logits))
         self._lengths[slot] = start + count
         return logits if wants_logits else None
+
+    def prefill_all(self, slot: int, prompts: Sequence[Sequence[int]]) -> None:
+        """See `Backend`. One run reads them, short ones filled up: what that leaves behind their end is never read."""
+        counts = [len(tokens) for tokens in prompts]
+        longest = max(counts)
+        inputs: dict[str, Array] = {
+            "tokens": np.array([[*tokens, *[0] * (longest - len(tokens))] for tokens in prompts], dtype=np.int64),
+            "positions": np.arange(longest, dtype=np.int32)[None].repeat(len(prompts), axis=0),
+            "ends": np.array(counts, dtype=np.int32) - 1,
+            "longest": np.array(longest, dtype=np.int32),
+            "wanted": np.empty((0, 2), dtype=np.int64),
+        }
+        slots = slice(slot, slot + len(prompts))
+        logits = np.empty((0, self.config.vocab_size), dtype=np.float32)
+        self._session.run_with_iobinding(self._bound(self._with_cache(slots), inputs, logits))
+        self._lengths[slots] = counts
 
     def decode(self, tokens: Sequence[int]) -> Logits:
         """See `Backend`."""
@@ -152,6 +173,23 @@ def has_exact_signed_products() -> bool:
     session = _session(largest_product().SerializeToString(), 1)
     (got,) = session.run(None, {"x": np.full((4, LARGEST_WIDTH), 255, np.uint8)})
     return bool((got == LARGEST_SUM).all())
+
+
+@contextlib.contextmanager
+def _attention_over_all_slots() -> Iterator[None]:
+    """In the block, sessions are made whose attention over a cache in int8 shares all slots among the threads at once.
+
+    In tiles, which is ONNX Runtime's own choice (1.32), it takes slot after slot and shares out the heads of each: a
+    step of 32 takes a fifth longer with 110 tokens in each slot, one of 16 with 2,000 a third. Results are the same.
+    What the user set stays.
+    """
+    before = os.environ.get(IN_TILES)
+    os.environ.setdefault(IN_TILES, "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(IN_TILES, None)
 
 
 def _buffer(values: Array) -> tuple[str, int, Any, tuple[int, ...], int]:

@@ -1,11 +1,13 @@
 """One request on its way through the engine: its tokens, its text as it becomes certain, and where it ends.
 
-In: tokens, one after another. Out: chunks of text, and a `Completion` at the end. `engine.py` runs it.
+In: tokens, one after another. Out: chunks of text, and a `Completion` at the end; which of its tokens the model has
+read. `engine.py` runs it.
 """
 
 import dataclasses
 from typing import Literal
 
+from slm_ray.generation.backend import Backend
 from slm_ray.generation.detokenizer import StopTexts, TextStream
 from slm_ray.generation.logprobs import Array, TokenLogprob, token_logprobs
 from slm_ray.generation.sampling import SamplingParams
@@ -64,6 +66,7 @@ class Request:
         self._text = TextStream(tokenizer, prompt_ids)
         self._stops = StopTexts(params.stop)
         self._texts: list[str] = []
+        self._spelt = len(self._tokens)  # tokens that are text already
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: list[TokenLogprob] = []
         self._end_logprob: TokenLogprob | None = None
@@ -125,11 +128,15 @@ class Request:
             self.weights.add(token)
         if self.params.logprobs is not None:
             self._logprobs += token_logprobs(logits[None], [token], self.params.logprobs, self._tokenizer)
-        if (
-            not self._add(self._text.push(token))
-            and len(self._tokens) - 1 - self.prompt_tokens == self.params.max_tokens
-        ):
+        # Without a stop text to look for, tokens become text when somebody reads it: that is most of a step's work.
+        is_stopped = bool(self.params.stop) and self._spell()
+        if not is_stopped and len(self._tokens) - 1 - self.prompt_tokens == self.params.max_tokens:
             self._end("length")
+
+    def _spell(self) -> bool:
+        """Turn the newest tokens into text; whether a stop text ended the story."""
+        newest, self._spelt = self._tokens[self._spelt :], len(self._tokens)
+        return self._add("".join(map(self._text.push, newest)))
 
     def _add(self, text: str) -> bool:
         """Add text; whether a stop text ended the story."""
@@ -140,12 +147,19 @@ class Request:
         return is_stopped
 
     def _end(self, reason: FinishReason) -> None:
-        if not self._add(self._text.flush()):
+        if not (self._spell() or self._add(self._text.flush())):
             self._texts.append(self._stops.flush())
             self.finish_reason = reason
 
     def take_chunk(self) -> Chunk | None:
-        """What was written since the last call; None where that is nothing to show."""
+        """What was written since the last call; None where that is nothing to show, or it failed just now."""
+        try:
+            self._spell()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # Rust's panics are no Exceptions
+            self.fail(error)
+            return None
         texts, logprobs = self._taken
         chunk = Chunk("".join(self._texts[texts:]), tuple(self._logprobs[logprobs:]))
         if not chunk.text and not (chunk.logprobs and self.is_finished):
@@ -167,3 +181,52 @@ class Request:
             prompt_logprobs=tuple(self._prompt_logprobs),
             end_logprob=self._end_logprob,
         )
+
+
+class Reading:
+    """A request whose prompt is being read, part by part; of a story that outgrew the context, its newest half."""
+
+    def __init__(self, request: Request, seq_len: int) -> None:
+        self.request = request
+        is_prompt = not request.is_read
+        newest = request.last_tokens(seq_len if is_prompt else max(seq_len // 2, 1))
+        self.tokens = newest[:-1]  # the next `decode` takes the last
+        self.done = 0
+        self._wants_logits = is_prompt and request.params.prompt_logprobs
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it cannot be read in one run with others."""
+        return self._wants_logits or not self.tokens
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is read, or need not be."""
+        return self.done == len(self.tokens) or self.request.is_finished
+
+    def read(self, backend: Backend, slot: int, most: int) -> int:
+        """Read at most so many tokens into a slot. Returns what it took."""
+        tokens = self.tokens[self.done :][:most]
+        try:
+            logits = backend.prefill(slot, tokens, start=self.done, wants_logits=self._wants_logits)  # (T, vocab_size)
+            if self._wants_logits and logits is not None:
+                self.request.accept_prompt(logits[:, : self.request.vocab_size])
+        except KeyboardInterrupt:  # the fault of no request: who calls is to end
+            raise
+        except BaseException as error:  # Rust's panics are no Exceptions
+            self.request.fail(error)
+        else:
+            self.done += len(tokens)
+            if self.done == len(self.tokens):
+                self.end()
+        return max(len(tokens), 1)
+
+    def end(self) -> None:
+        """Note that all of it is read."""
+        self.done = len(self.tokens)
+        try:
+            self.request.end_prompt()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self.request.fail(error)

@@ -37,6 +37,11 @@ class TorchBackend:
             logits = self._model.decode(torch.tensor([list(tokens)], device=self._device), self._slots(slot, slot + 1))
         return _on_the_cpu(logits[0]) if wants_logits else None
 
+    def prefill_all(self, slot: int, prompts: Sequence[Sequence[int]]) -> None:
+        """See `Backend`."""
+        for number, tokens in enumerate(prompts):
+            self.prefill(slot + number, tokens, wants_logits=False)
+
     def decode(self, tokens: Sequence[int]) -> Logits:
         """See `Backend`."""
         ids = torch.tensor(tokens, device=self._device)[:, None]  # (B, 1)

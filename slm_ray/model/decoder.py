@@ -18,6 +18,7 @@ from slm_ray.model.blockwise_attention import blockwise_attention, suits
 from slm_ray.model.linear_cross_entropy import linear_cross_entropy
 from slm_ray.model.packed_rows import own_text
 from slm_ray.model.rms_norm import RMSNorm
+from slm_ray.model.shapes import shapes_only
 
 
 @dataclasses.dataclass
@@ -63,6 +64,8 @@ def rotary_tables(seq_len: int, d_head: int, theta: float) -> tuple[Tensor, Tens
 
     Source: Su et al., "RoFormer" (arXiv:2104.09864), section 3.4.2.
     """
+    if torch.get_default_device().type == "meta":  # see `shapes_only`: only their shape counts
+        return torch.empty(seq_len, d_head), torch.empty(seq_len, d_head)
     frequencies = 1.0 / (theta ** (torch.arange(0, d_head, 2, dtype=torch.float32) / d_head))  # (d_head / 2,)
     angles = torch.outer(torch.arange(seq_len, dtype=torch.float32), frequencies)  # (seq_len, d_head / 2)
     cos, sin = angles.cos(), angles.sin()
@@ -291,7 +294,7 @@ class Decoder(nn.Module):
 
 def parameter_count(config: ModelConfig) -> int:
     """Weights of a model of this shape, counted without allocating them."""
-    with torch.device("meta"):
+    with shapes_only():
         return count_parameters(Decoder(config))
 
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError, one_line
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import Decoder
+from slm_ray.model.shapes import shapes_only
 from slm_ray.model_files.folders import CONFIG, needed_file, weight_files
 from slm_ray.model_files.json_files import read_json
 from slm_ray.model_files.weights import StoredTensor, meta_tensors, not_finite, read_tensors, stored_tensors, type_fault
@@ -102,7 +102,7 @@ def _misfit(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> str:
     if LEAST_TENSORS * config.n_layers > len(stored):
         return f"n_layers is {config.n_layers}, and there are {len(stored)} tensors"
     try:
-        with torch.device("meta"):
+        with shapes_only():
             expected = _expected(config)
             found = hf_layout.from_hf(meta_tensors(stored), config)
     except _MISFITS as error:

@@ -18,25 +18,24 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from slm_ray import storage
 from slm_ray.config.places import portable_config
 from slm_ray.config.schema import ModelConfig
 from slm_ray.corpus.instructions import CHAT_TEMPLATE, INSTRUCTION_TEMPLATE, STORY_TEMPLATE, takes_instructions
 from slm_ray.errors import UserError
-from slm_ray.model import hf_layout
-from slm_ray.model.decoder import Decoder
 from slm_ray.model_files.json_files import read_json
-from slm_ray.model_files.reading import read_model
 from slm_ray.runs.train_state import TrainState
 from slm_ray.runs.verification import FORMAT_VERSION, MARKER, STATE, read_errors, verify
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
+
+if TYPE_CHECKING:  # who looks at a checkpoint's state alone need not wait for torch
+    from torch import Tensor
+
+    from slm_ray.model.decoder import Decoder
 
 PARTIAL = ".partial"
 """Ends the name of what is being written or removed."""
@@ -61,14 +60,18 @@ class Checkpoint:
         verify(folder)
         return cls(folder, load_state(folder))
 
-    def model(self) -> Decoder:
+    def model(self) -> "Decoder":
         """Build its model, in eval mode on the CPU. Raises: UserError when the weights do not fit the config."""
+        from slm_ray.model_files.reading import read_model
+
         return read_model(self.path / MODEL)
 
     def optimizer(self) -> dict[str, Any]:
         """Read the optimizer's state. Raises: UserError when the folder has none (it was made for serving)."""
         if not (self.path / OPTIMIZER).is_file():
             raise UserError(f"{self.path} has no {OPTIMIZER}: it was made for serving and cannot be resumed")
+        import torch
+
         state: dict[str, Any] = torch.load(self.path / OPTIMIZER, map_location="cpu", weights_only=True)
         return state
 
@@ -78,17 +81,19 @@ class Snapshot:
     """A model and its optimizer at one moment, in memory of the host that nothing else writes to."""
 
     config: ModelConfig
-    weights: dict[str, Tensor]
+    weights: "dict[str, Tensor]"
     optimizer: dict[str, Any]
 
 
-def snapshot(model: Decoder, optimizer: Mapping[str, Any]) -> Snapshot:
+def snapshot(model: "Decoder", optimizer: Mapping[str, Any]) -> Snapshot:
     """Copy the weights and an optimizer's `state_dict`."""
     return Snapshot(config=model.config, weights=_copied(model.state_dict()), optimizer=_copied(dict(optimizer)))
 
 
 def _copied(value: Any) -> Any:
     """The same nest of dictionaries, lists and tuples, with every tensor copied to the CPU."""
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
@@ -100,7 +105,7 @@ def _copied(value: Any) -> Any:
 
 def save(
     folder: Path,
-    model: Decoder,
+    model: "Decoder",
     tokenizer: Tokenizer,
     state: TrainState,
     optimizer: Mapping[str, Any],
@@ -120,6 +125,8 @@ def write(
     Raises:
         OSError: it could not be written (disk full, for one); then `folder` is as it was and nothing is left over.
     """
+    import torch
+
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -191,12 +198,14 @@ def load_state(folder: Path) -> TrainState:
         raise UserError(f"{path} cannot be read by this version: {error}") from error
 
 
-def load_model(folder: Path) -> tuple[Decoder, Tokenizer]:
+def load_model(folder: Path) -> "tuple[Decoder, Tokenizer]":
     """Verify a checkpoint and build its model, in eval mode on the CPU, with its tokenizer.
 
     Raises:
         UserError: the folder is corrupt or no checkpoint, or its tokenizer has tokens that the model does not know.
     """
+    from slm_ray.model_files.reading import read_model
+
     verify(folder)
     path = folder / MODEL / "tokenizer.json"
     model, tokenizer = read_model(folder / MODEL), Tokenizer.load(path)
@@ -227,6 +236,10 @@ def is_instruction_template(path: Path) -> bool:
 
 
 def _write_model(path: Path, content: Snapshot, tokenizer: Tokenizer) -> None:
+    import safetensors.torch
+
+    from slm_ray.model import hf_layout
+
     config = content.config
     _write_json(path / "config.json", hf_layout.config_json(config, tokenizer.eos_id))
     ends = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from slm_ray.config.schema import ModelConfig
@@ -21,18 +21,19 @@ from slm_ray.corpus.instructions import CHAT_TEMPLATE
 from slm_ray.errors import UserError, one_line
 from slm_ray.generation.cache_size import check_weights
 from slm_ray.hub_reference import PREFIX
-from slm_ray.model.decoder import Decoder
 from slm_ray.model_files import folders
 from slm_ray.model_files.folders import PICKLE_SUFFIXES, WEIGHTS, files_identity, has_model_files, pickle_refusal
 from slm_ray.model_files.foreign_tokenizer import check_vocabulary, read_tokenizer
 from slm_ray.model_files.hub_models import fetch_model
 from slm_ray.model_files.json_files import MAX_JSON_BYTES
-from slm_ray.model_files.reading import read_model, read_shape, weights_bytes
 from slm_ray.runs import checkpoint, verification
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.mlflow_model import checkpoint_in
 from slm_ray.tracking.mlflow_runs import OFF, client, is_place_there, lost_place, resolve_uri
 from slm_ray.tracking.store_faults import store_errors
+
+if TYPE_CHECKING:  # who finds a checkpoint need not wait for torch
+    from slm_ray.model.decoder import Decoder
 
 REGISTERED = "models:/"
 FOREIGN_DIGITS = 8
@@ -79,6 +80,8 @@ def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
         return ResolvedModel(fetched.folder, name, version, "", "", 0, reference, is_foreign=True, pinned=pinned)
     path = _folder(reference)
     if is_foreign(path):
+        from slm_ray.model_files.reading import weights_bytes
+
         folders.say_pickles(path)
         check_weights(weights_bytes(path))  # by headers: nobody waits for the digest of a terabyte that is no model
         version, identity = f"hf-{folders.weights_sha256(path)[:FOREIGN_DIGITS]}", _foreign_identity(path)
@@ -89,7 +92,7 @@ def resolve_model(reference: str, tracking_uri: str = "") -> ResolvedModel:
     return ResolvedModel(path, name, version, state.run_id, state.data_fingerprint, state.step, _folder_identity(path))
 
 
-def load_model(found: ResolvedModel) -> tuple[Decoder, Tokenizer]:
+def load_model(found: ResolvedModel) -> "tuple[Decoder, Tokenizer]":
     """The model and its tokenizer, in eval mode on the CPU: of a checkpoint, verified; of others, checked as strictly.
 
     Raises:
@@ -97,6 +100,8 @@ def load_model(found: ResolvedModel) -> tuple[Decoder, Tokenizer]:
     """
     if not found.is_foreign:
         return checkpoint.load_model(found.path)
+    from slm_ray.model_files.reading import read_model, weights_bytes
+
     check_weights(weights_bytes(found.path))
     model, tokenizer = read_model(found.path), read_tokenizer(found.path)
     check_vocabulary(tokenizer, model.config.vocab_size, found.path)
@@ -116,6 +121,8 @@ def has_instructions(found: ResolvedModel) -> bool:
 
 def model_shape(found: ResolvedModel) -> ModelConfig:
     """Its shape, borne out by the headers of its weights. Raises: UserError when they do not fit each other."""
+    from slm_ray.model_files.reading import read_shape
+
     return read_shape(found.path if found.is_foreign else found.path / checkpoint.MODEL)
 
 

@@ -175,7 +175,7 @@ def test_cancelled_stories_leave_the_line(thread: EngineThread) -> None:
             thread.submit("Tom", endless).cancel()
         except EngineBusyError:
             continue
-        assert len(thread._engine._waiting) + len(thread._arrived) <= 4
+        assert len(thread._engine._line.waiting) + len(thread._arrived) <= 4
     deadline = time.monotonic() + 60
     while thread.load.waiting:  # none of them holds a place for long
         assert time.monotonic() < deadline
@@ -193,7 +193,7 @@ def test_cancelled_requests_leave_the_line_of_the_engine_at_its_next_step(model:
     for request in requests[1:]:
         request.is_cancelled = True
     engine.step()
-    assert len(engine._waiting) == 0 and engine.running == 1
+    assert len(engine._line.waiting) == 0 and engine.running == 1
 
 
 def test_several_are_taken_together_or_none(thread: EngineThread) -> None:

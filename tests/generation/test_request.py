@@ -128,7 +128,7 @@ def test_a_penalty_weighs_down_what_was_seen(engine: Engine) -> None:
 
 def test_the_thread_hands_out_chunks_before_the_future_is_done(engine: Engine) -> None:
     alone = write(engine, logprobs=1)
-    thread = EngineThread(engine, max_chunks_per_s=float("inf"))
+    thread = EngineThread(engine, max_chunks_per_s=float("inf"), least_chunk_s=0)
     chunks: list[Chunk] = []
     try:
         params = SamplingParams(max_tokens=40, seed=4, top_k=0, logprobs=1)
@@ -140,14 +140,15 @@ def test_the_thread_hands_out_chunks_before_the_future_is_done(engine: Engine) -
     assert len(chunks) > 5
 
 
+@pytest.mark.parametrize("pace", [{"max_chunks_per_s": 0.001}, {"max_chunks_per_s": 1e9, "least_chunk_s": 1000.0}])
 @pytest.mark.parametrize("uptime_s", [0.0, 1e6])
 def test_chunks_beyond_what_the_way_out_carries_come_together(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, uptime_s: float
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, uptime_s: float, pace: dict[str, float]
 ) -> None:
     """perf_counter often counts from the start of the machine: that must not make the first chunk wait."""
     clock, start = time.perf_counter, time.perf_counter()
     monkeypatch.setattr(time, "perf_counter", lambda: clock() - start + uptime_s)
-    thread = EngineThread(engine, max_chunks_per_s=0.001)
+    thread = EngineThread(engine, **pace)
     chunks: list[list[Chunk]] = [[] for _ in range(3)]
     try:
         params = SamplingParams(max_tokens=40, seed=4, top_k=0, logprobs=1)
@@ -158,6 +159,29 @@ def test_chunks_beyond_what_the_way_out_carries_come_together(
             assert own[0].logprobs + own[1].logprobs == completion.logprobs
     finally:
         thread.close()
+
+
+def test_all_readers_chunks_come_at_the_same_moments(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second story begins at the first chunk of the first; both go on together, every fifth step."""
+    steps, step = [0], engine.step
+    monkeypatch.setattr(engine, "step", lambda: steps.append(steps[-1] + 1) or step())
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.01 * steps[-1])
+    thread = EngineThread(engine, max_chunks_per_s=1e9, least_chunk_s=0.045)
+    first, second, futures = [], [], []
+
+    def begin(_: Chunk) -> None:
+        if not first:
+            futures.append(thread.submit("Tom", GREEDY, lambda _: second.append(steps[-1])))
+        first.append(steps[-1])
+
+    try:
+        thread.submit("Mia", GREEDY, begin).result(timeout=60)
+        futures[0].result(timeout=60)
+    finally:
+        thread.close()
+    rounds = {first[0] + 5 * count for count in range(20)}
+    assert len(first) > 4 and set(first[:-1]) <= rounds  # the last comes with the end
+    assert len(second) > 4 and set(second[1:-1]) <= rounds
 
 
 def test_a_client_that_fails_loses_its_own_story_only(engine: Engine) -> None:

@@ -16,6 +16,7 @@ import pytest
 from serve.api.middleware import MAX_BODIES, MAX_BODY_BYTES
 from serve.api.settings import ApiSettings
 from serve.replica_port import bind_replica_port
+from slm_ray.distributed import cluster
 from slm_ray.errors import UserError
 from tests.support.paths import ROOT
 from tests.support.ports import free_port
@@ -51,8 +52,8 @@ def test_a_mistake_ends_before_ray_starts(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray Serve uses deprecated features of pydantic
-        from serve import app, deployment
-    monkeypatch.setattr(deployment, "serving", lambda _: pytest.fail("Ray must not start"))
+        from serve import app
+    monkeypatch.setattr(cluster, "connect", lambda: pytest.fail("Ray must not start"))
     assert app.main(["--model", str(model), *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

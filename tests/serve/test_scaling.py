@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve uses deprecated features of pydantic
     from ray import serve
 
-    from serve import deployment
+    from serve import deployment, replica
     from serve.api.routes import create_api
     from serve.api.settings import ApiSettings
     from serve.listener import SharedListener
@@ -55,16 +55,16 @@ def test_a_replica_that_goes_says_that_it_serves_no_more() -> None:
         async def close(self, drain_s: float) -> None:
             said.append(f"closed after {drain_s:g} s")
 
-    replica = deployment.Stories()
+    of_serve = deployment.Stories()
     state = SimpleNamespace(rollout=Closing(), record=SimpleNamespace(end=lambda: said.append("ended")))
-    replica.app = SimpleNamespace(state=state)  # type: ignore[assignment]
-    asyncio.run(replica.__del__())
+    of_serve.app = SimpleNamespace(state=state)  # type: ignore[assignment]
+    asyncio.run(of_serve.__del__())
     assert said == ["closed after 0 s", "ended"]
     unborn = deployment.Stories()
     asyncio.run(unborn.__del__())  # which never came up
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nobody awaits what the interpreter's own end of them begins
-        del replica, unborn
+        del of_serve, unborn
 
 
 @pytest.mark.parametrize("is_direct", [False, True])
@@ -85,10 +85,10 @@ def test_a_replica_that_answers_by_itself_takes_no_more_and_finishes_what_it_has
     api = create_api(rollout, ApiSettings(has_proxy=not is_direct))
     if is_direct:
         http = SimpleNamespace(leave=lambda: said.append("takes no more"), join=lambda _: said.append("all is sent"))
-        monkeypatch.setattr(deployment, "receive_listener", lambda _: None)
-        monkeypatch.setattr(deployment, "DirectHttp", lambda *_: http)
+        monkeypatch.setattr(replica, "receive_listener", lambda _: None)
+        monkeypatch.setattr(replica, "DirectHttp", lambda *_: http)
         listener = SharedListener(path="", address=())
-        deployment.answer_directly(api, rollout, listener, ServeConfig(request_timeout_s=200))
+        replica.answer_directly(api, rollout, listener, ServeConfig(request_timeout_s=200))
     asyncio.run(shut_down())
     assert said == (["takes no more", "closed after 200 s", "all is sent"] if is_direct else ["closed after 0 s"])
 

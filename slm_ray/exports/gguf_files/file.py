@@ -24,6 +24,7 @@ from slm_ray.exports.formats import Dtype
 from slm_ray.exports.gguf_files.vocabulary import Vocabulary, vocabulary
 from slm_ray.model import hf_layout
 from slm_ray.model.decoder import Decoder
+from slm_ray.model.shapes import shapes_only
 from slm_ray.tokenization.tokenizer import Tokenizer
 
 Array = NDArray[Any]
@@ -208,9 +209,7 @@ def weights_of(fields: Mapping[str, Array], config: ModelConfig) -> dict[str, Ar
 
 
 def _hf_names(config: ModelConfig) -> list[str]:
-    import torch
-
-    with torch.device("meta"):
+    with shapes_only():
         return list(hf_layout.to_hf(Decoder(config).state_dict(), config))
 
 

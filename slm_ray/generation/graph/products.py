@@ -55,24 +55,27 @@ def quantize(weight: Array) -> tuple[Array, Array]:
 def _product_in_int8(builder: GraphBuilder, x: str, weight: Array, name: str, output: str) -> str:
     """x is rounded once for all its products."""
     levels, largest = _rounded_rows(builder, x)
+    level = _constant(builder, "level", 1 / LEVELS, np.float32)
     whole, scales = quantize(weight)
     whole, zero = np.ascontiguousarray(whole.T), [_constant(builder, "zero_level", _ZERO, np.uint8)]
     if not builder.has_signed_weights:
         whole, zero = (whole.astype(np.int16) + _ZERO).astype(np.uint8), zero * 2
-    inputs = [levels, builder.constant(name, whole), _constant(builder, "unit", 1, np.float32)]
+    inputs = [levels, builder.constant(name, whole), level]
     product = builder.node("MatMulIntegerToFloat", [*inputs, builder.constant(f"{name}_scale", scales), *zero], CONTRIB)
     return builder.node("Mul", [product, largest], output=output)
 
 
 def _rounded_rows(builder: GraphBuilder, x: str) -> tuple[str, str]:
-    """x in whole numbers from 1 to 255, 128 for 0, and what each row was divided by."""
+    """x in whole numbers from 1 to 255, 128 for 0, and the largest number of each row, which it was divided by."""
     if x not in builder.rounded:
         size = builder.node("ReduceMax", [builder.node("Abs", [x])], axes=[-1], keepdims=1)
-        scaled = builder.node("Mul", [size, _constant(builder, "per_level", 1 / LEVELS, np.float32)])
-        scale = builder.node("Max", [scaled, _constant(builder, "tiny", _TINY, np.float32)])
-        unit, zero = _constant(builder, "unit", 1, np.float32), _constant(builder, "zero_level", _ZERO, np.uint8)
-        levels = builder.node("QuantizeLinear", [builder.node("Div", [x, scale]), unit, zero])
-        builder.rounded[x] = levels, scale
+        largest = builder.node("Max", [size, _constant(builder, "tiny", _TINY, np.float32)])
+        level, zero = (
+            _constant(builder, "level", 1 / LEVELS, np.float32),
+            _constant(builder, "zero_level", _ZERO, np.uint8),
+        )
+        levels = builder.node("QuantizeLinear", [builder.node("Div", [x, largest]), level, zero])
+        builder.rounded[x] = levels, largest
     return builder.rounded[x]
 
 

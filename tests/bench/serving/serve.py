@@ -79,6 +79,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side (default: 3)")
     parser.add_argument("--side", action="append", choices=[*COMMANDS, HTTP], help="only these, and repeated")
     parser.add_argument("--ingress", default="auto", help="of the server: direct or proxy (default: what it takes)")
+    parser.add_argument("--replicas", type=int, default=1, help="processes of the server (default: 1)")
     parser.add_argument("--growth", action="store_true", help=f"our server alone, with {GROWTH} streams")
     given = parser.parse_args()
     if given.growth:
@@ -156,7 +157,7 @@ def run(side: str, python: Path, folder: Path, given: argparse.Namespace) -> dic
     script, *options = COMMANDS.get(side, ["serve_http.py"])
     options += ["--model", str(folder), "--streams", given.streams, "--tokens", str(given.tokens)]
     options += ["--exports", str(FOLDER / "exports"), "--prompt-tokens", str(given.prompt_tokens)]
-    options += ["--ingress", given.ingress] if side == HTTP else []
+    options += ["--ingress", given.ingress, "--replicas", str(given.replicas)] if side == HTTP else []
     result: dict[str, Any] = json.loads(
         output(python, script, [*options, "--threads", str(given.threads)]).splitlines()[-1]
     )

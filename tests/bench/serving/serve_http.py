@@ -11,6 +11,7 @@ compares what ran within a second or two.
 import contextlib
 import json
 import os
+import re
 import selectors
 import socket
 import statistics
@@ -31,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[3]
 START_S = 120
 END_S = 60
 Engine: TypeAlias = "subprocess.Popen[str]"
+Bare: TypeAlias = tuple[float, int]
+"""Seconds and tokens of a round of the bare engine: the server's round has the same tokens, since both are greedy."""
 
 
 @dataclass
@@ -48,7 +51,7 @@ def main() -> None:
     vocab_size = load_model(given.model)[1].vocab_size
     counts = [int(count) for count in given.streams.split(",")]
     result: dict[str, dict[int, float]] = {}
-    with server(given.model, max(counts), given.ingress) as port, engine(sys.argv[1:]) as bare:
+    with server(given.model, max(counts), given.ingress, given.replicas) as port, engine(sys.argv[1:]) as bare:
         name = httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["id"]
         for count in counts:
             requests = [
@@ -56,19 +59,20 @@ def main() -> None:
             ]
             ask_engine(bare, count), ask_all(port, requests)  # the first time is not measured
             rounds = [(ask_engine(bare, count), ask_all(port, requests)) for _ in range(given.repeats)]
-            for figure, value in figures(rounds, count * given.tokens).items():
+            for figure, value in figures(rounds).items():
                 result.setdefault(figure, {})[count] = value
             print(f"{count} streams: {result['of_engine'][count]:.2f} of the engine", file=sys.stderr, flush=True)
     print(json.dumps(result))
 
 
 @contextlib.contextmanager
-def server(model: Path, rows: int, ingress: str) -> Iterator[int]:
+def server(model: Path, rows: int, ingress: str, replicas: int) -> Iterator[int]:
     """The command a user would give, on a free port, until the block is left."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     words = [sys.executable, str(ROOT / "serve" / "app.py"), "--model", str(model), "--rows", str(rows)]
     words += ["--port", str(port), "--drain-s", "0", "--max-waiting", str(rows), "--ingress", ingress]
+    words += ["--replicas", str(replicas)]
     environment = dict(os.environ) | {"RAY_ADDRESS": "local"}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
@@ -106,12 +110,13 @@ def engine(arguments: list[str]) -> Iterator[Engine]:
             process.terminate()
 
 
-def ask_engine(process: Engine, count: int) -> float:
-    """Seconds for so many stories at once."""
+def ask_engine(process: Engine, count: int) -> Bare:
+    """Seconds for so many stories at once, and their tokens: with a real model some end before they are full."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(f"{count}\n")
     process.stdin.flush()
-    return float(process.stdout.readline())
+    seconds, tokens = process.stdout.readline().split()
+    return float(seconds), int(tokens)
 
 
 def request(name: str, prompt: list[int], tokens: int) -> bytes:
@@ -137,7 +142,7 @@ def ask_all(port: int, requests: list[bytes]) -> list[Answer]:
                 read(key.fileobj, key.data, began, selector)
     for answer in answers:
         text = b"".join(answer.text)
-        if b'"finish_reason":"length"' not in text or b"[DONE]" not in text:
+        if not re.search(rb'"finish_reason":"(length|stop)"', text) or b"[DONE]" not in text:
             raise SystemExit(f"no whole story:\n{text[-1000:].decode(errors='replace')}")
     return answers
 
@@ -154,16 +159,16 @@ def read(connection: object, answer: Answer, began: float, selector: selectors.B
         selector.unregister(connection)
 
 
-def figures(rounds: list[tuple[float, list[Answer]]], tokens: int) -> dict[str, float]:
+def figures(rounds: list[tuple[Bare, list[Answer]]]) -> dict[str, float]:
     """Tokens per second of a round (median), and milliseconds over all rounds' stories."""
     answers = [answer for _, one in rounds for answer in one]
-    first = [1000 * answer.arrived_s[0] for answer in answers]
+    first = [1000 * answer.arrived_s[0] for answer in answers if answer.arrived_s]
     gaps = [1000 * (b - a) for answer in answers for a, b in zip(answer.arrived_s, answer.arrived_s[1:], strict=False)]
     seconds = [max(answer.seconds for answer in one) for _, one in rounds]
     return {
-        "tokens_per_s": tokens / statistics.median(seconds),
-        "engine_tokens_per_s": tokens / statistics.median(bare for bare, _ in rounds),
-        "of_engine": statistics.median(bare / own for (bare, _), own in zip(rounds, seconds, strict=True)),
+        "tokens_per_s": statistics.median(count / own for ((_, count), _), own in zip(rounds, seconds, strict=True)),
+        "engine_tokens_per_s": statistics.median(count / bare for (bare, count), _ in rounds),
+        "of_engine": statistics.median(bare / own for ((bare, _), _), own in zip(rounds, seconds, strict=True)),
         "first_p50_ms": quantile(first, 0.5),
         "first_p99_ms": quantile(first, 0.99),
         "between_p50_ms": quantile(gaps, 0.5),

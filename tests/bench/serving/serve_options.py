@@ -32,6 +32,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--ingress", default="auto", help="ours, HTTP: direct or proxy (default: what the server takes)"
     )
+    parser.add_argument("--replicas", type=int, default=1, help="ours, HTTP: processes that hold the model")
     return parser.parse_args()
 
 

@@ -1,7 +1,8 @@
 """Our engine for `serve.py`: continuous batching, text and all, on the backend that is named.
 
 Arguments: see `serve_options.py`. With `--ask` it waits for lines on its standard input, each a number of streams, and
-answers each with the seconds that such a round took: so `serve_http.py` measures both sides in turn.
+answers each with the seconds that such a round took and the tokens that it wrote: so `serve_http.py` measures both
+sides in turn.
 """
 
 import sys
@@ -34,8 +35,8 @@ def main() -> None:
     for line in sys.stdin:
         own = prompts(int(line), tokenizer.vocab_size, given.prompt_tokens)
         started = time.perf_counter()
-        write(own, given.tokens)
-        print(time.perf_counter() - started, flush=True)
+        stories = write(own, given.tokens)
+        print(time.perf_counter() - started, sum(map(len, stories)), flush=True)
     return None
 
 
