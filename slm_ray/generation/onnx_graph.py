@@ -28,7 +28,8 @@ from onnx import TensorProto
 from slm_ray.config.schema import ModelConfig
 from slm_ray.generation.graph.builder import CONTRIB, GraphBuilder, Weights, numpy_values
 from slm_ray.generation.graph.products import linear
-from slm_ray.model.decoder import Decoder, rotary_tables
+from slm_ray.model.decoder import Decoder
+from slm_ray.model.rotary import rotary_tables
 
 Array = NDArray[Any]
 _QUERY_INPUTS = 12

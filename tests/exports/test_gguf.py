@@ -18,7 +18,8 @@ from slm_ray.exports.gguf_files.reading import largest_weight_error, read_back
 from slm_ray.exports.gguf_files.vocabulary import PRE_TOKENIZERS, vocabulary
 from slm_ray.exports.hf_runtimes import is_installed
 from slm_ray.exports.parity import AWKWARD_TEXTS, ParityError, compare, expected
-from slm_ray.model.decoder import Decoder, rotary_tables, rotate
+from slm_ray.model.decoder import Decoder
+from slm_ray.model.rotary import rotary_tables, rotate
 from slm_ray.tokenization.tokenizer import Tokenizer
 from tests.support.sentencepiece_models import MIXED, from_model
 from tests.support.tiny_model import talkative_model

@@ -15,10 +15,9 @@ from slm_ray.model.decoder import (
     KVCache,
     _Window,
     count_parameters,
-    rotary_tables,
-    rotate,
 )
 from slm_ray.model.rms_norm import RMSNorm
+from slm_ray.model.rotary import rotary_tables, rotate
 from tests.support.tiny_model import random_model, some_tokens
 
 SHAPE = {"vocab_size": 97, "seq_len": 24, "n_layers": 2, "d_model": 32, "n_heads": 4, "d_ff": 48}
