@@ -1,6 +1,6 @@
 """Rotary positions: each pair of a head's values is turned by an angle that grows with the position.
 
-In: queries or keys, and the positions' cosines and sines. Out: the same, turned. `decoder` and the engine's graph call it.
+In: queries or keys, and the positions' cosines and sines. Out: the same, turned. `decoder` and the graph call it.
 """
 
 import torch

@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 
 def bench(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "bench" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "bench" / "learning" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # its dataclasses look there
