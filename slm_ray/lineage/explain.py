@@ -109,7 +109,7 @@ def _step_record(found: StepStories) -> dict[str, Any]:
         "windows": [
             {
                 "number": window.number,
-                "data": window.data,
+                **({"data": window.data} if window.data != found.data else {}),  # of a mixture
                 "epoch": window.epoch,
                 "stories": [_piece_record(piece) for piece in window.pieces],
             }

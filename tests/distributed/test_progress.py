@@ -32,7 +32,7 @@ def test_plain_lines_where_there_is_no_terminal(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "training from the start"
     assert lines[1].startswith("step 10/20  loss 2.5000")
-    assert lines[2:4] == ["step 10/20  validation 2.2500 nats, 0.8000 bits per byte", "    'Once'"]
+    assert lines[2:4] == ["step 10/20  validation by windows 2.2500 nats, 0.8000 bits per byte", "    'Once'"]
     assert lines[4].startswith("step 20/20")  # the last step is always shown
 
 
