@@ -383,11 +383,11 @@ def test_a_checkpoint_of_a_later_version_is_refused_and_kept(config: TrainConfig
     fit(inputs, TrainContext())
     newest = inputs.folder.checkpoint_path(8)
     record = json.loads((newest / "state.json").read_text())
-    (newest / "state.json").write_text(json.dumps(record | {"tokens_seen": 7}))
+    (newest / "state.json").write_text(json.dumps(record | {"of_a_later_version": 7}))
     (newest / "complete.json").unlink()
     checkpoint.commit_partial(newest.rename(newest.with_name("later.partial")), newest)
     before = contents(inputs.folder)
-    with pytest.raises(UserError, match=r"state.json cannot be read by this version: .*tokens_seen"):
+    with pytest.raises(UserError, match=r"state.json cannot be read by this version: .*of_a_later_version"):
         fit(inputs, TrainContext())
     assert contents(inputs.folder) == before
 

@@ -188,6 +188,10 @@ DEMOS: dict[str, Try] = {
     "demo, brief stories apart, lr 6e-3, embeddings 3": Try(
         {"packing": "stories", "attention": "story"}, parent="demo, brief, lr 6e-3, embeddings 3"
     ),
+    "demo, brief stories apart, lr 2e-2, qk-norm": Try(
+        {"model": {"qk_norm": True}, "optim": {"lr": 2e-2, "embed_lr_factor": 1.0}},
+        parent="demo, brief stories apart, lr 6e-3, embeddings 3",
+    ),
     "demo, stories": Try({"packing": "stories"}, parent="demo, muon, batch 4"),
     "demo, stories apart": Try({"packing": "stories", "attention": "story"}, parent="demo, muon, batch 4"),
     "demo, brief stories apart": Try({"packing": "stories", "attention": "story"}, parent="demo, brief stories, 2,048"),
