@@ -85,11 +85,10 @@ def training(rates: Rates, seed: int = 0) -> list[str]:
     """A row for each group and network: a step waits for its slowest worker and for the sum of gradients."""
     lines = [
         "| workers | network | sequences a worker | a step: work, waiting, sum | tokens/s | of all workers alone "
-        "| 10 billion tokens | tokens and order in memory, each |",
-        "|---|---|---|---|---|---|---|---|",
+        "| 10 billion tokens |",
+        "|---|---|---|---|---|---|---|",
     ]
     draw = random.Random(seed)
-    memory = 2 * 2 * TOKENS + 2 * 8 * TOKENS / SEQ_LEN  # uint16 and its copy; keys and order of an epoch
     for workers in (2, 8, 64):
         for network, bytes_per_s in NETWORKS:
             for rows in (8, 32):
@@ -102,7 +101,7 @@ def training(rates: Rates, seed: int = 0) -> list[str]:
                 alone = speed / (workers * rates.train_tokens_per_s)
                 lines.append(
                     f"| {workers} | {network} | {rows} | {work:.2f}, {waited:.2f}, {summed:.2f} s | {speed:,.0f} "
-                    f"| {alone:.2f} | {_time(TOKENS / speed)} | {_size(memory)} |"
+                    f"| {alone:.2f} | {_time(TOKENS / speed)} |"
                 )
     return lines
 

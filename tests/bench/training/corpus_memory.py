@@ -1,4 +1,4 @@
-"""What a worker holds of a corpus: `python tests/bench/corpus_memory.py [--tokens 4_150_000 475_000_000]`.
+"""What a worker holds of a corpus: `python tests/bench/training/corpus_memory.py [--tokens 4_150_000 475_000_000]`.
 
 In: how many tokens. Writes stand-ins of random tokens with stories as long as TinyStories' (4.15 million tokens are 17
 MB of text, 475 million the 1.9 GB of all of it), each in a folder that is removed afterwards, and lets a fresh process
