@@ -19,7 +19,6 @@ _MONITORS = "mlflow.system_metrics.metrics"
 
 _UNCHECKED = "only Beam looks at its options, and no typo is refused"
 _OPEN = "a warning that Beam's servers may listen on every interface"
-_COLD = "each trial of a sweep waits some seconds for its processes"
 _BEAMS_WAY = "worker processes are started as Beam does it"
 NAMES: Mapping[str, str] = {
     "torch:_foreach_mul_": "Muon steps one matrix after another",
@@ -27,11 +26,6 @@ NAMES: Mapping[str, str] = {
     "torch.cpu:_is_avx512_supported": "the CPU counts as one without AVX-512: short trainings are not compiled",
     "torch.cpu:_is_avx512_bf16_supported": "precision auto is fp32",
     "torch.cpu:_is_amx_tile_supported": "precision auto is fp32 unless AVX-512 has bf16",
-    "ray.train.v2._internal.execution.callback:WorkerGroupCallback": _COLD,
-    "ray.train.v2._internal.constants:ENV_VARS_TO_PROPAGATE": _COLD,
-    "ray._private.grpc_utils:init_grpc_channel": _COLD,
-    "ray.core.generated.node_manager_pb2:PrestartWorkersRequest": _COLD,
-    "ray.core.generated.node_manager_pb2_grpc:NodeManagerServiceStub": _COLD,
     "ray.train.torch:TorchTrainer._create_default_callbacks": "two of Ray's helper processes are started for nothing",
     "ray.serve.context:_get_global_client": "the message on another Ray Serve does not say where it listens",
     "ray.serve._private.replica:add_port_to_grpc_server": "no server starts: replicas would listen on every interface",

@@ -20,12 +20,11 @@ from pipelines import options
 from serve import ray_connection, replica_port
 from slm_ray import internals
 from slm_ray.cli.script import DEFAULT_ENVIRONMENT
-from slm_ray.distributed import cluster, successors, workers
+from slm_ray.distributed import cluster, workers
 from slm_ray.errors import UserError
 from slm_ray.tracking import system_metrics
 from slm_ray.training import hardware
 from tests.support.paths import ROOT
-from tune import trials
 
 CODE = [path for room in ("pipelines", "slm_ray", "tune", "serve", "infra") for path in (ROOT / room).rglob("*.py")]
 PYTHONS_OWN = {"_exit", "_option_string_actions"}  # of os; of argparse, asked for with a default
@@ -35,8 +34,6 @@ SETTINGS = {  # package -> undocumented environment variables that are set for i
         *(ray_connection.LOCAL_SETTINGS.keys() - {"FORWARDED_ALLOW_IPS"}),
         *(DEFAULT_ENVIRONMENT.keys() - {"MLFLOW_DISABLE_TELEMETRY"}),
         workers.HEALTH_TIMEOUT,
-        trials.LOOK_S,
-        successors.HOOK_VARIABLE,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
     },
     "mlflow": {"MLFLOW_DISABLE_TELEMETRY", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", system_metrics.INTERVAL},

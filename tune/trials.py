@@ -22,7 +22,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from slm_ray import storage
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
-from slm_ray.distributed import cluster, successors
 from slm_ray.distributed.driver import PausedError, run_training
 from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.locks import folder_lock
@@ -32,8 +31,6 @@ from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import StoragePath
 from tune.shown.view import Lines, View
 
-LOOK_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-"""Between two looks of Train's at its workers: by default two seconds, in which a trial may be over."""
 DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CPU would leave none for the workers
 ORPHAN_TIMEOUT_S = 60.0
 """How long the processes of a sweep whose driver was killed may take to notice."""
@@ -84,12 +81,9 @@ class TrialRunner:
         plain = {name: dataclasses.asdict(config) for name, config in configs.items()}
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this folder is not installed on the workers
         fixed = self.parent_run_id, self.tracking_uri, until, self.origin_sha256
-        is_own = cluster.is_started_here()
-        followed = set(list(configs)[: -self.at_once] if is_own else ())  # another trial takes the place of each
 
         def train_point(point: dict[str, Any]) -> None:
-            with successors.allowed() if is_own else contextlib.nullcontext():
-                train_trial(plain[point["trial"]], *fixed, point["trial"] in followed)
+            train_trial(plain[point["trial"]], *fixed)
 
         for config in configs.values():
             storage.remove(log_path(config))
@@ -97,7 +91,7 @@ class TrialRunner:
         tuner = tune.Tuner(
             tune.with_resources(train_point, {"CPU": DRIVER_CPUS}),  # its workers ask for their own
             param_space={"trial": tune.grid_search(list(configs))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=self.at_once, reuse_actors=True),
+            tune_config=tune.TuneConfig(max_concurrent_trials=self.at_once),
             run_config=tune.RunConfig(
                 name=uuid.uuid4().hex,  # a new name each time: Tune must not restore by itself
                 storage_path=state,
@@ -127,12 +121,7 @@ def _keep_failure(config: TrainConfig, error: Exception) -> str:
 
 
 def train_trial(
-    plain: Mapping[str, Any],
-    parent_run_id: str,
-    tracking_uri: str,
-    until: int,
-    origin_sha256: str,
-    prepares_next: bool = False,
+    plain: Mapping[str, Any], parent_run_id: str, tracking_uri: str, until: int, origin_sha256: str
 ) -> None:
     """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped, up to a step.
 
@@ -140,7 +129,6 @@ def train_trial(
     has a result, and has not failed.
     """
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
-    os.environ.setdefault(LOOK_S, "0.25")
     config = from_dict(TrainConfig, plain, "the sweep's config")
     resumed = dataclasses.replace(config, tracking_uri="", resume=True)
     pause_at = until if until < config.max_steps else 0
@@ -155,7 +143,6 @@ def train_trial(
                 callbacks=[TuneReportCallback()],
                 pause_at=pause_at,
                 origin_sha256=origin_sha256,
-                prepares_next=prepares_next,
             )
         except PausedError:
             return

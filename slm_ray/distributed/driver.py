@@ -69,14 +69,12 @@ def run_training(
     callbacks: Sequence[UserCallback] = (),
     pause_at: int = 0,
     origin_sha256: str = "",
-    prepares_next: bool = False,
 ) -> TrainResult:
     """Train as the config says, through Ray Train. Returns where the result lies.
 
     With `pause_at`, it leaves off after the validation of that step; the next call goes on as if nothing had happened.
     `callbacks` are Ray Train's own, called with what each validation reports. `origin_sha256` is that of the weights
     that the run must begin with, or must have begun with; any, when not given.
-    With `prepares_next`, each of its processes starts one for the run that follows (`successors`).
     Starts a local Ray, or joins the cluster that RAY_ADDRESS names, unless Ray is already running in this process.
 
     Raises:
@@ -101,7 +99,7 @@ def run_training(
         _check_origin(plan, latest or start, origin_sha256)
         cluster.connect(cpus=cluster.least_cpus(config))
         cluster.check_resources(config)
-        return _run_locked(plan, latest or start, parent_run_id, is_quiet, callbacks, prepares_next)
+        return _run_locked(plan, latest or start, parent_run_id, is_quiet, callbacks)
 
 
 def _check_origin(plan: RunPlan, begin: Checkpoint | StartingPoint | None, wanted: str) -> None:
@@ -127,7 +125,6 @@ def _run_locked(
     parent_run_id: str,
     is_quiet: bool,
     callbacks: Sequence[UserCallback],
-    prepares_next: bool,
 ) -> TrainResult:
     """The run, once nobody else can write to its folder: from its latest checkpoint, from given weights, or anew."""
     latest = begin if isinstance(begin, Checkpoint) else None
@@ -138,7 +135,7 @@ def _run_locked(
             begin.write(tracker.run_id)
         if not _is_finished(plan, latest):
             with show_progress(plan.history, plan.max_steps, is_quiet=is_quiet), _place_of_a_stop(plan):
-                run_workers(plan, tracker.run_id, callbacks, prepares_next=prepares_next)
+                run_workers(plan, tracker.run_id, callbacks)
         tracker = reopen_mlflow_run(plan, latest, parent_run_id, tracker)
         result = _conclude(plan, tracker)
         status = "FINISHED"

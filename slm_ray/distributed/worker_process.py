@@ -18,7 +18,6 @@ import torch
 
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
-from slm_ray.distributed import successors
 from slm_ray.distributed.reporting import attempt, tracked
 from slm_ray.distributed.watchdog import Watchdog
 from slm_ray.errors import UserError
@@ -28,7 +27,6 @@ from slm_ray.model.decoder import parameter_count
 from slm_ray.runs.outcome import has_refusal, write_refusal
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.verification import UnreadableCheckpointError
-from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import hardware, loop
 from slm_ray.training.context import DDP_OPTIONS, TrainContext
@@ -79,8 +77,6 @@ def _train(config: TrainConfig, given: Mapping[str, Any]) -> None:
         heartbeat=watchdog.heartbeat,
     )
     precision, is_compiled = _arithmetic(inputs, context)
-    if given["prepares_next"]:
-        successors.start_worker(is_tracked=given["tracking_uri"] != mlflow_runs.OFF)
     with (
         tracked(inputs, given["run_id"], given["tracking_uri"]) as tracked_inputs,
         attempt(inputs, context, given["run_id"], given["tracking_uri"]),

@@ -22,7 +22,6 @@ from slm_ray.cli.signals import Signals, StoppedError
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import cluster
 from slm_ray.distributed.ray_metrics import FailureCounter
-from slm_ray.distributed.successors import ControllerSuccessor
 from slm_ray.distributed.worker_process import run_worker
 from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.limits import core_count
@@ -57,7 +56,7 @@ class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
         return [callback for callback in made if type(callback).__name__ not in left_out]
 
 
-def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback], *, prepares_next: bool = False) -> None:
+def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -> None:
     """Run the loop on every rank; Ray starts the group again, up to max_failures times, when a worker is lost.
 
     SIGTERM and Ctrl-C ask the workers to save and leave.
@@ -74,7 +73,7 @@ def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback], *
         clear_outcome(folder)
     except OSError as error:
         raise UserError(f"cannot write to {folder.address}: {error.strerror or one_line(error)}") from error
-    trainer = _trainer(plan, run_id, callbacks, prepares_next)
+    trainer = _trainer(plan, run_id, callbacks)
     with _tidied(folder):
         try:
             with _health_timeout(plan.config.hang_timeout_s):
@@ -117,7 +116,7 @@ def _tidied(folder: RunFolder) -> Iterator[None]:
         raise UserError(f"the workers are done, and {error}: --resume goes on from what they left there") from error
 
 
-def _trainer(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback], prepares_next: bool) -> TorchTrainer:
+def _trainer(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -> TorchTrainer:
     config, folder = plan.config, plan.folder
     uses_gpu = ray.cluster_resources().get("GPU", 0) > 0
     storage_path, storage_filesystem = folder.ray_storage()
@@ -128,7 +127,6 @@ def _trainer(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback], prep
             "run_id": run_id,
             "pause_at": plan.pause_at,
             "tracking_uri": mlflow_runs.resolve_uri(config.tracking_uri),  # as seen from the driver
-            "prepares_next": prepares_next,
             "lease": folder.lease.token if folder.lease else "",
         },
         scaling_config=ScalingConfig(
@@ -142,7 +140,7 @@ def _trainer(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback], prep
             storage_path=storage_path,
             storage_filesystem=storage_filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
-            callbacks=[FailureCounter(config.name), *callbacks, *([ControllerSuccessor()] if prepares_next else [])],
+            callbacks=[FailureCounter(config.name), *callbacks],
             worker_runtime_env={"env_vars": _environment(config)},
         ),
     )
