@@ -31,6 +31,8 @@ from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import StoragePath
 from tune.shown.view import Lines, View
 
+LOOK_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+"""Between two looks of Train's at its workers: by default two seconds, in which a trial may be over."""
 DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CPU would leave none for the workers
 ORPHAN_TIMEOUT_S = 60.0
 """How long the processes of a sweep whose driver was killed may take to notice."""
@@ -129,6 +131,7 @@ def train_trial(
     has a result, and has not failed.
     """
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
+    os.environ.setdefault(LOOK_S, "0.25")
     config = from_dict(TrainConfig, plain, "the sweep's config")
     resumed = dataclasses.replace(config, tracking_uri="", resume=True)
     pause_at = until if until < config.max_steps else 0

@@ -79,8 +79,8 @@ def _from_json(text: str) -> RangeSummary:
 
 
 def _packed(counts: Counts) -> str:
-    return base64.b64encode(zlib.compress(counts.astype("<u4").tobytes(), 1)).decode("ascii")
+    return base64.b64encode(zlib.compress(counts.astype("<u8").tobytes(), 1)).decode("ascii")
 
 
 def _unpacked(text: str) -> Counts:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<u4").astype(np.int64)
+    return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<u8").astype(np.int64)

@@ -138,9 +138,12 @@ def _train_interval(run: Run, until: int) -> bool:
             run.log.step(trainer.step, figures)
             started, first = time.perf_counter(), trainer.tokens_seen
         if _is_stopped(trainer.context, stops):
-            trainer.refuse_bad_gradient()
-            return True
-    return False
+            break
+    else:
+        if not stops.last():  # the word that came with the last step
+            return False
+    trainer.refuse_bad_gradient()
+    return True
 
 
 def _is_stopped(context: TrainContext, stops: LateReading) -> bool:

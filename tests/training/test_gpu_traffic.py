@@ -1,5 +1,6 @@
 """Batches to a device, and numbers that are read one step late: the lateness played on the CPU."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -104,6 +105,24 @@ def test_several_ranks_leave_together_on_gpus_one_step_after_the_word(is_late: b
     stops = LateReading(is_late)
     found = [loop._is_stopped(context, stops) for _ in range(4)]
     assert found == ([False, False, True, False] if is_late else [False, True, False, False])
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize(("interval", "word"), [(1, 1), (4, 4), (4, 3)])
+def test_the_word_is_heard_at_the_end_of_an_interval(
+    tiny_config: TrainConfig, interval: int, word: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def with_others(_context: TrainContext, stops: LateReading) -> bool:
+        asked.append(len(asked) + 1)
+        return bool(stops.next(torch.tensor(float(asked[-1] == word))))
+
+    monkeypatch.setattr(loop, "_is_stopped", with_others)
+    inputs = inputs_of(dataclasses.replace(tiny_config, eval_interval_steps=interval))
+    summary = fit(inputs, TrainContext())
+    assert (summary.status, summary.step) == (RunStatus.STOPPED, interval)
+    assert checkpoint.load_state(inputs.folder.latest).step == interval
 
 
 def test_a_rank_alone_asks_no_device_whether_to_stop() -> None:
