@@ -159,7 +159,7 @@ def test_without_serves_client_another_serve_is_found_by_its_status(
 ) -> None:
     gone.add("ray.serve.context:_get_global_client")
     status = SimpleNamespace(proxies={"a": 1} if is_running else {}, applications={})
-    monkeypatch.setattr(ray_connection, "serve", SimpleNamespace(status=lambda: status))
+    monkeypatch.setattr("ray.serve.status", lambda: status)
     if not is_running:
         ray_connection.check_no_other_serve()
         return
