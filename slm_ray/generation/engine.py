@@ -191,6 +191,8 @@ class _Reading:
     def __init__(self, request: Request, seq_len: int) -> None:
         self.request = request
         self.is_prompt = not request.is_read
+        if self.is_prompt:
+            request.begin_prompt()
         newest = request.last_tokens(seq_len if self.is_prompt else max(seq_len // 2, 1))
         self.tokens = newest[:-1]  # the next `decode` takes the last
         self.done = 0
