@@ -66,11 +66,11 @@ def marked(mark: str) -> set[psutil.Process]:
 
 def stop(parts: Iterable[Part], mark: str, grace_s: float = GRACE_S) -> list[int]:
     """End the parts and all below them; what does not within the grace is killed. Returns numbers of what is left."""
-    heads = [process for part in parts if (process := find(part))]
-    family = {*heads, *marked(mark)}
-    for head in heads:
-        family |= _below(head)
-    _each(heads or family, "terminate")
+    heads = {process for part in parts if (process := find(part))}
+    below = set().union(*map(_below, heads))
+    orphans = marked(mark) - below
+    family = heads | below | orphans
+    _each(heads | orphans, "terminate")
     left = _wait(family, grace_s)
     _each(left, "kill")
     late = marked(mark) | left  # born meanwhile

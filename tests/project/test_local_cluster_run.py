@@ -94,7 +94,8 @@ def test_a_run_loses_its_node_and_ends_on_another_with_the_same_bits(
     import s3fs
 
     layout, log = cluster.layout, tmp_path / "log"
-    assert answers.ask(f"{layout.dashboard}/api/jobs/") is None, "anybody may submit a job"
+    jobs, token = f"{layout.dashboard}/api/jobs/", (layout.folder / state.TOKEN).read_text()
+    assert answers.ask(jobs) is None and answers.ask(jobs, token=token) is not None, "anybody may submit a job"
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL"):
         assert environment(cluster)[name] == layout.users_environment()[name]
     for name, value in layout.users_environment().items():
@@ -119,8 +120,9 @@ def test_a_run_loses_its_node_and_ends_on_another_with_the_same_bits(
     assert any("resumed at step" in line for line in said)
     expected = run_without_faults(parse_config([*RUN.split(), "--output", str(tmp_path), "--tracking-uri", "none"]))
     assert_same_run(folder, expected)
-    run_id = storage_path("s3://stories/runs/job/run.id").read_text().strip()
-    record = answers.ask(f"{layout.mlflow}/api/2.0/mlflow/runs/get?run_id={run_id}")
+    last = folder.latest_state()
+    assert last is not None and last.step == 1500
+    record = answers.ask(f"{layout.mlflow}/api/2.0/mlflow/runs/get?run_id={last.run_id}")
     assert record is not None and b'"FINISHED"' in record
 
     there = script(layout.folder, "status")
