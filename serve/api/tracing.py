@@ -30,6 +30,8 @@ LOGGER = logging.getLogger(__name__)
 SERVICE = "slm-ray"
 SIGNAL_PATH = "/v1/traces"
 SEND_TIMEOUT_S = 5.0
+RETRY_S = 10.0
+"""How long a collector is left alone that did not take spans."""
 _NOISY = ("opentelemetry.exporter.otlp", "opentelemetry.sdk._shared_internal", "opentelemetry.sdk.trace")
 _SERVER_ERROR = 500
 PHASES = ("queue", "prefill", "decode")
@@ -70,7 +72,7 @@ class Tracer:
         exporter = OTLPSpanExporter(address, headers=headers or None, timeout=SEND_TIMEOUT_S)
         resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME") or SERVICE})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=True)
-        self._provider.add_span_processor(BatchSpanProcessor(_said_once(exporter, address)))
+        self._provider.add_span_processor(BatchSpanProcessor(sparing(exporter, address)))
         self._tracer = self._provider.get_tracer("serve.api")
 
     def begin(self, name: str, attributes: dict[str, Any], parent: Any = None, began_ns: int | None = None) -> Any:
@@ -94,15 +96,20 @@ class Tracer:
         self._provider.force_flush()
 
 
-def _said_once(exporter: Any, address: str) -> Any:
-    """An exporter that says in one line when the collector does not take spans, and again when it does."""
+def sparing(exporter: Any, address: str) -> Any:
+    """An exporter around another that leaves a collector alone for a while which does not take spans.
+
+    It says so in one line, and again when it does: for each batch to wait would hold up the end of the process.
+    """
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-    class SaidOnce(SpanExporter):  # its base class is not there without the extra
+    class Sparing(SpanExporter):  # its base class is not there without the extra
         def __init__(self) -> None:
-            self._works = True
+            self._works, self._again_s = True, float("-inf")
 
         def export(self, spans: Sequence[Any]) -> SpanExportResult:
+            if not self._works and time.monotonic() < self._again_s:
+                return SpanExportResult.FAILURE
             try:
                 result: SpanExportResult = exporter.export(spans)
             except Exception:
@@ -111,7 +118,7 @@ def _said_once(exporter: Any, address: str) -> Any:
             if works != self._works:
                 said = "takes spans again" if works else "takes no spans: they are dropped, and stories go on"
                 LOGGER.warning("the collector at %s %s", without_secrets(address), said)
-            self._works = works
+            self._works, self._again_s = works, time.monotonic() + RETRY_S
             return result
 
         def shutdown(self) -> None:
@@ -120,7 +127,7 @@ def _said_once(exporter: Any, address: str) -> Any:
         def force_flush(self, timeout_millis: int = 30_000) -> bool:
             return bool(exporter.force_flush(timeout_millis))
 
-    return SaidOnce()
+    return Sparing()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace.export import SpanExportResult
 
 from serve.api import tracing
 from serve.api.settings import ApiSettings, check_otlp_endpoint
@@ -236,6 +237,31 @@ def test_a_collector_that_is_away_is_said_once_and_costs_no_answer(
     assert lines == [f"the collector at {away.replace('me:password@', '')}/v1/traces takes no spans: they are dropped, "
                      "and stories go on"]  # fmt: skip
     assert "password" not in caplog.text
+
+
+def test_a_collector_that_took_nothing_is_left_alone_for_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each of the last batches would wait for it when the process ends."""
+    results: list[SpanExportResult | Exception] = [SpanExportResult.FAILURE, OSError(), SpanExportResult.SUCCESS]
+    now = [100.0]
+
+    class Inner:
+        def export(self, spans: Any) -> SpanExportResult:
+            if isinstance(result := results.pop(0), Exception):
+                raise result
+            return result
+
+    monkeypatch.setattr(tracing.time, "monotonic", lambda: now[0])
+    exporter = tracing.sparing(Inner(), "http://h/v1/traces")
+    for later_s, left in ((0, 2), (tracing.RETRY_S / 2, 2), (tracing.RETRY_S, 1), (1, 1), (tracing.RETRY_S, 0)):
+        now[0] += later_s
+        exporter.export([])
+        assert len(results) == left
+    assert [record.getMessage().split(" ", 4)[4] for record in caplog.records] == [
+        "takes no spans: they are dropped, and stories go on",
+        "takes spans again",
+    ]
 
 
 @pytest.mark.parametrize(
