@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ray
 DATA = "s3://stories/data"
 TINY = "--model.n_layers 1 --model.d_model 32 --model.n_heads 2 --model.d_ff 32 --model.seq_len 32 --model.dropout 0.1"
 RUN = (
-    f"--data {DATA} --name job --workers 1 --threads 1 --batch-size 8 --max-steps 1500 --eval-interval-steps 250 {TINY}"
+    f"--data {DATA} --name job --workers 1 --threads 1 --batch-size 8 --max-steps 3000 --eval-interval-steps 300 {TINY}"
 )
 RUN += " --log-interval-steps 50 --compile off --precision fp32"
 BASE_PORT = 28380
@@ -108,7 +108,7 @@ def test_a_run_loses_its_node_and_ends_on_another_with_the_same_bits(
     assert submitted(cluster, line, log).wait(WITHIN_S) == 0, log.read_text()[-3000:]
 
     train = submitted(cluster, f"python slm_ray/train.py --output s3://stories/runs {RUN}", log)
-    wait_for("s3://stories/runs/job/checkpoints/step-00000250/complete.json", train, log)
+    wait_for("s3://stories/runs/job/checkpoints/step-00000300/complete.json", train, log)
     lost = training_node(cluster)
     processes.lose(lost)
     assert train.wait(WITHIN_S) == 0, log.read_text()[-3000:]
@@ -121,7 +121,7 @@ def test_a_run_loses_its_node_and_ends_on_another_with_the_same_bits(
     expected = run_without_faults(parse_config([*RUN.split(), "--output", str(tmp_path), "--tracking-uri", "none"]))
     assert_same_run(folder, expected)
     last = folder.latest_state()
-    assert last is not None and last.step == 1500
+    assert last is not None and last.step == 3000
     record = answers.ask(f"{layout.mlflow}/api/2.0/mlflow/runs/get?run_id={last.run_id}")
     assert record is not None and b'"FINISHED"' in record
 
