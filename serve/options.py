@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from serve.api.settings import ApiSettings, key_digests
+from serve.api.settings import ApiSettings, check_otlp_endpoint, key_digests
 from slm_ray.config.devices import DeviceName, check_device
 from slm_ray.errors import UserError
 from slm_ray.generation.backend import BackendName
@@ -63,6 +63,8 @@ class AppConfig:
     address; `*` allows all."""
     max_choices: int = 32
     """Most stories that one request to an OpenAI route may ask for."""
+    otlp_endpoint: str = dataclasses.field(default="", repr=False)
+    """Where spans of requests go by OTLP over HTTP, as http://127.0.0.1:4318; none are made by default."""
 
     def __post_init__(self) -> None:
         for name in ("replicas", "rows", "max_choices"):
@@ -70,6 +72,7 @@ class AppConfig:
         for name in ("max_waiting", "drain_s", "requests_per_minute"):
             _check(name, getattr(self, name), 0)
         check_device(self.device, self.backend)
+        check_otlp_endpoint(self.otlp_endpoint)
         if self.max_replicas and self.max_replicas < self.replicas:
             raise UserError(f"max_replicas ({self.max_replicas}) must be at least replicas ({self.replicas})")
         for name in ("watch_interval_s", "request_timeout_s"):
@@ -88,6 +91,7 @@ class AppConfig:
             cors_origins=self.cors_origins,
             allowed_hosts=self.allowed_hosts,
             request_timeout_s=self.request_timeout_s,
+            otlp_endpoint=self.otlp_endpoint,
             max_choices=min(self.max_choices, self.rows + self.max_waiting),  # more could never be taken at once
         )
 

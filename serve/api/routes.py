@@ -53,6 +53,7 @@ from serve.api.streaming import (
     submit_with_words,
     unless_disconnected,
 )
+from serve.api.tracing import SEND_TIMEOUT_S, TraceMiddleware, Tracer
 from serve.models.description import ModelDescription
 from serve.models.loaded_model import InstructionError
 from serve.models.rollout import Rollout
@@ -74,11 +75,15 @@ FIELDS = {BiasError: "logit_bias", InstructionError: "words"}
 def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI:
     """The application; when it shuts down, `state.close` is awaited, which closes the rollout."""
     settings = settings or ApiSettings()
+    tracer = Tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
 
     @contextlib.asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         yield
         await api.state.close()
+        if tracer is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.to_thread(tracer.flush), SEND_TIMEOUT_S)
 
     # Without docs_url: Swagger's page loads its code from elsewhere.
     api = FastAPI(
@@ -95,6 +100,8 @@ def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI
     api.state.close = close
     metrics = Metrics()
     _add_middlewares(api, settings, metrics)
+    if tracer is not None:
+        api.add_middleware(TraceMiddleware, tracer=tracer, routes=ROUTES)
     _add_error_answers(api)
     _add_stories(api, rollout, settings, metrics)
     _add_state(api, rollout, metrics)

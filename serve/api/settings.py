@@ -1,11 +1,13 @@
-"""Settings of the HTTP interface: keys, limits, origins.
+"""Settings of the HTTP interface: keys, limits, origins, where spans go.
 
 In: SLM_API_KEYS; `serve/options.py` adds the options. Out: `ApiSettings`, with digests of the keys.
 """
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from slm_ray.errors import UserError
 
 KEYS_VARIABLE = "SLM_API_KEYS"
 MIN_KEY_LENGTH = 8
+ENDPOINT_HELP = "otlp_endpoint must be an address such as http://127.0.0.1:4318"
+_EXPORTER = ("opentelemetry", "opentelemetry.exporter", "opentelemetry.exporter.otlp",
+             "opentelemetry.exporter.otlp.proto", "opentelemetry.exporter.otlp.proto.http")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,8 @@ class ApiSettings:
     """Whether Ray Serve's proxy is before it, which gives each answer an id."""
     max_choices: int = 32
     """Most stories that one request may ask for."""
+    otlp_endpoint: str = dataclasses.field(default="", repr=False)
+    """Where spans are sent (`tracing.py`); nowhere by default. It may hold a password."""
 
 
 def key_digests(environment: Mapping[str, str] = os.environ) -> tuple[bytes, ...]:
@@ -57,6 +64,21 @@ def key_digests(environment: Mapping[str, str] = os.environ) -> tuple[bytes, ...
     if any(len(key) < MIN_KEY_LENGTH for key in keys):
         raise UserError(f"{KEYS_VARIABLE}: a key must have at least {MIN_KEY_LENGTH} characters")
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+def check_otlp_endpoint(endpoint: str) -> None:
+    """Raises: UserError where it is no address, or the packages that send are not installed; "" is fine."""
+    if not endpoint:
+        return
+    try:
+        parts = urllib.parse.urlsplit(endpoint)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise UserError(ENDPOINT_HELP)  # without what was given: it may hold a password in the wrong place
+    if not all(importlib.util.find_spec(name) for name in _EXPORTER):  # stops at the first that is absent
+        raise UserError("otlp_endpoint needs the packages of the extra `otlp`: pip install 'slm-ray[otlp]'")
 
 
 def forget_keys() -> None:

@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.api.metrics import Metrics
+from serve.api.metrics import Metrics, Operation, Story
+from serve.api.tracing import story_trace
 from serve.models.loaded_model import LoadedModel
 from serve.models.rollout import Rollout
 from slm_ray.generation.engine_thread import Order
@@ -33,8 +34,10 @@ class StreamingRequest:
     model: LoadedModel
     _future: "Future[Completion]"
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, operation: Operation = "text_completion") -> None:
         self._loop = asyncio.get_running_loop()
+        self._operation: Operation = operation
+        self._trace = story_trace()
         self._queue: asyncio.Queue[Chunk | None] = asyncio.Queue()
         self._metrics = metrics
         self._began = time.perf_counter()
@@ -45,6 +48,8 @@ class StreamingRequest:
         """Wait for what a model was asked for."""
         self.model, self._future = model, future
         future.add_done_callback(lambda _: self._put(None))
+        if self._trace is not None:
+            future.add_done_callback(lambda _: self._in_loop(self._end_trace))
 
     def receive(self, chunk: Chunk) -> None:
         """Take a chunk, in the engine's thread."""
@@ -52,8 +57,20 @@ class StreamingRequest:
         self._put(chunk)
 
     def _put(self, chunk: Chunk | None) -> None:
+        self._in_loop(self._queue.put_nowait, chunk)
+
+    def _in_loop(self, call: Callable[..., object], *arguments: object) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, chunk)
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    @property
+    def _story(self) -> Story:
+        version = self.model.version
+        return Story(operation=self._operation, model=version.name, version=version.version)
+
+    def _end_trace(self) -> None:
+        assert self._trace is not None
+        self._trace.end(self._story, self._future)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         """All chunks, until the request is finished. Whoever reads on after the last finds none."""
@@ -66,10 +83,9 @@ class StreamingRequest:
         completion = await asyncio.wrap_future(self._future)
         now = time.perf_counter()
         self.seconds = now - self._began
-        version = self.model.version.version
         if not self._is_counted:
             self._metrics.count_story(
-                version, completion, first_s=(self._first or now) - self._began, all_s=self.seconds
+                self._story, completion, first_s=(self._first or now) - self._began, all_s=self.seconds
             )
         self._is_counted = True
         return completion
@@ -110,7 +126,7 @@ def submit_answers(
 
     What is longer than the context is read from its newest half context on.
     """
-    requests = [StreamingRequest(metrics) for _ in params]
+    requests = [StreamingRequest(metrics, "chat") for _ in params]
 
     def orders_for(model: LoadedModel) -> list[Order]:
         prompt = model.prompt_of(said)

@@ -5,6 +5,7 @@ read. `engine.py` runs it.
 """
 
 import dataclasses
+import time
 from typing import Literal
 
 from slm_ray.generation.backend import Backend
@@ -35,6 +36,8 @@ class Completion:
     """Of every token of the prompt, where asked for."""
     end_logprob: TokenLogprob | None = None
     """Of the end-of-text token, where log-probabilities were asked for and the story came to its end by itself."""
+    reading_s: tuple[float, float] = dataclasses.field(default=(0.0, 0.0), compare=False)
+    """When its prompt began to be read, after its wait for a slot, and was read, in perf_counter's time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Request:
         """Whether its prompt was read, so that a token can follow."""
         self.fault: BaseException | None = None
         """What it failed with, by itself."""
+        self.reading_s = (0.0, 0.0)
+        """When its prompt began to be read and was read, as in `Completion`."""
         self.weights = token_weights(params, prompt_ids)
         """What its settings add to the logits of single tokens; None where they add nothing."""
         self._tokenizer = tokenizer
@@ -110,8 +115,15 @@ class Request:
         part = self._tokens[done : done + len(logits)]
         self._prompt_logprobs += token_logprobs(logits, part, self.params.logprobs or 0, self._tokenizer)
 
+    def begin_prompt(self) -> None:
+        """It has a slot."""
+        now = time.perf_counter()
+        self.reading_s = (now, now)
+
     def end_prompt(self) -> None:
         """The prompt is read: a request that only measures is done."""
+        if not self.is_read:  # a story that outgrew the context is read again
+            self.reading_s = (self.reading_s[0], time.perf_counter())
         self.is_read = True
         if self.params.max_tokens == 0:
             self.finish_reason = "length"
@@ -180,6 +192,7 @@ class Request:
             logprobs=tuple(self._logprobs),
             prompt_logprobs=tuple(self._prompt_logprobs),
             end_logprob=self._end_logprob,
+            reading_s=self.reading_s,
         )
 
 
@@ -189,6 +202,8 @@ class Reading:
     def __init__(self, request: Request, seq_len: int) -> None:
         self.request = request
         is_prompt = not request.is_read
+        if is_prompt:
+            request.begin_prompt()
         newest = request.last_tokens(seq_len if is_prompt else max(seq_len // 2, 1))
         self.tokens = newest[:-1]  # the next `decode` takes the last
         self.done = 0

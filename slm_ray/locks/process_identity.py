@@ -12,7 +12,12 @@ PARTS = 4
 
 def own_process() -> str:
     """This process in one word: machine, its start and its namespace of processes, number, and when it began."""
-    return f"{socket.gethostname()} {_process_space()} {os.getpid()} {_began(os.getpid())}"
+    return process_word(os.getpid())
+
+
+def process_word(number: int) -> str:
+    """The same of any process of this machine. Raises: psutil.NoSuchProcess when there is none of that number."""
+    return f"{socket.gethostname()} {_process_space()} {number} {_began(number)}"
 
 
 def is_near(process: str) -> bool:

@@ -7,6 +7,7 @@ In: checkpoints from the loop, rank 0 alone. Out: the latest valid one to resume
 `Mirror` keeps the same in an object store.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -110,6 +111,8 @@ class RunFolder:
             if _step(path) in dropped:
                 checkpoint.remove(path)
         names = [self.checkpoint_path(at).name for at in dropped]
+        with contextlib.suppress(OSError):  # it is said below; a machine lost between the two would leave a hole in it
+            self.push_record()
         self.mirror.upload(self.path, self.checkpoint_path(step), self.checkpoints(), names)
         self.push_record()
 

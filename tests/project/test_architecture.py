@@ -45,6 +45,7 @@ ENGINES = {  # package -> the only folders and files that may import it
     "model_signing": {"slm_ray/evaluation/card/signature.py"},
     "gguf": {"slm_ray/exports/gguf_files"},
     "llama_cpp": {"slm_ray/exports/gguf_files/llamacpp.py"},
+    "opentelemetry": {"serve/api/tracing.py"},
     "onnx": {"slm_ray/generation/onnx_graph.py", "slm_ray/generation/graph", "slm_ray/exports"},
     "onnxruntime": {"slm_ray/generation/onnx_backend.py", "slm_ray/exports/onnx_runtimes.py"},
     "onnxruntime_genai": {"slm_ray/exports/onnx_runtimes.py"},

@@ -11,7 +11,7 @@ import ray
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.api.metrics import Metrics
+from serve.api.metrics import Metrics, Story
 from serve.replica_metrics import REPLICA
 from slm_ray.distributed.ray_metrics import FACTS, FAILURES, FIGURES, RUN
 from slm_ray.generation.engine_thread import Load
@@ -33,8 +33,8 @@ WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "offset", "bo
 def served() -> dict[str, set[str]]:
     """What a replica exports, with its labels, as Prometheus knows it."""
     metrics = Metrics()
-    metrics.count_story("1", Completion(text="", tokens=(1, 2), prompt_tokens=1, finish_reason="stop"),
-                        first_s=0.1, all_s=0.2)  # fmt: skip
+    completion = Completion(text="", tokens=(1, 2), prompt_tokens=1, finish_reason="stop")
+    metrics.count_story(Story(model="m", version="1"), completion, first_s=0.1, all_s=0.2)
     metrics.count_answer("/generate", 200)
     found = text_string_to_metric_families(metrics.text(Load(0, 0)).decode())
     return {f"ray_{one.name}": {REPLICA, *one.labels} for family in found for one in family.samples}

@@ -111,6 +111,26 @@ def test_a_run_lies_in_the_store_and_goes_on_from_there_on_another_machine(confi
     assert (resumed.max_steps, resumed.model.d_ff) == (12, 64)
 
 
+def test_a_machine_lost_behind_a_checkpoint_leaves_no_hole_in_the_record(config: TrainConfig, tmp_path: Path) -> None:
+    class LostError(Exception):
+        """No power."""
+
+    def upload(*given: Any) -> None:
+        send(*given)
+        raise LostError
+
+    local = inputs_of(config, output=str(tmp_path / "runs"))
+    fit(local, TrainContext())
+    inputs, send = inputs_of(config), ObjectStoreMirror.upload
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(LostError):
+        patch.setattr(ObjectStoreMirror, "upload", upload)
+        fit(inputs, TrainContext())
+    another_machine(inputs)
+    again = inputs_of(config)
+    assert fit(again, TrainContext()).status == RunStatus.FINISHED
+    assert again.history.series("train_loss") == local.history.series("train_loss")
+
+
 @contextlib.contextmanager
 def refusing(*names: str) -> Iterator[None]:
     """The store takes nothing whose path holds one of these words."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from serve import replica_metrics
-from serve.api.metrics import Metrics
+from serve.api.metrics import Metrics, Story
 from serve.api.routes import create_api
 from serve.api.settings import ApiSettings
 from serve.replica_metrics import ReplicaMetrics, metrics_of
@@ -35,7 +35,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Values:
 
 def story(metrics: Metrics, version: str) -> None:
     completion = Completion(text="a b", tokens=(5, 6), prompt_tokens=3, finish_reason="length")
-    metrics.count_story(version, completion, first_s=0.02, all_s=0.04)
+    metrics.count_story(Story(model="m", version=version), completion, first_s=0.02, all_s=0.04)
 
 
 def test_every_value_is_copied_with_its_labels_and_the_replica(seen: Values) -> None:
@@ -46,8 +46,14 @@ def test_every_value_is_copied_with_its_labels_and_the_replica(seen: Values) -> 
     ReplicaMetrics(lambda: metrics.text(Load(2, 7)), "r1").look()
     assert seen["slm_completion_tokens_total", "replica=r1", "version=2"] == 2
     assert seen["slm_requests_total", "replica=r1", "route=/generate", "status=429"] == 1
-    assert seen["slm_time_to_first_token_seconds_bucket", "le=0.025", "replica=r1", "version=1"] == 1
-    assert seen["slm_time_to_first_token_seconds_bucket", "le=0.01", "replica=r1", "version=1"] == 0
+    named = ["gen_ai_operation_name=text_completion", "gen_ai_provider_name=slm-ray", "gen_ai_request_model=m"]
+    named += ["gen_ai_response_model=m"]
+    first = "gen_ai_server_time_to_first_token_seconds_bucket"
+    assert seen[(first, *named, "le=0.02", "replica=r1", "version=1")] == 1
+    assert seen[(first, *named, "le=0.01", "replica=r1", "version=1")] == 0
+    usage = ("gen_ai_client_token_usage_sum", *named)
+    assert seen[(*usage, "gen_ai_token_type=output", "replica=r1", "version=2")] == 2
+    assert seen[(*usage, "gen_ai_token_type=input", "replica=r1", "version=2")] == 3
     assert seen["slm_waiting_stories", "replica=r1"] == 7
     assert not any(name.endswith("_created") for name, *_ in seen)
 

@@ -155,8 +155,13 @@ def test_metrics_count_by_route_and_version(url: str) -> None:
     text = httpx.get(f"{url}/metrics").text
     assert 'slm_requests_total{route="/generate",status="200"}' in text
     assert 'slm_requests_total{route="other",status="404"}' in text and "secret" not in text
-    for name in ("completion_tokens_total", "prompt_tokens_total", "time_to_first_token_seconds_count"):
+    for name in ("completion_tokens_total", "prompt_tokens_total"):
         assert f'slm_{name}{{version="step-12"}}' in text
+    for name in ("time_to_first_token", "time_per_output_token", "request_duration"):
+        assert f'gen_ai_server_{name}_seconds_count{{gen_ai_operation_name="text_completion",' in text
+    assert (
+        'gen_ai_request_model="tiny",gen_ai_response_model="tiny",gen_ai_token_type="output",version="step-12"' in text
+    )
 
 
 def test_a_streamed_story_is_counted_once(url: str) -> None:
@@ -175,6 +180,8 @@ def test_a_streamed_story_is_counted_once(url: str) -> None:
     assert written() == before + 7
     httpx.post(f"{url}/v1/chat/completions", json=body | {"messages": [{"role": "user", "content": "Once"}]})
     assert written() == before + 14
+    text = httpx.get(f"{url}/metrics").text
+    assert 'gen_ai_server_request_duration_seconds_count{gen_ai_operation_name="chat",' in text
     assert 'slm_requests_total{route="/v1/chat/completions",status="200"}' in httpx.get(f"{url}/metrics").text
 
 
