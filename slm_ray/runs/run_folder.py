@@ -101,12 +101,7 @@ class RunFolder:
         link(self.latest, self.checkpoint_path(step))
         if is_best:
             link(self.best, self.checkpoint_path(step))
-        elsewhere = {at: loss for at, loss in self.mirror.val_losses().items() if at <= step}
-        here = {_step(path): _val_loss(path) for path in self.checkpoints()}
-        losses = elsewhere | {at: math.inf if loss is None else loss for at, loss in here.items()}
-        linked = {_step(name.resolve()) for name in (self.latest, self.best) if name.exists()}
-        dropped = losses.keys() - steps_to_keep(losses, keep=keep, keep_best=keep_best) - linked
-        dropped -= {at for at, loss in here.items() if loss is None}  # what cannot be judged now is not dropped
+        dropped = _dropped(self, step, keep, keep_best)
         for path in self.checkpoints():
             if _step(path) in dropped:
                 checkpoint.remove(path)
@@ -241,6 +236,16 @@ def link(link: Path, target: Path) -> None:
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(os.path.relpath(target, link.parent))
     fresh.replace(link)
+
+
+def _dropped(run: RunFolder, step: int, keep: int, keep_best: int) -> set[int]:
+    """Steps whose checkpoints go when that of `step` is published, here and in the mirror."""
+    elsewhere = {at: loss for at, loss in run.mirror.val_losses().items() if at <= step}
+    here = {_step(path): _val_loss(path) for path in run.checkpoints()}
+    losses = elsewhere | {at: math.inf if loss is None else loss for at, loss in here.items()}
+    linked = {_step(name.resolve()) for name in (run.latest, run.best) if name.exists()}
+    dropped = losses.keys() - steps_to_keep(losses, keep=keep, keep_best=keep_best) - linked
+    return dropped - {at for at, loss in here.items() if loss is None}  # what cannot be judged now is not dropped
 
 
 def _step(path: Path) -> int:
