@@ -50,7 +50,12 @@ ADDRESS, METRICS = "127.0.0.1:8000", "127.0.0.1:8080"
 DOCKER, KIND, CLUSTER = "needs Docker", "needs Docker and kind", "needs a cluster, an account or Java"
 BY_HAND = "changes this environment or checkout: .ci/run begins with it"
 RAY_STOP = "`ray stop` ends every Ray of the machine, those of other tests too: "
+LOCAL_CLUSTER = "starts several Ray nodes: test_local_cluster_run.py does it, small"
 LEFT_OUT = {
+    "infra/local_cluster.sh up": LOCAL_CLUSTER,
+    "source .cluster/environment": LOCAL_CLUSTER,
+    "infra/local_cluster.sh status": LOCAL_CLUSTER,
+    "infra/local_cluster.sh down": LOCAL_CLUSTER,
     "git clone <this repository> slm-ray && cd slm-ray": "needs the network",
     "make setup": BY_HAND,
     "source .venv/bin/activate": "the tests run in that environment",
