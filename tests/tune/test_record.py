@@ -111,8 +111,8 @@ OTHER_VALUES: dict[str, Any] = {
     "model.d_head": 16, "optim.name": "adamw", "optim.schedule": "cosine", "optim.min_lr": 1e-4, "lr": (0.5,),
     "d_ff": (8,), "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.momentum": 0.5, "optim.decay_share": 0.5,
     "model.qkv_bias": True, "model.o_bias": True, "model.mlp_bias": True,
-    "packing": "stories", "attention": "story", "validation": "windows", "optim.lookahead": 0.5, "optim.tail_average": 0.5,
-    "teacher": ("another",), "teacher_weight": 0.25, "teacher_temperature": 2.0,
+    "packing": "stories", "attention": "story", "validation": "windows", "optim.lookahead": 0.5,
+    "optim.tail_average": 0.5, "teacher": ("another",), "teacher_weight": 0.25, "teacher_temperature": 2.0,
     "model.dropout": 0.5, "search": "random", "scheduler": "asha", "heat_map": ("optim.lr", "model.d_ff"),
 }  # fmt: skip
 
