@@ -101,10 +101,11 @@ from slm_ray.dataset.stream import TokenStream
 
 
 def stream(stories: list[str]) -> TokenStream:
-    """All stories in one array of tokens."""
-    tokens = [token for story in stories for token in (*tokenizer.encode(story), tokenizer.eos_id)]
+    """All stories in one array of tokens, and where each of them ends."""
+    encoded = [[*tokenizer.encode(story), tokenizer.eos_id] for story in stories]
+    ends = np.cumsum([0, *map(len, encoded)])
     n_bytes = sum(len(story.encode()) for story in stories)
-    return TokenStream.of_split(np.array(tokens, dtype=np.uint16), n_bytes, tokenizer.eos_id)
+    return TokenStream.of_split(np.concatenate(encoded).astype(np.uint16), n_bytes, tokenizer.eos_id, ends)
 
 
 train, validation = stream(train_texts), stream(validation_texts)
