@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slm_ray.config.schema import IGNORED_TARGET, PackingName
+from slm_ray.dataset.manifest import BLOCK
 from slm_ray.dataset.packing import Packing
 from slm_ray.dataset.scattering import GOLDEN, Numbers, hash_bits
 from slm_ray.dataset.stream import TokenStream
@@ -24,7 +25,6 @@ DRAWN_AT_ONCE, DRAWS_KEPT = 2048, 16
 enough for a block of a mixture."""
 
 
-@functools.lru_cache(maxsize=2)  # a step may straddle two epochs
 def permutation(n_samples: int, seed: int, epoch: int) -> npt.NDArray[np.integer]:
     """The order of one epoch of windows: a permutation of range(n_samples) that depends on (seed, epoch) alone.
 
@@ -80,11 +80,18 @@ class SampleOrder:
         first = step * self.batch_size
         return self.chosen(np.arange(first, first + self.batch_size))
 
+    @functools.cached_property
+    def _of_epoch(self) -> Callable[[int], npt.NDArray[np.integer]]:
+        """Orders of epochs, of which those are kept that a step may need again: it may straddle two epochs, or in a
+        mixture two blocks, whose samples are all of as many epochs as lie in them."""
+        kept = 2 + 2 * BLOCK // self.n_samples
+        return functools.lru_cache(maxsize=kept)(functools.partial(permutation, self.n_samples, self.seed))
+
     def chosen(self, numbers: Numbers) -> Numbers:
         """Numbers of the windows that are samples `numbers` of a run."""
         chosen = np.empty(len(numbers), dtype=np.int64)
         for epoch, of_epoch, places in by_epoch(numbers, self.n_samples):
-            chosen[of_epoch] = permutation(self.n_samples, self.seed, epoch)[places]
+            chosen[of_epoch] = self._of_epoch(epoch)[places]
         return chosen
 
 

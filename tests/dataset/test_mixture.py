@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray.config.schema import IGNORED_TARGET
+from slm_ray.dataset import samples as of_samples
 from slm_ray.dataset.batches import TrainBatches
 from slm_ray.dataset.manifest import BLOCK, shared_out
 from slm_ray.dataset.mixture import MixedSamples, located
-from slm_ray.dataset.samples import SAMPLES
+from slm_ray.dataset.samples import SAMPLES, permutation
 from tests.dataset.test_packing import stream
 
 weights_of_several = st.lists(st.floats(0.01, 5), min_size=2, max_size=4)
@@ -66,6 +67,19 @@ def test_each_row_is_that_of_its_own_data_set() -> None:
         assert alone.places is not None
         assert rows.inputs[place].tolist() == alone.inputs[0].tolist()
         assert rows.places[place].tolist() == alone.places[0].tolist()
+
+
+@pytest.mark.parametrize("stories", [[40_000, 300, 90_000], [7, 40_000]])
+def test_windows_of_each_part_are_put_in_order_once_an_epoch(
+    stories: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, ...]] = []
+    monkeypatch.setattr(of_samples, "permutation", lambda *given: made.append(given) or permutation(*given))
+    parts = tuple(SAMPLES["windows"](stream([n]), 1, 0) for n in stories)
+    samples = MixedSamples(tuple("abc"[: len(stories)]), parts, tuple(shared_out([1] * len(stories), BLOCK)), 0)
+    for step in range(2 * BLOCK // 256):
+        samples.rows(np.arange(step * 256, (step + 1) * 256))
+    assert len(made) == len({*made})
 
 
 def test_it_says_what_each_part_is() -> None:
