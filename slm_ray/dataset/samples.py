@@ -22,7 +22,7 @@ from slm_ray.errors import UserError
 
 DRAWN_AT_ONCE, DRAWS_KEPT = 2048, 16
 """Samples of whole stories that are drawn together, which takes hardly longer than a few, and how often that is kept:
-enough for a block of a mixture."""
+enough for two blocks of a mixture."""
 
 
 def permutation(n_samples: int, seed: int, epoch: int) -> npt.NDArray[np.integer]:
@@ -155,7 +155,7 @@ class WindowSamples:
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """What some samples that follow one another in an epoch hold."""
+    """What some samples that follow one another in a run hold."""
 
     first: list[int]
     """Place of each sample's first piece in the lists below, and where the last one ends."""
@@ -175,18 +175,19 @@ class StorySamples:
         self.n_samples = self.packing.n_samples
         self._drawn = functools.lru_cache(maxsize=DRAWS_KEPT)(self._draw)
 
-    def _draw(self, epoch: int, draw: int) -> _Drawn:
-        places = np.arange(draw * DRAWN_AT_ONCE, min((draw + 1) * DRAWN_AT_ONCE, self.n_samples))
-        numbers = self.packing.numbers(places, self._seed, epoch)
-        found = self.packing.pieces(numbers, self._seed, epoch)
-        first = np.searchsorted(found.sample, np.arange(len(places) + 1))
+    def _draw(self, draw: int) -> _Drawn:
+        """Epochs of a small data set are drawn together: it goes through many in a block of a mixture."""
+        epochs, places = np.divmod(np.arange(draw * DRAWN_AT_ONCE, (draw + 1) * DRAWN_AT_ONCE), self.n_samples)
+        numbers = self.packing.numbers(places, self._seed, epochs)
+        found = self.packing.pieces(numbers, self._seed, epochs)
+        first = np.searchsorted(found.sample, np.arange(DRAWN_AT_ONCE + 1))
         columns = first, found.story, found.start, found.length, self.packing.fills(numbers)
         return _Drawn(*(column.tolist() for column in columns))
 
     def _at(self, number: int) -> tuple[_Drawn, int]:
         """What was drawn with a sample of the run, and its place there."""
-        epoch, place = divmod(number, self.n_samples)
-        return self._drawn(epoch, place // DRAWN_AT_ONCE), place % DRAWN_AT_ONCE
+        draw, place = divmod(number, DRAWN_AT_ONCE)
+        return self._drawn(draw), place
 
     def rows(self, numbers: Numbers) -> Rows:
         """See `Samples`."""

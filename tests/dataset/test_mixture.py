@@ -10,7 +10,8 @@ from slm_ray.dataset import samples as of_samples
 from slm_ray.dataset.batches import TrainBatches
 from slm_ray.dataset.manifest import BLOCK, shared_out
 from slm_ray.dataset.mixture import MixedSamples, located
-from slm_ray.dataset.samples import SAMPLES, permutation
+from slm_ray.dataset.packing import Packing
+from slm_ray.dataset.samples import DRAWN_AT_ONCE, SAMPLES, permutation
 from tests.dataset.test_packing import stream
 
 weights_of_several = st.lists(st.floats(0.01, 5), min_size=2, max_size=4)
@@ -80,6 +81,19 @@ def test_windows_of_each_part_are_put_in_order_once_an_epoch(
     for step in range(2 * BLOCK // 256):
         samples.rows(np.arange(step * 256, (step + 1) * 256))
     assert len(made) == len({*made})
+
+
+def test_a_small_part_of_whole_stories_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    original = Packing.pieces
+    monkeypatch.setattr(Packing, "pieces", lambda one, *given: drawn.append(1) or original(one, *given))
+    parts = tuple(SAMPLES["stories"](stream([5] * n), 6, 0) for n in (3, 4_000))
+    samples = MixedSamples(("a", "b"), parts, (BLOCK // 2, BLOCK // 2), 0)
+    for step in range(BLOCK // 256):
+        numbers = np.arange(step * 256, (step + 1) * 256)
+        samples.rows(numbers)
+        samples.n_targets(numbers)
+    assert len(drawn) == 2 * -(-BLOCK // 2 // DRAWN_AT_ONCE)
 
 
 def test_it_says_what_each_part_is() -> None:
