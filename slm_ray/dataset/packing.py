@@ -195,9 +195,10 @@ class Packing:
         return np.searchsorted(self._first_sample, numbers, side="right") - 1
 
     def pieces(self, numbers: Numbers, seed: int, epoch: int | Numbers) -> Pieces:
-        """What some samples hold in an epoch, or each in one of its own, (n,). A story that goes on stands first, the longest of each kind before.
+        """What some samples hold in an epoch, or each in one of its own, (n,).
 
-        Which lengths lie together is the same in each epoch, which stories of these lengths is not.
+        A story that goes on stands first, the longest of each kind before. Which lengths lie together is the same in
+        each epoch, which stories of these lengths is not.
         """
         groups = self._groups(numbers)
         sizes = self._first_slot[groups + 1] - self._first_slot[groups]

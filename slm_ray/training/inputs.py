@@ -156,7 +156,6 @@ def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> Train
         UserError: the data set is missing, corrupt, or too small for one sample.
     """
     manifest = load_manifest(config.data)
-    plan = plan_run(config, manifest, lease)
     tokenizer = load_tokenizer(config, manifest)
     parts, notes = data_sets(config.data, manifest), list[str]()
 
@@ -166,6 +165,7 @@ def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> Train
         return [stream for stream, _ in found]
 
     train, validation = opened("train"), opened("validation")
+    plan = plan_run(config, manifest, lease)  # which need not read a file through that was opened
     quotas = [part.quota for part in manifest.parts] if isinstance(manifest, MixedManifest) else []
     plan.folder.fetch()
     return TrainInputs(
