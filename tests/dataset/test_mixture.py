@@ -29,6 +29,10 @@ def test_the_example_of_shares() -> None:
     assert shared_out([2, 1], 10) == [7, 3]
 
 
+def test_weights_whose_sum_is_no_number_are_shared_out() -> None:
+    assert shared_out([1e308, 1e308], 10) == [5, 5] and shared_out([1.5e308, 5e307, 1e-300], 8) == [6, 2, 0]
+
+
 @settings(max_examples=20)
 @given(weights_of_several, st.integers(0, 2**62), st.integers(0, 5))
 def test_every_block_has_the_next_samples_of_each_once(weights: list[float], seed: int, block: int) -> None:
