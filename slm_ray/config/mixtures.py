@@ -6,7 +6,7 @@ In: the words of a command line, or the field `data` of a config. Out: one value
 import math
 import shlex
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from slm_ray.errors import UserError
 
@@ -23,8 +23,8 @@ def joined_data(words: Sequence[str]) -> list[str]:
         if word == OPTION or word.startswith(f"{OPTION}="):
             place = len(kept) if place < 0 else place
             found += [word.removeprefix(f"{OPTION}=")] if word != OPTION else []
-            is_behind = word == OPTION
-        elif is_behind and not word.startswith("--"):
+            is_behind = word == OPTION or "=" in found[-1]
+        elif is_behind and not word.startswith("-"):
             found.append(word)
         else:
             is_behind = False
@@ -32,6 +32,16 @@ def joined_data(words: Sequence[str]) -> list[str]:
     if len(found) < 2 or not any("=" in word for word in found):
         return list(words)
     return [*kept[:place], OPTION, shlex.join(found), *kept[place:]]
+
+
+def shares(weights: Sequence[float]) -> list[float]:
+    """Weights with the sum 1, however large they are.
+
+    [2, 1, 1] -> [0.5, 0.25, 0.25]
+    """
+    largest = max(weights)
+    total = math.fsum(weight / largest for weight in weights)
+    return [weight / largest / total for weight in weights]
 
 
 def parts_of(data: str) -> list[tuple[str, float]]:
@@ -74,6 +84,39 @@ def _is_there(data: str) -> bool:
         return False
 
 
+def part_names(folders: Sequence[str]) -> list[str]:
+    """What the parts of a mixture are called: by their last name; with a number behind it where several have that one.
+
+    [x/s, y/s, t] -> [s-1, s-2, t]
+    """
+    names = [PurePosixPath(folder.rstrip("/")).name or folder for folder in folders]
+    taken, found = set(names), list[str]()
+    for place, name in enumerate(names):
+        number = names[:place].count(name) + 1
+        while names.count(name) > 1 and f"{name}-{number}" in taken:
+            number += 1
+        found.append(f"{name}-{number}" if names.count(name) > 1 else name)
+        taken.add(found[-1])
+    return found
+
+
+def named_data(data: str) -> str:
+    """A field `data` with the names of its places alone, those of `part_names` in a mixture."""
+    try:
+        parts = parts_of(data)
+    except UserError:
+        parts = []
+    if not parts:
+        return PurePosixPath(data).name
+    names = part_names([folder for folder, _ in parts])
+    return _joined(names, [weight for _, weight in parts])
+
+
+def _joined(folders: Sequence[str], weights: Sequence[float]) -> str:
+    """The field `data` of a mixture; a weight keeps every digit."""
+    return shlex.join(f"{folder}={repr(weight).removesuffix('.0')}" for folder, weight in zip(folders, weights))
+
+
 def each_place(data: str, change: Callable[[str], str]) -> str:
     """A field `data` with each of its places changed."""
     try:
@@ -82,4 +125,4 @@ def each_place(data: str, change: Callable[[str], str]) -> str:
         return data
     if not parts:
         return change(data)
-    return shlex.join(f"{change(folder)}={weight:g}" for folder, weight in parts)
+    return _joined([change(folder) for folder, _ in parts], [weight for _, weight in parts])

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from slm_ray import storage
-from slm_ray.config.mixtures import each_place
+from slm_ray.config.mixtures import each_place, named_data
 from slm_ray.errors import without_secrets
 
 ADDRESSES = ("data", "output", "tracking_uri", "init_from")
@@ -23,14 +23,21 @@ MAX_MODEL_NAME_BYTES = 200
 def saved_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields, with no user, password or query in an address."""
     places = {name: without_secrets(str(config[name])) for name in ADDRESSES if name in config}
+    if "data" in config:
+        places["data"] = _public_data(str(config["data"]))
     lists = {name: [without_secrets(str(one)) for one in config[name]] for name in LISTS if name in config}
     return {**config, **places, **lists}
+
+
+def _public_data(data: str) -> str:
+    """Each address for itself: the weight behind a query is none of it."""
+    return without_secrets(data) if data == (found := each_place(data, without_secrets)) else found
 
 
 def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that mean something elsewhere: of places the data set's last name alone."""
     kept = {name: value for name, value in config.items() if name not in (*ADDRESSES, *LISTS)}
-    data = each_place(without_secrets(str(config.get("data", ""))), lambda place: PurePosixPath(place).name)
+    data = named_data(_public_data(str(config.get("data", ""))))
     return kept | ({"data": data} if data else {})
 
 

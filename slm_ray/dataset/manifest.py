@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slm_ray.config.mixtures import parts_of
+from slm_ray.config.mixtures import parts_of, shares
 from slm_ray.errors import UserError, one_line
 from slm_ray.storage import StoragePath, json_sha256, storage_path
 
@@ -179,17 +179,26 @@ def _sum(splits: Sequence[Split]) -> Split:
     )
 
 
+def _exact_shares(weights: Sequence[float], whole: int) -> list[float]:
+    """Scaled first only where their sum is no number, so that the shares of other weights keep every bit."""
+    try:
+        total = math.fsum(weights)
+    except OverflowError:
+        return [share * whole for share in shares(weights)]
+    return [weight / total * whole for weight in weights]
+
+
 def shared_out(weights: Sequence[float], whole: int) -> list[int]:
     """Whole numbers in the proportion of some weights, with the sum `whole` (largest remainders; the first of equals).
 
     [2, 1], 10 -> [7, 3]
     """
-    exact = [weight / math.fsum(weights) * whole for weight in weights]
-    shares = [int(share) for share in exact]
-    by_rest = sorted(range(len(exact)), key=lambda number: shares[number] - exact[number])
-    for number in by_rest[: whole - sum(shares)]:
-        shares[number] += 1
-    return shares
+    exact = _exact_shares(weights, whole)
+    found = [int(share) for share in exact]
+    by_rest = sorted(range(len(exact)), key=lambda number: found[number] - exact[number])
+    for number in by_rest[: whole - sum(found)]:
+        found[number] += 1
+    return found
 
 
 def data_sets(folder: str | StoragePath, manifest: Manifest) -> list[tuple[str | StoragePath, Manifest]]:

@@ -180,8 +180,11 @@ class Packing:
             "all places are left empty"
         )
 
-    def numbers(self, places: Numbers, seed: int, epoch: int) -> Numbers:
-        """Numbers of the samples at some places of an epoch's order: a permutation that (seed, epoch) chooses."""
+    def numbers(self, places: Numbers, seed: int, epoch: int | Numbers) -> Numbers:
+        """Numbers of the samples at some places of an epoch's order: a permutation that (seed, epoch) chooses.
+
+        epoch: one of all places, or that of each, (n,).
+        """
         return scattered(places, self.n_samples, key_of(seed, epoch))
 
     def fills(self, numbers: Numbers) -> Numbers:
@@ -191,10 +194,11 @@ class Packing:
     def _groups(self, numbers: Numbers) -> Numbers:
         return np.searchsorted(self._first_sample, numbers, side="right") - 1
 
-    def pieces(self, numbers: Numbers, seed: int, epoch: int) -> Pieces:
-        """What some samples hold in an epoch. A story that goes on stands first, the longest of each kind before.
+    def pieces(self, numbers: Numbers, seed: int, epoch: int | Numbers) -> Pieces:
+        """What some samples hold in an epoch, or each in one of its own, (n,).
 
-        Which lengths lie together is the same in each epoch, which stories of these lengths is not.
+        A story that goes on stands first, the longest of each kind before. Which lengths lie together is the same in
+        each epoch, which stories of these lengths is not.
         """
         groups = self._groups(numbers)
         sizes = self._first_slot[groups + 1] - self._first_slot[groups]
@@ -203,7 +207,8 @@ class Packing:
         slot = np.arange(len(sample)) - before[sample] + self._first_slot[groups][sample]
         rank = self._slot_rank[slot] + (numbers - self._first_sample[groups])[sample]
         kind, length = self._slot_class[slot], self._slot_length[slot]
-        rank = scattered(rank, self._class_size[kind], key_of(seed, epoch, length))
+        keys = key_of(seed, np.broadcast_to(epoch, numbers.shape)[sample], length)
+        rank = scattered(rank, self._class_size[kind], keys)
         story, start = self._origin(self._class_first[kind] + rank)
         order = np.lexsort((np.arange(len(sample)), start == 0, sample))
         return Pieces(sample, story[order], start[order], length[order])

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slm_ray.config.schema import IGNORED_TARGET, PackingName
+from slm_ray.dataset.manifest import BLOCK
 from slm_ray.dataset.packing import Packing
 from slm_ray.dataset.scattering import GOLDEN, Numbers, hash_bits
 from slm_ray.dataset.stream import TokenStream
@@ -21,10 +22,9 @@ from slm_ray.errors import UserError
 
 DRAWN_AT_ONCE, DRAWS_KEPT = 2048, 16
 """Samples of whole stories that are drawn together, which takes hardly longer than a few, and how often that is kept:
-enough for a block of a mixture."""
+enough for two blocks of a mixture."""
 
 
-@functools.lru_cache(maxsize=2)  # a step may straddle two epochs
 def permutation(n_samples: int, seed: int, epoch: int) -> npt.NDArray[np.integer]:
     """The order of one epoch of windows: a permutation of range(n_samples) that depends on (seed, epoch) alone.
 
@@ -80,11 +80,18 @@ class SampleOrder:
         first = step * self.batch_size
         return self.chosen(np.arange(first, first + self.batch_size))
 
+    @functools.cached_property
+    def _of_epoch(self) -> Callable[[int], npt.NDArray[np.integer]]:
+        """Orders of epochs, of which those are kept that a step may need again: it may straddle two epochs, or in a
+        mixture two blocks, whose samples are all of as many epochs as lie in them."""
+        kept = 2 + 2 * BLOCK // self.n_samples
+        return functools.lru_cache(maxsize=kept)(functools.partial(permutation, self.n_samples, self.seed))
+
     def chosen(self, numbers: Numbers) -> Numbers:
         """Numbers of the windows that are samples `numbers` of a run."""
         chosen = np.empty(len(numbers), dtype=np.int64)
         for epoch, of_epoch, places in by_epoch(numbers, self.n_samples):
-            chosen[of_epoch] = permutation(self.n_samples, self.seed, epoch)[places]
+            chosen[of_epoch] = self._of_epoch(epoch)[places]
         return chosen
 
 
@@ -148,7 +155,7 @@ class WindowSamples:
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """What some samples that follow one another in an epoch hold."""
+    """What some samples that follow one another in a run hold."""
 
     first: list[int]
     """Place of each sample's first piece in the lists below, and where the last one ends."""
@@ -168,18 +175,19 @@ class StorySamples:
         self.n_samples = self.packing.n_samples
         self._drawn = functools.lru_cache(maxsize=DRAWS_KEPT)(self._draw)
 
-    def _draw(self, epoch: int, draw: int) -> _Drawn:
-        places = np.arange(draw * DRAWN_AT_ONCE, min((draw + 1) * DRAWN_AT_ONCE, self.n_samples))
-        numbers = self.packing.numbers(places, self._seed, epoch)
-        found = self.packing.pieces(numbers, self._seed, epoch)
-        first = np.searchsorted(found.sample, np.arange(len(places) + 1))
+    def _draw(self, draw: int) -> _Drawn:
+        """Epochs of a small data set are drawn together: it goes through many in a block of a mixture."""
+        epochs, places = np.divmod(np.arange(draw * DRAWN_AT_ONCE, (draw + 1) * DRAWN_AT_ONCE), self.n_samples)
+        numbers = self.packing.numbers(places, self._seed, epochs)
+        found = self.packing.pieces(numbers, self._seed, epochs)
+        first = np.searchsorted(found.sample, np.arange(DRAWN_AT_ONCE + 1))
         columns = first, found.story, found.start, found.length, self.packing.fills(numbers)
         return _Drawn(*(column.tolist() for column in columns))
 
     def _at(self, number: int) -> tuple[_Drawn, int]:
         """What was drawn with a sample of the run, and its place there."""
-        epoch, place = divmod(number, self.n_samples)
-        return self._drawn(epoch, place // DRAWN_AT_ONCE), place % DRAWN_AT_ONCE
+        draw, place = divmod(number, DRAWN_AT_ONCE)
+        return self._drawn(draw), place
 
     def rows(self, numbers: Numbers) -> Rows:
         """See `Samples`."""

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import logging
 
+from slm_ray.config.mixtures import part_names
 from slm_ray.config.schema import TrainConfig
 from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, MixedManifest, data_sets, home_of, load_manifest
@@ -156,7 +157,6 @@ def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> Train
         UserError: the data set is missing, corrupt, or too small for one sample.
     """
     manifest = load_manifest(config.data)
-    plan = plan_run(config, manifest, lease)
     tokenizer = load_tokenizer(config, manifest)
     parts, notes = data_sets(config.data, manifest), list[str]()
 
@@ -166,12 +166,14 @@ def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> Train
         return [stream for stream, _ in found]
 
     train, validation = opened("train"), opened("validation")
+    plan = plan_run(config, manifest, lease)  # which need not read a file through that was opened
     quotas = [part.quota for part in manifest.parts] if isinstance(manifest, MixedManifest) else []
+    names = part_names([storage_path(folder).as_posix() for folder, _ in parts])
     plan.folder.fetch()
     return TrainInputs(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},
         train=train[0],
-        mixture=tuple((storage_path(folder).name, of, quota) for (folder, _), of, quota in zip(parts, train, quotas)),
+        mixture=tuple(zip(names, train, quotas)),
         validation=validation[0] if len(validation) == 1 else TokenStream.joined(validation),
         notes=tuple(notes),
         tokenizer=tokenizer,

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.config.mixtures import each_place, joined_data, parts_of
-from slm_ray.config.places import moved_data, portable_config, typed_config
+from slm_ray.config.mixtures import each_place, joined_data, part_names, parts_of
+from slm_ray.config.places import moved_data, portable_config, saved_config, typed_config
 from slm_ray.errors import UserError
 
 
 @pytest.mark.parametrize("words", [
     "--data A=0.7 B=0.3 --seed 1", "--data A=0.7 --seed 1 --data B=0.3", "--data=A=0.7 --data=B=0.3 --seed 1",
+    "--data=A=0.7 B=0.3 --seed 1",
 ])  # fmt: skip
 def test_several_words_are_one_option(words: str) -> None:
     joined = joined_data(words.split())
@@ -60,3 +61,30 @@ def test_each_place_of_a_mixture_is_changed_for_itself(tmp_path: Path, monkeypat
         (tmp_path / "moved" / name).mkdir(parents=True)
     moved = moved_data("/gone/a=0.7 /gone/b=0.3", "/gone/runs", tmp_path / "moved" / "runs")
     assert moved == f"{tmp_path}/moved/a=0.7 {tmp_path}/moved/b=0.3"
+
+
+@pytest.mark.parametrize("word", ["-h", "-c"])
+def test_a_short_option_behind_the_parts_is_none(word: str) -> None:
+    assert joined_data(["--data", "A=0.7", "B=0.3", word]) == ["--data", "A=0.7 B=0.3", word]
+
+
+def test_what_stands_behind_one_data_set_is_left_alone() -> None:
+    assert joined_data(["--data=A", "junk"]) == ["--data=A", "junk"]
+
+
+def test_parts_of_one_last_name_are_told_apart() -> None:
+    assert part_names(["x/s", "y/s", "t", "u/s-1"]) == ["s-2", "s-3", "t", "s-1"]
+    data = portable_config({"data": "/home/me/x/s=0.7 /home/me/y/s=0.3"})["data"]
+    assert parts_of(data) == [("s-1", 0.7), ("s-2", 0.3)]
+
+
+def test_a_secret_in_an_address_is_left_out_and_its_weight_is_kept() -> None:
+    data = "s3://h/a?access_key=AA&secret_key=SS=0.7 s3://u:pw@h/b?secret_key=TT=0.3"
+    assert saved_config({"data": data})["data"] == "s3://h/a=0.7 s3://h/b=0.3"
+    assert portable_config({"data": data})["data"] == "a=0.7 b=0.3"
+    assert saved_config({"data": "s3://u:pw@h/b?secret_key=TT"})["data"] == "s3://h/b"
+    assert "SS" not in saved_config({"data": "s3://h/a?secret_key=SS=x s3://h/b=1"})["data"]
+
+
+def test_weights_keep_every_digit() -> None:
+    assert saved_config({"data": "a=0.12344994 b=2"})["data"] == "a=0.12344994 b=2"

@@ -1,6 +1,8 @@
 """The mapped file of a split holds the shards' tokens, is made once, and is never believed where it is not whole."""
 
 import dataclasses
+import fcntl
+import json
 import os
 import shutil
 import tempfile
@@ -12,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_ray.dataset import mapped, shards
+from slm_ray.dataset import mapped, shards, turns, verified
 from slm_ray.dataset.manifest import Manifest, Split
 from slm_ray.dataset.mapped import make_mapped, mapped_path, open_split, story_index
 from slm_ray.dataset.shards import read_split
 from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError
+from slm_ray.storage import json_sha256
 from tests.dataset.test_shards import make_data_set, make_table
 
 TOKENS = [5, 6, 0, 7, 0, 9, 0]
@@ -108,7 +111,96 @@ def test_a_file_that_is_not_whole_or_of_other_shards_is_made_anew_and_that_is_sa
     assert note == f"{path} {said}: made anew"
     assert stream.tokens.tolist() == [0, *read_split(tmp_path, "train", manifest=manifest)[0].tolist()]
     assert is_mapped(opened(tmp_path, manifest))
-    assert [one.name for one in path.parent.iterdir() if one.suffix not in (".lock", ".tokens")] == []
+    assert [one.name for one in path.parent.iterdir() if one.suffix not in (".lock", ".tokens", ".verified")] == []
+
+
+HEADERS = [
+    {"dtype": ">u2"}, {"dtype": "(2,"}, {"tokens": float("inf")}, {"tokens": 11}, {"tokens": 7}, {"tokens": True},
+    {"stories": 2}, {"stories": 4}, {"stories": -1}, {"lengths": 10**30}, {"lengths": []}, {"sha256": None},
+    {"sha256": "\ud800"}, {"first": 1}, {"key": []},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+@pytest.mark.parametrize("change", HEADERS, ids=str)
+def test_a_header_that_is_not_that_of_the_shards_is_made_anew_and_said_once(
+    tmp_path: Path, manifest: Manifest, change: dict[str, object], is_signed: bool
+) -> None:
+    opened(tmp_path, manifest)
+    path = mapped_path(tmp_path, "train")
+    content = path.read_bytes()
+    header = json.loads(content[: mapped.HEADER_BYTES]) | change
+    if is_signed and change != {"sha256": "\ud800"}:
+        del header["header_sha256"]
+        header["header_sha256"] = json_sha256(header)
+    path.write_bytes(json.dumps(header).encode().ljust(mapped.HEADER_BYTES) + content[mapped.HEADER_BYTES :])
+    stream, note = open_split(tmp_path, "train", manifest, 0)
+    assert note.startswith(f"{path} ") and note.endswith(": made anew")
+    assert stream.tokens.tolist() == [0, *TOKENS] == opened(tmp_path, manifest).tokens.tolist()
+
+
+def test_a_header_of_brackets_is_no_traceback(tmp_path: Path, manifest: Manifest) -> None:
+    opened(tmp_path, manifest)
+    path = mapped_path(tmp_path, "train")
+    path.write_bytes(b"[" * mapped.HEADER_BYTES + path.read_bytes()[mapped.HEADER_BYTES :])
+    assert open_split(tmp_path, "train", manifest, 0)[1] == f"{path} is no file of tokens: made anew"
+
+
+def test_it_is_read_through_once_in_a_process_and_once_on_a_machine(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, original = [], mapped._digest
+    monkeypatch.setattr(mapped, "_digest", lambda *given: read.append(1) or original(*given))
+
+    def all_of_it() -> None:
+        for _ in range(2):
+            make_mapped(tmp_path, "train", manifest, 0)
+            opened(tmp_path, manifest)
+            story_index(tmp_path, "train", manifest)
+
+    all_of_it()
+    assert len(read) == 1  # when it was made
+    verified._CHECKED.clear()  # a worker of this machine
+    opened(tmp_path, manifest)
+    all_of_it()
+    assert len(read) == 1
+    verified._CHECKED.clear()  # another driver
+    make_mapped(tmp_path, "train", manifest, 0)
+    all_of_it()
+    assert len(read) == 2
+    verified._CHECKED.clear()
+    monkeypatch.setattr(verified, "_machine", lambda: "another")
+    opened(tmp_path, manifest)
+    verified._CHECKED.clear()
+    opened(tmp_path, manifest)
+    assert len(read) == 3
+
+
+def test_who_holds_the_lock_and_does_nothing_is_not_waited_for(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(turns, "SAID_AFTER_S", 0.0)
+    monkeypatch.setattr(turns, "GIVEN_UP_AFTER_S", 0.3)
+    lock = mapped_path(tmp_path, "train").with_suffix(".lock")
+    lock.parent.mkdir()
+    lock.touch()
+    with lock.open("rb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        stream, note = open_split(tmp_path, "train", manifest, 0)
+    assert stream.tokens.tolist() == [0, *TOKENS] and not is_mapped(stream)
+    assert f"another process holds {lock} and has done nothing for 0.3 s" in note
+    assert [record.message for record in caplog.records] == [
+        f"waiting for another process that holds {lock} (at most 0.3 s after it stops working)"
+    ]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path, manifest: Manifest) -> None:
+    path = mapped_path(tmp_path, "train")
+    path.parent.mkdir()
+    left = path.with_name(f".{path.name}.123-abcdef01")
+    left.write_bytes(b"half")
+    opened(tmp_path, manifest)
+    assert not left.exists() and path.exists()
 
 
 def test_a_place_that_cannot_be_written_leaves_the_tokens_in_memory(tmp_path: Path, manifest: Manifest) -> None:
@@ -122,7 +214,7 @@ def test_a_place_that_cannot_be_written_leaves_the_tokens_in_memory(tmp_path: Pa
 def test_a_full_disk_leaves_the_tokens_in_memory_and_nothing_half_written(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: object) -> str:
+    def full(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(mapped, "_digest", full)

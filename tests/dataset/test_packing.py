@@ -155,6 +155,20 @@ def test_the_order_is_the_same_today_and_tomorrow() -> None:
     assert [numbers.tolist(), found.story.tolist(), found.start.tolist()] == GOLDEN
 
 
+@given(lengths_of_stories, st.integers(2, 30), st.integers(0, 2**62))
+def test_samples_of_several_epochs_are_found_together_as_each_alone(lengths: Lengths, seq_len: int, seed: int) -> None:
+    packing = Packing(StoryIndex.of_ends(ends(lengths)), seq_len)
+    epochs, places = np.divmod(np.arange(3 * packing.n_samples), packing.n_samples)
+    numbers = packing.numbers(places, seed, epochs)
+    found = packing.pieces(numbers, seed, epochs)
+    for epoch in range(3):
+        alone = packing.numbers(np.arange(packing.n_samples), seed, epoch)
+        assert numbers[epochs == epoch].tolist() == alone.tolist()
+        pieces, its = packing.pieces(alone, seed, epoch), epochs[found.sample] == epoch
+        for name in ("story", "start", "length"):
+            assert getattr(found, name)[its].tolist() == getattr(pieces, name).tolist()
+
+
 @pytest.mark.parametrize("n_stories", [1, 2])
 def test_as_few_stories_as_one_are_packed(n_stories: int) -> None:
     packing = Packing(StoryIndex.of_ends(ends([1] * n_stories)), 128)
