@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class TrialRunner:
     at_once: int
     parent_run_id: str
     origin_sha256: str  # of the weights that each trial begins with; empty of random ones
+    teacher_sha256: tuple[str, ...]  # of those that each learns from
     tracking_uri: str  # resolved
     view: View
 
@@ -83,7 +84,7 @@ class TrialRunner:
         """
         plain = {name: dataclasses.asdict(config) for name, config in configs.items()}
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this folder is not installed on the workers
-        fixed = self.parent_run_id, self.tracking_uri, until, self.origin_sha256
+        fixed = self.parent_run_id, self.tracking_uri, until, self.origin_sha256, self.teacher_sha256
         is_own = cluster.is_started_here()
         followed = set(list(configs)[: -self.at_once] if is_own else ())  # another trial takes the place of each
 
@@ -132,6 +133,7 @@ def train_trial(
     tracking_uri: str,
     until: int,
     origin_sha256: str,
+    teacher_sha256: Sequence[str] = (),
     prepares_next: bool = False,
 ) -> None:
     """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped, up to a step.
@@ -155,6 +157,7 @@ def train_trial(
                 callbacks=[TuneReportCallback()],
                 pause_at=pause_at,
                 origin_sha256=origin_sha256,
+                teacher_sha256=teacher_sha256,
                 prepares_next=prepares_next,
             )
         except PausedError:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from slm_ray.config.resuming import with_earlier_defaults
 from slm_ray.runs import checkpoint
 from slm_ray.runs.train_state import MAX_ORIGINS, Origin, TrainState
 
@@ -84,7 +85,7 @@ def test_a_file_with_a_longer_chain_is_none_of_ours(links: int) -> None:
 
 def test_teachers_come_back_and_count_for_whose_a_model_is() -> None:
     taught = dataclasses.replace(OURS, teachers=[OURS, dataclasses.replace(OURS, teachers=[OTHERS])])
-    state = dataclasses.replace(begun(None), config={"teacher": ["a"]}, teachers=[taught])
+    state = dataclasses.replace(begun(None), config=with_earlier_defaults({"teacher": ["a"]}), teachers=[taught])
     assert TrainState.from_record(record(state)) == state
     assert [one.reference for one in taught.every] == ["a", "a", "a", "hub:a/b@c"]
     assert not taught.is_ours and not state.is_ours
