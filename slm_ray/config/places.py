@@ -28,8 +28,9 @@ def saved_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that mean something elsewhere: of places the data set's last name alone."""
+    """The fields that mean something elsewhere: of places the last names of data set and teachers alone."""
     kept = {name: value for name, value in config.items() if name not in (*ADDRESSES, *LISTS)}
+    kept |= {name: [origin_name(str(one)) for one in config[name]] for name in LISTS if config.get(name)}
     data = each_place(without_secrets(str(config.get("data", ""))), lambda place: PurePosixPath(place).name)
     return kept | ({"data": data} if data else {})
 

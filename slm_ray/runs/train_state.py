@@ -135,7 +135,7 @@ class Origin:
     origin: "Origin | None" = None
     """What it began from itself; None where that was random weights, or is not known."""
     is_start_known: bool = False
-    """Whether `origin` and `teachers` are all: not of a model of others, of files of earlier versions, or at a cut."""
+    """Whether `origin` and `teachers` are all: not of a model of others, of an earlier version, or at a cut."""
     teachers: "list[Origin]" = dataclasses.field(default_factory=list)
     """Models that it learned from besides its stories, in their order."""
 
@@ -148,7 +148,7 @@ class Origin:
     def every(self) -> list["Origin"]:
         """It, all before it and the teachers of each, the nearest first."""
         found = [self]
-        for link in found:  # which grows meanwhile
+        for link in found:  # which grows
             found += [*link.teachers, *([link.origin] if link.origin else [])]
         return found
 
@@ -223,7 +223,8 @@ class TrainState:
     @property
     def are_teachers_known(self) -> bool:
         """Whether `teachers` are all that its config names."""
-        return len(self.teachers) >= len(self.config.get("teacher", ()))
+        named = self.config.get("teacher", ())
+        return isinstance(named, list | tuple) and len(self.teachers) >= len(named)
 
     @property
     def is_ours(self) -> bool:
@@ -294,7 +295,5 @@ def _check_chain(record: Any) -> None:
 
 def _without_empty_teachers(record: dict[str, Any]) -> dict[str, Any]:
     """A state's or an origin's fields as earlier versions wrote them, which knew of no teachers."""
-    origin = record.get("origin")
-    kept = record | ({"origin": _without_empty_teachers(origin)} if origin else {})
-    teachers = [_without_empty_teachers(one) for one in kept.pop("teachers")]
-    return kept | ({"teachers": teachers} if teachers else {})
+    kept = {name: value for name, value in record.items() if name != "teachers" or value}
+    return kept | ({"origin": _without_empty_teachers(kept["origin"])} if kept.get("origin") else {})

@@ -79,7 +79,7 @@ def test_a_teacher_that_no_trial_could_learn_from_is_refused_before_the_sweep(
         plan_sweep(taught(tiny_config, "/gone"))
     space = tmp_path / "space.yaml"
     space.write_text("model.seq_len: [16, 4096]", encoding="utf-8")
-    with pytest.raises(UserError, match="no trial with .*4096: teacher .* has a context of"):
+    with pytest.raises(UserError, match=r"no trial with .*4096: teacher .* has a context of"):
         plan_sweep(taught(tiny_config, teachers[0], space=str(space), max_steps=8))
 
 
