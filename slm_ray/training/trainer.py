@@ -81,7 +81,7 @@ class Trainer:
         self.model.load_state_dict(weights)
         of_optimizer, of_path = parted(optimizer)
         restore_optimizer(self.optimizer, of_optimizer)
-        self.path.load_state_dict(of_path)
+        self.path.load_state_dict(of_path, state.step)
         if state.scaler:  # empty where the run was in another precision
             self.scaler.load_state_dict(state.scaler)
         self.step, self.samples_seen = state.step, state.samples_seen
