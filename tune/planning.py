@@ -171,6 +171,11 @@ def plan_sweep(sweep: SweepConfig) -> Plan:
     plan = _with_rungs(sweep, space_to_sweep(sweep, record), origin_sha256, teacher_sha256)
     if unknown := set(sweep.heat_map) - plan.space.keys():
         raise UserError(f"heat_map: {min(unknown)} is not varied: {', '.join(plan.space)} are")
+    if sweep.validation == "windows" and "model.seq_len" in plan.space:
+        raise UserError(
+            "model.seq_len is varied, and losses by windows of several lengths are not comparable: take --validation "
+            "stories, or leave it out"
+        )
     plan.searcher.check()
     check_teachers(run_config(plan.sweep, plan.some_point))
     return plan

@@ -83,6 +83,15 @@ def test_a_teacher_that_no_trial_could_learn_from_is_refused_before_the_sweep(
         plan_sweep(taught(tiny_config, teachers[0], space=str(space), max_steps=8))
 
 
+def test_trials_of_several_contexts_are_not_compared_by_windows(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("model.seq_len: [8, 16]", encoding="utf-8")
+    sweep = dataclasses.replace(taught(tiny_config, ""), teacher=(), space=str(space), max_steps=8)
+    plan_sweep(dataclasses.replace(sweep, validation="stories"))
+    with pytest.raises(UserError, match="losses by windows of several lengths are not comparable"):
+        plan_sweep(dataclasses.replace(sweep, validation="windows"))
+
+
 def test_a_trial_refuses_weights_that_were_replaced_in_their_place(
     tiny_config: TrainConfig, teachers: list[Path]
 ) -> None:
