@@ -79,4 +79,5 @@ def marks(tokens: Tokens, lengths: npt.NDArray[np.int64]) -> Marks:
     keys = np.random.default_rng(0).integers(2**64, size=int(lengths.max(initial=0)), dtype=np.uint64)
     sums = np.zeros(len(tokens) + 1, np.uint64)
     np.cumsum(keys[places] * (tokens.astype(np.uint64) + np.uint64(1)), dtype=np.uint64, out=sums[1:])
-    return sums[ends] - sums[starts]
+    found: Marks = sums[ends] - sums[starts]
+    return found
