@@ -46,7 +46,9 @@ def open_sweep(plan: Plan) -> Tracker:
         LOGGER.warning("%s goes on without MLflow, %s: %s", plan.sweep.name, later, error)
         parent, is_known = mlflow_runs.continue_run(store, run_id), True
     batches = recorded_batches(plan)
-    write_record(plan.folder, plan.sweep, parent.run_id or run_id, plan.space, plan.origin_sha256, batches)
+    write_record(
+        plan.folder, plan.sweep, parent.run_id or run_id, plan.space, plan.origin_sha256, batches, plan.teacher_sha256
+    )
     if not is_known:
         run_inputs.log_data_set(store, parent.run_id, load_manifest(plan.sweep.data), Path(plan.sweep.data).name)
         run_inputs.log_report(store, parent.run_id, storage.storage_path(plan.sweep.data))
@@ -54,7 +56,7 @@ def open_sweep(plan: Plan) -> Tracker:
 
 
 def _begun(plan: Plan, store: str) -> Tracker:
-    shared = shared_options(plan.sweep, plan.space, plan.origin_sha256)
+    shared = shared_options(plan.sweep, plan.space, plan.origin_sha256, plan.teacher_sha256)
     space = {f"space.{field}": values for field, values in plain_space(plan.space).items()}
     tags = {"data_fingerprint": shared["data_fingerprint"], KIND: "sweep"} | run_inputs.environment()
     return mlflow_runs.start_run(store, plan.sweep.experiment, plan.sweep.name, shared | space, tags)

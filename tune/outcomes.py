@@ -22,7 +22,10 @@ from tune.results import METRIC, Trial, TrialStatus
 from tune.space import Point
 from tune.trials import run_folder, wall_seconds
 
-COMPARED = ("model", "optim", "seed", "batch_size", "epochs", "packing", "attention", "validation")
+COMPARED = (
+    *("model", "optim", "seed", "batch_size", "epochs", "packing", "attention", "validation"),
+    *("teacher_weight", "teacher_temperature"),
+)
 """What makes two trials comparable, besides their number of steps and the data."""
 HISTORY = "metrics.jsonl"
 

@@ -27,6 +27,7 @@ from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.besides.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.besides.wandb_tracker import require_wandb
 from slm_ray.tracking.registry import RegistryError
+from slm_ray.training.besides.teachers import check_shapes, check_teachers, pinned_teachers
 from slm_ray.training.inputs import check_files, check_length, n_steps
 from slm_ray.training.preflight import resolve
 from slm_ray.training.starting_point import check_origin, pinned_origin
@@ -52,6 +53,7 @@ class Plan:
     rungs: tuple[int, ...]  # steps, the last of them the end of a trial
     eval_interval: int
     origin_sha256: str  # of the weights that every trial begins with; empty of random ones
+    teacher_sha256: tuple[str, ...]  # of those that every trial learns from
 
     @property
     def folder(self) -> StoragePath:
@@ -98,6 +100,7 @@ class Plan:
             resolved = resolve(config, default_workers)
             if resolved.init_from:
                 check_origin(resolved)
+            check_shapes(resolved)
         except (ValueError, UserError) as error:
             return str(error)
         return ""
@@ -136,7 +139,8 @@ class Plan:
 
 
 def plan_sweep(sweep: SweepConfig) -> Plan:
-    """Settle what is open, without a Ray: also which weights `init_from` means, by an alias or the link `best`.
+    """Settle what is open, without a Ray: also which weights `init_from` and `teacher` mean, by an alias or the link
+    `best`.
 
     Raises:
         UserError: the sweep, its space or the data set does not allow it.
@@ -152,20 +156,28 @@ def plan_sweep(sweep: SweepConfig) -> Plan:
         require_wandb()
     name = sweep.name or f"sweep-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     init_from, origin_sha256 = _pinned_origin(sweep)
+    teacher, teacher_sha256 = pinned_teachers(sweep)
     sweep = dataclasses.replace(
         sweep,
         name=name,
         init_from=init_from,
+        teacher=teacher,
         data=str(storage.storage_path(sweep.data)),
         output=str(storage.storage_path(sweep.output)),
         space=str(Path(sweep.space).absolute()) if sweep.space else "",
         register=registered_name(sweep.register, mlflow_runs.resolve_uri(sweep.tracking_uri)),
     )
     record = read_record(storage.storage_path(sweep.output) / name) if sweep.resume else None
-    plan = _with_rungs(sweep, space_to_sweep(sweep, record), origin_sha256)
+    plan = _with_rungs(sweep, space_to_sweep(sweep, record), origin_sha256, teacher_sha256)
     if unknown := set(sweep.heat_map) - plan.space.keys():
         raise UserError(f"heat_map: {min(unknown)} is not varied: {', '.join(plan.space)} are")
+    if sweep.validation == "windows" and "model.seq_len" in plan.space:
+        raise UserError(
+            "model.seq_len is varied, and losses by windows of several lengths are not comparable: take --validation "
+            "stories, or leave it out"
+        )
     plan.searcher.check()
+    check_teachers(run_config(plan.sweep, plan.some_point))
     return plan
 
 
@@ -186,14 +198,21 @@ def _pinned_origin(sweep: SweepConfig) -> tuple[str, str]:
         ) from error
 
 
-def _with_rungs(sweep: SweepConfig, space: Space, origin_sha256: str) -> Plan:
+def _with_rungs(sweep: SweepConfig, space: Space, origin_sha256: str, teacher_sha256: tuple[str, ...]) -> Plan:
     steps = sweep.trial_steps or max(1, min(200, n_steps(sweep, load_manifest(sweep.data)) // 5))
     rungs: tuple[int, ...] = (steps,)
     interval = sweep.eval_interval_steps or -(-steps // THIRDS)
     if sweep.scheduler == "asha":
         first = first_rung(steps, sweep.reduction_factor, sweep.eval_interval_steps)
         rungs, interval = rung_steps(steps, first, sweep.reduction_factor), sweep.eval_interval_steps or first
-    return Plan(sweep=sweep, space=space, rungs=rungs, eval_interval=interval, origin_sha256=origin_sha256)
+    return Plan(
+        sweep=sweep,
+        space=space,
+        rungs=rungs,
+        eval_interval=interval,
+        origin_sha256=origin_sha256,
+        teacher_sha256=teacher_sha256,
+    )
 
 
 def check_cluster(plan: Plan) -> None:

@@ -23,23 +23,26 @@ from tune.space import Point, Space, make_space
 RECORD = "sweep.json"
 KEPT = (
     "seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision", "packing", "attention", "validation",
-    "model", "optim",
+    "model", "optim", "teacher_weight", "teacher_temperature",
 )  # fmt: skip
-"""What makes two trials comparable; the data set does too, by its fingerprint, and the weights that they begin with, by
-their sha256. The rest may change on `--resume`: the
+"""What makes two trials comparable; the data set does too, by its fingerprint, and the weights that they begin with and
+learn from, by their sha256. The rest may change on `--resume`: the
 grid, the workers, what is registered."""
 KEPT_BY_ASHA = ("reduction_factor", "eval_interval_steps")
 """Of a sweep with early stopping too: where the rungs are."""
 
 
 ORIGIN, ORIGIN_SHA256 = "init_from", "origin_sha256"
+TEACHERS, TEACHER_SHA256 = "teacher", "teacher_sha256"
 FROM_HERE = "init_from_here"
 """Where the weights lay as seen from the working folder, which may move with them."""
 
 
-def shared_options(sweep: SweepConfig, space: Space, origin_sha256: str) -> dict[str, Any]:
+def shared_options(
+    sweep: SweepConfig, space: Space, origin_sha256: str, teacher_sha256: Sequence[str] = ()
+) -> dict[str, Any]:
     """What every trial of a sweep has in common, its data set and the weights that it begins with included; and how it
-    searches. `origin_sha256` is of these weights, empty of random ones.
+    searches. `origin_sha256` is of these weights, empty of random ones; `teacher_sha256` of those of its teachers.
 
     Of a random or Optuna search the whole space, since its points follow from it. A grid may grow.
     """
@@ -47,6 +50,8 @@ def shared_options(sweep: SweepConfig, space: Space, origin_sha256: str) -> dict
     shared = {name: value for name, value in fields.items() if name not in space}
     shared |= {"data_fingerprint": load_manifest(sweep.data).fingerprint, "varied": sorted(space)}
     shared |= {ORIGIN: without_secrets(sweep.init_from), ORIGIN_SHA256: origin_sha256}
+    if sweep.teacher:
+        shared |= {TEACHERS: [without_secrets(one) for one in sweep.teacher], TEACHER_SHA256: list(teacher_sha256)}
     shared |= {"search": sweep.search, "scheduler": sweep.scheduler}
     if sweep.scheduler == "asha":
         shared |= {name: getattr(sweep, name) for name in KEPT_BY_ASHA}
@@ -79,8 +84,9 @@ def write_record(
     space: Space,
     origin_sha256: str,
     batches: Sequence[Sequence[Point]] = (),
+    teacher_sha256: Sequence[str] = (),
 ) -> None:
-    """Leave the record in a sweep's folder: `batches` are the points that were suggested so far; `origin_sha256` as of
+    """Leave the record in a sweep's folder: `batches` are the points that were suggested so far; both sha256 as of
     `shared_options`.
 
     Raises:
@@ -89,7 +95,7 @@ def write_record(
     config = saved_config(dataclasses.asdict(sweep))
     content: dict[str, Any] = {
         "run_id": run_id,
-        "shared": shared_options(sweep, space, origin_sha256),
+        "shared": shared_options(sweep, space, origin_sha256, teacher_sha256),
         "space": plain_space(space),
         "config": config,
         FROM_HERE: typed_config(config)[ORIGIN],
@@ -126,9 +132,12 @@ def read_record(folder: StoragePath) -> dict[str, Any] | None:
 def refuse_other_options(folder: StoragePath, record: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
     """Raises: UserError, with each option that makes the trials another sweep's."""
     was = with_earlier_defaults(record["shared"])
-    changed = differences(was, shared, [name for name in shared if name not in (ORIGIN, ORIGIN_SHA256)])
+    by_weights = (ORIGIN, ORIGIN_SHA256, TEACHERS, TEACHER_SHA256)
+    changed = differences(was, shared, [name for name in shared if name not in by_weights])
     if other := _other_origin(record["shared"], shared):
         changed[ORIGIN] = other
+    if other := _other_teachers(was, shared):
+        changed[TEACHERS] = other
     if changed:
         said = ", ".join(changed.values())
         way = "begin another, without --resume and with another --name"
@@ -152,6 +161,15 @@ def _other_origin(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return f"{ORIGIN} was {before}, and an earlier version did not record which weights that led to"
     other = ", which has other weights" if before and now[ORIGIN] else ""
     return f"{ORIGIN} was {before or 'not given'} and is now {now[ORIGIN] or 'not given'}{other}"
+
+
+def _other_teachers(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How the trials would learn from other models than those before; empty where from the same, wherever these lie."""
+    if was.get(TEACHER_SHA256, []) == now.get(TEACHER_SHA256, []):
+        return ""
+    before, given = was.get(TEACHERS, []), now.get(TEACHERS, [])
+    other = ", which has other weights" if before and given else ""
+    return f"{TEACHERS} was {' '.join(before) or 'not given'} and is now {' '.join(given) or 'not given'}{other}"
 
 
 def config_to_resume(base: SweepConfig, origin: str, output: str, name: str) -> SweepConfig:

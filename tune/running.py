@@ -5,6 +5,7 @@ In: a `SweepConfig`. Out: what became of its trials, their table and pictures, a
 
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 from slm_ray import storage
 from slm_ray.cli.signals import StoppedError
@@ -90,7 +91,8 @@ def _refuse_conflicts(plan: Plan) -> None:
         return
     if not plan.sweep.resume:
         raise UserError(f"{folder} holds a sweep already: add --resume to continue it, or take another --name")
-    refuse_other_options(folder, known, shared_options(plan.sweep, plan.space, plan.origin_sha256))
+    now = shared_options(plan.sweep, plan.space, plan.origin_sha256, plan.teacher_sha256)
+    refuse_other_options(folder, known, now)
 
 
 def _is_in_use(folder: StoragePath) -> bool:
@@ -114,6 +116,7 @@ def _run_trials(plan: Plan, parent_run_id: str) -> list[Trial]:
             at_once=at_once,
             parent_run_id=parent_run_id,
             origin_sha256=plan.origin_sha256,
+            teacher_sha256=plan.teacher_sha256,
             tracking_uri=mlflow_runs.resolve_uri(sweep.tracking_uri),
             view=view,
         )
@@ -127,7 +130,9 @@ def _run_trials(plan: Plan, parent_run_id: str) -> list[Trial]:
             trial_config=lambda point: plan.trial_config(point, threads),
             run=runner.run,
             recorded=recorded_batches(plan),
-            record=lambda batches: write_record(folder, sweep, parent_run_id, plan.space, plan.origin_sha256, batches),
+            record=lambda batches: write_record(
+                folder, sweep, parent_run_id, plan.space, plan.origin_sha256, batches, plan.teacher_sha256
+            ),
             view=view,
         )
         return ranked(run_rounds(rounds))
@@ -140,4 +145,5 @@ def _train_final(plan: Plan, point: Point, parent_run_id: str) -> TrainResult:
     """
     name = f"final-{trial_name(point)}"
     config = run_config(plan.sweep, point, output=str(plan.folder), name=name, resume=True, init_from=plan.init_from)
-    return run_training(config, parent_run_id=parent_run_id, origin_sha256=plan.origin_sha256)
+    pinned: dict[str, Any] = {"origin_sha256": plan.origin_sha256, "teacher_sha256": plan.teacher_sha256}
+    return run_training(config, parent_run_id=parent_run_id, **pinned)

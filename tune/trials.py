@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class TrialRunner:
     at_once: int
     parent_run_id: str
     origin_sha256: str  # of the weights that each trial begins with; empty of random ones
+    teacher_sha256: tuple[str, ...]  # of those that each learns from
     tracking_uri: str  # resolved
     view: View
 
@@ -82,7 +83,7 @@ class TrialRunner:
         """
         plain = {name: dataclasses.asdict(config) for name, config in configs.items()}
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this folder is not installed on the workers
-        fixed = self.parent_run_id, self.tracking_uri, until, self.origin_sha256
+        fixed = self.parent_run_id, self.tracking_uri, until, self.origin_sha256, self.teacher_sha256
 
         def train_point(point: dict[str, Any]) -> None:
             train_trial(plain[point["trial"]], *fixed)
@@ -123,7 +124,12 @@ def _keep_failure(config: TrainConfig, error: Exception) -> str:
 
 
 def train_trial(
-    plain: Mapping[str, Any], parent_run_id: str, tracking_uri: str, until: int, origin_sha256: str
+    plain: Mapping[str, Any],
+    parent_run_id: str,
+    tracking_uri: str,
+    until: int,
+    origin_sha256: str,
+    teacher_sha256: Sequence[str] = (),
 ) -> None:
     """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped, up to a step.
 
@@ -146,6 +152,7 @@ def train_trial(
                 callbacks=[TuneReportCallback()],
                 pause_at=pause_at,
                 origin_sha256=origin_sha256,
+                teacher_sha256=teacher_sha256,
             )
         except PausedError:
             return

@@ -35,8 +35,9 @@ def _public_data(data: str) -> str:
 
 
 def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that mean something elsewhere: of places the data set's last name alone."""
+    """The fields that mean something elsewhere: of places the last names of data set and teachers alone."""
     kept = {name: value for name, value in config.items() if name not in (*ADDRESSES, *LISTS)}
+    kept |= {name: [origin_name(str(one)) for one in config[name]] for name in LISTS if config.get(name)}
     data = named_data(_public_data(str(config.get("data", ""))))
     return kept | ({"data": data} if data else {})
 

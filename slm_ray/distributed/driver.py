@@ -69,12 +69,13 @@ def run_training(
     callbacks: Sequence[UserCallback] = (),
     pause_at: int = 0,
     origin_sha256: str = "",
+    teacher_sha256: Sequence[str] = (),
 ) -> TrainResult:
     """Train as the config says, through Ray Train. Returns where the result lies.
 
     With `pause_at`, it leaves off after the validation of that step; the next call goes on as if nothing had happened.
     `callbacks` are Ray Train's own, called with what each validation reports. `origin_sha256` is that of the weights
-    that the run must begin with, or must have begun with; any, when not given.
+    that the run must begin with, or must have begun with, `teacher_sha256` those of its teachers; any, when not given.
     Starts a local Ray, or joins the cluster that RAY_ADDRESS names, unless Ray is already running in this process.
 
     Raises:
@@ -94,7 +95,7 @@ def run_training(
         latest = plan.folder.latest_valid()
         refuse_conflicts(plan, latest)
         plan = with_its_origin(plan, latest) if latest else plan
-        check_teachers(config)
+        _check_teachers(config, latest, teacher_sha256)
         start = starting_point(plan) if latest is None and config.init_from else None
         _check_origin(plan, latest or start, origin_sha256)
         cluster.connect(cpus=cluster.least_cpus(config))
@@ -109,6 +110,11 @@ def _check_origin(plan: RunPlan, begin: Checkpoint | StartingPoint | None, wante
         return
     what = f"{plan.config.init_from} has" if isinstance(begin, StartingPoint) else f"{plan.folder.address} began with"
     raise UserError(f"{what} other weights than were asked for (sha256 {wanted[:12]})")
+
+
+def _check_teachers(config: TrainConfig, latest: Checkpoint | None, wanted: Sequence[str]) -> None:
+    """Raises: UserError as `check_teachers`, also where they are not those that the run, or a sweep, began with."""
+    check_teachers(config, wanted, [one.weights_sha256 for one in latest.state.teachers] if latest else [])
 
 
 def _plan(config: TrainConfig) -> RunPlan:

@@ -12,7 +12,7 @@ from slm_ray.dataset.licences import CODE_LICENCE, SAMPLE, UNKNOWN, source_licen
 from slm_ray.dataset.manifest import BLOCK, SPLITS, Manifest, MixedManifest
 from slm_ray.exports.source_model import SourceModel
 from slm_ray.hub_reference import parse_hub_reference
-from slm_ray.runs.train_state import Origin
+from slm_ray.runs.train_state import Origin, TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,32 +59,47 @@ def licence(given: SourceModel) -> str:
     it goes back to, or where nothing says what one of these began from."""
     if given.state is None:
         return ""
-    origin = given.state.origin
-    return CODE_LICENCE if origin is None or origin.is_ours else ""
+    return CODE_LICENCE if given.state.is_ours else ""
 
 
 def licence_text(given: SourceModel) -> str:
     """The same in words: why it is unknown."""
     if known := licence(given):
         return known
-    origin = given.state.origin if given.state else None
-    if origin is None or any(link.is_of_others for link in origin.chain):
-        return "not only this project; see the model that it began from"
+    if given.state is None or any(link.is_of_others for link in _before(given.state)):
+        return "not only this project; see the models that it goes back to"
     return "not known: nothing says what all the models that it goes back to began from"
 
 
-def origin_lines(origin: Origin) -> Iterator[str]:
-    """The models that it goes back to, the nearest first."""
+def _before(state: TrainState) -> list[Origin]:
+    """Every model that it began or learned from, and those of these."""
+    return [link for one in (state.origin, *state.teachers) if one for link in one.every]
+
+
+def before_lines(state: TrainState) -> Iterator[str]:
+    """The models that it began from and learned from, each with those before it, the nearest first."""
+    if state.origin is not None:
+        yield from _origin_lines(state.origin, "Begun from")
+    for teacher in state.teachers:
+        yield from _origin_lines(teacher, "Learned from")
+    if not state.are_teachers_known:
+        yield "- Not all models that it learned from are known"
+
+
+def _origin_lines(origin: Origin, begun: str) -> Iterator[str]:
     for number, link in enumerate(origin.chain):
         step = f" at step {link.step:,}" if link.step else ""
         run = f" of run `{link.run_id}`" if link.run_id else ""
         others = ", made by others: ask them" if link.is_of_others else ""
-        begun = "Which began from" if number else "Begun from"
-        yield f"- **{begun}** `{link.reference}`{step}{run}, weights sha256 `{link.weights_sha256}`{others}"
+        how = "Which began from" if number else begun
+        yield f"- **{how}** `{link.reference}`{step}{run}, weights sha256 `{link.weights_sha256}`{others}"
         yield from (f"  - with {change}" for change in link.changes)
-    if origin.is_ours:
+        for teacher in link.teachers:
+            yield from _origin_lines(teacher, "Which learned from")
+    last = origin.chain[-1]
+    if last.is_start_known:
         yield "- **Which began from** random weights"
-    elif not origin.chain[-1].is_of_others:
+    elif not last.is_of_others:
         yield "- What that began from is not known"
 
 
@@ -93,9 +108,8 @@ def data_licence(given: SourceModel) -> str:
     known, state = data_source(given.manifest).licence, given.state
     if not known:
         return "not known"
-    origin = state.origin if state else None
     seen = {data for lineage in _lineages(given) for data, _ in lineage}
-    if len(seen) < 2 and (origin is None or origin.is_ours):
+    if len(seen) < 2 and (state is None or state.is_ours):
         return known
     return f"{known} of the data set described below; what else it learned from may have others, not known here"
 
@@ -104,8 +118,7 @@ def _lineages(given: SourceModel) -> list[list[tuple[str, int]]]:
     """Data sets that the model and those before it were trained on."""
     if given.state is None:
         return []
-    origin = given.state.origin
-    return [given.state.data_lineage, *(link.lineage for link in (origin.chain if origin else ()))]
+    return [given.state.data_lineage, *(link.lineage for link in _before(given.state))]
 
 
 def data_lines(given: SourceModel) -> Iterator[str]:

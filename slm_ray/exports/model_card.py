@@ -17,12 +17,12 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from slm_ray.errors import visible_lines
 from slm_ray.exports.data_card import (
     DataSource,
+    before_lines,
     data_licence,
     data_lines,
     data_source,
     licence,
     licence_text,
-    origin_lines,
 )
 from slm_ray.exports.formats import GGUF_ENDS, Dtype, Format
 from slm_ray.exports.parity import Parity
@@ -172,8 +172,7 @@ def _lineage(given: SourceModel) -> Iterator[str]:
         return
     yield f"- **Run**: `{given.run_id or 'not tracked'}`, step {state.step:,}, {state.samples_seen:,} samples"
     yield f"- **Weights**: sha256 `{given.weights_sha256}` of the checkpoint's"
-    if state.origin is not None:
-        yield from origin_lines(state.origin)
+    yield from before_lines(state)
     for attempt in state.attempts:
         code = str(attempt.code_version) if attempt.code_version else "that no commit names"
         yield (

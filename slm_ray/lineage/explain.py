@@ -80,6 +80,8 @@ def as_json(lineage: "Lineage", found: "StepStories | None") -> str:
         "are_attempts_recorded": bool(state.attempts),
         "data_lineage": state.data_lineage,
         "origin": dataclasses.asdict(state.origin) if state.origin else None,
+        "teachers": [dataclasses.asdict(one) for one in state.teachers],
+        "are_teachers_recorded": state.are_teachers_known,
         "preset": lineage.preset,
         "config_differences": {
             name: {"preset": preset, "run": own} for name, (preset, own) in lineage.differences.items()
@@ -159,7 +161,11 @@ def _chain(lineage: "Lineage") -> Iterator[tuple[str, str]]:
     for number, attempt in enumerate(lineage.attempts, 1):
         yield f"attempt {number}", _attempt_text(attempt, is_recorded=bool(state.attempts))
     if state.origin is not None:
-        yield from _origin_lines(state.origin)
+        yield from _origin_lines(state.origin, "begun from")
+    for teacher in state.teachers:
+        yield from _origin_lines(teacher, "taught by")
+    if not state.are_teachers_known:
+        yield "taught by", "models that were not recorded"
     yield "config", f"as preset {lineage.preset}{', but for:' if lineage.differences else ''}"
     for name, (preset, own) in lineage.differences.items():
         yield "", visible(f"{name} {own} (there {preset})")
@@ -167,16 +173,22 @@ def _chain(lineage: "Lineage") -> Iterator[tuple[str, str]]:
         yield "" if number else "data", f"{visible(data)} from step {step + 1:,} on"
 
 
-def _origin_lines(origin: Origin) -> Iterator[tuple[str, str]]:
+def _origin_lines(origin: Origin, how: str) -> Iterator[tuple[str, str]]:
     """Every model that it goes back to, the nearest first."""
-    for link in origin.chain:
+    for number, link in enumerate(origin.chain):
         when = f" at step {link.step:,}" if link.step else ""
         run = f" of run {link.run_id}" if link.run_id else ""
-        yield "begun from", visible(f"{link.reference}{when}{run}, weights of sha256 {link.weights_sha256}")
+        yield (
+            "begun from" if number else how,
+            visible(f"{link.reference}{when}{run}, weights of sha256 {link.weights_sha256}"),
+        )
         for change in link.changes:
             yield "", visible(change)
-    if not origin.is_ours:
-        yield "", "made by others" if origin.chain[-1].is_of_others else "what that began from is not known"
+        for teacher in link.teachers:
+            yield from _origin_lines(teacher, "taught by")
+    last = origin.chain[-1]
+    if last.is_of_others or not last.is_start_known:
+        yield "", "made by others" if last.is_of_others else "what that began from is not known"
 
 
 def _attempt_text(attempt: Attempt, *, is_recorded: bool) -> str:

@@ -135,13 +135,22 @@ class Origin:
     origin: "Origin | None" = None
     """What it began from itself; None where that was random weights, or is not known."""
     is_start_known: bool = False
-    """Whether `origin` is the whole answer: not of a model of others, of files of earlier versions, or of a link beyond
-    which the chain was cut."""
+    """Whether `origin` and `teachers` are all: not of a model of others, of an earlier version, or at a cut."""
+    teachers: "list[Origin]" = dataclasses.field(default_factory=list)
+    """Models that it learned from besides its stories, in their order."""
 
     @property
     def chain(self) -> list["Origin"]:
         """It and all before it, the nearest first; at least one."""
         return [self, *(self.origin.chain if self.origin else [])]
+
+    @property
+    def every(self) -> list["Origin"]:
+        """It, all before it and the teachers of each, the nearest first."""
+        found = [self]
+        for link in found:  # which grows
+            found += [*link.teachers, *([link.origin] if link.origin else [])]
+        return found
 
     @property
     def is_of_others(self) -> bool:
@@ -150,16 +159,22 @@ class Origin:
 
     @property
     def is_ours(self) -> bool:
-        """Whether every link is known and ours, down to one that began with random weights."""
-        return all(not link.is_of_others and link.is_start_known for link in self.chain)
+        """Whether every link and teacher is known and ours, down to those that began with random weights."""
+        return all(not link.is_of_others and link.is_start_known for link in self.every)
 
-    def shortened(self, links: int = MAX_ORIGINS) -> "Origin":
-        """The chain's nearest links, at least one; where it is cut, nothing is known of what came before."""
-        if self.origin is None:
+    def shortened(self) -> "Origin":
+        """The nearest links and teachers, at most `MAX_ORIGINS`; of what came before a cut, nothing is known."""
+        cuts = (self._cut(links) for links in range(MAX_ORIGINS, 0, -1))
+        return next(cut for cut in cuts if len(cut.every) <= MAX_ORIGINS)
+
+    def _cut(self, links: int) -> "Origin":
+        """What is at most so many links away."""
+        if self.origin is None and not self.teachers:
             return self
         if links <= 1:
-            return dataclasses.replace(self, origin=None, is_start_known=False)
-        return dataclasses.replace(self, origin=self.origin.shortened(links - 1))
+            return dataclasses.replace(self, origin=None, teachers=[], is_start_known=False)
+        origin = self.origin._cut(links - 1) if self.origin else None
+        return dataclasses.replace(self, origin=origin, teachers=[one._cut(links - 1) for one in self.teachers])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,6 +217,19 @@ class TrainState:
     nowhere."""
     origin: Origin | None = None
     """Of a run that began with given weights."""
+    teachers: list[Origin] = dataclasses.field(default_factory=list)
+    """Of a run with teachers: which weights these have, in their order."""
+
+    @property
+    def are_teachers_known(self) -> bool:
+        """Whether `teachers` are all that its config names."""
+        named = self.config.get("teacher", ())
+        return isinstance(named, list | tuple) and len(self.teachers) >= len(named)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether all that it began from and learned from is known and ours."""
+        return self.are_teachers_known and all(one is None or one.is_ours for one in (self.origin, *self.teachers))
 
     @property
     def known_attempts(self) -> list[Attempt]:
@@ -232,7 +260,7 @@ class TrainState:
         fields = dataclasses.asdict(self) | {"config": saved_config(self.config)}
         if self.origin is None:  # as in files of earlier versions, which know none
             del fields["origin"]
-        return fields | {"metrics": self.metrics.record if self.metrics else {}, "best": best}
+        return _without_empty_teachers(fields) | {"metrics": self.metrics.record if self.metrics else {}, "best": best}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "TrainState":
@@ -244,7 +272,8 @@ class TrainState:
             fields["config"] = with_earlier_defaults(fields["config"])
             fields["lineage"] = [(str(data), int(step)) for data, step in fields.get("lineage", [])]
             cls(**fields)  # refuses names that there are not
-            _check_chain(fields.get("origin"))
+            for one in (fields.get("origin"), *fields.get("teachers", [])):
+                _check_chain(one)
             return TypeAdapter(cls).validate_python(fields)
         except ValidationError as error:
             first = error.errors()[0]
@@ -257,8 +286,14 @@ class TrainState:
 
 def _check_chain(record: Any) -> None:
     """Raises: ValueError for more links than any version writes."""
-    links = 0
-    while isinstance(record, Mapping):
-        record, links = record.get("origin"), links + 1
-    if links > MAX_ORIGINS:
-        raise ValueError(f"origin: a chain of {links} models, and {MAX_ORIGINS} are read")
+    found = [record] if isinstance(record, Mapping) else []
+    for link in found:  # which grows meanwhile
+        found += [one for one in (link.get("origin"), *link.get("teachers", [])) if isinstance(one, Mapping)]
+    if len(found) > MAX_ORIGINS:
+        raise ValueError(f"origin: a chain of {len(found)} models, and {MAX_ORIGINS} are read")
+
+
+def _without_empty_teachers(record: dict[str, Any]) -> dict[str, Any]:
+    """A state's or an origin's fields as earlier versions wrote them, which knew of no teachers."""
+    kept = {name: value for name, value in record.items() if name != "teachers" or value}
+    return kept | ({"origin": _without_empty_teachers(kept["origin"])} if kept.get("origin") else {})

@@ -99,6 +99,7 @@ def lineage(folder: Path) -> dict[str, str]:
     """Tags of a registered version, out of its checkpoint."""
     state = checkpoint.load_state(folder)
     tokenizer = verification.file_digest(folder, f"{checkpoint.MODEL}/tokenizer.json")
+    taught = state.teachers
     metrics = state.metrics.record if state.metrics else {}
     evaluation = {name: value if isinstance(value, str) else f"{value:.6g}" for name, value in metrics.items()}
     return {
@@ -108,6 +109,7 @@ def lineage(folder: Path) -> dict[str, str]:
         "tokenizer_sha256": tokenizer,
         "weights_sha256": verification.file_digest(folder, f"{checkpoint.MODEL}/model.safetensors"),
         **({"origin": f"{origin.reference} {origin.weights_sha256}"} if (origin := state.origin) else {}),
+        **({"teachers": " ".join(f"{one.reference} {one.weights_sha256}" for one in taught)} if taught else {}),
         **evaluation,
     }
 

@@ -19,7 +19,7 @@ from slm_ray.runs.checkpoint import Checkpoint, Snapshot
 from slm_ray.runs.code_version import code_version
 from slm_ray.runs.ownership import mark
 from slm_ray.runs.run_folder import repair_links
-from slm_ray.runs.train_state import Attempt, Evaluation, TrainState
+from slm_ray.runs.train_state import Attempt, Evaluation, Origin, TrainState
 from slm_ray.training.besides.weight_path import with_path
 from slm_ray.training.run_log import RunLog
 from slm_ray.training.trainer import Trainer
@@ -146,7 +146,14 @@ class Checkpointer:
             lineage=self.restored.state.lineage_with(fingerprint) if self.restored else [(fingerprint, 0)],
             attempts=[*(self._begun.known_attempts if self._begun else []), self._attempt()],
             origin=self.restored.state.origin if self.restored else None,
+            teachers=self._teachers,
         )
+
+    @property
+    def _teachers(self) -> list[Origin]:
+        """As they were when the run learned from them first."""
+        found = self._trainer.teachers.origins if self._trainer.teachers else ()
+        return list(self.restored.state.teachers if self.restored and self.restored.state.teachers else found)
 
     @property
     def _begun(self) -> TrainState | None:

@@ -11,6 +11,7 @@ import logging
 from slm_ray.config.mixtures import part_names
 from slm_ray.config.schema import TrainConfig
 from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE
+from slm_ray.dataset.held_out import refuse_trained_on
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, MixedManifest, data_sets, home_of, load_manifest
 from slm_ray.dataset.mapped import StaleError, make_mapped, open_split, story_index
 from slm_ray.dataset.mixture import MixedSamples
@@ -110,10 +111,12 @@ def check_files(config: TrainConfig, manifest: Manifest) -> None:
     be mapped where they can be: workers find the file then.
 
     Raises:
-        UserError: one is missing or was altered.
+        UserError: one is missing or was altered; or a data set of a mixture trains on what another holds out.
     """
     tokenizer = load_tokenizer(config, manifest)
-    for folder, its_manifest in data_sets(config.data, manifest):
+    parts = data_sets(config.data, manifest)
+    refuse_trained_on(parts)
+    for folder, its_manifest in parts:
         for split in ("train", "validation"):
             verify_split(folder, split, its_manifest)
             _map(folder, its_manifest, split, tokenizer)

@@ -102,6 +102,10 @@ def _run(run: Run) -> RunSummary:
         status, reason = RunStatus.DIVERGED, str(error)
     if checkpointer.wait_together() is not None and status != RunStatus.DIVERGED:
         status = RunStatus.UNSAVED
+    if status == RunStatus.FINISHED and trainer.step < trainer.inputs.max_steps and trainer.config.optim.tail_average:
+        run.log.message(
+            "ended early, by patience: the mean of the last weights (optim.tail_average) was not blended in"
+        )
     return _conclude(run, status, reason, evaluation)
 
 

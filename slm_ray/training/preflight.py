@@ -92,6 +92,8 @@ def _refuse_other_options(plan: RunPlan, latest: Checkpoint) -> None:
     was = from_dict(TrainConfig, latest.state.config, str(latest.path))
     kept = [name for name in KEPT if not (plan.config.force and name in FORCED)]
     changed = differences(_options(was), _options(plan.config), kept)
+    if len(plan.config.teacher) == len(latest.state.teachers):  # told apart by their weights, once they are read
+        changed.pop("teacher", None)
     if other := _other_origin(was.init_from, latest, plan.config):
         changed["init_from"] = other
     if not changed:

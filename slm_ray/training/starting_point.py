@@ -13,18 +13,17 @@ from torch import Tensor
 
 from slm_ray.config.files import flatten, from_dict, load_values
 from slm_ray.config.options import take_option
-from slm_ray.config.places import origin_name
 from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.hub_reference import PREFIX
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs import checkpoint, ownership
-from slm_ray.runs.run_folder import CHECKPOINT_NAME
 from slm_ray.runs.train_state import Origin, TrainState
 from slm_ray.tokenization.extension import new_entries
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from slm_ray.tracking.registry import ResolvedModel, load_model, model_shape, resolved_model, weights_digest
+from slm_ray.training.besides.origins import origin_of
 from slm_ray.training.checkpointing import config_for_others
 from slm_ray.training.inputs import RunPlan, chat_template, load_tokenizer
 from slm_ray.training.optim import make_optimizer
@@ -147,7 +146,7 @@ def starting_point(plan: RunPlan) -> StartingPoint:
             added = new_entries(its_tokenizer, tokenizer)
         except ValueError as error:
             raise UserError(_another_tokenizer(config, found, error)) from error
-        origin = _origin(config, found)
+        origin = origin_of(config.init_from, found)
     changes = [*_context_changes(model.config, config.model), *_vocabulary_changes(model, its_tokenizer, added, config)]
     return StartingPoint(
         plan=plan,
@@ -155,35 +154,6 @@ def starting_point(plan: RunPlan) -> StartingPoint:
         tokenizer=tokenizer,
         origin=dataclasses.replace(origin, changes=changes),
     )
-
-
-def _origin(config: TrainConfig, found: ResolvedModel) -> Origin:
-    """Which weights, and what they began from themselves, without any place of this machine."""
-    digest = weights_digest(found)
-    if found.is_foreign:
-        return Origin(reference=origin_name(found.pinned or config.init_from), weights_sha256=digest)
-    state = checkpoint.load_state(found.path)
-    whole = Origin(
-        reference=found.pinned or _checkpoint_name(config.init_from, state),
-        weights_sha256=digest,
-        step=state.step,
-        run_id=found.run_id or state.run_id,
-        lineage=state.data_lineage,
-        origin=state.origin,
-        is_start_known=True,
-    )
-    return whole.shortened()
-
-
-def _checkpoint_name(place: str, state: TrainState) -> str:
-    """A checkpoint as others may see it: its folder's last name, after that of its run where every run has such a one.
-
-    `runs/a/best` -> `a/step-00000400`.
-    """
-    name, run = origin_name(place), str(state.config.get("name") or "")
-    if run and (name in ("best", "latest") or CHECKPOINT_NAME.fullmatch(name)):
-        return f"{run}/step-{state.step:08d}"
-    return name
 
 
 def _another_tokenizer(config: TrainConfig, found: ResolvedModel, why: ValueError) -> str:

@@ -21,7 +21,7 @@ from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.train_state import Evaluation, TrainState
-from slm_ray.training.besides.teachers import Teachers, load_teachers
+from slm_ray.training.besides.teachers import Teachers, load_teachers, refuse_others
 from slm_ray.training.besides.weight_path import WeightPath, parted
 from slm_ray.training.context import TrainContext
 from slm_ray.training.evaluation import EVALUATIONS
@@ -74,12 +74,14 @@ class Trainer:
         """Continue where a checkpoint was written, by however many workers.
 
         Raises:
-            UserError: the optimizer's state is that of another optimizer or model.
+            UserError: the optimizer's state is that of another optimizer or model, or a teacher has other weights.
         """
+        if self.teachers is not None:
+            refuse_others(self.teachers.origins, [one.weights_sha256 for one in state.teachers], self.config.teacher)
         self.model.load_state_dict(weights)
         of_optimizer, of_path = parted(optimizer)
         restore_optimizer(self.optimizer, of_optimizer)
-        self.path.load_state_dict(of_path)
+        self.path.load_state_dict(of_path, state.step)
         if state.scaler:  # empty where the run was in another precision
             self.scaler.load_state_dict(state.scaler)
         self.step, self.samples_seen = state.step, state.samples_seen

@@ -19,6 +19,8 @@ def test_what_is_saved_has_no_password_and_what_is_given_away_no_place() -> None
     assert saved_config(CONFIG) == CONFIG | {"tracking_uri": "http://host"}
     assert portable_config(CONFIG) == {"data": "x", "name": "a"}
     assert portable_config({"data": "s3://bucket/sets/x"}) == {"data": "x"}
+    taught = {"teacher": ["/home/me/runs/t/best", "hub:a/b"], "teacher_weight": 0.5}
+    assert portable_config(taught) == {"teacher": ["best", "hub:a/b"], "teacher_weight": 0.5}
     assert saved_config({}) == portable_config({}) == {}
 
 

@@ -1,6 +1,8 @@
 """The model's card: it says what files say, and what nobody knows it calls unknown."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from slm_ray import export
 from slm_ray.dataset.manifest import MANIFEST, load_manifest
 from slm_ray.exports.data_card import data_source
 from slm_ray.exports.source_model import opened
+from slm_ray.lineage.explain import explanation
 from slm_ray.runs import checkpoint
 from slm_ray.runs.code_version import CodeVersion
 from slm_ray.runs.train_state import Attempt, Evaluation, Origin
@@ -24,7 +27,9 @@ from tests.support.tiny_model import talkative_model
 COMMIT = "c0ffee" * 6 + "c0ff"
 
 
-def trained_on(folder: Path, tokenizer: Tokenizer, data: Path, origin: Origin | None = None) -> Path:
+def trained_on(
+    folder: Path, tokenizer: Tokenizer, data: Path, origin: Origin | None = None, teachers: Sequence[Origin] = ()
+) -> Path:
     """A checkpoint with a record as a real run writes it."""
     fingerprint = load_manifest(data).fingerprint
     state = checkpoint.TrainState(
@@ -37,6 +42,7 @@ def trained_on(folder: Path, tokenizer: Tokenizer, data: Path, origin: Origin | 
         metrics=Evaluation(val_loss=2.5, val_perplexity=12.2, val_bits_per_byte=1.25, step=12),
         run_id="run-1",
         origin=origin,
+        teachers=list(teachers),
         attempts=[
             Attempt(
                 step=0,
@@ -134,6 +140,31 @@ def test_a_model_is_under_our_licence_only_if_all_that_it_goes_back_to_is_known_
         assert all(f"  - with {change}" in text for change in link.changes)
         assert not link.step or f"`{link.reference}` at step 12 of run `run-0`, weights sha256 `a1`" in text
         assert all(f"of a model that it goes back to `{data}`" in text for data, _ in link.lineage)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "licence", "said"),
+    [
+        ([OTHERS], None, "**Learned from** `hub:someone/noncommercial`, weights sha256 `b2`, made by others"),
+        ([WHOLE, OTHERS], None, "**Learned from** `best` at step 12 of run `run-0`, weights sha256 `a1`"),
+        ([dataclasses.replace(WHOLE, teachers=[OTHERS])], None, "**Which learned from** `hub:someone/noncommercial`"),
+        ([OURS], None, "What that began from is not known"),
+        ([WHOLE], "apache-2.0", "**Learned from** `best`"),
+    ],
+    ids=["others", "ours and others", "ours, taught by others", "ours, of before", "ours"],
+)
+def test_a_student_is_under_our_licence_only_if_all_its_teachers_are_known_and_ours(
+    data: Path, tiny_tokenizer: Tokenizer, tmp_path: Path, teachers: list[Origin], licence: str | None, said: str
+) -> None:
+    model = trained_on(tmp_path / "model", tiny_tokenizer, data, None, teachers)
+    assert export.main(["--model", str(model), "--output", str(tmp_path / "out")]) == 0
+    metadata, text = card_of(tmp_path / "out")
+    assert metadata.get("license") == licence
+    assert said in text
+    told = explanation(["--explain", str(model)])
+    assert told is not None and f"taught by  {teachers[0].reference}" in told
+    whole = json.loads(explanation(["--explain", str(model), "--json"]) or "")
+    assert [one["reference"] for one in whole["teachers"]] == [one.reference for one in teachers]
 
 
 def test_an_evaluation_is_written_as_the_hub_reads_it(data: Path, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:

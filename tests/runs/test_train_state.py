@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from slm_ray.config.resuming import with_earlier_defaults
 from slm_ray.runs import checkpoint
 from slm_ray.runs.train_state import MAX_ORIGINS, Origin, TrainState
 
@@ -80,3 +81,24 @@ def test_a_file_with_a_longer_chain_is_none_of_ours(links: int) -> None:
     before["origin"] = {"reference": "a", "weights_sha256": "b", "origin": 3}
     with pytest.raises(ValueError, match=r"origin\.origin: "):
         TrainState.from_record(before)
+
+
+def test_teachers_come_back_and_count_for_whose_a_model_is() -> None:
+    taught = dataclasses.replace(OURS, teachers=[OURS, dataclasses.replace(OURS, teachers=[OTHERS])])
+    state = dataclasses.replace(begun(None), config=with_earlier_defaults({"teacher": ["a"]}), teachers=[taught])
+    assert TrainState.from_record(record(state)) == state
+    assert [one.reference for one in taught.every] == ["a", "a", "a", "hub:a/b@c"]
+    assert not taught.is_ours and not state.is_ours
+    assert dataclasses.replace(state, teachers=[OURS]).is_ours
+    assert not dataclasses.replace(state, teachers=[]).is_ours  # nothing says which weights they had
+
+
+def test_a_tree_of_teachers_is_cut_to_what_is_read() -> None:
+    tree = OURS
+    for _ in range(6):
+        tree = dataclasses.replace(OURS, teachers=[tree, tree], origin=tree)
+    cut = tree.shortened()
+    assert tree.is_ours and not cut.is_ours and 1 < len(cut.every) <= MAX_ORIGINS
+    with pytest.raises(ValueError, match=f"{MAX_ORIGINS} are read"):
+        TrainState.from_record(record(dataclasses.replace(begun(None), teachers=[tree])))
+    assert "teachers" not in json.dumps(record(begun(chain(3))))

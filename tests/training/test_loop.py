@@ -229,6 +229,10 @@ def test_patience_ends_a_run_that_no_longer_learns_and_a_resume_leaves_it_so(inp
     summary = fit(short, TrainContext())
     assert (summary.status, summary.step, summary.best.step) == (RunStatus.FINISHED, 4, 1)
     assert fit(short, TrainContext()).step == 4
+    assert not any("tail_average" in line.get("message", "") for line in short.history.lines())
+    averaged = elsewhere(short, "averaged", optim=dataclasses.replace(optim, tail_average=0.5))
+    assert fit(averaged, TrainContext()).step == 4
+    assert sum("tail_average) was not blended in" in line.get("message", "") for line in averaged.history.lines()) == 1
     longer = dataclasses.replace(short, config=dataclasses.replace(short.config, patience=5))
     assert fit(longer, TrainContext()).step == 6
 

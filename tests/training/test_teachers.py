@@ -12,7 +12,7 @@ from slm_ray.config.schema import IGNORED_TARGET, ModelConfig, TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
-from slm_ray.runs import checkpoint
+from slm_ray.runs import checkpoint, verification
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train
@@ -21,6 +21,7 @@ from slm_ray.training.besides.teachers import Teachers, check_teachers
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
+from slm_ray.training.preflight import refuse_conflicts
 from tests.runs.test_checkpoint import STATE
 
 SHAPE = ModelConfig(vocab_size=40, seq_len=8, n_layers=1, d_model=16, n_heads=2, d_ff=24)
@@ -88,9 +89,39 @@ def test_a_run_with_a_teacher_resumes_bit_for_bit_and_learns_what_it_thinks(inpu
     assert all(torch.equal(tensor, first[name]) for name, tensor in second.items())
 
 
-def saved(folder: Path, shape: ModelConfig, tokenizer: Tokenizer) -> str:
-    checkpoint.save(folder, decoder(0, shape), tokenizer, STATE, {})
+def saved(folder: Path, shape: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> str:
+    checkpoint.save(folder, decoder(seed, shape), tokenizer, STATE, {})
     return str(folder)
+
+
+def test_a_run_resumes_with_the_weights_that_its_teacher_had_wherever_they_are(
+    inputs: TrainInputs, tmp_path: Path
+) -> None:
+    first, second = (saved(tmp_path / str(n), inputs.config.model, inputs.tokenizer, n) for n in (0, 1))
+    link = tmp_path / "best"
+    link.symlink_to(first)
+    student = taught(inputs, "student", teacher=(str(link),), resume=True)
+    stops = iter([False] * 4 + [True] * 100)
+    fit(student, TrainContext(is_stop_requested=lambda: next(stops)))
+    latest = student.folder.latest_valid()
+    assert latest is not None
+    digest = verification.file_digest(Path(first), "model/model.safetensors")
+    kept = [(one.reference, one.weights_sha256) for one in latest.state.teachers]
+    assert kept == [(f"{STATE.config['name']}/step-{STATE.step:08d}" if "name" in STATE.config else "best", digest)]
+    link.unlink()
+    link.symlink_to(second)
+    for config in (student.config, dataclasses.replace(student.config, teacher=(second,))):
+        with pytest.raises(UserError, match=f"other weights than those that were learned from .sha256 {digest[:12]}"):
+            check_teachers(config, [digest])
+        with pytest.raises(UserError, match="other weights than those that were learned from"):
+            fit(dataclasses.replace(student, config=config), TrainContext())
+    elsewhere = dataclasses.replace(student.config, teacher=(first,))
+    refuse_conflicts(dataclasses.replace(student, config=elsewhere), latest)
+    check_teachers(elsewhere, [digest])
+    with pytest.raises(UserError, match="teacher was"):
+        both = dataclasses.replace(elsewhere, teacher=(first, second))
+        refuse_conflicts(dataclasses.replace(student, config=both), latest)
+    fit(dataclasses.replace(student, config=elsewhere), TrainContext())
 
 
 def test_a_teacher_of_the_same_tokenizer_may_teach(inputs: TrainInputs, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_over_a_break_it_is_the_same_way_bit_for_bit(stop: int) -> None:
     saved = {name: [one.clone() for one in tensors] for name, tensors in state.items()}
     second = first.clone()
     other = WeightPath([second], config, STEPS)
-    other.load_state_dict(saved)
+    other.load_state_dict(saved, stop)
     assert all(torch.equal(a, b) for a, b in zip(walk(other, second, range(stop, STEPS)), whole[stop:], strict=True))
 
 
@@ -90,9 +90,62 @@ def test_without_either_nothing_is_kept_nor_moved() -> None:
 def test_a_run_that_is_given_them_later_begins_them_then() -> None:
     weight = torch.ones(3)
     path = WeightPath([weight], OptimConfig(lookahead=0.6, tail_average=0.6), STEPS)
-    path.load_state_dict({})
+    path.load_state_dict({}, 30)
     walk(path, weight, range(30, STEPS))
-    assert set(path.state_dict()) == {"mean_step", "ahead", "tail"}
+    assert set(path.state_dict()) == {"mean_step", "ahead", "unblended"}
+
+
+def gone_on(state: dict[str, list[Tensor]], weight: Tensor, config: OptimConfig, step: int, steps: int) -> WeightPath:
+    path = WeightPath([weight], config, steps)
+    path.load_state_dict({name: [one.clone() for one in tensors] for name, tensors in state.items()}, step)
+    return path
+
+
+@pytest.mark.parametrize("stop", [30, 45, STEPS])
+def test_an_extended_run_ends_as_one_that_was_as_long_from_its_start(stop: int) -> None:
+    config, steps = OptimConfig(tail_average=0.6), 2 * STEPS
+    weight = torch.zeros(3)
+    whole = walk(WeightPath([weight], config, steps), weight, range(steps))
+    weight = torch.zeros(3)
+    path = WeightPath([weight], config, STEPS)
+    walk(path, weight, range(stop))
+    assert not torch.equal(weight, whole[STEPS - 1])
+    found = walk(gone_on(path.state_dict(), weight, config, stop, steps), weight, range(stop, steps))
+    assert all(torch.equal(a, b) for a, b in zip(found, whole[stop:], strict=True))
+
+
+def test_a_run_that_is_loaded_at_its_end_has_the_blended_weights_and_can_be_extended_still() -> None:
+    config = OptimConfig(tail_average=0.6)
+    weight = torch.zeros(3)
+    path = WeightPath([weight], config, STEPS)
+    walk(path, weight, range(STEPS))
+    blended = weight.clone()
+    again = gone_on(path.state_dict(), weight, config, STEPS, STEPS)
+    assert torch.equal(weight, blended)
+    assert torch.equal(again.state_dict()["unblended"][0], path.state_dict()["unblended"][0])
+
+
+def test_a_mean_of_the_last_weights_that_a_shorter_run_began_is_begun_anew() -> None:
+    config = OptimConfig(tail_average=1.0)
+    weight = torch.zeros(3)
+    path = WeightPath([weight], config, STEPS)
+    walk(path, weight, range(46))
+    longer = gone_on(path.state_dict(), weight, config, 46, 52)
+    assert not longer.state_dict()
+    fresh = WeightPath([other := weight.clone()], config, 52)
+    assert torch.equal(walk(longer, weight, range(46, 52))[-1], walk(fresh, other, range(46, 52))[-1])
+
+
+def test_without_lookahead_any_more_the_weights_go_back_to_the_optimizer_s() -> None:
+    config = OptimConfig(lookahead=0.6, warmup_steps=0)
+    weight = torch.zeros(3)
+    path = WeightPath([weight], config, STEPS)
+    walk(path, weight, range(20))
+    state = path.state_dict()
+    own = weight - state["ahead"][0] * state["mean_step"][0]
+    assert not torch.equal(weight, own)
+    gone_on(state, weight, OptimConfig(), 20, STEPS)
+    torch.testing.assert_close(weight, own)
 
 
 @pytest.mark.parametrize(("field", "value"), [("lookahead", -0.1), ("tail_average", 1.5), ("tail_average", -0.5)])

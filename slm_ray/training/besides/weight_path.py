@@ -5,7 +5,8 @@ checkpoint. All rates are functions of the step, as the learning rate is, so a r
 
 Lookahead (EMA-Nesterov, arXiv:2605.25395): m is the running mean of the optimizer's steps, and gradients are taken at
 x + b m in place of x, b being `lookahead` times the learning rate's share of its peak, in the middle of the run alone.
-The mean of the last weights (`tail_average`) is blended in once, after the last step.
+The mean of the last weights (`tail_average`) is blended in once, after the last step; the weights of before are kept,
+and a run that is extended goes on from them, with a mean of its own last weights.
 """
 
 from collections.abc import Iterable
@@ -36,6 +37,7 @@ class WeightPath:
         self._mean_step = [torch.zeros_like(weight) for weight in self._weights] if config.lookahead else []
         self._ahead = torch.zeros(())  # mean steps by which the weights stand ahead now
         self._tail: list[Tensor] = []
+        self._unblended: list[Tensor] = []  # the last weights, once the mean was blended in
         self._before: list[Tensor] = []
 
     @torch.no_grad()
@@ -63,26 +65,51 @@ class WeightPath:
             return
         if not self._tail:
             self._tail = [weight.clone() for weight in self._weights]
+        if step == self._max_steps - 1:
+            self._unblended = [weight.clone() for weight in self._weights]
         for mean, weight in zip(self._tail, self._weights, strict=True):
             mean.lerp_(weight, 1 / max(1.0, TAIL_SPAN * self._max_steps))
             if step == self._max_steps - 1:
                 weight.lerp_(mean, self._config.tail_average)
+        if self._unblended:
+            self._tail = []
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """What the coming steps need; empty where they need nothing."""
         ahead = [self._ahead] if self._mean_step else []
-        state = {"mean_step": self._mean_step, "ahead": ahead, "tail": self._tail}
+        length = [torch.tensor(self._max_steps)] if self._tail else []
+        state = {"mean_step": self._mean_step, "ahead": ahead, "tail": self._tail, "tail_of": length}
+        state["unblended"] = self._unblended
         return {name: tensors for name, tensors in state.items() if tensors}
 
-    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """Take back what `state_dict` gave; what the config did not ask for then begins now."""
-        if self._mean_step and "mean_step" in state:
-            for own, saved in zip(self._mean_step, state["mean_step"], strict=True):
-                own.copy_(saved)
-            self._ahead.copy_(state["ahead"][0])
-        if self._config.tail_average:
-            saved_tail = zip(state.get("tail", []), self._weights, strict=False)
-            self._tail = [mean.to(weight.device, copy=True) for mean, weight in saved_tail]
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, list[Tensor]], step: int) -> None:
+        """Take back what `state_dict` gave after `step` steps, once the weights have their values of then.
+
+        What the config did not ask for then begins now; what it asks for no more is taken out of the weights; in a run
+        of another length the mean of the last weights begins anew.
+        """
+        if "mean_step" in state:
+            self._take_back_lookahead(state["mean_step"], state["ahead"][0])
+        if "unblended" in state and step < self._max_steps:
+            for weight, saved in zip(self._weights, state["unblended"], strict=True):
+                weight.copy_(saved)
+        elif "unblended" in state:
+            self._unblended = self._copies(state["unblended"])
+        if self._config.tail_average and "tail" in state and state["tail_of"][0].item() == self._max_steps:
+            self._tail = self._copies(state["tail"])
+
+    def _take_back_lookahead(self, mean_step: list[Tensor], ahead: Tensor) -> None:
+        if not self._mean_step:
+            for weight, mean in zip(self._weights, self._copies(mean_step), strict=True):
+                weight.sub_(mean, alpha=ahead.item())
+            return
+        for own, saved in zip(self._mean_step, mean_step, strict=True):
+            own.copy_(saved)
+        self._ahead.copy_(ahead)
+
+    def _copies(self, saved: list[Tensor]) -> list[Tensor]:
+        return [one.to(weight.device, copy=True) for one, weight in zip(saved, self._weights, strict=True)]
 
 
 def lookahead(step: int, max_steps: int, config: OptimConfig) -> float:
