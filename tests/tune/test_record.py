@@ -110,7 +110,8 @@ OTHER_VALUES: dict[str, Any] = {
     "model.positions": "learned", "model.n_heads": 4, "model.n_kv_heads": 4, "model.vocab_size": 4096,
     "model.d_head": 16, "optim.name": "adamw", "optim.schedule": "cosine", "optim.min_lr": 1e-4, "lr": (0.5,),
     "d_ff": (8,), "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.momentum": 0.5, "optim.decay_share": 0.5,
-    "model.qkv_bias": True, "model.o_bias": True, "model.mlp_bias": True,
+    "model.qkv_bias": True, "model.o_bias": True, "model.mlp_bias": True, "optim.tail_average": 0.5,
+    "packing": "stories", "attention": "story", "validation": "windows", "teacher": ("a", "b"),
     "model.dropout": 0.5, "search": "random", "scheduler": "asha", "heat_map": ("optim.lr", "model.d_ff"),
 }  # fmt: skip
 
