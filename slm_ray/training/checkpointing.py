@@ -105,8 +105,8 @@ class Checkpointer:
             return None
         while self._is_writing().item() > 0:
             self._context.heartbeat()
-        error = self._written.exception()
-        state, self._written, self._writing = self._writing, None, None
+        error, state = self._written.exception(), self._writing
+        self._written = self._writing = None
         if state.best is not None and self._inputs.folder.best_step() == state.best.step:
             self._saved_best = state.best  # a mirror may refuse what the disk has taken
         if error is not None and not isinstance(error, OSError):
@@ -152,8 +152,8 @@ class Checkpointer:
     @property
     def _teachers(self) -> list[Origin]:
         """As they were when the run learned from them first."""
-        found = self._trainer.teachers.origins if self._trainer.teachers else ()
-        return list(self.restored.state.teachers if self.restored and self.restored.state.teachers else found)
+        known, now = self.restored.state.teachers if self.restored else [], self._trainer.teachers
+        return known or list(now.origins if now else ())
 
     @property
     def _begun(self) -> TrainState | None:
@@ -162,12 +162,11 @@ class Checkpointer:
 
     def _attempt(self) -> Attempt:
         """What this process adds to the run."""
-        config = self._trainer.config
         return Attempt(
             step=self.restored.state.step if self.restored else 0,
             data_fingerprint=self._inputs.data_fingerprint,
-            seed=config.seed,
-            batch_size=config.batch_size,
+            seed=self._trainer.config.seed,
+            batch_size=self._trainer.config.batch_size,
             world_size=self._context.world_size,
             code_version=self._code_version,
         )

@@ -84,11 +84,10 @@ class Trainer:
         self.path.load_state_dict(of_path, state.step)
         if state.scaler:  # empty where the run was in another precision
             self.scaler.load_state_dict(state.scaler)
-        self.step, self.samples_seen = state.step, state.samples_seen
+        self.step, self.samples_seen, self.loss_steps = state.step, state.samples_seen, state.pending_steps
         full = state.samples_seen * self.config.model.seq_len
         self.tokens_seen = full if state.tokens_seen is None else state.tokens_seen
         self.losses += _own_loss(state.pending_losses, self.context)
-        self.loss_steps = state.pending_steps
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step. Returns the rank's mean loss (nats a token) and the global gradient norm.
