@@ -11,7 +11,7 @@ import numpy as np
 
 from slm_ray.config.schema import PackingName
 from slm_ray.dataset.manifest import Manifest, MixedManifest, data_sets
-from slm_ray.dataset.mapped import story_index
+from slm_ray.dataset.mapping.mapped import story_index
 from slm_ray.dataset.mixture import located
 from slm_ray.dataset.packing import Packing
 from slm_ray.dataset.samples import SampleOrder, by_epoch, n_samples

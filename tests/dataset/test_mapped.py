@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_ray.dataset import mapped, shards, turns, verified
+from slm_ray.dataset import shards
 from slm_ray.dataset.manifest import Manifest, Split
-from slm_ray.dataset.mapped import make_mapped, mapped_path, open_split, story_index
+from slm_ray.dataset.mapping import mapped, turns, verified
+from slm_ray.dataset.mapping.mapped import make_mapped, mapped_path, open_split, story_index
 from slm_ray.dataset.shards import read_split
 from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError

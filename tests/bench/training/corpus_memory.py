@@ -22,7 +22,7 @@ import pyarrow as pa
 from slm_ray.dataset import shards
 from slm_ray.dataset.batches import TrainBatches
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, Manifest, Split, load_manifest
-from slm_ray.dataset.mapped import open_split
+from slm_ray.dataset.mapping.mapped import open_split
 
 STORIES_A_SHARD = 100_000
 VOCAB_SIZE = 4096

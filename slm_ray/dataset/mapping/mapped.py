@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from slm_ray.dataset.manifest import Manifest
+from slm_ray.dataset.mapping.turns import turn
+from slm_ray.dataset.mapping.verified import is_verified, marks_of, remember
 from slm_ray.dataset.packing import StoryIndex
 from slm_ray.dataset.shards import split_parts, token_type
 from slm_ray.dataset.stream import Tokens, TokenStream
-from slm_ray.dataset.turns import turn
-from slm_ray.dataset.verified import is_verified, marks_of, remember
 from slm_ray.storage import StoragePath, is_local, json_sha256, storage_path
 
 FOLDER = ".mapped"
