@@ -93,6 +93,8 @@ ELSEWHERE = {
         "tune/test_rounds.py::test_nine_trials_become_three_and_one_and_most_steps_are_saved",
     "python tune/sweep.py --space space.yaml --search optuna --num-trials 24 --scheduler asha":
         "tune/test_rounds.py::test_a_sweep_that_is_killed_anywhere_and_goes_on_ends_with_the_same_table",
+    "python slm_ray/train.py --data data/tinystories --teacher runs/first/best runs/second/best --teacher-weight 0.5":
+        "training/test_teachers.py::test_a_run_with_a_teacher_resumes_bit_for_bit_and_learns_what_it_thinks",
     "python slm_ray/train.py --resume --name NAME":
         "distributed/test_driver.py::test_two_workers_train_register_and_resume",
     "python slm_ray/evaluate.py --model models:/tinystories/3 --data data/tinystories --promote":
