@@ -14,7 +14,7 @@ HEAVY = {
 COMMANDS = (
     *("pipelines/prepare.py", "slm_ray/train.py", "slm_ray/evaluate.py", "slm_ray/evaluate.py --explain MODEL"),
     *("slm_ray/generate.py", "slm_ray/export.py", "tune/sweep.py", "serve/app.py", "infra/doctor.py", "infra/demo.py"),
-    *("infra/check_endpoint.py", "infra/container_packages.py", "infra/container_steps.py"),
+    *("infra/check_endpoint.py", "infra/container_packages.py", "infra/container_steps.py", "infra/local_cluster.py"),
 )
 
 
