@@ -76,6 +76,7 @@ LEFT_OUT = {
     "SLM_METRICS_PORT=8080 python serve/app.py": "serving-in-production.md starts one with that port, and keys",
 }
 LEFT_OUT_BEGIN = {  # what the command begins with
+    "python tests/bench/learning/learn.py --device cuda": "needs a GPU",
     "kubectl ": KIND,
     "helm install ": KIND,
     'curl -s http://127.0.0.1:8000/generate -H "Authorization: Bearer $key"': DOCKER,
