@@ -17,6 +17,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.tracking.besides.wandb_tracker import WandbTracker, public_config, require_wandb
 from slm_ray.train import main
 
+WRITTEN_WITHIN_S = 30
 needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 SECRET = "hunter2"
 
@@ -66,11 +67,6 @@ def test_its_config_has_no_password_and_no_place(config: dict[str, Any], tmp_pat
 
 
 @needs_wandb
-
-
-WRITTEN_WITHIN_S = 30
-
-
 def test_records_are_kept_offline_and_a_resumed_run_goes_on_in_the_same_one(
     config: dict[str, Any], tmp_path: Path, offline: None
 ) -> None:
