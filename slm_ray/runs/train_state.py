@@ -164,17 +164,17 @@ class Origin:
 
     def shortened(self) -> "Origin":
         """The nearest links and teachers, at most `MAX_ORIGINS`; of what came before a cut, nothing is known."""
-        cuts = (self._cut(links) for links in range(MAX_ORIGINS, 0, -1))
+        cuts = (self.kept_to(links) for links in range(MAX_ORIGINS, 0, -1))
         return next(cut for cut in cuts if len(cut.every) <= MAX_ORIGINS)
 
-    def _cut(self, links: int) -> "Origin":
+    def kept_to(self, links: int) -> "Origin":
         """What is at most so many links away."""
         if self.origin is None and not self.teachers:
             return self
         if links <= 1:
             return dataclasses.replace(self, origin=None, teachers=[], is_start_known=False)
-        origin = self.origin._cut(links - 1) if self.origin else None
-        return dataclasses.replace(self, origin=origin, teachers=[one._cut(links - 1) for one in self.teachers])
+        origin = self.origin.kept_to(links - 1) if self.origin else None
+        return dataclasses.replace(self, origin=origin, teachers=[one.kept_to(links - 1) for one in self.teachers])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
