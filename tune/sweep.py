@@ -1,6 +1,6 @@
 """Sweep learning rate, FF width or any other field of the config: `python tune/sweep.py`.
 
-In: a prepared data set, a base configuration and what is varied. Every point is a real Ray Train run with a shortened
+In: a prepared data set, a base configuration and what is varied. Every point is a real training run with a shortened
 budget, a child of one MLflow run. Out: a table and pictures of the results, and, unless `--no-final`, the best point
 trained at the full budget and registered as the champion. With `--resume` a sweep begins or, where there is one, goes
 on: finished trials are kept, unfinished ones continue from their last checkpoint.

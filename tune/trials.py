@@ -1,4 +1,4 @@
-"""The trials of a sweep through Ray Tune: each a Ray Train run of its own.
+"""The trials of a sweep through Ray Tune: each a run of its own, of one worker in Tune's process or several of Train's.
 
 In: the training config of each point, by the trial's name. Out: `SWEEP/trials/NAME/`, a run's folder each. A trial
 that was interrupted or paused continues from its last checkpoint; why one failed stands in `SWEEP/trials/NAME.log`, and
@@ -11,10 +11,11 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -92,9 +93,9 @@ class TrialRunner:
             storage.remove(log_path(config))
         state, file_system = self.folder.ray_storage()
         tuner = tune.Tuner(
-            tune.with_resources(train_point, {"CPU": DRIVER_CPUS}),  # its workers ask for their own
+            tune.with_resources(train_point, _resources(configs.values())),
             param_space={"trial": tune.grid_search(list(configs))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=self.at_once),
+            tune_config=tune.TuneConfig(max_concurrent_trials=self.at_once, reuse_actors=True),
             run_config=tune.RunConfig(
                 name=uuid.uuid4().hex,  # a new name each time: Tune must not restore by itself
                 storage_path=state,
@@ -131,7 +132,9 @@ def train_trial(
     origin_sha256: str,
     teacher_sha256: Sequence[str] = (),
 ) -> None:
-    """One trial, in a process of Tune's: a Ray Train run of its own, continued where it stopped, up to a step.
+    """One trial, in a process of Tune's: a run of its own, continued where it stopped, up to a step.
+
+    A run of one worker is trained by this very process, which the next trial finds ready; more are Ray Train's.
 
     What the sweep's address means is settled where the sweep runs; a trial's config does not keep it. One that diverges
     has a result, and has not failed.
@@ -149,7 +152,7 @@ def train_trial(
                 resumed,
                 parent_run_id=parent_run_id,
                 is_quiet=True,
-                callbacks=[TuneReportCallback()],
+                **_reporting(config),
                 pause_at=pause_at,
                 origin_sha256=origin_sha256,
                 teacher_sha256=teacher_sha256,
@@ -160,6 +163,29 @@ def train_trial(
             if has_summary(run) and read_summary(run).status == RunStatus.DIVERGED:
                 return
             raise
+
+
+def is_alone(config: TrainConfig) -> bool:
+    """Whether a trial is trained by Tune's own process: with one worker, there is nothing for Ray Train to do."""
+    return config.worker_range == (1, 1)
+
+
+def _reporting(config: TrainConfig) -> dict[str, Any]:
+    """How a trial tells Tune of its validations."""
+    return (
+        {"alone": lambda metrics: tune.report(dict(metrics))}
+        if is_alone(config)
+        else {"callbacks": [TuneReportCallback()]}
+    )
+
+
+def _resources(configs: Iterable[TrainConfig]) -> dict[str, float]:
+    """What the process of each trial is given; the workers of Ray Train ask for their own."""
+    one = next(iter(configs))
+    if not is_alone(one):
+        return {"CPU": DRIVER_CPUS}
+    gpus = {"GPU": 1.0} if ray.cluster_resources().get("GPU", 0) else {}
+    return {"CPU": one.cpus_per_worker} | gpus
 
 
 def _wait_for_orphans(folder: Path) -> None:

@@ -20,8 +20,12 @@ from serve.api.metrics import Metrics
 MAX_BODY_BYTES = 64 * 1024
 BODY_S = 10.0
 """Longest time for a body to arrive."""
+LATE_S = 1.0
+"""From when on a body is late. One that comes with its head never is, however many come at once."""
+MAX_ARRIVING = 512
+"""Bodies that may be waited for at a time, before they are late."""
 MAX_BODIES, MAX_BODIES_OF_ONE = 256, 32
-"""Bodies that may be under way at a time, of all clients and of one address."""
+"""Late bodies that may be under way at a time, of all clients and of one address."""
 PROXY_HEALTH = "/-/healthz"
 """What Ray Serve's proxy answers by itself, for load balancers; without one the application does."""
 PUBLIC_ROUTES = frozenset({"/health", "/ready", "/", PROXY_HEALTH})
@@ -109,44 +113,62 @@ def _address(scope: Scope) -> bytes:
 class BodyLimitMiddleware:
     """Reads a body whole before the application sees any of it: answers 413 to a long one, 408 to a slow one.
 
-    The body of a GET is not waited for. Few may be under way at a time, of one address fewer still: beyond that the
-    answer is 429, at once, so that who sends slowly takes nobody's place.
+    The body of a GET is not waited for. Few late ones may be under way at a time, of one address fewer still: beyond
+    that the answer is 429, so that who sends slowly takes nobody's place. A hundred readers behind one proxy, who all
+    begin at once, are not late.
     """
 
     def __init__(self, app: ASGIApp, limit_bytes: int, limit_s: float = BODY_S) -> None:
         self._app = app
         self._limit_bytes = limit_bytes
         self._limit_s = limit_s
-        self._under_way: collections.Counter[bytes] = collections.Counter()
+        self._arriving = 0
+        self._late: collections.Counter[bytes] = collections.Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
             return await self._app(scope, receive, send)
-        caller = _address(scope)
-        if self._under_way.total() >= MAX_BODIES or self._under_way[caller] >= MAX_BODIES_OF_ONE:
-            detail = "too many bodies are under way: try again later"
-            headers = {"Retry-After": str(RETRY_AFTER_S)}
-            return await error_response(scope["path"], 429, detail, headers)(scope, receive, send)
-        self._under_way[caller] += 1
+        reading = asyncio.create_task(self._read(receive))
         try:
-            async with asyncio.timeout(self._limit_s):
-                messages = await self._read(receive)
-        except TimeoutError:
-            detail = f"the body did not arrive within {self._limit_s:g} s"
-            return await error_response(scope["path"], 408, detail)(scope, receive, send)
+            status, detail = await self._wait(reading, _address(scope))
+            messages = reading.result() if status == 200 else None
         finally:
-            self._under_way[caller] -= 1
-            if not self._under_way[caller]:
-                del self._under_way[caller]
+            reading.cancel()
+        if status == 200 and messages is None:
+            status, detail = 413, f"the body is larger than {self._limit_bytes} bytes"
         if messages is None:
-            detail = f"the body is larger than {self._limit_bytes} bytes"
-            return await error_response(scope["path"], 413, detail)(scope, receive, send)
+            headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else None
+            return await error_response(scope["path"], status, detail, headers)(scope, receive, send)
 
         async def replay() -> Message:
             return messages.pop(0) if messages else await receive()
 
         return await self._app(scope, replay, send)
+
+    async def _wait(self, reading: "asyncio.Task[list[Message] | None]", caller: bytes) -> tuple[int, str]:
+        """Wait for a body: 200, or the status of the refusal and its words."""
+        too_many = 429, "too many bodies are under way: try again later"
+        on_time_s = min(LATE_S, self._limit_s)
+        if self._arriving >= MAX_ARRIVING:
+            return too_many
+        self._arriving += 1
+        try:
+            await asyncio.wait({reading}, timeout=on_time_s)
+        finally:
+            self._arriving -= 1
+        if reading.done():
+            return 200, ""
+        if self._late.total() >= MAX_BODIES or self._late[caller] >= MAX_BODIES_OF_ONE:
+            return too_many
+        self._late[caller] += 1
+        try:
+            await asyncio.wait({reading}, timeout=self._limit_s - on_time_s)
+        finally:
+            self._late[caller] -= 1
+            if not self._late[caller]:
+                del self._late[caller]
+        return (200, "") if reading.done() else (408, f"the body did not arrive within {self._limit_s:g} s")
 
     async def _read(self, receive: Receive) -> list[Message] | None:
         """All messages of the body, None when it is too long."""

@@ -7,7 +7,7 @@ trial.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ray.train import UserCallback
@@ -18,7 +18,8 @@ from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed import cluster
 from slm_ray.distributed.mlflow_run import LOSS_PLOT, close_mlflow_run, open_mlflow_run, reopen_mlflow_run
 from slm_ray.distributed.progress import show_progress
-from slm_ray.distributed.workers import run_workers
+from slm_ray.distributed.worker_process import Report
+from slm_ray.distributed.workers import run_alone, run_workers
 from slm_ray.errors import UserError, one_line
 from slm_ray.locks.lease import LeaseLostError
 from slm_ray.runs import run_lock
@@ -67,6 +68,7 @@ def run_training(
     parent_run_id: str = "",
     is_quiet: bool = False,
     callbacks: Sequence[UserCallback] = (),
+    alone: Report | None = None,
     pause_at: int = 0,
     origin_sha256: str = "",
     teacher_sha256: Sequence[str] = (),
@@ -74,8 +76,10 @@ def run_training(
     """Train as the config says, through Ray Train. Returns where the result lies.
 
     With `pause_at`, it leaves off after the validation of that step; the next call goes on as if nothing had happened.
-    `callbacks` are Ray Train's own, called with what each validation reports. `origin_sha256` is that of the weights
-    that the run must begin with, or must have begun with, `teacher_sha256` those of its teachers; any, when not given.
+    `callbacks` are Ray Train's own, called with what each validation reports. With `alone`, which is called with the
+    same, the run's one worker is this process of Ray's, without Ray Train, and nobody starts it again. `origin_sha256`
+    is that of the weights that the run must begin with, or must have begun with, `teacher_sha256` those of its
+    teachers; any, when not given.
     Starts a local Ray, or joins the cluster that RAY_ADDRESS names, unless Ray is already running in this process.
 
     Raises:
@@ -100,7 +104,14 @@ def run_training(
         _check_origin(plan, latest or start, origin_sha256)
         cluster.connect(cpus=cluster.least_cpus(config))
         cluster.check_resources(config)
-        return _run_locked(plan, latest or start, parent_run_id, is_quiet, callbacks)
+
+        def work(run_id: str) -> None:
+            if alone is None:
+                run_workers(plan, run_id, callbacks)
+            else:
+                run_alone(plan, run_id, alone)
+
+        return _run_locked(plan, latest or start, parent_run_id, is_quiet, work)
 
 
 def _check_origin(plan: RunPlan, begin: Checkpoint | StartingPoint | None, wanted: str) -> None:
@@ -130,7 +141,7 @@ def _run_locked(
     begin: Checkpoint | StartingPoint | None,
     parent_run_id: str,
     is_quiet: bool,
-    callbacks: Sequence[UserCallback],
+    work: Callable[[str], None],
 ) -> TrainResult:
     """The run, once nobody else can write to its folder: from its latest checkpoint, from given weights, or anew."""
     latest = begin if isinstance(begin, Checkpoint) else None
@@ -141,7 +152,7 @@ def _run_locked(
             begin.write(tracker.run_id)
         if not _is_finished(plan, latest):
             with show_progress(plan.history, plan.max_steps, is_quiet=is_quiet), _place_of_a_stop(plan):
-                run_workers(plan, tracker.run_id, callbacks)
+                work(tracker.run_id)
         tracker = reopen_mlflow_run(plan, latest, parent_run_id, tracker)
         result = _conclude(plan, tracker)
         status = "FINISHED"

@@ -8,8 +8,7 @@ import dataclasses
 import socket
 from collections.abc import Callable, Iterator
 
-import ray.train
-
+from slm_ray.distributed.place import Place
 from slm_ray.distributed.ray_metrics import RayMetricsTracker
 from slm_ray.errors import UserError
 from slm_ray.tracking import mlflow_runs, system_metrics
@@ -21,25 +20,24 @@ from slm_ray.training.inputs import TrainInputs
 
 
 @contextlib.contextmanager
-def tracked(inputs: TrainInputs, run_id: str, tracking_uri: str) -> Iterator[TrainInputs]:
+def tracked(inputs: TrainInputs, place: Place, run_id: str, tracking_uri: str) -> Iterator[TrainInputs]:
     """The inputs with rank 0's tracker, while the first worker of each node logs what its machine does.
 
     What goes wrong with either is a message in the run's record, which the driver shows.
     """
-    ranks = ray.train.get_context()
 
     def warn(text: str) -> None:
         inputs.history.message(text)
 
-    is_main = ranks.get_world_rank() == 0
+    is_main = place.rank == 0
     record = inputs.history if is_main else None
-    machine = mlflow_runs.continue_run(tracking_uri, run_id if ranks.get_local_rank() == 0 else "", warn, record)
+    machine = mlflow_runs.continue_run(tracking_uri, run_id if place.local_rank == 0 else "", warn, record)
     besides = list(_besides(inputs, warn)) if is_main else []
-    metrics = RayMetricsTracker(inputs.config.name, inputs.max_steps, ranks.get_world_size())
+    metrics = RayMetricsTracker(inputs.config.name, inputs.max_steps, place.world_size)
     tracker: Tracker = CompositeTracker(machine, metrics, *besides) if is_main else NullTracker()
-    node = f"node-{ranks.get_node_rank()}" if ranks.get_node_rank() else ""
+    node = f"node-{place.node_rank}" if place.node_rank else ""
     try:
-        has_gpu = ray.train.torch.get_device().type == "cuda"
+        has_gpu = place.device.type == "cuda"
         with (
             metrics.shown() if is_main else contextlib.nullcontext(),
             system_metrics.logged(machine, node=node, has_gpu=has_gpu, warn=warn),

@@ -10,14 +10,16 @@ import faulthandler
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 import torch
+from torch import nn
 
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
+from slm_ray.distributed.place import Place, place_alone, place_in_train
 from slm_ray.distributed.reporting import attempt, tracked
 from slm_ray.distributed.watchdog import Watchdog
 from slm_ray.errors import UserError
@@ -35,8 +37,34 @@ from slm_ray.training.inputs import TrainInputs, load_inputs
 EXIT_HUNG = 75
 
 
+Report = Callable[[Mapping[str, Any]], None]
+"""Is told what each validation found."""
+
+
 def run_worker(given: dict[str, Any]) -> None:
-    """What each worker process runs.
+    """What each worker process of Ray Train runs."""
+    wrap = functools.partial(ray.train.torch.prepare_model, parallel_strategy_kwargs=dict(DDP_OPTIONS))
+    _run(given, place_in_train(), lambda metrics: ray.train.report(dict(metrics)), wrap=wrap)
+
+
+def run_here(given: dict[str, Any], report: Report, still_ours: Callable[[], None]) -> None:
+    """The same in this process, as the run's one worker. Other runs may have been here before.
+
+    `still_ours` is called after every piece of work, and raises where the run has become another driver's.
+    """
+    torch.compiler.reset()  # what was compiled for other runs would count against the compiler's limit
+    _run(given, place_alone(), report, still_ours=still_ours)
+
+
+def _run(
+    given: Mapping[str, Any],
+    place: Place,
+    report: Report,
+    *,
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    still_ours: Callable[[], None] = lambda: None,
+) -> None:
+    """Train, from the latest checkpoint on.
 
     A mistake of the user's is left in the run's folder, and the workers that Ray starts in place of these see it and
     leave: it is not tried again `max_failures` times.
@@ -46,8 +74,28 @@ def run_worker(given: dict[str, Any]) -> None:
     run.check_lease()
     if has_refusal(run):
         return
+    watchdog = Watchdog(config.hang_timeout_s)
+
+    def heartbeat() -> None:
+        watchdog.heartbeat()
+        still_ours()
+
+    def report_unwatched(metrics: Mapping[str, Any]) -> None:
+        with watchdog.paused():
+            report(metrics)
+
+    context = TrainContext(
+        rank=place.rank,
+        world_size=place.world_size,
+        device=place.device,
+        wrap=wrap,
+        all_reduce_sum=_all_reduce_sum,
+        report=report_unwatched,
+        is_stop_requested=run.is_stop_requested,
+        heartbeat=heartbeat,
+    )
     try:
-        _train(config, given)
+        _train(config, given, place, context, watchdog)
     except (UnreadableCheckpointError, LeaseLostError):  # the disk may give it at the next try; the run is another's
         raise
     except UserError as error:
@@ -55,30 +103,15 @@ def run_worker(given: dict[str, Any]) -> None:
         raise
 
 
-def _train(config: TrainConfig, given: Mapping[str, Any]) -> None:
-    ranks, device = ray.train.get_context(), ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(config.threads or max(1, core_count() // ranks.get_local_world_size()))
+def _train(
+    config: TrainConfig, given: Mapping[str, Any], place: Place, context: TrainContext, watchdog: Watchdog
+) -> None:
+    if place.device.type == "cpu":
+        torch.set_num_threads(config.threads or max(1, core_count() // place.local_world_size))
     inputs = dataclasses.replace(load_inputs(config, NullTracker(), given["lease"]), pause_at=given["pause_at"])
-    watchdog = Watchdog(config.hang_timeout_s)
-
-    def report(metrics: Mapping[str, Any]) -> None:
-        with watchdog.paused():
-            ray.train.report(dict(metrics))
-
-    context = TrainContext(
-        rank=ranks.get_world_rank(),
-        world_size=ranks.get_world_size(),
-        device=device,
-        wrap=functools.partial(ray.train.torch.prepare_model, parallel_strategy_kwargs=dict(DDP_OPTIONS)),
-        all_reduce_sum=_all_reduce_sum,
-        report=report,
-        is_stop_requested=inputs.folder.is_stop_requested,
-        heartbeat=watchdog.heartbeat,
-    )
     precision, is_compiled = _arithmetic(inputs, context)
     with (
-        tracked(inputs, given["run_id"], given["tracking_uri"]) as tracked_inputs,
+        tracked(inputs, place, given["run_id"], given["tracking_uri"]) as tracked_inputs,
         attempt(inputs, context, given["run_id"], given["tracking_uri"]),
         watchdog.watching(lambda: _exit_hung_worker(inputs, context)),
     ):

@@ -22,7 +22,7 @@ from slm_ray.cli.signals import Signals, StoppedError
 from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import cluster
 from slm_ray.distributed.ray_metrics import FailureCounter
-from slm_ray.distributed.worker_process import run_worker
+from slm_ray.distributed.worker_process import Report, run_here, run_worker
 from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.limits import core_count
 from slm_ray.locks.lease import LeaseLostError
@@ -56,6 +56,19 @@ class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]  # Ray is not typed
         return [callback for callback in made if type(callback).__name__ not in left_out]
 
 
+def run_alone(plan: RunPlan, run_id: str, report: Report) -> None:
+    """Run the loop in this process, a process of Ray's, as the run's one worker. Nobody starts it again.
+
+    Raises:
+        UserError: as `run_workers`, and whatever the loop raises.
+    """
+    folder = plan.folder
+    _make_ready(folder)
+    still_ours = folder.lease.raise_if_lost if folder.lease else lambda: None
+    with _tidied(folder):
+        run_here(_given(plan, run_id), report, still_ours)
+
+
 def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -> None:
     """Run the loop on every rank; Ray starts the group again, up to max_failures times, when a worker is lost.
 
@@ -68,11 +81,7 @@ def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -
         LeaseLostError: another driver has taken the run over.
     """
     folder = plan.folder
-    try:
-        folder.clear_requests()
-        clear_outcome(folder)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder.address}: {error.strerror or one_line(error)}") from error
+    _make_ready(folder)
     trainer = _trainer(plan, run_id, callbacks)
     with _tidied(folder):
         try:
@@ -84,6 +93,15 @@ def run_workers(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -
             raise UserError(read_refusal(folder) or _failure(error, folder)) from error
     if refusal := read_refusal(folder):
         raise UserError(refusal)
+
+
+def _make_ready(folder: RunFolder) -> None:
+    """Forget what an earlier start left. Raises: UserError when the run's place cannot be written to."""
+    try:
+        folder.clear_requests()
+        clear_outcome(folder)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder.address}: {error.strerror or one_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -122,13 +140,7 @@ def _trainer(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -> T
     storage_path, storage_filesystem = folder.ray_storage()
     return LeanTorchTrainer(
         run_worker,
-        train_loop_config={
-            "config": dataclasses.asdict(config),
-            "run_id": run_id,
-            "pause_at": plan.pause_at,
-            "tracking_uri": mlflow_runs.resolve_uri(config.tracking_uri),  # as seen from the driver
-            "lease": folder.lease.token if folder.lease else "",
-        },
+        train_loop_config=_given(plan, run_id),
         scaling_config=ScalingConfig(
             num_workers=config.worker_range if config.is_elastic else config.worker_range[0],
             use_gpu=uses_gpu,
@@ -144,6 +156,17 @@ def _trainer(plan: RunPlan, run_id: str, callbacks: Sequence[UserCallback]) -> T
             worker_runtime_env={"env_vars": _environment(config)},
         ),
     )
+
+
+def _given(plan: RunPlan, run_id: str) -> dict[str, Any]:
+    """What a worker is told, as plain values."""
+    return {
+        "config": dataclasses.asdict(plan.config),
+        "run_id": run_id,
+        "pause_at": plan.pause_at,
+        "tracking_uri": mlflow_runs.resolve_uri(plan.config.tracking_uri),  # as seen from the driver
+        "lease": plan.folder.lease.token if plan.folder.lease else "",
+    }
 
 
 def _environment(config: TrainConfig) -> dict[str, str]:

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from serve.api.middleware import MAX_BODIES, MAX_BODY_BYTES
+from serve.api.middleware import MAX_ARRIVING, MAX_BODIES, MAX_BODY_BYTES
 from serve.api.settings import ApiSettings
 from serve.replica_port import bind_replica_port
 from slm_ray.distributed import cluster
@@ -82,7 +82,7 @@ def test_serves_own_line_does_not_form_before_health() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
         from serve import deployment
-    assert deployment.SPARE_ONGOING >= 4 * MAX_BODIES
+    assert deployment.SPARE_ONGOING >= MAX_ARRIVING + MAX_BODIES
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_2(model: Path) -> None:
