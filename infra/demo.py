@@ -36,7 +36,7 @@ GRACE_S = 30
 PREPARE = "pipelines/prepare.py --runner DirectRunner --source sample --max-stories 5000 --vocab-size 2048"
 MADE_BY = ("slm_ray/presets/demo.yaml", "slm_ray/config/schema.py", "pipelines/config.py", "tune/config.py")
 """Files of settings: what other ones made is not reused."""
-SWEEP = "tune/sweep.py --config demo --resume --lr 1e-3 4e-3 --d-ff 256 512 --trial-steps 20 --workers 2"
+SWEEP = "tune/sweep.py --config demo --resume --lr 2e-3 6e-3 --d-ff 256 512 --trial-steps 40 --workers 2"
 
 
 class DemoError(Exception):

@@ -161,8 +161,8 @@ class Layout:
             f"{submit} -- python pipelines/prepare.py --runner DirectRunner --source sample --max-stories 5000"
             f" --vocab-size 2048 --output {data}",
             f"{submit} -- python slm_ray/train.py --config demo --data {data} --output {runs} --workers {workers}",
-            f"{submit} -- python tune/sweep.py --config demo --data {data} --output {runs} --lr 1e-3 4e-3"
-            f" --trial-steps 20 --workers {workers}",
+            f"{submit} -- python tune/sweep.py --config demo --data {data} --output {runs} --lr 2e-3 6e-3"
+            f" --trial-steps 40 --workers {workers}",
             f"{submit} --no-wait -- python serve/app.py --replicas 2",
         ]
 

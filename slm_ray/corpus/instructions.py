@@ -18,7 +18,7 @@ training text, because tokenizers join two line breaks at the end of a text.
 import re
 from collections.abc import Sequence
 
-from slm_ray.corpus.grammar import Dice
+from slm_ray.corpus.dice import Dice
 
 INSTRUCTION_FORMAT = 2
 """Names these rules in a manifest. Bump it whenever any story gets another instruction."""

@@ -1,6 +1,7 @@
 """Checkpoints and registered models of earlier versions still open: `checkpoint_v1` was written by commit 413fe9d."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,6 @@ import pytest
 
 from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
-from slm_ray.corpus.grammar import sample_stories
 from slm_ray.generation.engine import Engine
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
@@ -39,8 +39,10 @@ def test_a_run_of_before_is_resumed_as_if_nothing_had_changed(tmp_path: Path) ->
     shutil.copytree(V1 / "run", tmp_path / "runs" / "old" / "checkpoints" / "step-00000004")
     (tmp_path / "data").mkdir()
     tokenizer = Tokenizer.load(V1 / "run" / "model" / "tokenizer.json")
-    assert tokenizer.sha256 == train_bpe(sample_stories(0, 120), vocab_size=272).sha256
-    write_data(tmp_path / "data", tokenizer, {"train": [(0, 60), (60, 110)], "validation": [(110, 120)]})
+    stories = json.loads((V1 / "stories.json").read_text(encoding="utf-8"))  # the sample corpus of that version
+    assert tokenizer.sha256 == train_bpe(stories, vocab_size=272).sha256
+    splits = {"train": [(0, 60), (60, 110)], "validation": [(110, 120)]}
+    write_data(tmp_path / "data", tokenizer, splits, lambda start, stop: stories[start:stop])
     state = checkpoint.load_state(V1 / "run")
     saved = from_dict(TrainConfig, state.config, "state.json")
     places = {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs"), "name": "old"}

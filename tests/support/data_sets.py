@@ -1,5 +1,6 @@
 """Small data sets of sample stories, made without Beam."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,14 +14,19 @@ SAMPLE_ROWS = 1_000_000
 """More than any test takes."""
 
 
-def write_data(folder: Path, tokenizer: Tokenizer, ranges: dict[str, list[tuple[int, int]]]) -> None:
+def write_data(
+    folder: Path,
+    tokenizer: Tokenizer,
+    ranges: dict[str, list[tuple[int, int]]],
+    stories: Callable[[int, int], Iterable[str]] = sample_stories,
+) -> None:
     """Write sample stories, given by split and shard as (start, stop), as a data set."""
     splits = {}
     for split in SPLITS:
         written = []
         for number, (start, stop) in enumerate(ranges.get(split, [])):
             path = folder / shards.shard_path(split, number)
-            written.append(shards.write_shard(path, _table(tokenizer, start, stop)))
+            written.append(shards.write_shard(path, _table(tokenizer, start, list(stories(start, stop)))))
         splits[split] = Split.of(tuple(written))
     tokenizer.save(folder / TOKENIZER)
     mark = fingerprint(source_digest="test", parameters={}, tokenizer_sha256=tokenizer.sha256, splits=splits)
@@ -37,10 +43,9 @@ def write_data(folder: Path, tokenizer: Tokenizer, ranges: dict[str, list[tuple[
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _table(tokenizer: Tokenizer, start: int, stop: int) -> pa.Table:
-    stories = list(sample_stories(start, stop))
+def _table(tokenizer: Tokenizer, start: int, stories: list[str]) -> pa.Table:
     columns = [
-        pa.array([f"sample#{number}" for number in range(start, stop)]),
+        pa.array([f"sample#{number}" for number in range(start, start + len(stories))]),
         pa.array([[*tokenizer.encode(story), tokenizer.eos_id] for story in stories], pa.list_(pa.uint16())),
         pa.array([len(story.encode()) for story in stories], pa.uint32()),
     ]
