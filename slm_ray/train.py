@@ -27,7 +27,7 @@ from slm_ray.cli.signals import ending_on_sigterm
 from slm_ray.config.files import DEFAULT_PRESET, from_dict, load_config
 from slm_ray.config.mixtures import joined_data, parts_of
 from slm_ray.config.options import parse, take_option
-from slm_ray.config.places import moved_data
+from slm_ray.config.places import moved_data, moved_place
 from slm_ray.config.resuming import KEPT, asks_for_help, asks_to_resume, overlaid, refuse_lone_force
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
@@ -117,7 +117,9 @@ def _config_to_resume(
 
         return dataclasses.replace(begun_from(base, origin, words), resume=True)
     saved = from_dict(TrainConfig, state.config, str(folder.checkpoint_path(state.step)))
-    was = dataclasses.replace(saved, force=False, data=moved_data(saved.data, saved.output, folder.path.parent))
+    here = saved.output, folder.path.parent
+    teacher = tuple(moved_place(one, *here) for one in saved.teacher)
+    was = dataclasses.replace(saved, force=False, data=moved_data(saved.data, *here), teacher=teacher)
     if origin:
         was = overlaid(was, origin, KEPT)
     return dataclasses.replace(was, resume=True, output=output, name=folder.path.name)
