@@ -61,6 +61,11 @@ def is_remote(address: str) -> bool:
     return "://" in address and not address.startswith("file://")
 
 
+def cache_folder() -> Path:
+    """Where this user keeps what can be made again. Raises: RuntimeError where there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slm-ray"
+
+
 def is_below(where: StoragePath, folder: StoragePath) -> bool:
     """Whether it is that folder or lies in it; links on this machine are followed."""
     if isinstance(where, Path) and isinstance(folder, Path):

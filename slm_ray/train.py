@@ -25,9 +25,9 @@ from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.cli.signals import ending_on_sigterm
 from slm_ray.config.files import DEFAULT_PRESET, from_dict, load_config
-from slm_ray.config.mixtures import joined_data, parts_of
+from slm_ray.config.mixtures import parts_of
 from slm_ray.config.options import parse, take_option
-from slm_ray.config.places import moved_data
+from slm_ray.config.places import moved_data, moved_place
 from slm_ray.config.resuming import KEPT, asks_for_help, asks_to_resume, overlaid, refuse_lone_force
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
@@ -55,14 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _standing(config: TrainConfig, result: "TrainResult") -> str:
     """What became of the registered version: the first of its name is promoted."""
+    from slm_ray.dataset.manifest import load_manifest
     from slm_ray.evaluation.promotion import promote_first
 
     reference = f"models:/{config.register}/{result.version}"
     if (promotion := promote_first(reference, result.tracking_uri)) is not None:
         return str(promotion)
-    data = next((folder for folder, _ in parts_of(config.data)), config.data)
-    command = ["slm_ray/evaluate.py", "--model", reference, "--data", data, "--promote"]
-    return f"{reference} is registered; champion if it is better: python {shlex.join(command)}"
+    folders = [folder for folder, _ in parts_of(config.data) if load_manifest(folder).splits["validation"].rows]
+    by_one = ", by one data set at a time" if folders else ""
+    commands = [
+        ["slm_ray/evaluate.py", "--model", reference, "--data", data, "--promote"] for data in folders or [config.data]
+    ]
+    said = " or ".join(f"python {shlex.join(command)}" for command in commands)
+    return f"{reference} is registered; champion if it is better{by_one}: {said}"
 
 
 def describe(result: "TrainResult") -> str:
@@ -89,7 +94,7 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
     Raises:
         UserError: no such preset or file, or it cannot be known whether there is a run.
     """
-    origin, rest = take_option("config", "", joined_data(sys.argv[1:] if argv is None else argv))
+    origin, rest = take_option("config", "", sys.argv[1:] if argv is None else argv)
     about = f"Train a model with Ray Train. --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
     base = load_config(origin or DEFAULT_PRESET)
     if asks_to_resume(rest, base.resume) and not asks_for_help(rest):
@@ -117,7 +122,9 @@ def _config_to_resume(
 
         return dataclasses.replace(begun_from(base, origin, words), resume=True)
     saved = from_dict(TrainConfig, state.config, str(folder.checkpoint_path(state.step)))
-    was = dataclasses.replace(saved, force=False, data=moved_data(saved.data, saved.output, folder.path.parent))
+    here = saved.output, folder.path.parent
+    teacher = tuple(moved_place(one, *here) for one in saved.teacher)
+    was = dataclasses.replace(saved, force=False, data=moved_data(saved.data, *here), teacher=teacher)
     if origin:
         was = overlaid(was, origin, KEPT)
     return dataclasses.replace(was, resume=True, output=output, name=folder.path.name)

@@ -1,14 +1,15 @@
-"""Where a sweep's first weights lie, from its first trial to its last `--resume`.
+"""Where a sweep's first weights and its teachers lie, from its first trial to its last `--resume`.
 
-In: the place that `init_from` led to, the sha256 of the weights there. Out: a place with these weights now. A
-checkpoint of a run that goes on is held in the sweep's folder, since that run removes it one day; a folder that was
-moved is looked for as far from the sweeps as it was, and as far from the working folder.
+In: the places that `init_from` and `teacher` led to, the sha256 of the weights there. Out: places with these weights
+now. A checkpoint of a run that goes on is held in the sweep's folder, since that run removes it one day; a folder that
+was moved is looked for as far from the sweeps as it was, and `init_from` as far from the working folder too.
 """
 
 import contextlib
 import dataclasses
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from slm_ray import storage
@@ -19,14 +20,23 @@ from slm_ray.storage import StoragePath
 from slm_ray.training.starting_point import pinned_origin
 from tune.config import SweepConfig
 
-HELD = "origin"
-"""Folder in a sweep's own that holds the checkpoint which its trials begin with."""
+HELD, TEACHERS_HELD = "origin", "teachers"
+"""Folders in a sweep's own that hold the checkpoint which its trials begin with, and those which they learn from."""
 _PARTIAL = ".partial"
 
 
 def held_origin(folder: StoragePath) -> str:
-    """The checkpoint that a sweep's folder holds; empty where there is none."""
-    held = Path(str(folder)) / HELD
+    """The checkpoint to begin with that a sweep's folder holds; empty where there is none."""
+    return _held(folder, HELD)
+
+
+def held_teachers(folder: StoragePath, teachers: Sequence[str]) -> tuple[str, ...]:
+    """The places of a sweep's teachers: in its folder, where it holds them."""
+    return tuple(_held(folder, f"{TEACHERS_HELD}/{number}") or place for number, place in enumerate(teachers, 1))
+
+
+def _held(folder: StoragePath, name: str) -> str:
+    held = Path(str(folder)) / name
     if not storage.is_local(folder) or not held.is_dir():
         return ""
     return next((str(path) for path in sorted(held.iterdir()) if CHECKPOINT_NAME.fullmatch(path.name)), "")
@@ -40,11 +50,21 @@ def hold_origin(folder: StoragePath, init_from: str) -> None:
     Raises:
         UserError: it was removed since it was found, or the sweep's folder cannot be written to.
     """
-    place = Path(init_from)
+    _hold(folder, HELD, init_from)
+
+
+def hold_teachers(folder: StoragePath, teachers: Sequence[str]) -> None:
+    """The same of what the trials learn from. Raises: UserError."""
+    for number, place in enumerate(teachers, 1):
+        _hold(folder, f"{TEACHERS_HELD}/{number}", place)
+
+
+def _hold(folder: StoragePath, name: str, checkpoint: str) -> None:
+    place = Path(checkpoint)
     is_kept_by_a_run = place.parent.name == "checkpoints" and CHECKPOINT_NAME.fullmatch(place.name) is not None
-    if not (is_kept_by_a_run and storage.is_local(folder)) or held_origin(folder):
+    if not (is_kept_by_a_run and storage.is_local(folder)) or _held(folder, name):
         return
-    held = Path(str(folder)) / HELD / place.name
+    held = Path(str(folder)) / name / place.name
     partial = held.with_name(f"{held.name}{_PARTIAL}")
     try:
         shutil.rmtree(partial, ignore_errors=True)

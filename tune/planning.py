@@ -33,7 +33,7 @@ from slm_ray.training.preflight import resolve
 from slm_ray.training.starting_point import check_origin, pinned_origin
 from tune.config import MODEL_NAME, SweepConfig, run_config
 from tune.halving import first_rung, rung_steps
-from tune.origin import held_origin
+from tune.origin import held_origin, held_teachers
 from tune.record import read_record, space_to_sweep
 from tune.results import trial_name
 from tune.search import Searcher
@@ -69,6 +69,11 @@ class Plan:
     def init_from(self) -> str:
         """Where the weights that every trial begins with lie: in the sweep's folder, once they are held there."""
         return held_origin(self.folder) or self.sweep.init_from
+
+    @property
+    def teacher(self) -> tuple[str, ...]:
+        """The same of the weights that every trial learns from."""
+        return held_teachers(self.folder, self.sweep.teacher)
 
     @property
     def searcher(self) -> Searcher:
@@ -120,6 +125,7 @@ class Plan:
             "cpus_per_worker": cpus_of_trial_worker(sweep),
             "register": "",
             "init_from": self.init_from,
+            "teacher": self.teacher,
         }
         return run_config(sweep, point, **changes)
 

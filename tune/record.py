@@ -11,13 +11,13 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.config.files import flatten, from_dict
-from slm_ray.config.places import moved_data, saved_config, typed_config
+from slm_ray.config.places import moved_data, moved_place, saved_config, typed_config
 from slm_ray.config.resuming import differences, overlaid, with_earlier_defaults
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.storage import StoragePath
 from tune.config import SweepConfig, space_of
-from tune.origin import origin_now
+from tune.origin import held_teachers, origin_now
 from tune.space import Point, Space, make_space
 
 RECORD = "sweep.json"
@@ -188,17 +188,19 @@ def config_to_resume(base: SweepConfig, origin: str, output: str, name: str) -> 
         return dataclasses.replace(base, name=folder.name) if folder else base
     saved = from_dict(SweepConfig, with_earlier_defaults(record["config"]), str(folder / RECORD))
     now = origin_now(saved, record["shared"].get(ORIGIN_SHA256, ""), record.get(FROM_HERE, ""), folder)
-    was = dataclasses.replace(saved, force=False, data=_moved_data(saved, folder), init_from=now)
+    was = dataclasses.replace(_moved(saved, folder), force=False, init_from=now)
     if origin:
         was = overlaid(was, origin, KEPT)
     register = was.register or base.register  # a file's empty name means the default, as at the first start
     return dataclasses.replace(was, resume=True, output=output, name=folder.name, register=register)
 
 
-def _moved_data(saved: SweepConfig, folder: StoragePath) -> str:
+def _moved(saved: SweepConfig, folder: StoragePath) -> SweepConfig:
+    """With data set and teachers where they are now."""
     if not storage.is_local(folder):
-        return saved.data
-    return moved_data(saved.data, saved.output, folder.parent)
+        return saved
+    teacher = held_teachers(folder, [moved_place(one, saved.output, folder.parent) for one in saved.teacher])
+    return dataclasses.replace(saved, data=moved_data(saved.data, saved.output, folder.parent), teacher=teacher)
 
 
 def newest_sweep(output: StoragePath) -> StoragePath | None:

@@ -17,7 +17,7 @@ from slm_ray.storage import StoragePath
 from slm_ray.tracking import mlflow_runs
 from tune.config import SweepConfig, run_config
 from tune.mlflow_sweep import open_sweep, recorded_batches, send_what_lacks
-from tune.origin import hold_origin
+from tune.origin import hold_origin, hold_teachers
 from tune.planning import Plan, check_cluster, plan_sweep
 from tune.record import read_record, refuse_other_options, shared_options, write_record
 from tune.results import METRIC, Trial, TrialStatus, describe, format_table, ranked, trial_name
@@ -49,6 +49,7 @@ def _run_locked(plan: Plan) -> tuple[list[Trial], TrainResult | None]:
     status = "FAILED"
     try:
         hold_origin(plan.folder, plan.sweep.init_from)
+        hold_teachers(plan.folder, plan.sweep.teacher)
         trials = _run_trials(plan, parent.run_id)
         parent, trials = send_what_lacks(plan, parent, trials)
         keep_results(plan, trials, parent)
@@ -144,6 +145,7 @@ def _train_final(plan: Plan, point: Point, parent_run_id: str) -> TrainResult:
     The folder is named by the point: a resumed sweep may find another one to be the best.
     """
     name = f"final-{trial_name(point)}"
-    config = run_config(plan.sweep, point, output=str(plan.folder), name=name, resume=True, init_from=plan.init_from)
+    own: dict[str, Any] = {"output": str(plan.folder), "name": name, "resume": True}
+    config = run_config(plan.sweep, point, **own, init_from=plan.init_from, teacher=plan.teacher)
     pinned: dict[str, Any] = {"origin_sha256": plan.origin_sha256, "teacher_sha256": plan.teacher_sha256}
     return run_training(config, parent_run_id=parent_run_id, **pinned)

@@ -14,20 +14,22 @@ from typing import TypeVar
 
 import tyro
 
+from slm_ray.config.mixtures import joined_data
 from slm_ray.errors import UserError
 
 Config = TypeVar("Config")
 
 
 def parse(kind: type[Config], argv: Sequence[str] | None, *, prog: str, about: str, default: Config) -> Config:
-    """Parse options over a default config; `--help` prints and exits.
+    """Parse options over a default config; `--help` prints and exits. The words of a mixture are one value of `--data`.
 
     Raises:
         UserError: an unknown option, or a value that is refused.
     """
-    refuse_foreign_options(sys.argv[1:] if argv is None else argv)
+    words = joined_data(sys.argv[1:] if argv is None else argv)
+    refuse_foreign_options(words)
     with one_line_errors(lambda message: re.sub(r"^Error parsing [^:]*: ", "", message)):
-        return tyro.cli(kind, args=argv, prog=prog, description=about, default=default, compact_help=False)
+        return tyro.cli(kind, args=words, prog=prog, description=about, default=default, compact_help=False)
 
 
 def refuse_foreign_options(words: Sequence[str]) -> None:

@@ -79,15 +79,16 @@ def place_of(reference: str) -> str:
 def moved_data(data: str, output: str, output_now: Path) -> str:
     """Where a run's data set is: where it was, or as far from the runs as it was, where both have moved; so each of a
     mixture."""
-    return each_place(data, lambda place: _moved(place, output, output_now))
+    return each_place(data, lambda place: moved_place(place, output, output_now))
 
 
-def _moved(data: str, output: str, output_now: Path) -> str:
-    is_elsewhere = storage.is_remote(data) or storage.is_remote(output)
-    if is_elsewhere or not (Path(data).is_absolute() and Path(output).is_absolute()) or Path(data).exists():
-        return data
-    moved = Path(os.path.normpath(output_now / os.path.relpath(data, output)))
-    return str(moved) if moved.exists() else data
+def moved_place(place: str, output: str, output_now: Path) -> str:
+    """Where a folder of a run is now, as `moved_data`; what is no absolute path is left as it is."""
+    is_elsewhere = storage.is_remote(place) or storage.is_remote(output)
+    if is_elsewhere or not (Path(place).is_absolute() and Path(output).is_absolute()) or Path(place).exists():
+        return place
+    moved = Path(os.path.normpath(output_now / os.path.relpath(place, output)))
+    return str(moved) if moved.exists() else place
 
 
 def model_name_fault(name: str) -> str:

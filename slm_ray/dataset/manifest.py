@@ -141,6 +141,10 @@ class MixedManifest(Manifest):
                 )
             if manifest.has_instructions != first.has_instructions:
                 raise UserError(f"of {weights[0][0]} and {folder} one has instructions and one has none")
+            if manifest.parameters.get("instructions") != first.parameters.get("instructions"):
+                raise UserError(
+                    f"{folder} has instructions of another form than {weights[0][0]}: prepare both with one version"
+                )
             if not manifest.splits["train"].tokens:
                 raise UserError(f"{folder} has no training stories: leave it out of the mixture")
         found = [manifest.fingerprint for manifest in manifests]

@@ -162,6 +162,11 @@ class Packing:
         return int(self._first_sample[-1])
 
     @property
+    def n_pieces(self) -> int:
+        """Of stories, in an epoch: each that is no longer than the context is one."""
+        return int(self._class_first[-1])
+
+    @property
     def n_tokens(self) -> int:
         """Targets of an epoch: all tokens of the split."""
         return int(self.stories.lengths @ self.stories.counts)

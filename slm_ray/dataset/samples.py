@@ -23,6 +23,8 @@ from slm_ray.errors import UserError
 DRAWN_AT_ONCE, DRAWS_KEPT = 2048, 16
 """Samples of whole stories that are drawn together, which takes hardly longer than a few, and how often that is kept:
 enough for two blocks of a mixture."""
+PIECES_AT_ONCE, PIECES_KEPT = 2**14, 2**20
+"""Fewer samples are drawn together where they hold more pieces of stories than these; 24 bytes are kept of each."""
 
 
 def permutation(n_samples: int, seed: int, epoch: int) -> npt.NDArray[np.integer]:
@@ -157,13 +159,18 @@ class WindowSamples:
 class _Drawn:
     """What some samples that follow one another in a run hold."""
 
-    first: list[int]
-    """Place of each sample's first piece in the lists below, and where the last one ends."""
-    story: list[int]
-    start: list[int]
-    length: list[int]
-    fill: list[int]
+    first: Numbers
+    """Place of each sample's first piece in the arrays below, and where the last one ends."""
+    story: Numbers
+    start: Numbers
+    length: Numbers
+    fill: Numbers
     """Targets of each sample."""
+
+    def pieces(self, at: int) -> Iterator[tuple[int, int, int]]:
+        """Of each piece of a sample: its story, its first token there, its length."""
+        own = slice(self.first[at], self.first[at + 1])
+        return zip(self.story[own].tolist(), self.start[own].tolist(), self.length[own].tolist())
 
 
 class StorySamples:
@@ -173,20 +180,23 @@ class StorySamples:
         self._stream, self._seq_len, self._seed = stream, seq_len, seed
         self.packing = Packing(stream.stories, seq_len)
         self.n_samples = self.packing.n_samples
-        self._drawn = functools.lru_cache(maxsize=DRAWS_KEPT)(self._draw)
+        few = PIECES_AT_ONCE * self.n_samples // max(1, self.packing.n_pieces)
+        self._at_once = min(DRAWN_AT_ONCE, max(1, few))
+        kept = min(DRAWS_KEPT * DRAWN_AT_ONCE // self._at_once, PIECES_KEPT // PIECES_AT_ONCE)
+        self._drawn = functools.lru_cache(maxsize=kept)(self._draw)
 
     def _draw(self, draw: int) -> _Drawn:
         """Epochs of a small data set are drawn together: it goes through many in a block of a mixture."""
-        epochs, places = np.divmod(np.arange(draw * DRAWN_AT_ONCE, (draw + 1) * DRAWN_AT_ONCE), self.n_samples)
+        count = self._at_once
+        epochs, places = np.divmod(np.arange(draw * count, (draw + 1) * count), self.n_samples)
         numbers = self.packing.numbers(places, self._seed, epochs)
         found = self.packing.pieces(numbers, self._seed, epochs)
-        first = np.searchsorted(found.sample, np.arange(DRAWN_AT_ONCE + 1))
-        columns = first, found.story, found.start, found.length, self.packing.fills(numbers)
-        return _Drawn(*(column.tolist() for column in columns))
+        first = np.searchsorted(found.sample, np.arange(count + 1))
+        return _Drawn(first, found.story, found.start, found.length, self.packing.fills(numbers))
 
     def _at(self, number: int) -> tuple[_Drawn, int]:
         """What was drawn with a sample of the run, and its place there."""
-        draw, place = divmod(number, DRAWN_AT_ONCE)
+        draw, place = divmod(number, self._at_once)
         return self._drawn(draw), place
 
     def rows(self, numbers: Numbers) -> Rows:
@@ -198,8 +208,7 @@ class StorySamples:
         for row, number in enumerate(numbers.tolist()):
             drawn, at = self._at(number)
             begin = 0
-            for piece in range(drawn.first[at], drawn.first[at + 1]):
-                story, start, length = drawn.story[piece], drawn.start[piece], drawn.length[piece]
+            for story, start, length in drawn.pieces(at):
                 end = begin + length
                 inputs[row, begin:end] = self._stream.inputs_of(story, start, start + length)
                 targets[row, begin:end] = self._stream.targets_of(story, start, start + length)
@@ -211,7 +220,7 @@ class StorySamples:
     def n_targets(self, numbers: Numbers) -> int:
         """See `Samples`."""
         found = (self._at(number) for number in numbers.tolist())
-        return sum(drawn.fill[at] for drawn, at in found)
+        return sum(int(drawn.fill[at]) for drawn, at in found)
 
     def describe(self) -> str:
         """See `Samples`."""

@@ -33,10 +33,10 @@ from slm_ray.tracking import mlflow_runs, registration
 from slm_ray.tracking.besides.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.besides.wandb_tracker import require_wandb
 from slm_ray.tracking.tracker import Tracker
-from slm_ray.training.besides.teachers import check_teachers
+from slm_ray.training.besides.teachers import check_teachers, refuse_others
 from slm_ray.training.checkpointing import is_out_of_patience
 from slm_ray.training.inputs import RunPlan, check_files, plan_run
-from slm_ray.training.preflight import refuse_conflicts, resolve, with_its_origin
+from slm_ray.training.preflight import names_its_teachers, refuse_conflicts, resolve, with_its_origin
 from slm_ray.training.profiling.recording import read_tables
 from slm_ray.training.starting_point import StartingPoint, starting_point
 
@@ -99,7 +99,7 @@ def run_training(
         latest = plan.folder.latest_valid()
         refuse_conflicts(plan, latest)
         plan = with_its_origin(plan, latest) if latest else plan
-        _check_teachers(config, latest, teacher_sha256)
+        _check_teachers(plan, latest, teacher_sha256)
         start = starting_point(plan) if latest is None and config.init_from else None
         _check_origin(plan, latest or start, origin_sha256)
         cluster.connect(cpus=cluster.least_cpus(config))
@@ -123,9 +123,14 @@ def _check_origin(plan: RunPlan, begin: Checkpoint | StartingPoint | None, wante
     raise UserError(f"{what} other weights than were asked for (sha256 {wanted[:12]})")
 
 
-def _check_teachers(config: TrainConfig, latest: Checkpoint | None, wanted: Sequence[str]) -> None:
-    """Raises: UserError as `check_teachers`, also where they are not those that the run, or a sweep, began with."""
-    check_teachers(config, wanted, [one.weights_sha256 for one in latest.state.teachers] if latest else [])
+def _check_teachers(plan: RunPlan, latest: Checkpoint | None, wanted: Sequence[str]) -> None:
+    """Raises: UserError as `check_teachers`, also where they are not those that the run, or a sweep, began with. A run
+    that is at its end learns no more: its teachers need not be there, unless others are named now."""
+    known = latest.state.teachers if latest else []
+    if latest and names_its_teachers(plan.config, latest) and _is_finished(plan, latest):
+        refuse_others(known, wanted, plan.config.teacher)
+    else:
+        check_teachers(plan.config, wanted, [one.weights_sha256 for one in known])
 
 
 def _plan(config: TrainConfig) -> RunPlan:

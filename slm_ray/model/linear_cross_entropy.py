@@ -28,6 +28,8 @@ BLOCK_ELEMENTS = 2**18
 """Of them so many at a time go from logits to slope on a CPU: 1 MB in fp32."""
 CHUNK_ELEMENTS_ON_GPU = 2**28
 """The same on a GPU: 1 GiB in fp32. Compiled, as much is held in bf16 twice over."""
+FP16_ROOM = 2**15
+"""Half of what fp16 holds: room for rounding."""
 SHARE_OF_GPU = 64
 """Nor more, in fp32, than one part in so many of its memory: a smaller card takes smaller chunks."""
 
@@ -161,10 +163,22 @@ def _chunk(logits: Tensor, index: Tensor, wide: torch.dtype) -> tuple[Tensor, Te
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right. left: (vocab_size, rows), no value of it beyond one; right: (rows, d_model)."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
+    elif left.dtype == torch.float16:
+        down = _below_overflow(right)
+        total += (left @ (right * down)).float() / down
     else:
         total += left @ right
+
+
+def _below_overflow(x: Tensor) -> Tensor:
+    """The largest power of two, at most one, by which x can be multiplied so that no sum over its rows of values that
+    are no larger than these leaves fp16. The loss is a sum over many rows, and no loss scaling reaches into it.
+    """
+    largest = x.abs().amax().float() * len(x)
+    return torch.exp2(-torch.ceil(torch.log2(largest / FP16_ROOM)).clamp_min(0))
 
 
 @_loss_and_gradients.register_fake

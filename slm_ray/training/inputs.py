@@ -13,7 +13,8 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE
 from slm_ray.dataset.held_out import refuse_trained_on
 from slm_ray.dataset.manifest import TOKENIZER, Manifest, MixedManifest, data_sets, home_of, load_manifest
-from slm_ray.dataset.mapping.mapped import StaleError, make_mapped, open_split, story_index
+from slm_ray.dataset.mapping.header import StaleError
+from slm_ray.dataset.mapping.mapped import make_mapped, open_split, story_index
 from slm_ray.dataset.mixture import MixedSamples
 from slm_ray.dataset.packing import Packing
 from slm_ray.dataset.samples import SAMPLES, Samples, n_samples

@@ -88,6 +88,12 @@ def with_its_origin(plan: RunPlan, latest: Checkpoint) -> RunPlan:
     return dataclasses.replace(plan, config=dataclasses.replace(plan.config, init_from=was))
 
 
+def names_its_teachers(config: TrainConfig, latest: Checkpoint) -> bool:
+    """Whether the config names the teachers by the places that the run had for them, which need not be there now."""
+    was = latest.state.config.get("teacher", ())
+    return [_place(one) for one in config.teacher] == [_place(str(one)) for one in was]
+
+
 def _refuse_other_options(plan: RunPlan, latest: Checkpoint) -> None:
     was = from_dict(TrainConfig, latest.state.config, str(latest.path))
     kept = [name for name in KEPT if not (plan.config.force and name in FORCED)]

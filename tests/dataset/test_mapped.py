@@ -1,13 +1,16 @@
 """The mapped file of a split holds the shards' tokens, is made once, and is never believed where it is not whole."""
 
 import dataclasses
+import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from slm_ray.dataset import shards
 from slm_ray.dataset.manifest import Manifest, Split
 from slm_ray.dataset.mapping import mapped, turns, verified
+from slm_ray.dataset.mapping.header import HEADER_BYTES
 from slm_ray.dataset.mapping.mapped import make_mapped, mapped_path, open_split, story_index
 from slm_ray.dataset.shards import read_split
 from slm_ray.dataset.stream import TokenStream
@@ -130,20 +134,78 @@ def test_a_header_that_is_not_that_of_the_shards_is_made_anew_and_said_once(
     opened(tmp_path, manifest)
     path = mapped_path(tmp_path, "train")
     content = path.read_bytes()
-    header = json.loads(content[: mapped.HEADER_BYTES]) | change
+    header = json.loads(content[:HEADER_BYTES]) | change
     if is_signed and change != {"sha256": "\ud800"}:
         del header["header_sha256"]
         header["header_sha256"] = json_sha256(header)
-    path.write_bytes(json.dumps(header).encode().ljust(mapped.HEADER_BYTES) + content[mapped.HEADER_BYTES :])
+    path.write_bytes(json.dumps(header).encode().ljust(HEADER_BYTES) + content[HEADER_BYTES:])
     stream, note = open_split(tmp_path, "train", manifest, 0)
     assert note.startswith(f"{path} ") and note.endswith(": made anew")
     assert stream.tokens.tolist() == [0, *TOKENS] == opened(tmp_path, manifest).tokens.tolist()
 
 
+def forge(path: Path, place: int, value: int) -> None:
+    """Change a byte of the arrays, and let the file agree with itself again."""
+    content = bytearray(path.read_bytes())
+    content[HEADER_BYTES + place] = value
+    header = json.loads(content[:HEADER_BYTES])
+    del header["header_sha256"]
+    header["sha256"] = hashlib.sha256(content[HEADER_BYTES:]).hexdigest()
+    header["header_sha256"] = json_sha256(header)
+    path.write_bytes(json.dumps(header).encode().ljust(HEADER_BYTES) + content[HEADER_BYTES:])
+
+
+@pytest.mark.parametrize("place", [0, 2, 64 + 8], ids=["end mark", "token", "border of a story"])
+def test_one_that_agrees_with_itself_and_not_with_its_shards_is_made_anew(
+    tmp_path: Path, manifest: Manifest, place: int
+) -> None:
+    opened(tmp_path, manifest)
+    path = mapped_path(tmp_path, "train")
+    forge(path, place, 2)
+    stream, note = open_split(tmp_path, "train", manifest, 0)
+    assert note == f"{path} has other tokens than its shards: made anew"
+    assert stream.tokens.tolist() == [0, *TOKENS] and stream.stories.ends.tolist() == [0, 3, 5, 7]
+    forge(path, place, 2)
+    assert make_mapped(tmp_path, "train", manifest, 0).endswith("has other tokens than its shards: made anew")
+    forge(path, place, 2)
+    assert story_index(tmp_path, "train", manifest).ends.tolist() == [0, 3, 5, 7]
+
+
+def test_one_that_comes_from_elsewhere_is_compared_with_its_shards_once_on_a_machine(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(tmp_path, manifest)
+    compared, original = [], mapped.split_parts
+    monkeypatch.setattr(mapped, "split_parts", lambda *given: compared.append(1) or original(*given))
+    monkeypatch.setattr(verified, "_machine", lambda: "another")
+    for _ in range(3):
+        verified._CHECKED.clear()
+        assert make_mapped(tmp_path, "train", manifest, 0) == ""
+        verified._CHECKED.clear()
+        assert is_mapped(opened(tmp_path, manifest))
+    assert compared == [1]
+
+
+def test_where_nothing_can_be_written_the_user_s_cache_tells_the_other_workers(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(tmp_path, manifest)
+    path = mapped_path(tmp_path, "train")
+    verified.marker_path(path).unlink()
+    verified.marker_path(path).mkdir()  # nobody writes over a folder
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    read, original = [], mapped._digest
+    monkeypatch.setattr(mapped, "_digest", lambda *given: read.append(1) or original(*given))
+    for _ in range(3):
+        verified._CHECKED.clear()
+        assert is_mapped(opened(tmp_path, manifest))
+    assert read == [1]
+
+
 def test_a_header_of_brackets_is_no_traceback(tmp_path: Path, manifest: Manifest) -> None:
     opened(tmp_path, manifest)
     path = mapped_path(tmp_path, "train")
-    path.write_bytes(b"[" * mapped.HEADER_BYTES + path.read_bytes()[mapped.HEADER_BYTES :])
+    path.write_bytes(b"[" * HEADER_BYTES + path.read_bytes()[HEADER_BYTES:])
     assert open_split(tmp_path, "train", manifest, 0)[1] == f"{path} is no file of tokens: made anew"
 
 
@@ -210,6 +272,28 @@ def test_a_place_that_cannot_be_written_leaves_the_tokens_in_memory(tmp_path: Pa
     assert not is_mapped(stream) and stream.tokens.tolist() == [0, *TOKENS]
     assert stream.stories.ends.tolist() == [0, 3, 5, 7] == story_index(tmp_path, "train", manifest).ends.tolist()
     assert "every worker holds the train split in memory" in note and note.count("\n") == 0
+
+
+def test_of_a_data_set_that_this_user_only_reads_it_lies_in_the_cache_folder(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    beside, make = tmp_path / mapped.FOLDER, Path.mkdir
+
+    def refused(path: Path, *given: Any, **named: Any) -> None:
+        if path == beside:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        make(path, *given, **named)
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    assert make_mapped(tmp_path, "train", manifest, 0) == ""
+    verified._CHECKED.clear()
+    monkeypatch.setattr(mapped, "split_parts", lambda *_: pytest.fail("the shards were read again"))
+    stream = opened(tmp_path, manifest)  # a worker
+    assert is_mapped(stream) and stream.tokens.tolist() == [0, *TOKENS]
+    named = dataclasses.replace(manifest, tokenizer={**manifest.tokenizer, "end_token_id": 0})
+    assert story_index(tmp_path, "train", named).ends.tolist() == [0, 3, 5, 7]
+    assert not beside.exists() and len([*(tmp_path / "cache").rglob("train.tokens")]) == 1
 
 
 def test_a_full_disk_leaves_the_tokens_in_memory_and_nothing_half_written(

@@ -1,6 +1,7 @@
 """Whole stories in samples: each once an epoch, none left out, as tightly as best fit packs them."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from slm_ray.config.schema import IGNORED_TARGET
 from slm_ray.dataset.batches import TrainBatches
-from slm_ray.dataset.packing import Packing, StoryIndex, best_fit
-from slm_ray.dataset.samples import StorySamples
+from slm_ray.dataset.packing import Packing, Pieces, StoryIndex, best_fit
+from slm_ray.dataset.samples import PIECES_AT_ONCE, PIECES_KEPT, StorySamples
 from slm_ray.dataset.stream import TokenStream
 
 END = 0
@@ -173,6 +174,28 @@ def test_samples_of_several_epochs_are_found_together_as_each_alone(lengths: Len
 def test_as_few_stories_as_one_are_packed(n_stories: int) -> None:
     packing = Packing(StoryIndex.of_ends(ends([1] * n_stories)), 128)
     assert (packing.n_samples, packing.n_tokens) == (1, n_stories)
+
+
+@pytest.mark.parametrize(("n_stories", "seq_len"), [(4_000, 1_000), (9_000, 60_000), (3, 1_000)])
+def test_however_many_pieces_a_sample_has_few_are_in_memory(
+    n_stories: int, seq_len: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    original = Packing.pieces
+
+    def recorded(packing: Packing, *given: Any) -> Pieces:
+        found = original(packing, *given)
+        drawn.append(len(found.sample))
+        return found
+
+    monkeypatch.setattr(Packing, "pieces", recorded)
+    samples = StorySamples(stream([2] * n_stories), seq_len, 0)
+    numbers = np.arange(samples.n_samples)
+    targets = samples.rows(numbers).targets
+    assert sorted(targets[targets != IGNORED_TARGET].tolist()) == sorted(stream([2] * n_stories).tokens[1:].tolist())
+    assert samples.n_targets(numbers) == 2 * n_stories
+    kept = samples._drawn.cache_info().maxsize
+    assert max(drawn) <= PIECES_AT_ONCE and kept is not None and kept * max(drawn) <= PIECES_KEPT
 
 
 GOLDEN = [[5, 3, 1, 2, 4, 0], [6, 2, 3, 1, 1, 0, 4, 5, 6], [6, 0, 0, 0, 6, 0, 0, 0, 0]]

@@ -22,6 +22,7 @@ from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import refuse_conflicts, resolve
 from tests.support.data_sets import write_data
+from tests.support.saved_models import save_talkative
 
 pytestmark = pytest.mark.ray
 
@@ -112,6 +113,25 @@ def test_a_record_that_lacks_its_best_validation_is_said_by_the_driver(
     plan.history.rewind(6)
     assert driver._conclude(plan, tracker.NullTracker()).metrics.step == 8
     assert caplog.text.count("metrics.jsonl misses lines, which the workers' disk did not take") == 1
+
+
+def test_a_run_at_its_end_needs_its_teachers_no_more(
+    tiny_config: TrainConfig, tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver.cluster, "connect", lambda **_: (_ for _ in ()).throw(UserError("came as far as this")))
+    teacher = save_talkative(tmp_path / "teacher", tiny_tokenizer)
+    config = dataclasses.replace(
+        tiny_config, teacher=(str(teacher),), tracking_uri=mlflow_runs.OFF, sample_prompt="", resume=True
+    )
+    fit_here(config)
+    shutil.rmtree(teacher)
+    with pytest.raises(UserError, match="came as far as this"):
+        run_training(config)
+    for changes in ({"max_steps": 9}, {"teacher": (str(tmp_path / "other"),)}):
+        with pytest.raises(UserError, match="no model"):
+            run_training(dataclasses.replace(config, **changes))
+    with pytest.raises(UserError, match="other weights than those that were learned from"):
+        run_training(config, teacher_sha256=("0" * 64,))
 
 
 def test_a_name_for_the_registry_needs_a_registry(tiny_config: TrainConfig) -> None:

@@ -15,6 +15,7 @@ from slm_ray.errors import UserError
 from slm_ray.runs import checkpoint
 from slm_ray.runs.outcome import clear_outcome
 from slm_ray.runs.run_folder import RunFolder
+from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.train import parse_config
@@ -22,6 +23,7 @@ from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
+from tests.support.saved_models import save_talkative
 
 
 def begin(config: TrainConfig) -> TrainInputs:
@@ -80,6 +82,21 @@ def test_a_run_of_a_moved_project_finds_its_data(tiny_config: TrainConfig, tiny_
     home.rename(tmp_path / "moved")
     again = parse_config(["--resume", "--output", str(tmp_path / "moved" / "runs"), "--name", config.name])
     assert again.data == str(tmp_path / "moved" / "data" / "x")
+
+
+def test_a_run_of_a_moved_project_finds_its_teachers(
+    tiny_config: TrainConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    home, moved = tmp_path / "home", tmp_path / "moved"
+    teacher = save_talkative(home / "runs" / "first" / "best", tiny_tokenizer)
+    config = dataclasses.replace(
+        tiny_config, teacher=(str(teacher),), output=str(home / "runs"), tracking_uri="none", max_steps=4
+    )
+    fit(load_inputs(resolve(config, lambda _: 1), NullTracker()), TrainContext())
+    home.rename(moved)
+    again = parse_config(["--resume", "--output", str(moved / "runs"), "--name", config.name, "--max-steps", "5"])
+    assert again.teacher == (str(moved / "runs" / "first" / "best"),)
+    fit(load_inputs(resolve(again, lambda _: 1), NullTracker()), TrainContext())
 
 
 def test_the_report_of_a_failure_holds_no_password(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from slm_ray.model.linear_cross_entropy import (
 from tests.support.compiler import needs_compiler
 
 ROWS, D_MODEL, VOCAB = 300, 16, 97
+HALVES = torch.float32, torch.float16
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,15 @@ def test_without_gradients_it_is_the_same_loss_and_makes_none() -> None:
         loss = linear_cross_entropy(hidden, weight, targets, -1)
     assert not loss.requires_grad
     assert loss.item() == linear_cross_entropy(hidden, weight, targets, -1).item()
+
+
+def test_in_fp16_a_sum_over_rows_does_not_overflow_and_small_values_keep_their_bits() -> None:
+    """64 rows of 1,100 are more than fp16 holds, and no loss scaling reaches into the sum."""
+    operator, targets = torch.ops.slm_ray.linear_cross_entropy, torch.zeros(ROWS, dtype=torch.long)
+    hidden, weight = torch.full((ROWS, D_MODEL), 1100.0), torch.zeros(VOCAB, D_MODEL)
+    hidden[:, 0] = 2e-3
+    exact, ours = (operator(hidden, weight, targets, -1, dtype, True, False)[2] for dtype in HALVES)
+    torch.testing.assert_close(ours, exact, rtol=2e-3, atol=0.0)
 
 
 def test_a_loss_that_is_no_number_stays_one() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from slm_ray import evaluate, train
 from slm_ray.config.schema import IGNORED_TARGET, TrainConfig
 from slm_ray.dataset.manifest import MixedManifest, load_manifest
+from slm_ray.errors import UserError
 from slm_ray.exports.data_card import SAMPLE, data_source
+from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train_bpe
 from slm_ray.training.context import TrainContext
@@ -115,8 +118,53 @@ def test_a_bad_mixture_is_one_line(
 def test_a_model_is_measured_on_one_data_set(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = inputs_of(config, max_steps=1)
     fit(inputs, TrainContext())
-    assert evaluate.main(["--model", str(inputs.folder.latest), "--data", config.data]) == 2
-    assert "is a mixture: a model is measured on one data set at a time" in capsys.readouterr().err
+    for words in ([config.data], config.data.split()):
+        assert evaluate.main(["--model", str(inputs.folder.latest), "--data", *words]) == 2
+        assert "is a mixture: a model is measured on one data set at a time" in capsys.readouterr().err
+
+
+def test_the_stories_of_a_step_are_named_on_the_mixture_as_it_was_typed(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = inputs_of(config, max_steps=1)
+    fit(inputs, TrainContext())
+    checkpoint.copy_for_serving(inputs.folder.latest, tmp_path / "given")  # which knows no place any more
+    words = ["--json", "--explain", str(tmp_path / "given"), "--step", "1"]
+    assert evaluate.main(words) == 2
+    assert "name its folder with --data" in capsys.readouterr().err
+    assert evaluate.main([*words, "--data", *config.data.split()]) == 0
+    assert len(json.loads(capsys.readouterr().out)["step"]["windows"]) == config.batch_size
+
+
+def test_a_model_is_promoted_by_each_data_set_that_can_measure_it(
+    config: TrainConfig, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Tokenizer
+) -> None:
+    monkeypatch.setattr("slm_ray.evaluation.promotion.promote_first", lambda *_: None)
+    write_data(tmp_path / "all trained on", tiny_tokenizer, {"train": [(600, 610)]})
+    one = config.data.split("=")[0]
+    result = SimpleNamespace(version="2", tracking_uri="none")
+
+    def said(*data: str) -> str:
+        mixture = train.parse_config(["--data", *data, "--register", "tales"])
+        return train._standing(mixture, result)  # type: ignore[arg-type]
+
+    command = "python slm_ray/evaluate.py --model models:/tales/2 --data"
+    assert said(one) == f"models:/tales/2 is registered; champion if it is better: {command} {one} --promote"
+    of_two = said(f"{tmp_path / 'all trained on'}=1", f"{one}=2", f"{other}=3")
+    assert of_two.endswith(f"data set at a time: {command} {one} --promote or {command} {other} --promote")
+
+
+def test_instructions_of_two_forms_are_no_mixture(
+    config: TrainConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for form, folder in enumerate(folders, 1):
+        write_data(folder, tiny_tokenizer, {"train": [(700 + form, 702 + form)], "validation": [(710, 712)]})
+        path = folder / "manifest.json"
+        record = json.loads(path.read_text()) | {"parameters": {"instructions": form}, "fingerprint": f"{form}" * 64}
+        path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="has instructions of another form than"):
+        load_manifest(f"{folders[0]}=1 {folders[1]}=1")
 
 
 def test_a_card_claims_no_more_of_a_mixture_than_holds_for_all(config: TrainConfig) -> None:

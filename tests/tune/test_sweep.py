@@ -235,7 +235,12 @@ def test_what_no_trial_could_begin_with_is_refused_before_a_ray_starts(
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--data", "no/such"], "no manifest.json"), (["--config", "nothing"], "no preset and no file")],
+    [
+        (["--data", "no/such"], "no manifest.json"),
+        (["--config", "nothing"], "no preset and no file"),
+        (["--data", "A=0.7", "B=0.3"], "a sweep takes one data set, and this is a mixture"),
+        (["--data", "A=0.7", "--data", "B=0.3"], "a sweep takes one data set, and this is a mixture"),
+    ],
 )
 def test_a_users_mistake_is_one_line_and_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,7 @@
 """A sweep with teachers: every trial learns from the same weights, also when it goes on. No Ray is started."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from slm_ray.errors import UserError
 from slm_ray.runs import verification
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking import mlflow_runs
+from slm_ray.training.besides.teachers import check_teachers
 from tests.support.saved_models import save_talkative
 from tune import running
 from tune.config import SweepConfig
 from tune.planning import Plan, plan_sweep
 from tune.record import write_record
 from tune.running import run_sweep
+from tune.sweep import parse_config
 
 pytestmark = pytest.mark.ray
 
@@ -70,6 +73,39 @@ def test_a_sweep_goes_on_with_the_teachers_that_it_had_wherever_they_lie(
     for name in ("teacher_weight", "teacher_temperature"):
         with pytest.raises(UserError, match=f"{name} was .* and is now 0.9: a sweep keeps"):
             run_sweep(dataclasses.replace(sweep, **{name: 0.9}))
+
+
+def test_a_sweep_whose_project_was_moved_finds_its_teachers(
+    tiny_config: TrainConfig, teachers: list[Path], tmp_path: Path
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(teachers[0], before / "runs" / "a" / "best")
+    begin(taught(tiny_config, before / "runs" / "a" / "best", output=str(before / "runs")))
+    before.rename(after)
+    again = plan_sweep(parse_config(["--resume", "--output", str(after / "runs"), "--name", "s"]))
+    assert again.sweep.teacher == (str(after / "runs" / "a" / "best"),)
+    assert again.teacher_sha256 == (digest(teachers[0]),)
+
+
+def test_a_run_that_goes_on_takes_no_teacher_away_from_a_sweep(
+    tiny_config: TrainConfig, teachers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = tmp_path / "runs" / "a" / "checkpoints" / "step-00000004"
+    shutil.copytree(teachers[0], step)
+    monkeypatch.setattr(running, "check_cluster", lambda _: None)
+    monkeypatch.setattr(running, "_run_trials", lambda *_: (_ for _ in ()).throw(UserError("came as far as this")))
+    sweep = dataclasses.replace(taught(tiny_config, step), teacher=(str(teachers[1]), str(step)))
+    with pytest.raises(UserError, match="came as far as this"):
+        run_sweep(sweep)
+    shutil.rmtree(step)
+    again = parse_config(["--resume", "--output", sweep.output, "--name", "s"])
+    plan = plan_sweep(again)
+    config = plan.trial_config(plan.some_point)
+    assert plan.teacher_sha256 == (digest(teachers[1]), digest(teachers[0]))
+    assert config.teacher == (str(teachers[1]), str(Path(sweep.output) / "s" / "teachers" / "2" / step.name))
+    check_teachers(config, plan.teacher_sha256)
+    with pytest.raises(UserError, match="came as far as this"):
+        run_sweep(again)
 
 
 def test_a_teacher_that_no_trial_could_learn_from_is_refused_before_the_sweep(

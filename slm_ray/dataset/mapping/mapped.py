@@ -1,13 +1,18 @@
 """Token streams mapped from the disk: however large a split is, a worker holds none of it.
 
 In: the shards of a data set. Out: a `TokenStream` whose arrays are one flat file, `.mapped/SPLIT.tokens` beside the
-shards (of an object store: in the cache folder), which all workers of a machine share. The file is made once, under a
-lock, and put in place by a rename; it says of which shards it is and has a digest, so one that was cut, altered or left
-from other shards is made anew. The driver reads it through, once; its workers take its word (`verified`). Where nothing
-can be written, the tokens are held in memory instead.
+shards (of an object store, and where this user only reads: in the cache folder), which a machine's workers share. The
+file is made once, under a lock, and put in place by a rename; it says of which shards it is and has a digest, so one
+that was cut, altered or left from other shards is made anew. The driver reads it through, once; its workers take its
+word (`verified`). One that this machine has not made or seen since its start, as that of a copied data set, is compared
+with the shards first: its own digest says nothing about who made it. Where nothing can be written, the tokens are held
+in memory instead.
 """
 
 import contextlib
+import dataclasses
+import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -21,31 +26,39 @@ import numpy as np
 import numpy.typing as npt
 
 from slm_ray.dataset.manifest import Manifest
+from slm_ray.dataset.mapping.header import HEADER_BYTES, StaleError, read_header, sections_of, wanted_header
 from slm_ray.dataset.mapping.turns import turn
 from slm_ray.dataset.mapping.verified import is_verified, marks_of, remember
 from slm_ray.dataset.packing import StoryIndex
 from slm_ray.dataset.shards import split_parts, token_type
 from slm_ray.dataset.stream import Tokens, TokenStream
-from slm_ray.storage import StoragePath, is_local, json_sha256, storage_path
+from slm_ray.storage import StoragePath, cache_folder, is_local, json_sha256, storage_path
 
 FOLDER = ".mapped"
-FORMAT = 2
-HEADER_BYTES, ALIGNMENT = 4096, 64
 COPY_BYTES = 2**22
-
-
-class StaleError(Exception):
-    """A mapped file is not that of these shards, or not whole; the message says which."""
+NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""How a place is refused that this user cannot write to."""
+Parts = Iterator[tuple[Tokens, npt.NDArray[np.int64]]]
+"""The tokens of each shard, and the lengths of its stories."""
 
 
 def mapped_path(folder: str | StoragePath, split: str) -> Path:
     """Where the mapped file of a split lies."""
     where = storage_path(folder)
-    if is_local(where):
-        return where / FOLDER / f"{split}.tokens"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return where / FOLDER / f"{split}.tokens" if is_local(where) else _cached_path(where, split)
+
+
+def _cached_path(where: StoragePath, split: str) -> Path:
     key = hashlib.sha256(where.as_posix().encode()).hexdigest()[:16]
-    return cache / "slm-ray" / "tokens" / key / f"{split}.tokens"
+    return cache_folder() / "tokens" / key / f"{split}.tokens"
+
+
+def _places(folder: str | StoragePath, split: str) -> Iterator[Path]:
+    """Where it may lie: of a data set that this user only reads, in the cache folder too."""
+    yield mapped_path(folder, split)
+    if is_local(where := storage_path(folder)):
+        with contextlib.suppress(RuntimeError):  # no home has no cache
+            yield _cached_path(where, split)
 
 
 def open_split(folder: str | StoragePath, split: str, manifest: Manifest, eos_id: int) -> tuple[TokenStream, str]:
@@ -96,14 +109,31 @@ def _opened(
 
     trusts: whether it is enough that another process of this machine read it through.
     """
-    path, wanted, fault = mapped_path(folder, split), _wanted(split, manifest, eos_id), ""
+    wanted, parts = wanted_header(split, manifest, eos_id), functools.partial(split_parts, folder, split, manifest)
+    refused: OSError | None = None
+    for path in _places(folder, split):
+        try:
+            return _opened_at(path, wanted, parts, trusts=trusts)
+        except OSError as error:
+            if error.errno not in NOT_OURS:
+                raise
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _opened_at(
+    path: Path, wanted: Mapping[str, Any], parts: Callable[[], Parts], *, trusts: bool
+) -> tuple[Tokens, StoryIndex, str]:
+    """As `_opened`, at one place."""
+    fault = ""
     with contextlib.suppress(FileNotFoundError, StaleError):
-        return *_map(path, wanted, trusts=trusts, go_on=None), ""
+        return *_map(path, wanted, parts, trusts=trusts, go_on=None), ""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with turn(path.with_suffix(".lock")) as mine:
             try:  # another process may have made it or read it through meanwhile
-                return *_map(path, wanted, trusts=trusts, go_on=mine.go_on), ""
+                return *_map(path, wanted, parts, trusts=trusts, go_on=mine.go_on), ""
             except FileNotFoundError:
                 pass
             except StaleError as error:
@@ -111,11 +141,11 @@ def _opened(
             if mine.is_alone:
                 for left in path.parent.glob(f".{path.name}.*"):  # of a writer that was killed
                     left.unlink(missing_ok=True)
-            _write(path, wanted, split_parts(folder, split, manifest), mine.go_on)
-            return *_map(path, wanted, trusts=trusts, go_on=mine.go_on), fault
+            _write(path, wanted, parts(), mine.go_on)
+            return *_map(path, wanted, parts, trusts=trusts, go_on=mine.go_on), fault
     except TimeoutError:  # reading needs no turn
         with contextlib.suppress(OSError, StaleError):
-            return *_map(path, wanted, trusts=trusts), ""
+            return *_map(path, wanted, parts, trusts=trusts), ""
         raise
 
 
@@ -125,104 +155,75 @@ def story_index(folder: str | StoragePath, split: str, manifest: Manifest) -> St
     Raises:
         UserError: a shard is missing, altered, or not as the manifest counts it.
     """
-    with contextlib.suppress(OSError, RuntimeError, StaleError, KeyError):
-        eos_id = int(manifest.tokenizer["end_token_id"])
-        return _map(mapped_path(folder, split), _wanted(split, manifest, eos_id), trusts=True)[1]
-    lengths = [lengths for _, lengths in split_parts(folder, split, manifest)]
+    parts = functools.partial(split_parts, folder, split, manifest)
+    with contextlib.suppress(RuntimeError, KeyError):
+        wanted = wanted_header(split, manifest, int(manifest.tokenizer["end_token_id"]))
+        for path in _places(folder, split):
+            with contextlib.suppress(OSError, StaleError):
+                return _map(path, wanted, parts, trusts=True)[1]
+    lengths = [lengths for _, lengths in parts()]
     return StoryIndex.of_ends(_ends(lengths))
 
 
-def _wanted(split: str, manifest: Manifest, eos_id: int) -> dict[str, Any]:
-    """What the header of a mapped file must say, out of the manifest alone."""
-    shards = manifest.splits[split].shards
-    entries = [[shard.file, shard.sha256, shard.rows, shard.tokens] for shard in shards]
-    tokenizer = manifest.tokenizer
-    return {
-        "key": json_sha256([FORMAT, tokenizer["sha256"], tokenizer["vocab_size"], eos_id, entries]),
-        "dtype": token_type(manifest).newbyteorder("<").str,
-        "tokens": 1 + sum(shard.tokens for shard in shards),
-        "stories": sum(shard.rows for shard in shards),
-        "first": eos_id,
-    }
-
-
 def _map(
-    path: Path, wanted: Mapping[str, Any], *, trusts: bool, go_on: Callable[[], None] | None = lambda: None
+    path: Path,
+    wanted: Mapping[str, Any],
+    parts: Callable[[], Parts],
+    *,
+    trusts: bool,
+    go_on: Callable[[], None] | None = lambda: None,
 ) -> tuple[Tokens, StoryIndex]:
-    """The arrays of a mapped file, once its header, size and digest were found to be right.
+    """The arrays of a mapped file, once its header, size and digest were found to be right, and on a machine that does
+    not know it, its arrays those of its shards.
 
     The digest is found once in a process, or, where it trusts, on a machine; without `go_on` it is not looked for.
 
     Raises:
         StaleError: they are not.
         OSError: it cannot be read.
+        UserError: it is compared with its shards, and one is missing, altered, or not as the manifest counts it.
     """
     with path.open("rb") as file:
-        header = _header(file.read(HEADER_BYTES), wanted)
-        sections, size = _sections(header)
+        header = read_header(file.read(HEADER_BYTES), wanted)
+        sections, size = sections_of(header)
         status = os.fstat(file.fileno())
         if status.st_size != size:
             raise StaleError("was cut short" if status.st_size < size else "has grown")
         marks = marks_of(status, header["sha256"])
-        if not is_verified(path, marks, by_others=trusts):
-            if go_on is None:
-                raise StaleError("was not read through yet")
-            if _digest(file, go_on) != header["sha256"]:
-                raise StaleError("was altered")
-            remember(path, marks)
+        is_known = is_verified(path, marks, by_others=trusts)
+        if not is_known and go_on is None:
+            raise StaleError("was not read through yet")
+        if not is_known and _digest(file, go_on or _nothing) != header["sha256"]:
+            raise StaleError("was altered")
         whole = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
     found = {name: whole[start : start + size].view(kind) for name, (start, size, kind) in sections.items()}
-    tokens = found.pop("tokens")
-    return tokens, StoryIndex(**found)
+    tokens, stories = found.pop("tokens"), StoryIndex(**found)
+    if not is_known:
+        if not is_verified(path, marks, by_others=True):
+            _compare(tokens, stories, wanted["first"], parts(), go_on or _nothing)
+        remember(path, marks)
+    return tokens, stories
 
 
-def _header(content: bytes, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The header of a mapped file, once it was found to be that of these shards.
-
-    It has a digest of its own. Neither digest is a signature: who may write there can make a file that agrees with
-    itself, as who may write the shards and the manifest can.
-
-    Raises:
-        StaleError: it is not.
-    """
-    try:
-        found = json.loads(content)
-        header = {name: found[name] for name in (*wanted, "lengths", "sha256")}
-        is_whole = found["header_sha256"] == json_sha256(header)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StaleError("is no file of tokens") from error
-    if header["key"] != wanted["key"]:
-        raise StaleError("belongs to other shards")
-    n_lengths = header["lengths"]
-    is_as_listed = all(type(header[name]) is type(value) and header[name] == value for name, value in wanted.items())
-    if not is_whole or not is_as_listed or type(n_lengths) is not int or not 0 <= n_lengths <= wanted["stories"]:
-        raise StaleError("has another header than its shards give")
-    return header
+def _nothing() -> None:
+    pass
 
 
-def _sections(header: Mapping[str, Any]) -> tuple[dict[str, tuple[int, int, np.dtype[Any]]], int]:
-    """Where each array lies, (start, size in bytes, type), and where the last one ends."""
-    shapes = {
-        "tokens": (header["tokens"], np.dtype(header["dtype"])),
-        "ends": (header["stories"] + 1, np.dtype("<i8")),
-        "by_length": (header["stories"], np.dtype("<u4")),
-        "lengths": (header["lengths"], np.dtype("<i8")),
-        "counts": (header["lengths"], np.dtype("<i8")),
-    }
-    found, start = {}, HEADER_BYTES
-    for name, (count, kind) in shapes.items():
-        start = -(-start // ALIGNMENT) * ALIGNMENT
-        found[name] = (start, count * kind.itemsize, kind)
-        start += count * kind.itemsize
-    return found, start
+def _compare(tokens: Tokens, stories: StoryIndex, first_token: int, parts: Parts, go_on: Callable[[], None]) -> None:
+    """Raises: StaleError where the arrays of a file are not what its shards give."""
+    is_equal, first, lengths = int(tokens[0]) == first_token, 1, []
+    for part, of_shard in parts:
+        is_equal = is_equal and np.array_equal(tokens[first : first + len(part)], part)
+        first += len(part)
+        lengths.append(of_shard)
+        go_on()
+    own = StoryIndex.of_ends(_ends(lengths))
+    names = [field.name for field in dataclasses.fields(StoryIndex)]
+    if not (is_equal and all(np.array_equal(getattr(own, name), getattr(stories, name)) for name in names)):
+        raise StaleError("has other tokens than its shards")
 
 
-def _write(
-    path: Path,
-    wanted: Mapping[str, Any],
-    parts: Iterator[tuple[Tokens, npt.NDArray[np.int64]]],
-    go_on: Callable[[], None],
-) -> None:
+def _write(path: Path, wanted: Mapping[str, Any], parts: Parts, go_on: Callable[[], None]) -> None:
     """Write a mapped file, a shard at a time, and put it in its place. Raises: OSError."""
     kind = np.dtype(wanted["dtype"])
     beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -237,7 +238,7 @@ def _write(
                 go_on()
             index = StoryIndex.of_ends(_ends(lengths))
             header = {**wanted, "lengths": len(index.lengths)}
-            sections, size = _sections(header)
+            sections, size = sections_of(header)
             for name, (start, _, its_kind) in itertools.islice(sections.items(), 1, None):
                 file.seek(start)
                 file.write(getattr(index, name).astype(its_kind, copy=False).tobytes())
