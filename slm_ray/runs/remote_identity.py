@@ -30,10 +30,17 @@ class RemoteIdentity:
         return _read(folder / IDENTITY) == _read(self._place)
 
     def put_others_aside(self, folder: Path) -> None:
-        """Put aside what the work folder has of another run, and let it be of this one."""
-        for path in [*sorted(folder.glob("checkpoints/step-*")), *(folder / name for name in RECORD)]:
-            if not path.suffix or path.name in RECORD:
+        """Put aside what the work folder has of another run, and let it be of this one.
+
+        A record as in the store stays: a driver whose workers are on other nodes has sent it before they gave the run
+        its word.
+        """
+        for path in sorted(folder.glob("checkpoints/step-*")):
+            if not path.suffix:
                 put_aside(path)
+        for name in RECORD:
+            if _read(folder / name) != _read(self._place.parent / name):
+                put_aside(folder / name)
         for name in ("latest", "best"):
             (folder / name).unlink(missing_ok=True)
         ownership.mark(folder)

@@ -1,12 +1,15 @@
-"""The page of symptoms quotes what the code says, and what the security page promises of ports and pickles holds."""
+"""What pages quote holds: messages of the code, ports and pickles of the security page, a config file of Ray Serve."""
 
 import ast
 import re
 from functools import cache
 
 import pytest
+import yaml
 
 from infra.services import PORTS
+from serve.options import app_config
+from serve.replica_actors import DEPLOYMENT
 from slm_ray.tracking.registry import PICKLE_SUFFIXES
 from tests.support.paths import ROOT
 
@@ -61,3 +64,18 @@ def test_the_ports_of_the_security_page_are_those_that_the_doctor_looks_at() -> 
 
 def test_pickles_that_the_security_page_names_are_refused() -> None:
     assert {".bin", ".pt", ".pkl", ".ckpt"} <= PICKLE_SUFFIXES
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own models use an old form of Pydantic's
+def test_the_config_file_of_the_servers_page_is_one_that_ray_and_the_application_take() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    page = (ROOT / "serve" / "README.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    config = ServeDeploySchema.model_validate(yaml.safe_load(block))
+    [application] = config.applications
+    assert application.import_path == "serve.app:app"
+    taken = app_config(application.args)
+    assert taken.replicas == 2
+    assert config.http_options.request_timeout_s > taken.request_timeout_s
+    assert [one.name for one in application.deployments] == [DEPLOYMENT]

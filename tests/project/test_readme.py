@@ -47,6 +47,7 @@ ORDER = (
 )
 CHECKOUT = ("pipelines", "slm_ray", "tune", "serve", "infra", "tests", "pyproject.toml", "constraints.txt", "Makefile")
 ADDRESS, METRICS = "127.0.0.1:8000", "127.0.0.1:8080"
+RUNNING_CLUSTER = "needs a cluster that runs: test_pages.py hands its file to Ray's schema and to the application"
 DOCKER, KIND, CLUSTER = "needs Docker", "needs Docker and kind", "needs a cluster, an account or Java"
 BY_HAND = "changes this environment or checkout: .ci/run begins with it"
 RAY_STOP = "`ray stop` ends every Ray of the machine, those of other tests too: "
@@ -73,6 +74,9 @@ LEFT_OUT = {
     "export RAY_AUTH_MODE=token RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0": RAY_STOP + "with the next ones",
     "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token": "writes into the home of who runs the tests",
     "ray stop": RAY_STOP + "left out",
+    "serve deploy stories.yaml": RUNNING_CLUSTER,
+    "serve status": RUNNING_CLUSTER,
+    "serve shutdown --yes": RUNNING_CLUSTER,
     "SLM_METRICS_PORT=8080 python serve/app.py": "serving-in-production.md starts one with that port, and keys",
 }
 LEFT_OUT_BEGIN = {  # what the command begins with

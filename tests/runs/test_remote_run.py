@@ -330,6 +330,23 @@ def test_a_work_folder_of_another_run_of_that_name_is_not_taken_for_it(config: T
     assert len(list(again.history.lines())) == len(list(other.history.lines()))
 
 
+def test_what_a_driver_sent_before_its_workers_began_is_no_other_run_s(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drivers = inputs_of(config).folder
+    drivers.path.mkdir(parents=True, exist_ok=True)
+    (drivers.path / "mlflow.id").write_text("0123")
+    drivers.push_record()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of-the-workers"))
+    workers_inputs = inputs_of(config)
+    assert workers_inputs.folder.path != drivers.path
+    fit(workers_inputs, TrainContext())
+    drivers.fetch()
+    assert not list(drivers.path.rglob("*.aside"))
+    assert (drivers.path / "mlflow.id").read_text() == "0123"
+    assert_equal(weights(drivers), weights(workers_inputs.folder))
+
+
 def test_a_damaged_object_leads_to_the_checkpoint_before(config: TrainConfig) -> None:
     inputs = inputs_of(config)
     fit(inputs, TrainContext())
