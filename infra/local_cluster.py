@@ -30,7 +30,7 @@ from pathlib import Path
 import psutil
 
 from infra.cluster import answers, processes, state
-from infra.cluster.parts import LOOPBACK, MAX_WORKERS, ROOT, Layout
+from infra.cluster.parts import LOOPBACK, MAX_WORKERS, ROOT, Layout, head_address_file
 from infra.cluster.state import LOGS, State
 from slm_ray.cli.command import command
 from slm_ray.cli.ports import check_port
@@ -132,7 +132,7 @@ def restart_head(folder: Path) -> int:
     for part in made.parts:
         if part.name == "head":
             processes.lose(part, made.layout.mark)
-    made.layout.head_address_file.unlink(missing_ok=True)
+    head_address_file(made.layout).unlink(missing_ok=True)
     made = _begin(made, "head")
     _wait(made, "head")
     made = _begin(made, *(name for name in made.layout.names if not _runs(made, name)))

@@ -63,11 +63,6 @@ class Layout:
         """Of a node: 127.0.0.2 is the head's."""
         return f"127.0.0.{2 + self.nodes.index(node)}"
 
-    @property
-    def head_address_file(self) -> Path:
-        """In it Ray finds that a head runs at its address already, as long as workers do that know the old one."""
-        return self.ray_folder / "head" / "ray_current_cluster"
-
     def agent(self, node: str) -> str:
         """Of a node: the agent, which says whether it is well."""
         return f"http://{self.address(node)}:{self.base_port + 10 + self.nodes.index(node)}"
@@ -188,6 +183,11 @@ class Layout:
             f" --trial-steps 20 --workers {workers}",
             f"{submit} --no-wait -- python serve/app.py --replicas 2",
         ]
+
+
+def head_address_file(layout: Layout) -> Path:
+    """In it Ray finds that a head runs at its address already, as long as workers do that know the old one."""
+    return layout.ray_folder / "head" / "ray_current_cluster"
 
 
 def node_cache(node: str) -> str:
