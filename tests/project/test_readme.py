@@ -190,7 +190,10 @@ class Checkout:
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         assert not re.search(r"Traceback|deprecat", done.stderr, re.IGNORECASE), done.stderr[-2000:]
         if METRICS in text:
-            assert metrics_about("serving") - self.scraped() - WITH_A_PROXY == set()
+            wanted = metrics_about("serving") - WITH_A_PROXY
+            while (missing := wanted - self.scraped()) and time.monotonic() < deadline:
+                time.sleep(0.5)
+            assert missing == set()
         if text.startswith("curl "):
             assert done.stdout and '"error"' not in done.stdout, done.stdout
 
