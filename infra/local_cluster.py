@@ -1,4 +1,4 @@
-"""A cluster on one machine: `infra/local_cluster.sh up`, `status`, `down`.
+"""A cluster on one machine: `infra/local_cluster.sh up`, `status`, `restart-head`, `down`.
 
 In: nothing but this checkout and free ports. Out: a head and worker nodes of Ray, each with an address of its own in
 127.0.0.0/8 and closed with a token, an MLflow server and an object store; the user's commands go there by
@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import errno
 import importlib.util
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from pathlib import Path
 import psutil
 
 from infra.cluster import answers, processes, state
-from infra.cluster.parts import LOOPBACK, MAX_WORKERS, ROOT, Layout
+from infra.cluster.parts import LOOPBACK, MAX_WORKERS, ROOT, Layout, head_address_file
 from infra.cluster.state import LOGS, State
 from slm_ray.cli.command import command
 from slm_ray.cli.ports import check_port
@@ -52,13 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.do == "up":
         with ending_on_sigterm():
             return up(folder, workers=options.workers, cpus=options.cpus, base_port=options.base_port)
+    if options.do == "restart-head":
+        with ending_on_sigterm():
+            return restart_head(folder)
     return down(folder) if options.do == "down" else status(folder)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="local_cluster.sh", description=(__doc__ or "").splitlines()[0])
-    made.add_argument("do", choices=("up", "down", "status"))
+    made.add_argument("do", choices=("up", "down", "status", "restart-head"))
     made.add_argument("--folder", default=str(ROOT / FOLDER), help=f"where its state is (default: {FOLDER}/)")
     made.add_argument(
         "--workers", type=_between(1, MAX_WORKERS), default=2, help="worker nodes beside the head (default: 2)"
@@ -86,21 +90,59 @@ def up(folder: Path, *, workers: int, cpus: int, base_port: int) -> int:
         UserError: there is one already, a port or a package is missing, or a part does not come up.
     """
     check_packages()
-    if state.read(folder) is not None:
-        raise UserError(f"there is a cluster in {folder} already: look at `status`, or end it with `down`")
+    _check_no_other(folder)
     check_ports(Layout(folder=folder, ray_folder=folder, mark="", workers=workers, base_port=base_port))
     made = state.begin(folder, workers=workers, cpus=cpus, base_port=base_port)
     try:
-        for names in (("store", "mlflow", "head"), made.layout.nodes[1:]):
-            for name in names:
-                made = _start(made, name)
-            _wait(made)
+        made = _begin(made, "head", "store", "mlflow")
+        _wait(made, "head")  # the workers ask for it, and the others may take their time
+        made = _begin(made, *made.layout.nodes[1:])
+        _wait(made, *made.layout.names)
     except BaseException:
         with _said_once():
             down(folder)
         raise
     print(described(made))
     return 0
+
+
+def _check_no_other(folder: Path) -> None:
+    """Raises: UserError where the folder holds a cluster, one that has ended too: it may have left something."""
+    made = state.read(folder)
+    if made is None:
+        return
+    if any(map(processes.find, made.parts)) or processes.marked(made.layout.mark):
+        raise UserError(f"there is a cluster in {folder} already: look at `status`, or end it with `down`")
+    raise UserError(f"the cluster in {folder} has ended (the machine was restarted?): `down` clears it away, then `up`")
+
+
+def restart_head(folder: Path) -> int:
+    """Kill the head with all that runs on it, and start it again; then start what else has ended, but the store.
+
+    Its record of nodes, jobs and actors is on its disk, so workers go on meanwhile: for a minute, as Ray waits.
+
+    Raises:
+        UserError: there is no cluster, or none that can go on, or a part does not come up.
+    """
+    made = state.read(folder)
+    if made is None:
+        raise UserError(f"no cluster in {folder}: `up` starts one")
+    if not _runs(made, "store"):
+        raise UserError("the object store has ended, and all that lay in it: `down`, then `up`")
+    for part in made.parts:
+        if part.name == "head":
+            processes.lose(part, made.layout.mark)
+    head_address_file(made.layout).unlink(missing_ok=True)
+    made = _begin(made, "head")
+    _wait(made, "head")
+    made = _begin(made, *(name for name in made.layout.names if not _runs(made, name)))
+    _wait(made, *made.layout.names)
+    print("the head is back, and all parts answer; what ran on it is over: jobs go on with --resume")
+    return 0
+
+
+def _runs(made: State, name: str) -> bool:
+    return any(part.name == name and processes.find(part) for part in made.parts)
 
 
 @contextlib.contextmanager
@@ -131,6 +173,13 @@ def check_ports(layout: Layout) -> None:
             raise UserError(f"port {port} at {host} {reason}: take others with --base-port") from error
 
 
+def _begin(made: State, *names: str) -> State:
+    """The cluster with these parts started, in place of those of the same name."""
+    for name in names:
+        made = _start(made, name)
+    return made
+
+
 def _start(made: State, name: str) -> State:
     layout = made.layout
     at = {"store": layout.store, "mlflow": layout.mlflow}.get(name) or layout.address(name)
@@ -139,15 +188,16 @@ def _start(made: State, name: str) -> State:
         part = processes.start(name, at, layout.command(name), layout.environment(name), ROOT, log)
     except (OSError, psutil.Error) as error:
         raise UserError(f"{name} could not be started: {one_line(error)}") from error
-    made = dataclasses.replace(made, parts=(*made.parts, part))
+    others = (one for one in made.parts if one.name != name)
+    made = dataclasses.replace(made, parts=(*others, part))
     state.write(made)
     return made
 
 
-def _wait(made: State) -> None:
-    """Until all that were started answer. Raises: UserError when one ends, or the time is up."""
+def _wait(made: State, *names: str) -> None:
+    """Until these parts answer. Raises: UserError when one ends, or the time is up."""
     deadline = time.monotonic() + READY_WITHIN_S
-    waiting = {part.name: part for part in made.parts}
+    waiting = {part.name: part for part in made.parts if part.name in names}
     while waiting:
         for name, part in waiting.items():
             if processes.find(part) is None:
@@ -179,7 +229,7 @@ def status(folder: Path) -> int:
         print(f"no cluster in {folder}")
         return EXIT_NOT_UP
     alive, found = answers.alive_nodes(made.layout), []
-    for name in ("store", "mlflow", *made.layout.nodes):
+    for name in made.layout.names:
         part = next((part for part in made.parts if part.name == name), None)
         found.append(_state_of(made.layout, part, alive))
         print(f"{name:<9} {found[-1]:<14} {'' if part is None else f'pid {part.pid:<8} {part.at}'}".rstrip())
@@ -208,7 +258,7 @@ def down(folder: Path) -> int:
         state.end(made)
     finally:
         signal.signal(signal.SIGINT, before)
-    print(f"the cluster is down; what lay in its object store is gone, its logs are in {folder / LOGS}")
+    print(f"the cluster is down; what lay in its store and MLflow's records are gone, its logs are in {folder / LOGS}")
     return 0
 
 
@@ -220,14 +270,14 @@ def described(made: State) -> str:
         [
             f"nodes    {nodes} ({layout.cpus} CPU(s) on each worker)",
             f"jobs     {layout.dashboard} (Ray's dashboard)",
-            f"mlflow   {layout.mlflow}",
+            f"mlflow   {layout.mlflow} (its records are gone with `down`)",
             f"store    {layout.store}, s3://stories (in memory: gone with `down`)",
             "closed   Ray asks for the token, and its ports, save the dashboard, listen on every interface;",
             "         MLflow and the store ask for nothing, and listen on loopback alone",
             "",
             "In a shell:",
             "",
-            f"    source {layout.folder / state.ENVIRONMENT}",
+            f"    source {shlex.quote(str(layout.folder / state.ENVIRONMENT))}",
             *(f"    {line}" for line in layout.commands()),
             "",
             f"Stories are then at http://{LOOPBACK}:8000. `infra/local_cluster.sh down` ends it all.",

@@ -47,8 +47,15 @@ def alive_nodes(layout: Layout) -> set[str]:
         return set()
 
 
+def is_well(layout: Layout, node: str) -> bool:
+    """Whether a node says so itself: a head that came back still knows of nodes that are gone."""
+    return b"success" in (ask(f"{layout.agent(node)}/api/local_raylet_healthz") or b"")
+
+
 def answers(layout: Layout, part: str, alive: set[str]) -> bool:
     """Whether a part does what it is for."""
     if part == "store":
         return has_store(layout)
-    return has_mlflow(layout) if part == "mlflow" else layout.address(part) in alive
+    if part == "mlflow":
+        return has_mlflow(layout)
+    return layout.address(part) in alive and is_well(layout, part)

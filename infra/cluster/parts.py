@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra.cluster.processes import MARK
+from infra.cluster.processes import MARK, PART
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
@@ -24,12 +24,14 @@ NOT_INHERITED = ("RAY_", "AWS_", "MLFLOW_")
 """Beginnings of variables that lead to other clusters and stores."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # by default a node that is ended waits 30 s for what runs on it
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # processes for what nobody here asks for
     "RAY_SERVE_PROXY_USE_GRPC": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy_limits:bound_proxy",
     "FORWARDED_ALLOW_IPS": "",
 }
-"""As serve/ray_connection.py sets them for a Ray of its own."""
+"""Those of Serve as serve/ray_connection.py sets them for a Ray of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,22 @@ class Layout:
         """The head and the workers by name."""
         return ["head", *(f"worker-{number}" for number in range(1, self.workers + 1))]
 
+    @property
+    def names(self) -> list[str]:
+        """Of all parts."""
+        return ["store", "mlflow", *self.nodes]
+
     def address(self, node: str) -> str:
         """Of a node: 127.0.0.2 is the head's."""
         return f"127.0.0.{2 + self.nodes.index(node)}"
+
+    def agent(self, node: str) -> str:
+        """Of a node: the agent, which says whether it is well."""
+        return f"http://{self.address(node)}:{self.base_port + 10 + self.nodes.index(node)}"
+
+    def metrics(self, node: str) -> str:
+        """Of a node: its figures and those of all that runs on it, for Prometheus."""
+        return f"http://{self.address(node)}:{self.base_port + 20 + self.nodes.index(node)}/metrics"
 
     @property
     def gcs(self) -> str:
@@ -143,10 +158,13 @@ class Layout:
         """In which a part runs, and of a node all jobs, workers and replicas on it."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
         bin_first = os.pathsep.join((str(Path(sys.executable).parent), own.get("PATH", os.defpath)))
-        own |= SETTINGS | self.users_environment() | {MARK: self.mark, "PATH": bin_first, "PYTHONPATH": str(ROOT)}
-        if part not in self.nodes:
-            return own
-        return own | {"XDG_CACHE_HOME": str(self.ray_folder / node_cache(part))}
+        own |= SETTINGS | self.users_environment() | {"PATH": bin_first, "PYTHONPATH": str(ROOT)}
+        own |= {MARK: self.mark, PART: part}
+        if part == "head":  # what it knows of nodes, jobs and actors outlives it
+            own |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.ray_folder / "head-gcs")}
+        if part in self.nodes:
+            own["XDG_CACHE_HOME"] = str(self.ray_folder / node_cache(part))
+        return own
 
     def shell_lines(self) -> str:
         """The user's environment for `source`."""
@@ -165,6 +183,11 @@ class Layout:
             f" --trial-steps 40 --workers {workers}",
             f"{submit} --no-wait -- python serve/app.py --replicas 2",
         ]
+
+
+def head_address_file(layout: Layout) -> Path:
+    """In it Ray finds that a head runs at its address already, as long as workers do that know the old one."""
+    return layout.ray_folder / "head" / "ray_current_cluster"
 
 
 def node_cache(node: str) -> str:

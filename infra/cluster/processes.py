@@ -16,8 +16,8 @@ import psutil
 
 from slm_ray.locks.process_identity import is_gone, is_near, process_word
 
-MARK = "SLM_LOCAL_CLUSTER"
-"""Variable that all processes of one cluster have, with the cluster's id."""
+MARK, PART = "SLM_LOCAL_CLUSTER", "SLM_LOCAL_CLUSTER_PART"
+"""Variables that all processes of one cluster have, with the cluster's id and the name of the part."""
 GRACE_S = 20.0
 _POLL_S = 0.1
 
@@ -54,12 +54,14 @@ def find(part: Part) -> psutil.Process | None:
     return None
 
 
-def marked(mark: str) -> set[psutil.Process]:
-    """Processes of this user's with the mark; those that wrote their title over their environment are not seen."""
+def marked(mark: str, part: str | None = None) -> set[psutil.Process]:
+    """Processes of this user's with the mark, of one part or of all; those that wrote their title over their
+    environment are not seen."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark:
+            own = process.environ()
+            if own.get(MARK) == mark and part in (None, own.get(PART)):
                 found.add(process)
     return found
 
@@ -78,11 +80,12 @@ def stop(parts: Iterable[Part], mark: str, grace_s: float = GRACE_S) -> list[int
     return sorted(process.pid for process in _wait(late, grace_s))
 
 
-def lose(part: Part) -> None:
-    """Kill a part with all below it at once, as a machine that is switched off."""
+def lose(part: Part, mark: str) -> None:
+    """Kill a part with all that it started at once, as a machine that is switched off."""
     head = find(part)
-    family = set() if head is None else {head, *_below(head)}
+    family = marked(mark, part.name) | (set() if head is None else {head, *_below(head)})
     _each(family, "suspend")  # so that none starts another in its last moment
+    family |= marked(mark, part.name)
     _each(family, "kill")
     _wait(family, GRACE_S)
 

@@ -34,10 +34,12 @@ def begin(folder: Path, *, workers: int, cpus: int, base_port: int) -> State:
     """Make the folder of a new cluster.
 
     Raises:
-        UserError: it holds a cluster already, or cannot be made.
+        UserError: it holds a cluster already, or what is not a cluster's, or cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if others := sorted({path.name for path in folder.iterdir()} - {LOGS, STATE}):  # `end` would remove them
+            raise UserError(f"{folder} holds {others[0]} already: a cluster needs a folder of its own, see --folder")
         try:
             _write_private(folder / STATE, "")  # of two at once, one is the first
         except FileExistsError as error:
@@ -75,12 +77,31 @@ def write(state: State) -> None:
 
 
 def read(folder: Path) -> State | None:
-    """The cluster of a folder; None where there is none.
+    """The cluster of a folder; None where there is none. A folder that was moved is taken for what it was.
 
     Raises:
-        UserError: the file is not one of ours.
+        UserError: the file is not one of ours, or the copy of one.
     """
-    path = folder / STATE
+    state = _read(folder / STATE)
+    if state is None or state.layout.folder.resolve() == folder.resolve():
+        return state
+    if _mark(state.layout.folder) == state.layout.mark:
+        raise UserError(
+            f"{folder / STATE} is a copy: the cluster is that of --folder {state.layout.folder}; remove the copy"
+        )
+    return dataclasses.replace(state, layout=dataclasses.replace(state.layout, folder=folder))
+
+
+def _mark(folder: Path) -> str | None:
+    """Of the cluster that a folder holds, as far as that can be seen."""
+    try:
+        state = _read(folder / STATE)
+    except UserError:
+        return None
+    return state.layout.mark if state else None
+
+
+def _read(path: Path) -> State | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

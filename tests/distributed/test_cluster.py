@@ -1,11 +1,7 @@
 """Which Ray a command runs on."""
 
 import dataclasses
-import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +11,12 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import cluster
 from slm_ray.distributed.workers import CLEANER_CALLBACK, UNUSED_CALLBACK, LeanTorchTrainer
 from slm_ray.errors import UserError
-from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.ray
-
-LOCAL_RUN = """
-import json, sys, time
-import psutil, ray
-from ray.train import RunConfig, ScalingConfig
-from slm_ray.config.schema import TrainConfig
-from slm_ray.distributed import cluster
-from slm_ray.distributed.workers import LeanTorchTrainer
-
-def look(given):
-    time.sleep(3)  # Ray starts some of its processes beside the training
-    workers = psutil.Process().parent().children()
-    with open(given["seen"], "w") as file:
-        json.dump([worker.cmdline()[0] for worker in workers], file)
-
-was_started = cluster.connect()
-assert was_started and cluster.is_started_here() and not ray._private.worker.get_dashboard_url()
-folder = sys.argv[1]
-scaling, run = ScalingConfig(num_workers=1), RunConfig(storage_path=folder)
-given = {"seen": folder + "/seen.json"}
-LeanTorchTrainer(look, train_loop_config=given, scaling_config=scaling, run_config=run).fit()
-"""
 
 
 def names(callbacks: list[Any]) -> set[str]:
     return {type(callback).__name__ for callback in callbacks}
-
-
-def test_a_local_ray_starts_no_process_that_only_a_cluster_needs(tmp_path: Path) -> None:
-    code = f"from slm_ray.cli.script import set_default_environment; set_default_environment(){LOCAL_RUN}"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    seen = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
-    titles = {title.removeprefix("ray::") for title in seen if title.startswith("ray::")}
-    assert any("RayTrainWorker" in title for title in titles)
-    assert not [
-        title
-        for title in titles
-        if title.startswith(("IDLE", "PlacementGroupCleaner", "PreemptionWatcher", "DatasetManager"))
-    ]
 
 
 def test_a_cluster_that_is_gone_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """`ray job submit -- python slm_ray/train.py` on a head of the test's own, started as the README says."""
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
     """As README: a token, and loopback only. The job finds the test's Python first on the path."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     closed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    hidden = {"RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"}
+    hidden = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_TMPDIR", "TMPDIR"}
     return {name: value for name, value in os.environ.items() if name not in hidden} | closed | {"PATH": path}
 
 
@@ -48,10 +48,12 @@ def head() -> Iterator[tuple[int, str]]:
             yield process.pid, f"http://127.0.0.1:{dashboard}"
         finally:
             family = [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
-            process.send_signal(signal.SIGTERM)
+            process.kill()  # SIGTERM would have it wait half a minute for what may still run on it
             process.wait(60)
-            for left in psutil.wait_procs(family, timeout=5)[1]:
-                left.kill()
+            for left in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    left.kill()
+            assert not psutil.wait_procs(family, timeout=20)[1]
 
 
 def submit(address: str, line: str) -> "subprocess.CompletedProcess[str]":

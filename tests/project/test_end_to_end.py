@@ -31,6 +31,9 @@ pytestmark = pytest.mark.ray
 Main = Callable[[list[str]], int]
 TINY = "--model.n_layers 1 --model.d_model 32 --model.n_heads 2 --model.d_ff 32 --model.seq_len 32 --batch-size 8"
 
+OF_A_CLUSTER = ("IDLE", "PlacementGroupCleaner", "PreemptionWatcher", "DatasetManager")
+"""Processes that wake all the time and that a training on a Ray of its own has no use for."""
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -136,14 +139,19 @@ def test_from_stories_to_an_answer_over_http(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_training_plainly_and_nothing_listened_beyond_loopback(tiny_data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_training_plainly_that_had_no_process_and_no_listener_too_many(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    """Its own Ray starts none that only a cluster needs, and none listens beyond loopback."""
     line = f"--data {tiny_data} --name long --max-steps 100000 --workers 1 {TINY}"
     command = [sys.executable, str(ROOT / "slm_ray" / "train.py"), *line.split()]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         assert any(shown.startswith("training from the start") for shown in process.stderr), "it did not begin"
+        time.sleep(3)  # Ray starts some of its processes beside the training
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        commands = [" ".join(one.cmdline()) for one in family if one.is_running()]
         # torch's rendezvous (TCPStore) in the workers binds to every interface and cannot be told otherwise
         ours = [one for one in family if "RayTrainWorker" not in " ".join(one.cmdline())]
         open_to = {c.laddr.ip for one in ours for c in one.net_connections() if c.status == psutil.CONN_LISTEN}
@@ -154,6 +162,10 @@ def test_ctrl_c_ends_a_training_plainly_and_nothing_listened_beyond_loopback(tin
         process.kill()
         process.wait()
         process.stderr.close()
+    titles = [command.removeprefix("ray::") for command in commands if command.startswith("ray::")]
+    assert any(title.startswith("RayTrainWorker") for title in titles)
+    assert [title for title in titles if title.startswith(OF_A_CLUSTER)] == []
+    assert all("--disable-frontend" in command for command in commands if "dashboard/dashboard.py" in command)
     assert open_to, "no listening socket was seen: the check looked in the wrong place"
     assert {ip.removeprefix("::ffff:") for ip in open_to} <= {"127.0.0.1", "::1"}
     assert process.returncode == 130

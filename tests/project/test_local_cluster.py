@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -17,11 +18,10 @@ import pytest
 from infra import local_cluster
 from infra.cluster import answers, processes, state
 from infra.cluster.parts import Layout
-from infra.cluster.processes import MARK, Part
+from infra.cluster.processes import MARK, PART, Part
 from slm_ray.errors import UserError
 from slm_ray.locks.process_identity import process_word
 from tests.support.paths import ROOT
-from tests.support.ports import free_port
 
 SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)"]
 PARENT = [sys.executable, "-c", f"import subprocess, time; subprocess.Popen({SLEEP!r}); time.sleep(600)"]
@@ -40,7 +40,8 @@ def begun(tmp_path: Path) -> Iterator[state.State]:
 def started(made: state.State, command: list[str], name: str = "head") -> state.State:
     """The command as a part of the cluster, once it has said something or has a child."""
     log = made.layout.folder / "logs" / f"{name}.log"
-    part = processes.start(name, "here", command, os.environ | {MARK: made.layout.mark}, ROOT, log)
+    environment = os.environ | {MARK: made.layout.mark, PART: name}
+    part = processes.start(name, "here", command, environment, ROOT, log)
     deadline = time.monotonic() + 60
     while not (log.read_text() or psutil.Process(part.pid).children()):
         assert time.monotonic() < deadline
@@ -95,10 +96,54 @@ def test_a_port_that_is_taken_is_named_before_anything_starts(
 
 
 def test_up_twice_says_so(begun: state.State, capsys: pytest.CaptureFixture[str]) -> None:
+    begun = started(begun, SLEEP)
     assert local_cluster.main(["up", "--folder", str(begun.layout.folder)]) == 2
     assert "already: look at `status`, or end it with `down`" in capsys.readouterr().err
     with pytest.raises(UserError, match="already"):  # as the second of two at once
         state.begin(begun.layout.folder, workers=1, cpus=1, base_port=26380)
+
+
+def test_up_after_the_machine_was_restarted_says_what_clears_away(
+    begun: state.State, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state.write(dataclasses.replace(begun, parts=(Part("head", 1, "this 0-0/1 1 1", "127.0.0.2"),)))
+    assert local_cluster.main(["up", "--folder", str(begun.layout.folder)]) == 2
+    assert "has ended (the machine was restarted?): `down` clears it away, then `up`" in capsys.readouterr().err
+    assert local_cluster.main(["down", "--folder", str(begun.layout.folder)]) == 0
+    assert "MLflow's records are gone" in capsys.readouterr().out
+
+
+def test_a_copied_folder_ends_nobody_s_cluster(
+    begun: state.State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = started(begun, SLEEP)
+    copy = shutil.copytree(made.layout.folder, tmp_path / "copy")
+    for word in ("status", "down", "up", "restart-head"):
+        assert local_cluster.main([word, "--folder", str(copy)]) == 2
+        assert f"is a copy: the cluster is that of --folder {made.layout.folder}; remove" in capsys.readouterr().err
+    assert alive(made.parts[0].pid)
+    link = tmp_path / "link"
+    link.symlink_to(made.layout.folder)
+    assert local_cluster.main(["down", "--folder", str(link)]) == 0
+    assert local_cluster.main(["down", "--folder", str(copy)]) == 0, "what it was a copy of is no more"
+    assert {path.name for path in copy.iterdir()} == {"logs"}
+
+
+def test_a_cluster_whose_folder_was_moved_can_be_ended(begun: state.State, tmp_path: Path) -> None:
+    made = started(begun, SLEEP)
+    moved = made.layout.folder.rename(tmp_path / "moved")
+    assert local_cluster.main(["down", "--folder", str(moved)]) == 0
+    assert not alive(made.parts[0].pid) and {path.name for path in moved.iterdir()} == {"logs"}
+
+
+def test_a_folder_that_holds_other_things_is_refused_and_left(tmp_path: Path) -> None:
+    """What a cluster calls `mlflow` or `token` there might be somebody's, and would go with the cluster."""
+    kept = tmp_path / "mlflow" / "years.db"
+    kept.parent.mkdir()
+    kept.write_text("of work")
+    with pytest.raises(UserError, match="holds mlflow already: a cluster needs a folder of its own, see --folder"):
+        state.begin(tmp_path, workers=1, cpus=1, base_port=26380)
+    assert kept.read_text() == "of work" and [path.name for path in tmp_path.iterdir()] == ["mlflow"]
 
 
 def test_nobody_else_reads_the_token_or_the_state(begun: state.State) -> None:
@@ -160,6 +205,17 @@ def test_down_ends_what_was_started_with_all_below_it(begun: state.State, capsys
     assert "gone" in capsys.readouterr().out
 
 
+def test_a_part_is_lost_with_what_no_longer_has_it_for_a_parent(begun: state.State) -> None:
+    made = started(begun, PARENT)
+    (orphan,) = psutil.Process(made.parts[0].pid).children()
+    psutil.Process(made.parts[0].pid).kill()
+    of_another = started(made, SLEEP, "worker-1").parts[1]
+    processes.lose(made.parts[0], made.layout.mark)
+    assert alive(of_another.pid) and not alive(orphan.pid)
+    processes.lose(of_another, made.layout.mark)
+    assert not alive(of_another.pid)
+
+
 def test_what_does_not_listen_is_killed(begun: state.State) -> None:
     made = started(begun, DEAF)
     assert processes.stop(made.parts, made.layout.mark, grace_s=0.5) == []
@@ -208,7 +264,7 @@ def test_an_up_that_fails_ends_what_it_began_and_says_why(
     begin = processes.start
     monkeypatch.setattr(Layout, "command", command)
     monkeypatch.setattr(processes, "start", start)
-    base = str(min(free_port(), 60_000))
+    base = "27380"  # below those that the system gives to whoever asks for any
     assert local_cluster.main(["up", "--folder", str(tmp_path / "c"), "--base-port", base]) == 2
     said = capsys.readouterr().err
     assert "mlflow ended: no mlflow today (all of it in" in said or "head ended: no head today (all of it in" in said
@@ -221,6 +277,7 @@ def test_a_part_that_hangs_is_said_to_be_there_and_not_to_answer(
 ) -> None:
     monkeypatch.setattr(answers, "alive_nodes", lambda _: {"127.0.0.3"})
     monkeypatch.setattr(answers, "has_store", lambda _: True)
+    monkeypatch.setattr(answers, "is_well", lambda *_: True)
     made = started(started(started(begun, SLEEP), SLEEP, "worker-1"), SLEEP, "store")
     assert local_cluster.main(["status", "--folder", str(made.layout.folder)]) == 1
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -228,3 +285,41 @@ def test_a_part_that_hangs_is_said_to_be_there_and_not_to_answer(
     assert [" ".join(line[1:3]) for line in lines] == [
         "answers pid", "never started", "does not", "answers pid", "never started"
     ]  # fmt: skip
+
+
+def test_a_restarted_head_is_another_process_and_what_has_ended_is_started_too(
+    begun: state.State, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Layout, "command", lambda *_: SLEEP)
+    monkeypatch.setattr(answers, "answers", lambda *_: True)
+    made = begun
+    for name in ("head", "store", "mlflow", "worker-1", "worker-2"):
+        made = started(made, SLEEP, name)
+    before = {part.name: part.pid for part in made.parts}
+    processes.lose(made.parts[4], made.layout.mark)
+    assert local_cluster.main(["restart-head", "--folder", str(made.layout.folder)]) == 0
+    after = state.read(made.layout.folder)
+    assert after is not None
+    assert {part.name for part in after.parts if part.pid != before[part.name]} == {"head", "worker-2"}
+    assert len(after.parts) == 5 and all(alive(part.pid) for part in after.parts)
+    assert not alive(before["head"])
+    assert "jobs go on with --resume" in capsys.readouterr().out
+    processes.stop(after.parts, after.layout.mark)
+
+
+def test_a_head_is_not_restarted_where_its_jobs_would_find_nothing(
+    begun: state.State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert local_cluster.main(["restart-head", "--folder", str(tmp_path / "none")]) == 2
+    assert "no cluster in" in capsys.readouterr().err
+    made = started(started(begun, SLEEP, "head"), SLEEP, "store")
+    processes.lose(made.parts[1], made.layout.mark)
+    assert local_cluster.main(["restart-head", "--folder", str(made.layout.folder)]) == 2
+    assert "the object store has ended, and all that lay in it: `down`, then `up`" in capsys.readouterr().err
+    assert alive(made.parts[0].pid)
+
+
+def test_a_head_alone_keeps_its_record_on_its_disk(tmp_path: Path) -> None:
+    layout = Layout(folder=tmp_path, ray_folder=tmp_path, mark="m")
+    kept = {name: layout.environment(name).get("RAY_gcs_storage_path") for name in layout.names}
+    assert kept == dict.fromkeys(layout.names) | {"head": f"{tmp_path}/head-gcs"}

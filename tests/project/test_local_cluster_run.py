@@ -15,6 +15,7 @@ from infra.cluster.processes import Part
 from slm_ray.runs.remote_run import open_run
 from slm_ray.storage import storage_path
 from slm_ray.train import parse_config
+from tests.project.test_monitoring import metrics_about, sample_names
 from tests.support.fault_runs import assert_same_run, messages, run_without_faults
 from tests.support.paths import ROOT
 
@@ -48,6 +49,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[state.State]:
         yield made
     finally:
         script(folder, "down")
+
+
+@pytest.fixture(autouse=True)
+def store(cluster: state.State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process finds the store, and knows nothing of what it held before."""
+    import s3fs
+
+    for name, value in cluster.layout.users_environment().items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def environment(made: state.State) -> dict[str, str]:
@@ -87,22 +100,23 @@ def wait_for(path: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
-def test_a_run_loses_its_node_and_ends_on_another_with_the_same_bits(
-    cluster: state.State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import s3fs
+def scraped_until_it_ends(made: state.State, process: "subprocess.Popen[bytes]") -> set[str]:
+    """The names of all that Prometheus would find at the nodes meanwhile."""
+    found, layout, deadline = set[str](), made.layout, time.monotonic() + WITHIN_S
+    while process.poll() is None and time.monotonic() < deadline:
+        pages = [answers.ask(layout.metrics(node)) or b"" for node in layout.nodes]
+        found |= sample_names(b"\n".join(pages).decode())
+        time.sleep(1)
+    return found
 
+
+@pytest.mark.slow
+def test_a_run_loses_its_node_and_ends_on_another_with_the_same_bits(cluster: state.State, tmp_path: Path) -> None:
     layout, log = cluster.layout, tmp_path / "log"
     jobs, token = f"{layout.dashboard}/api/jobs/", (layout.folder / state.TOKEN).read_text()
     assert answers.ask(jobs) is None and answers.ask(jobs, token=token) is not None, "anybody may submit a job"
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL"):
         assert environment(cluster)[name] == layout.users_environment()[name]
-    for name, value in layout.users_environment().items():
-        if name.startswith("AWS_"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    s3fs.S3FileSystem.clear_instance_cache()
     few = "--source sample --max-stories 300 --vocab-size 512"
     line = f"python pipelines/prepare.py --runner DirectRunner {few} --output {DATA}"
     assert submitted(cluster, line, log).wait(WITHIN_S) == 0, log.read_text()[-3000:]
@@ -110,8 +124,10 @@ def test_a_run_loses_its_node_and_ends_on_another_with_the_same_bits(
     train = submitted(cluster, f"python slm_ray/train.py --output s3://stories/runs {RUN}", log)
     wait_for("s3://stories/runs/job/checkpoints/step-00000300/complete.json", train, log)
     lost = training_node(cluster)
-    processes.lose(lost)
+    processes.lose(lost, cluster.layout.mark)
+    shown = scraped_until_it_ends(cluster, train)
     assert train.wait(WITHIN_S) == 0, log.read_text()[-3000:]
+    assert metrics_about("training") - shown == set()
 
     folder = open_run("s3://stories/runs", "job")
     folder.fetch()
@@ -132,8 +148,34 @@ def test_a_run_loses_its_node_and_ends_on_another_with_the_same_bits(
 
 
 @pytest.mark.slow
+def test_the_head_is_killed_and_comes_back_and_the_run_goes_on(cluster: state.State, tmp_path: Path) -> None:
+    """Workers stay, the one that was lost is there again; a job that is submitted then finds data, run and record."""
+    folder, log = cluster.layout.folder, tmp_path / "log"
+    before = {part.name: part.pid for part in cluster.parts if processes.find(part)}
+    done = script(folder, "restart-head")
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = state.read(folder)
+    assert made is not None and script(folder, "status").returncode == 0
+    new = {part.name for part in made.parts if part.pid != before.get(part.name)}
+    assert new == {"head", *(set(made.layout.names) - set(before))}
+
+    job = open_run("s3://stories/runs", "job")
+    job.fetch()
+    earlier = job.latest_state()
+    line = f"python slm_ray/train.py --output s3://stories/runs {RUN.replace('3000', '3100')} --resume"
+    assert submitted(made, line, log).wait(WITHIN_S) == 0, log.read_text()[-3000:]
+    job.fetch()
+    last = job.latest_state()
+    assert earlier is not None and last is not None
+    assert (last.step, last.run_id) == (3100, earlier.run_id)
+    assert b'"FINISHED"' in (answers.ask(f"{made.layout.mlflow}/api/2.0/mlflow/runs/get?run_id={last.run_id}") or b"")
+
+
+@pytest.mark.slow
 def test_down_leaves_nothing(cluster: state.State) -> None:
-    everything = family(cluster)
+    made = state.read(cluster.layout.folder)
+    assert made is not None
+    everything = family(made)
     assert len(everything) > 10
     done = script(cluster.layout.folder, "down")
     assert done.returncode == 0, done.stdout + done.stderr

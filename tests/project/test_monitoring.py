@@ -53,13 +53,13 @@ def expressions() -> Iterator[tuple[str, str]]:
     for path in DASHBOARDS:
         board = json.loads(path.read_text())
         for panel in board["panels"]:
-            yield from ((f"{path.name} {panel['title']}", target["expr"]) for target in panel["targets"])
+            yield from ((f"{path.stem} {panel['title']}", target["expr"]) for target in panel["targets"])
         for variable in board["templating"]["list"]:
             query = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"])
             assert query, variable["query"]
-            yield f"{path.name} {variable['name']}", f"sum by ({query[2]}) ({query[1]})"
+            yield f"{path.stem} {variable['name']}", f"sum by ({query[2]}) ({query[1]})"
     for group in ALERTS["groups"]:
-        yield from ((rule["alert"], rule["expr"]) for rule in group["rules"])
+        yield from ((f"{group['name']} {rule['alert']}", rule["expr"]) for rule in group["rules"])
 
 
 def named(expression: str) -> tuple[set[str], set[str]]:
@@ -71,6 +71,19 @@ def named(expression: str) -> tuple[set[str], set[str]]:
     rest = re.sub(r"\b(?:by|without|on|ignoring)\s*\([^)]*\)|\{[^}]*\}|\[[^\]]*\]|\boffset\s+\w+", " ", bare)
     words = set(re.findall(r"(?<![\w.])[a-zA-Z_:][\w:]*(?!\s*\(|\w)", rest))
     return words - WORDS, labels
+
+
+def metrics_about(subject: str) -> set[str]:
+    """Every metric that the dashboard and the alerts about `training` or `serving` name.
+
+    Those that are scraped from a running system have to be among them: `test_local_cluster_run.py`, `test_readme.py`.
+    """
+    return set().union(*(named(text)[0] for place, text in expressions() if place.split()[0] == subject))
+
+
+def sample_names(scraped: str) -> set[str]:
+    """The names of all samples on a page for Prometheus."""
+    return set(re.findall(r"^([a-zA-Z_:][\w:]*)[{ ]", scraped, re.MULTILINE))
 
 
 def unknown(expression: str, known: dict[str, set[str]]) -> set[str]:

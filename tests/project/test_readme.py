@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_ray.corpus.grammar import sample_stories
+from tests.project.test_monitoring import metrics_about, sample_names
 from tests.project.test_seeds import COMMANDS, is_known, options_of
 from tests.support import hub_stand_in
 from tests.support.pages import PAGES, Command, commands, spans
@@ -50,17 +51,23 @@ ADDRESS, METRICS = "127.0.0.1:8000", "127.0.0.1:8080"
 RUNNING_CLUSTER = "needs a cluster that runs: test_pages.py hands its file to Ray's schema and to the application"
 DOCKER, KIND, CLUSTER = "needs Docker", "needs Docker and kind", "needs a cluster, an account or Java"
 BY_HAND = "changes this environment or checkout: .ci/run begins with it"
+PART_OF_THIS = "are tests that `make test` runs beside this one"
 RAY_STOP = "`ray stop` ends every Ray of the machine, those of other tests too: "
 LOCAL_CLUSTER = "starts several Ray nodes: test_local_cluster_run.py does it, small"
+BY_HAND_THERE = "needs the local cluster, and minutes there: done by hand"
 LEFT_OUT = {
     "infra/local_cluster.sh up": LOCAL_CLUSTER,
     "source .cluster/environment": LOCAL_CLUSTER,
     "infra/local_cluster.sh status": LOCAL_CLUSTER,
+    "infra/local_cluster.sh restart-head": LOCAL_CLUSTER,
     "infra/local_cluster.sh down": LOCAL_CLUSTER,
     "git clone <this repository> slm-ray && cd slm-ray": "needs the network",
     "make setup": BY_HAND,
     "source .venv/bin/activate": "the tests run in that environment",
     "make test": "is what runs this",
+    "python -m pytest -q tests/model/test_rms_norm.py": PART_OF_THIS,
+    "python -m pytest -q tests/sources -k compressed": PART_OF_THIS,
+    'python -m pytest -q -m "not ray"': PART_OF_THIS,
     "make lint test": "is what runs this",
     "pre-commit install": "writes into .git",
     "docker compose -f infra/compose.yaml up --build": DOCKER,
@@ -80,6 +87,9 @@ LEFT_OUT = {
     "SLM_METRICS_PORT=8080 python serve/app.py": "serving-in-production.md starts one with that port, and keys",
 }
 LEFT_OUT_BEGIN = {  # what the command begins with
+    "ray job submit -- python pipelines/prepare.py --runner DirectRunner --source stories": LOCAL_CLUSTER,
+    "ray job submit -- python tune/sweep.py --data s3://": BY_HAND_THERE,
+    "ray job submit --no-wait -- python serve/app.py": BY_HAND_THERE,
     "python tests/bench/learning/learn.py --device cuda": "needs a GPU",
     "kubectl ": KIND,
     "helm install ": KIND,
@@ -114,12 +124,11 @@ ELSEWHERE = {
         "distributed/test_job.py::test_a_submitted_job_trains_and_its_head_listens_on_loopback_only",
     "ray job submit -- python slm_ray/train.py":
         "distributed/test_job.py::test_a_submitted_job_trains_and_its_head_listens_on_loopback_only",
-    "python -m pytest -q tests/model/test_rms_norm.py": "model/test_rms_norm.py::",
-    "python -m pytest -q tests/sources -k compressed": "sources/test_compression.py::",
-    'python -m pytest -q -m "not ray"': "project/test_links.py::",
     "import sys": "exports/test_readme.py::test_thirty_lines_write_torch_s_story",
 }  # fmt: skip
 """Commands, or the first line of a program, and the test that runs them with smaller sizes or in other words."""
+WITH_A_PROXY = {"ray_serve_deployment_queued_queries"}
+"""Where replicas answer by themselves no proxy of Ray's has a queue."""
 BEAMS_OWN = re.compile("--(runner|project|region|[a-z]+(_[a-z]+)+)")
 """Options that prepare.py hands on to Beam."""
 
@@ -184,8 +193,17 @@ class Checkout:
             time.sleep(0.5)
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         assert not re.search(r"Traceback|deprecat", done.stderr, re.IGNORECASE), done.stderr[-2000:]
+        if METRICS in text:
+            wanted = metrics_about("serving") - WITH_A_PROXY
+            while (missing := wanted - self.scraped()) and time.monotonic() < deadline:
+                time.sleep(0.5)
+            assert missing == set()
         if text.startswith("curl "):
             assert done.stdout and '"error"' not in done.stdout, done.stdout
+
+    def scraped(self) -> set[str]:
+        """What Prometheus would find at the port of the server's Ray."""
+        return sample_names(httpx.get(f"http://127.0.0.1:{self.ports[8080]}/metrics", timeout=30).text)
 
     def serve(self, text: str) -> None:
         """Start a server in the background, in place of another one, and wait until it answers."""
@@ -259,7 +277,8 @@ def test_what_is_listed_stands_on_a_page() -> None:
 @pytest.mark.parametrize("test", sorted(set(ELSEWHERE.values())))
 def test_what_runs_elsewhere_has_its_test(test: str) -> None:
     file, _, name = test.partition("::")
-    assert re.search(rf"^def {name}", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE)
+    assert name.startswith("test_")
+    assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

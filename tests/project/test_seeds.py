@@ -12,6 +12,7 @@ import pytest
 
 from pipelines import options
 from slm_ray import train
+from tests.support.pages import commands
 from tests.support.paths import ROOT
 from tune import sweep
 
@@ -70,6 +71,12 @@ def options_of(text: str) -> list[tuple[str, str]]:
 
 
 TABLE = rows(PAGE)
+OF_CONTAINERS = {command.text for page in ("", "k8s/") for command in commands(ROOT / f"infra/{page}README.md")} | {
+    "docker build -f infra/Dockerfile .",
+    "kubectl -n slm-ray get pods",
+    "kubectl apply -k infra/k8s/plain",
+    "kubectl apply -k infra/k8s/overlays/gke",
+}
 
 
 @pytest.mark.skipif(not SEEDS.exists(), reason="no ../shared/seeds.md: the seeds' own list is not here")
@@ -90,6 +97,9 @@ def test_a_row_says_what_to_do(cells: list[str]) -> None:
             assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file()
         elif words[0] == "python":
             assert words[1] in COMMANDS and (ROOT / words[1]).is_file()
+        elif words[0] in ("docker", "kind", "kubectl"):
+            assert span in OF_CONTAINERS, "as it stands on the page that says how"
+            assert all((ROOT / word).exists() for word in words if word.startswith("infra/"))
         elif words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for preset in re.findall(r"--config ([a-z][\w-]+)", here):
