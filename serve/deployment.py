@@ -50,6 +50,8 @@ CONTROLLER_POLL_S = 0.05
 READING_S = 0.6 * GRACE_S
 """Time to read the last answers in another cluster; the rest of the grace is Serve's, to end there."""
 QUIET_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+_FAULT = re.compile(r"^((?:\w+\.)*)(\w*(?:Error|Exception))(?:: (?!Traceback \(most recent)(.+))?$", re.MULTILINE)
+"""A line of a traceback that names an exception; Serve itself wraps one around another's whole traceback."""
 
 
 class Stories:
@@ -65,7 +67,7 @@ class Stories:
     async def drain(self, drain_s: float) -> None:
         """Take no more stories and wait until those that run are finished, but not for longer than `drain_s`."""
         await self._rollout.close(drain_s)
-        await asyncio.to_thread(self.app.state.record.end)
+        await asyncio.gather(asyncio.to_thread(self.app.state.record.end), self.app.state.flush())
 
     async def __del__(self) -> None:
         """Ray Serve calls it in a replica that goes, one of too many for one, once its requests are answered."""
@@ -234,11 +236,16 @@ def _http_options(config: ServeConfig) -> dict[str, Any]:
 
 
 def _reason() -> str:
-    """What a replica ended with: the last line of the traceback that Serve keeps, without the name of the exception."""
+    """What a replica ended with: the last line of the traceback that Serve keeps, of Python's own errors with the name.
+
+    `ModuleNotFoundError: No module named 'serve'`; without the name of ours, which say all of it.
+    """
     with contextlib.suppress(RayServeException, RayError, KeyError):
         message = serve.status().applications[APP_NAME].deployments[DEPLOYMENT].message
-        lines = re.findall(r"^(?:\w+\.)+\w*(?:Error|Exception): (.+)$", message, re.MULTILINE)
-        return lines[-1] if lines else ""
+        faults = _FAULT.findall(message)
+        if faults:
+            package, kind, said = faults[-1]
+            return said if package and said else f"{kind}: {said}" if said else kind
     return ""
 
 

@@ -53,7 +53,7 @@ from serve.api.streaming import (
     submit_with_words,
     unless_disconnected,
 )
-from serve.api.tracing import SEND_TIMEOUT_S, TraceMiddleware, Tracer
+from serve.api.tracing import TraceMiddleware, Tracer
 from serve.models.description import ModelDescription
 from serve.models.loaded_model import InstructionError
 from serve.models.rollout import Rollout
@@ -73,7 +73,7 @@ FIELDS = {BiasError: "logit_bias", InstructionError: "words"}
 
 
 def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI:
-    """The application; when it shuts down, `state.close` is awaited, which closes the rollout."""
+    """The application; when it shuts down, `state.close` is awaited, which closes the rollout, then `state.flush`."""
     settings = settings or ApiSettings()
     tracer = Tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
 
@@ -81,9 +81,7 @@ def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         yield
         await api.state.close()
-        if tracer is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.to_thread(tracer.flush), SEND_TIMEOUT_S)
+        await api.state.flush()
 
     # Without docs_url: Swagger's page loads its code from elsewhere.
     api = FastAPI(
@@ -97,11 +95,13 @@ def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI
     async def close() -> None:
         await rollout.close()
 
-    api.state.close = close
+    async def flush() -> None:
+        if tracer is not None:
+            await tracer.flush()
+
+    api.state.close, api.state.flush = close, flush
     metrics = Metrics()
-    _add_middlewares(api, settings, metrics)
-    if tracer is not None:
-        api.add_middleware(TraceMiddleware, tracer=tracer, routes=ROUTES)
+    _add_middlewares(api, settings, metrics, tracer)
     _add_error_answers(api)
     _add_stories(api, rollout, settings, metrics)
     _add_state(api, rollout, metrics)
@@ -112,13 +112,15 @@ def create_api(rollout: Rollout, settings: ApiSettings | None = None) -> FastAPI
     return api
 
 
-def _add_middlewares(api: FastAPI, settings: ApiSettings, metrics: Metrics) -> None:
+def _add_middlewares(api: FastAPI, settings: ApiSettings, metrics: Metrics, tracer: Tracer | None) -> None:
     """The last one added is the first that a request meets."""
     api.add_middleware(BodyLimitMiddleware, limit_bytes=MAX_BODY_BYTES)
     if settings.requests_per_minute:
         api.add_middleware(
             RateLimitMiddleware, per_minute=settings.requests_per_minute, by_key=bool(settings.key_digests)
         )
+    if tracer is not None:  # who has no key writes nothing into our traces
+        api.add_middleware(TraceMiddleware, tracer=tracer, routes=ROUTES)
     if settings.key_digests:
         api.add_middleware(ApiKeyMiddleware, digests=settings.key_digests)
     if settings.cors_origins:

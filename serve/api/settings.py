@@ -18,6 +18,7 @@ MIN_KEY_LENGTH = 8
 ENDPOINT_HELP = "otlp_endpoint must be an address such as http://127.0.0.1:4318"
 _EXPORTER = ("opentelemetry", "opentelemetry.exporter", "opentelemetry.exporter.otlp",
              "opentelemetry.exporter.otlp.proto", "opentelemetry.exporter.otlp.proto.http")  # fmt: skip
+_OTLP_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,8 @@ def key_digests(environment: Mapping[str, str] = os.environ) -> tuple[bytes, ...
 
 
 def check_otlp_endpoint(endpoint: str) -> None:
-    """Raises: UserError where it is no address, or the packages that send are not installed; "" is fine."""
+    """Raises: UserError where it is no address, the packages that send are not installed, or the headers are none; ""
+    is fine."""
     if not endpoint:
         return
     try:
@@ -79,6 +81,13 @@ def check_otlp_endpoint(endpoint: str) -> None:
         raise UserError(ENDPOINT_HELP)  # without what was given: it may hold a password in the wrong place
     if not all(importlib.util.find_spec(name) for name in _EXPORTER):  # stops at the first that is absent
         raise UserError("otlp_endpoint needs the packages of the extra `otlp`: pip install 'slm-ray[otlp]'")
+    for name in _OTLP_HEADERS:  # what is none would not be sent, and the collector refuse all, without a word of why
+        if not all(part.partition("=")[0].strip() and "=" in part for part in _parts(os.environ.get(name, ""))):
+            raise UserError(f"{name} must hold headers as NAME=VALUE, with commas between: Authorization=Bearer%20KEY")
+
+
+def _parts(text: str) -> list[str]:
+    return [part for part in text.split(",") if part.strip()]
 
 
 def forget_keys() -> None:

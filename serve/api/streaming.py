@@ -41,13 +41,13 @@ class StreamingRequest:
         self._queue: asyncio.Queue[Chunk | None] = asyncio.Queue()
         self._metrics = metrics
         self._began = time.perf_counter()
-        self._first = 0.0  # when the first chunk came
+        self._first = self._ended = 0.0  # when the first chunk came, and when there was no more
         self._is_counted = False
 
     def follow(self, model: LoadedModel, future: "Future[Completion]") -> None:
         """Wait for what a model was asked for."""
         self.model, self._future = model, future
-        future.add_done_callback(lambda _: self._put(None))
+        future.add_done_callback(lambda _: self._end())
         if self._trace is not None:
             future.add_done_callback(lambda _: self._in_loop(self._end_trace))
 
@@ -55,6 +55,10 @@ class StreamingRequest:
         """Take a chunk, in the engine's thread."""
         self._first = self._first or time.perf_counter()
         self._put(chunk)
+
+    def _end(self) -> None:
+        self._ended = time.perf_counter()
+        self._put(None)
 
     def _put(self, chunk: Chunk | None) -> None:
         self._in_loop(self._queue.put_nowait, chunk)
@@ -81,12 +85,10 @@ class StreamingRequest:
     async def completion(self) -> Completion:
         """The finished request. Raises: what the engine failed with."""
         completion = await asyncio.wrap_future(self._future)
-        now = time.perf_counter()
-        self.seconds = now - self._began
+        self.seconds = self._ended - self._began  # a client that reads slowly makes no story slow
         if not self._is_counted:
-            self._metrics.count_story(
-                self._story, completion, first_s=(self._first or now) - self._began, all_s=self.seconds
-            )
+            first_s = (self._first or self._ended) - self._began
+            self._metrics.count_story(self._story, completion, first_s=first_s, all_s=self.seconds)
         self._is_counted = True
         return completion
 

@@ -9,11 +9,12 @@ A thread of the SDK sends them, in batches. A collector that does not answer is 
 queue of the SDK is dropped.
 """
 
+import asyncio
 import base64
+import contextlib
 import contextvars
 import dataclasses
 import logging
-import os
 import time
 import urllib.parse
 from collections.abc import Sequence
@@ -32,11 +33,13 @@ SIGNAL_PATH = "/v1/traces"
 SEND_TIMEOUT_S = 5.0
 RETRY_S = 10.0
 """How long a collector is left alone that did not take spans."""
-_NOISY = ("opentelemetry.exporter.otlp", "opentelemetry.sdk._shared_internal", "opentelemetry.sdk.trace")
+_OPEN_POLL_S = 0.01
+_NOISY = ("opentelemetry.exporter.otlp", "opentelemetry.sdk._shared_internal", "opentelemetry.sdk.trace",
+          "opentelemetry.trace", "opentelemetry.util")  # fmt: skip
+"""Loggers of a line for each batch, with the address in it, of what strangers send, and of keys that are none."""
 _SERVER_ERROR = 500
 PHASES = ("queue", "prefill", "decode")
 """Spans below a story's: it waits for a slot, its prompt is read, it is written."""
-_CLOCK_NS = time.time_ns() - time.perf_counter_ns()
 _REQUEST: contextvars.ContextVar["_Request | None"] = contextvars.ContextVar("request", default=None)
 
 
@@ -62,18 +65,20 @@ class Tracer:
 
     def __init__(self, endpoint: str) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        for name in _NOISY:  # a line for each batch, with the address in it
+        for name in _NOISY:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         address, headers = split_login(endpoint)
         exporter = OTLPSpanExporter(address, headers=headers or None, timeout=SEND_TIMEOUT_S)
-        resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME") or SERVICE})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=True)
+        named = OTELResourceDetector().detect().attributes  # by the user, in OTEL_SERVICE_NAME or another variable
+        self.resource = Resource.create({"service.name": SERVICE, **named})
+        self._provider = TracerProvider(resource=self.resource, shutdown_on_exit=True)
         self._provider.add_span_processor(BatchSpanProcessor(sparing(exporter, address)))
         self._tracer = self._provider.get_tracer("serve.api")
+        self._open = 0  # spans of requests that have not ended
 
     def begin(self, name: str, attributes: dict[str, Any], parent: Any = None, began_ns: int | None = None) -> Any:
         """A span that has begun: of a request, or below the span `parent`."""
@@ -89,11 +94,26 @@ class Tracer:
 
         context = TraceContextTextMapPropagator().extract(headers)
         attributes = {"http.request.method": "POST", "http.route": route}
+        self._open += 1
         return self._tracer.start_span(f"POST {route}", context, SpanKind.SERVER, attributes)
 
-    def flush(self) -> None:
-        """Send what there is, and wait for that."""
-        self._provider.force_flush()
+    def end_request(self, span: Any) -> None:
+        """The answer is sent, or nobody waits for it."""
+        span.end()
+        self._open -= 1
+
+    def close(self) -> None:
+        """Make no more."""
+        self._provider.shutdown()
+
+    async def flush(self) -> None:
+        """Wait for the last requests, send what there is, and wait for that; all within `SEND_TIMEOUT_S`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SEND_TIMEOUT_S / 2):
+                while self._open:
+                    await asyncio.sleep(_OPEN_POLL_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.to_thread(self._provider.force_flush), SEND_TIMEOUT_S / 2)
 
 
 def sparing(exporter: Any, address: str) -> Any:
@@ -144,6 +164,7 @@ class StoryTrace:
     def __init__(self, request: _Request) -> None:
         self._request = request
         self._began_s = time.perf_counter()
+        self._clock_ns = time.time_ns() - time.perf_counter_ns()  # of now: a machine that slept has another
 
     def end(self, story: Story, future: "Future[Completion]") -> None:
         """Make its spans, once it is finished, failed or cancelled."""
@@ -169,21 +190,20 @@ class StoryTrace:
         if fault is None:
             times_s = (self._began_s, *completion.reading_s, ended_s)
             for name, began_s, until_s in zip(PHASES, times_s, times_s[1:]):
-                self._span(name, began_s, span, {}).end(_epoch_ns(until_s))
-        span.end(_epoch_ns(ended_s))
+                self._span(name, began_s, span, {}).end(self._epoch_ns(until_s))
+        span.end(self._epoch_ns(ended_s))
 
     def _span(self, name: str, began_s: float, parent: Any, attributes: dict[str, Any]) -> Any:
-        return self._request.tracer.begin(name, attributes, parent, _epoch_ns(began_s))
+        return self._request.tracer.begin(name, attributes, parent, self._epoch_ns(began_s))
+
+    def _epoch_ns(self, perf_counter_s: float) -> int:
+        return int(perf_counter_s * 1e9) + self._clock_ns
 
 
 def story_trace() -> StoryTrace | None:
     """That of a story of the request which is being answered; None where requests are not traced."""
     request = _REQUEST.get()
     return None if request is None else StoryTrace(request)
-
-
-def _epoch_ns(perf_counter_s: float) -> int:
-    return int(perf_counter_s * 1e9) + _CLOCK_NS
 
 
 class TraceMiddleware:
@@ -211,7 +231,7 @@ class TraceMiddleware:
             raise
         finally:
             _REQUEST.reset(token)
-            span.end()
+            self._tracer.end_request(span)
         return None
 
 

@@ -121,7 +121,7 @@ class Engine:
         Raises:
             Exception: the backend cannot decode. Which request is at fault nobody knows.
         """
-        self._line.forget_finished()
+        self._finished += self._line.forget_finished()
         self._free_slots()
         self._finished += self._line.read_into(self._running)
         if self._running:
@@ -176,9 +176,11 @@ class _Line:
         self.waiting: collections.deque[Request] = collections.deque()
         self.reading: Reading | None = None
 
-    def forget_finished(self) -> None:
-        """Take out those that were cancelled: nobody waits for them."""
+    def forget_finished(self) -> list[Request]:
+        """Take out those that were cancelled, for whom nobody waits. Returns those that failed in the line."""
+        failed = [request for request in self.waiting if request.fault is not None]
         self.waiting = collections.deque(request for request in self.waiting if not request.is_finished)
+        return failed
 
     def drop_reading(self) -> list[Request]:
         """Give up what is being read. Returns it."""

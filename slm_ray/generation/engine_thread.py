@@ -195,7 +195,8 @@ class EngineThread:
 
     def _send_chunks(self) -> None:
         with self._changed:
-            streamed = [(request, reply) for request, reply in self._replies.items() if reply.on_chunk]
+            replies = [(request, reply) for request, reply in self._replies.items() if reply.on_chunk]
+        streamed = [one for one in replies if one[0].is_read]  # those in line have nothing to send
         now, interval_s = time.perf_counter(), max(len(streamed) * self._chunk_s, self._least_chunk_s)
         is_due = now >= self._sent_s + interval_s
         self._sent_s = now if is_due else self._sent_s

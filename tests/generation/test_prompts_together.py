@@ -108,3 +108,18 @@ def test_a_story_whose_text_cannot_be_told_fails_by_itself(
     assert [request.take_chunk() is None for request in requests] == [True, False]
     assert [str(request.fault) for request in requests] == ["broken", "None"]
     assert engine.step() == [requests[0]] and engine.running == 1
+
+
+def test_a_story_that_fails_while_it_waits_for_a_slot_is_answered(
+    model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that outgrew the context is back in the line when its reader asks for its text."""
+    engine = Engine(TorchBackend(model), tokenizer)
+    request = engine.request("Mia", SamplingParams(temperature=0, max_tokens=200))
+    engine.add(request)
+    while not engine._line.waiting or not request.is_read:
+        engine.step()
+    monkeypatch.setattr(request._text, "push", lambda _: (_ for _ in ()).throw(ValueError("broken")))
+    assert request.take_chunk() is None
+    assert engine.step() == [request] and str(request.fault) == "broken"
+    assert engine.is_idle

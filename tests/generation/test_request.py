@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from slm_ray.generation.detokenizer import StopTexts
 from slm_ray.generation.engine import Engine, PromptError
-from slm_ray.generation.engine_thread import EngineThread
+from slm_ray.generation.engine_thread import EngineThread, Order
 from slm_ray.generation.request import Chunk, Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
@@ -182,6 +182,25 @@ def test_all_readers_chunks_come_at_the_same_moments(engine: Engine, monkeypatch
     rounds = {first[0] + 5 * count for count in range(20)}
     assert len(first) > 4 and set(first[:-1]) <= rounds  # the last comes with the end
     assert len(second) > 4 and set(second[1:-1]) <= rounds
+
+
+def test_readers_in_line_take_nothing_from_those_who_read(
+    model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk a second, and a step takes two: the one whose story is written gets each, however many wait."""
+    engine = Engine(TorchBackend(model, max_slots=1), tokenizer)
+    steps, step, chunks = [0], engine.step, list[int]()
+    monkeypatch.setattr(engine, "step", lambda: steps.append(steps[-1] + 1) or step())
+    monkeypatch.setattr(time, "perf_counter", lambda: 2.0 * steps[-1])
+    thread = EngineThread(engine, max_chunks_per_s=1, least_chunk_s=0)
+    short = SamplingParams(temperature=0, max_tokens=1)
+    first = Order("Mia", GREEDY, lambda _: chunks.append(steps[-1]))
+    try:
+        futures = thread.submit_all([first, *[Order("Tom", short, lambda _: None)] * 30])
+        futures[0].result(timeout=60)
+    finally:
+        thread.close()
+    assert len(chunks) > 10  # not each step makes a character
 
 
 def test_a_client_that_fails_loses_its_own_story_only(engine: Engine) -> None:

@@ -1,8 +1,11 @@
 """What a deployment asks of Ray, by stand-ins for what a cluster has."""
 
+import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -146,3 +149,50 @@ def test_rays_proxy_answers_unless_replicas_are_asked_to(monkeypatch: pytest.Mon
         deployment.serving(config, config.api_settings()),
     ):
         pass
+
+
+TRACEBACK = """The deployment failed to start 1 times in a row. It may be due to its constructor. Error:
+\x1b[36mray::ServeReplica:slm-ray:stories.initialize_and_get_metadata()\x1b[39m (pid=1, ip=127.0.0.1)
+  File "/x/ray/serve/_private/replica.py", line 1, in initialize
+    raise RuntimeError(traceback.format_exc()) from None
+RuntimeError: Traceback (most recent call last):
+  File "/x/serve/deployment.py", line 1, in build
+    from serve.replica import build_api
+{last}
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        ("slm_ray.errors.UserError: the model is broken: mend it", "the model is broken: mend it"),
+        ("ModuleNotFoundError: No module named 'serve'", "ModuleNotFoundError: No module named 'serve'"),
+        ("ValueError: one\n\nDuring this, another:\n\nslm_ray.errors.UserError: two", "two"),
+        ("slm_ray.errors.UserError: one\n\nDuring this, another:\n\nOSError: [Errno 5] two", "OSError: [Errno 5] two"),
+        ("MemoryError", "MemoryError"),
+        ("numpy.exceptions.TooBigError", "TooBigError"),
+    ],
+)
+def test_what_a_replica_ended_with_is_one_line(monkeypatch: pytest.MonkeyPatch, last: str, reason: str) -> None:
+    message = TRACEBACK.format(last=last)
+    known = {"slm-ray": SimpleNamespace(deployments={"stories": SimpleNamespace(message=message)})}
+    monkeypatch.setattr(deployment.serve, "status", lambda: SimpleNamespace(applications=known))
+    monkeypatch.setattr(deployment, "_start_serve", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("x" * 9999)))
+    config = ServeConfig()
+    with pytest.raises(UserError, match=f"^the model could not be deployed: {re.escape(reason)}$"):
+        deployment._deploy(config, config.api_settings())
+
+
+def test_a_replica_that_is_drained_sends_its_last_spans() -> None:
+    done = []
+
+    async def close(_: float) -> None:
+        done.append("rollout")
+
+    async def flush() -> None:
+        done.append("spans")
+
+    state = SimpleNamespace(record=SimpleNamespace(end=lambda: done.append("record")), flush=flush)
+    replica = SimpleNamespace(app=SimpleNamespace(state=state), _rollout=SimpleNamespace(close=close))
+    asyncio.run(deployment.Stories.drain(replica, 0))  # type: ignore[arg-type]
+    assert done[0] == "rollout" and sorted(done[1:]) == ["record", "spans"]

@@ -55,8 +55,12 @@ def test_a_replica_that_goes_says_that_it_serves_no_more() -> None:
         async def close(self, drain_s: float) -> None:
             said.append(f"closed after {drain_s:g} s")
 
+    async def flush() -> None:
+        """There are no spans."""
+
     of_serve = deployment.Stories()
-    state = SimpleNamespace(rollout=Closing(), record=SimpleNamespace(end=lambda: said.append("ended")))
+    record = SimpleNamespace(end=lambda: said.append("ended"))
+    state = SimpleNamespace(rollout=Closing(), record=record, flush=flush)
     of_serve.app = SimpleNamespace(state=state)  # type: ignore[assignment]
     asyncio.run(of_serve.__del__())
     assert said == ["closed after 0 s", "ended"]

@@ -6,14 +6,20 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from serve.api import streaming
+from serve.api.metrics import Metrics
 from serve.api.streaming import EventStream
 from slm_ray.generation.engine import Engine
+from slm_ray.generation.engine_thread import Load
 from slm_ray.generation.onnx_backend import OnnxBackend
+from slm_ray.generation.request import Chunk, Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.runs.checkpoint import load_model
@@ -183,6 +189,27 @@ def test_a_streamed_story_is_counted_once(url: str) -> None:
     text = httpx.get(f"{url}/metrics").text
     assert 'gen_ai_server_request_duration_seconds_count{gen_ai_operation_name="chat",' in text
     assert 'slm_requests_total{route="/v1/chat/completions",status="200"}' in httpx.get(f"{url}/metrics").text
+
+
+def test_a_client_that_reads_slowly_makes_no_story_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, metrics = [100.0], Metrics()
+    monkeypatch.setattr(streaming.time, "perf_counter", lambda: now[0])
+
+    async def read() -> float:
+        request, future = streaming.StreamingRequest(metrics), Future[Completion]()
+        request.follow(SimpleNamespace(version=SimpleNamespace(name="m", version="2")), future)  # type: ignore[arg-type]
+        now[0] = 101.0
+        request.receive(Chunk("a"))
+        now[0] = 103.0
+        future.set_result(Completion(text="abc", tokens=(5, 6, 7), prompt_tokens=1, finish_reason="length"))
+        now[0] = 163.0
+        assert [chunk.text async for chunk in request.chunks()] == ["a"]
+        await request.completion()
+        return request.seconds
+
+    assert asyncio.run(read()) == 3
+    lines = [line for line in metrics.text(Load(0, 0)).decode().splitlines() if "_seconds_sum" in line]
+    assert [float(line.split()[-1]) for line in lines] == [1, 1, 3]
 
 
 def test_a_backend_that_fails_is_reported_in_the_form_of_the_route_and_counted(model: Path) -> None:

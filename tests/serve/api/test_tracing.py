@@ -1,5 +1,6 @@
 """Spans of requests, as a collector gets them over HTTP."""
 
+import asyncio
 import contextlib
 import dataclasses
 import gzip
@@ -18,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from serve.api import tracing
-from serve.api.settings import ApiSettings, check_otlp_endpoint
+from serve.api.settings import ApiSettings, check_otlp_endpoint, key_digests
 from serve.options import app_config
 from slm_ray.errors import UserError
 from tests.support.http_server import running
@@ -203,6 +204,98 @@ def test_refused_failed_and_abandoned_requests_say_so(model: Path, collector: Co
         assert failed.status.code == failed.status.STATUS_CODE_ERROR
         assert attributes(children(failed, spans)[0])["error.type"] == "EngineError"
     assert SECRET.encode() not in b"".join(collector.bodies)
+
+
+def test_times_are_those_of_the_request_where_the_clock_was_set_since_the_start(
+    model: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that slept, where perf_counter stands still meanwhile."""
+    clock, later_ns = time.time_ns, 8 * 3600 * 10**9
+    monkeypatch.setattr("opentelemetry.sdk.trace.time_ns", lambda: clock() + later_ns)
+    monkeypatch.setattr(tracing.time, "time_ns", lambda: clock() + later_ns)
+    with traced(model, collector.url) as url:
+        httpx.post(f"{url}/generate", json={"prompt": "Once", "max_tokens": 2})
+        spans = collector.wait_for(lambda spans: len(spans) == 5)
+    (request,) = [span for span in spans if not span.parent_span_id]
+    (story,) = children(request, spans)
+    assert request.start_time_unix_nano <= story.start_time_unix_nano <= request.end_time_unix_nano
+
+
+def test_who_has_no_key_writes_nothing_into_our_traces(model: Path, collector: Collector) -> None:
+    key = "a-key-of-many-letters"
+    settings = ApiSettings(otlp_endpoint=collector.url, key_digests=key_digests({"SLM_API_KEYS": key}))
+    body = {"prompt": "Once", "max_tokens": 2}
+    with running(model, settings) as url:
+        assert httpx.post(f"{url}/generate", json=body, headers={"traceparent": PARENT}).status_code == 401
+        own = {"Authorization": f"Bearer {key}"}
+        assert httpx.post(f"{url}/generate", json=body, headers=own).status_code == 200
+        spans = collector.wait_for(lambda spans: len(spans) >= 5)
+    assert PARENT.split("-")[1] not in {span.trace_id.hex() for span in spans}
+
+
+def test_what_a_stranger_sends_as_a_trace_is_not_logged(
+    model: Path, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    with traced(model, collector.url) as url:
+        for state in (SECRET, "a=1," * 300):
+            headers = {"traceparent": PARENT, "tracestate": state}
+            httpx.post(f"{url}/generate", json={"prompt": "Once", "max_tokens": 2}, headers=headers)
+        httpx.post(f"{url}/generate", json={"prompt": "Once", "max_tokens": 2}, headers={"traceparent": "0" * 600})
+    assert [record.getMessage() for record in caplog.records if "opentelemetry" in record.name] == []
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+def test_a_key_in_another_form_is_refused_without_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for value in ("Authorization: Bearer secret", "a=1, =secret"):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"^{name} must hold headers as NAME=VALUE") as refused:
+            app_config({"otlp_endpoint": "http://127.0.0.1:4318"})
+        assert "secret" not in str(refused.value)
+        app_config({})
+    monkeypatch.setenv(name, 'a=1, b=Bearer c%3D, d="secret"')  # what only the SDK finds wrong
+    app_config({"otlp_endpoint": "http://127.0.0.1:4318"})
+    tracing.Tracer("http://127.0.0.1:4318").close()
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "slm-ray"),
+        ({"OTEL_SERVICE_NAME": "tales"}, "tales"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=tales,a=b"}, "tales"),
+    ],
+)
+def test_the_service_is_named_as_the_user_names_it(
+    variables: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    tracer = tracing.Tracer("http://127.0.0.1:4318")
+    tracer.close()
+    assert tracer.resource.attributes["service.name"] == name
+
+
+def test_spans_of_the_last_requests_are_sent_before_the_end(
+    model: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that runs the server ends its replicas as soon as they are drained."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+    tracer = tracing.Tracer(collector.url)
+    span = tracer.begin_request("/generate", {})
+
+    async def end() -> None:
+        flushed = asyncio.ensure_future(tracer.flush())
+        await asyncio.sleep(0.05)
+        assert not flushed.done() and collector.spans == []
+        tracer.end_request(span)
+        await flushed
+
+    asyncio.run(end())
+    assert [one.name for one in collector.spans] == ["POST /generate"]
+    tracer.close()
 
 
 def test_a_login_in_the_address_is_sent_and_never_said(
