@@ -3,10 +3,8 @@
 In: a `Backend` (which holds the model and its cache), the `Tokenizer`, prompts with their `SamplingParams`. Out:
 continuations, whole or chunk by chunk, to the trainer, `generate.py` and `engine_thread.py`.
 
-Every story was preceded by the end-of-text token in training, so the model is fed the end-of-text token and then the
-prompt. A slot holds `seq_len` positions; when it is full, its request goes to the head of the line, the last
-`seq_len // 2` of its tokens are prefilled again from position 0, and the story goes on. That is no stranger to the
-model than a training sample: those begin anywhere in a story too.
+Every story followed the end-of-text token in training, so the model is fed that and then the prompt. When a slot's
+`seq_len` positions are full, its request goes to the head of the line, and goes on from the last half of its tokens.
 """
 
 import collections
