@@ -108,8 +108,7 @@ class EngineThread:
         self._arrived: collections.deque[Request] = collections.deque()
         self._changed = threading.Condition()
         self._failures = 0
-        self._is_closing = False
-        self._is_closed = False
+        self._is_closing = self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 

@@ -58,11 +58,12 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(config: TrainConfig, a
 
 
 def test_padding_is_neither_learned_nor_counted(config: TrainConfig) -> None:
-    inputs = inputs_of(config, attention="story")
-    trainer = Trainer(inputs, TrainContext(), "fp32", is_compiled=False)
+    orders = (inputs_of(config, attention="story", seed=seed) for seed in range(50))
+    trainers = (Trainer(inputs, TrainContext(), "fp32", is_compiled=False) for inputs in orders)
+    trainer = next(one for one in trainers if (one.batches.at(0).targets == IGNORED_TARGET).any())
     batch = trainer.batches.at(0)
     is_real = batch.targets != IGNORED_TARGET
-    assert (~is_real).sum() > 0 and batch.n_targets == is_real.sum()
+    assert batch.n_targets == is_real.sum() < is_real.size
     assert batch.places is not None
     with torch.no_grad():
         logits = trainer.model(torch.from_numpy(batch.inputs), places=torch.from_numpy(batch.places)).double()
