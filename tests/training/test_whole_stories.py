@@ -235,7 +235,10 @@ def test_a_run_without_validation_of_stories_is_refused_as_before(config: TrainC
 
 
 def test_states_keep_their_count_of_tokens(config: TrainConfig) -> None:
-    inputs = inputs_of(config, max_steps=2)
+    steps = 40
+    inputs = inputs_of(config, max_steps=steps)
     fit(inputs, TrainContext())
     state = checkpoint.load_state(inputs.folder.latest)
-    assert state.tokens_seen is not None and 0 < state.tokens_seen < state.samples_seen * CONTEXT
+    batches = Trainer(inputs, TrainContext(), "fp32", is_compiled=False).batches
+    assert state.tokens_seen == sum(batches.at(step).n_targets for step in range(steps))
+    assert state.tokens_seen < state.samples_seen * CONTEXT, "no sample had padding"
