@@ -279,6 +279,7 @@ def test_key_is_asked_for_when_the_server_wants_one_and_kept_in_the_tab(page: Pa
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")
     wait_until(lambda: len(server.requests) == 2)
+    expect(page.get_by_label("API key")).to_be_visible()  # a field that was just hidden may count as focused
     expect(page.get_by_label("API key")).to_be_focused()
     page.keyboard.type("a-secret-key")
     page.keyboard.press("Enter")
@@ -288,6 +289,22 @@ def test_key_is_asked_for_when_the_server_wants_one_and_kept_in_the_tab(page: Pa
     write(page)
     expect(story(page)).to_have_text(STORY)
     assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+
+
+def test_story_that_is_refused_after_the_next_key_was_given_is_asked_for_with_that_key(
+    page: Page, server: PageServer
+) -> None:
+    server.script.key = "a-secret-key"
+    server.script.refuses_after_s = 1.0  # GET /model is refused at once, and asks for the key
+    page.reload()
+    expect(page.get_by_label("API key")).to_be_focused()
+    write(page)
+    wait_until(lambda: len(server.requests) == 1)
+    page.get_by_label("API key").fill("a-secret-key")
+    page.keyboard.press("Enter")
+    expect(story(page)).to_have_text(STORY)
+    expect(page.get_by_label("API key")).to_be_hidden()
+    assert len(server.requests) == 2
 
 
 # ---- probabilities

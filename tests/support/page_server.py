@@ -47,6 +47,8 @@ class Script:
     refusal: tuple[int, Any, dict[str, str]] | None = None
     """Status, body and headers that answer every story."""
     key: str = ""
+    refuses_after_s: float = 0
+    """Seconds that a story waits for its refusal."""
     has_instructions: bool = False
     """Whether the model learned instructions."""
     context_words: int = 10**9
@@ -98,6 +100,7 @@ class PageServer:
         body = await request.json()
         self.requests.append(body)
         if refused := self._refused(request, body):
+            await asyncio.sleep(self.script.refuses_after_s)
             return refused
         return StreamingResponse(self._events(body, self.script), media_type="text/event-stream")
 
