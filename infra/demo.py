@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from slm_ray.cli.command import write_what_is_possible
 from slm_ray.cli.ports import check_port
 from slm_ray.cli.signals import EXIT_INTERRUPTED, StoppedError
 from slm_ray.corpus.grammar import SAMPLE_REVISION
@@ -32,6 +33,7 @@ HOST = "127.0.0.1"
 PROMPT = "Once upon a time"
 READY_WITHIN_S = 180
 GRACE_S = 30
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy's 127.0.0.1 is another machine
 
 PREPARE = "pipelines/prepare.py --runner DirectRunner --source sample --max-stories 5000 --vocab-size 2048"
 MADE_BY = ("slm_ray/presets/demo.yaml", "slm_ray/config/schema.py", "pipelines/config.py", "tune/config.py")
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000, help="port of the server on 127.0.0.1 (default: 8000)")
     parser.add_argument("--once", action="store_true", help="leave after the first story")
     options = parser.parse_args(argv)
+    write_what_is_possible()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT is ignored behind a shell's `&` otherwise
         signal.signal(name, _interrupt)
     try:
@@ -168,7 +171,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int) -> None:
         if process.poll() is not None:
             raise DemoError(f"the server ended with exit code {process.returncode}, see above")
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5):
+            with _OPENER.open(f"http://{HOST}:{port}/health", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
@@ -180,7 +183,7 @@ def _ask(port: int) -> dict[str, object]:
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"http://{HOST}:{port}/generate", json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+        with _OPENER.open(request, timeout=120) as answer:
             content: dict[str, object] = json.load(answer)
     except (OSError, http.client.HTTPException) as error:
         raise DemoError(f"the server gave no story: {error}") from error

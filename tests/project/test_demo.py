@@ -73,10 +73,24 @@ def checkout(tmp_path: Path) -> DemoCheckout:
 def test_the_demo_runs_its_commands_in_turn_and_leaves_the_server_quietly(checkout: DemoCheckout) -> None:
     code, out, errors = checkout.run("--once")
     assert (code, errors) == (0, "")
-    assert "Once upon a time there was a cat." in out
+    assert "Once upon a time there was a \u732b cat." in out
     assert [line.split()[0] for line in checkout.log] == ["prepare", "sweep", "app", "app"]
     assert checkout.log[-1] == "app got SIGTERM"
     assert checkout.alive() == []
+
+
+def test_the_demo_ends_well_behind_a_proxy_and_where_output_is_ascii(
+    checkout: DemoCheckout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The champion may be a model of other stories, and a proxy knows nothing of this machine's 127.0.0.1."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    code, out, errors = checkout.run("--once")
+    assert (code, errors) == (0, "")
+    assert "there was a \\u732b cat." in out
 
 
 def test_a_second_start_asks_for_the_same_names_so_that_what_is_finished_is_not_done_again(

@@ -48,7 +48,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         model = {"name": "tinystories", "version": "1", "run_id": "ab", "data_fingerprint": "cd"}
-        self.reply({"story": asked["prompt"] + " there was a cat.", "model": model})
+        self.reply({"story": asked["prompt"] + " there was a \\u732b cat.", "model": model})
     def reply(self, content):
         body = json.dumps(content).encode()
         self.send_response(200)
