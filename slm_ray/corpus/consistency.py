@@ -21,9 +21,12 @@ _FAMILY: dict[str, Pronoun] = {
     **dict.fromkeys(("he", "him", "his", "himself"), "he"),
     **dict.fromkeys(("she", "her", "hers", "herself"), "she"),
 }
+_NO_NAMES = frozenset(("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "New", "Year"))
+"""Written large by the corpus within a sentence, and nobody's name."""
 _QUOTE = re.compile(r'"[^"]*"')
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _WORD = re.compile(r"[A-Za-z]+")
+_LARGE_WITHIN = re.compile(r"(?:(?<=[a-z] )|(?<=[a-z], ))[A-Z][a-z]+")
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Thread:
     thing: str | None
     is_name_kept: bool  # the hero's name comes again in the last third of the words
     are_pronouns_kept: bool  # every pronoun outside quotes fits the one its sentence speaks of
-    is_thing_kept: bool  # the lost thing comes again in the last third
-    is_cast_kept: bool  # nobody but the hero and one friend is ever named
+    is_thing_kept: bool  # the lost thing comes again in the last third, and no other one is ever named
+    is_cast_kept: bool  # nobody but the hero and one friend is ever named, by a name of the corpus or by another one
 
     @property
     def holds(self) -> bool:
@@ -61,7 +64,8 @@ def follows_thread(story: str) -> bool:
 def thread_of(story: str) -> Thread | None:
     """The story's thread, or None if no name of the corpus occurs in it.
 
-    The hero is the first known name, the friend the second, the thing the first known noun for a thing.
+    The hero is the first known name, the friend the second, the thing the first known noun for a thing. Whether a red
+    kite stays red is not asked, and nothing of places.
     """
     spoken = _WORD.findall(story)
     cast = list(dict.fromkeys(word for word in spoken if word in characters()))
@@ -70,16 +74,23 @@ def thread_of(story: str) -> Thread | None:
     hero = characters()[cast[0]]
     friend = characters()[cast[1]] if len(cast) > 1 else None
     nouns = _thing_pattern().findall(story)
-    ending = " ".join(spoken[-(len(spoken) // 3) :])
+    ending = " ".join(spoken[len(spoken) - len(spoken) // 3 :])
     return Thread(
         hero=hero,
         friend=friend,
         thing=nouns[0] if nouns else None,
         is_name_kept=hero.name in ending.split(),
         are_pronouns_kept=all(_fits(sentence, hero, friend) for sentence in narration(story)),
-        is_thing_kept=bool(nouns) and nouns[0] in _thing_pattern().findall(ending),
-        is_cast_kept=len(cast) <= 2,
+        is_thing_kept=len(set(nouns)) == 1 and nouns[0] in _thing_pattern().findall(ending),
+        is_cast_kept=len(cast) <= 2 and not _strangers(story, spoken),
     )
+
+
+def _strangers(story: str, spoken: list[str]) -> set[str]:
+    """Names that the corpus does not have: words written large within a sentence, and never small in the story."""
+    small = {word for word in spoken if word.islower()}
+    large = set(_LARGE_WITHIN.findall(story)) - characters().keys() - _NO_NAMES
+    return {word for word in large if word.lower() not in small}
 
 
 def narration(story: str) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from slm_ray.corpus.consistency import follows_thread
+from slm_ray.corpus.instructions import without_instruction
 from slm_ray.evaluation.copied_spans import Copied, CopiedSpans
 from slm_ray.evaluation.heroes import hero_of
 from slm_ray.evaluation.stories import StoryBlock
@@ -129,7 +130,7 @@ def _scores(
         with_hero=_share(len(heroes), len(group)),
         hero_kept=_share(sum(hero.is_name_kept for hero in heroes), len(heroes)),
         pronoun_kept=_share(sum(hero.is_pronoun_kept for hero in with_pronoun), len(with_pronoun)),
-        corpus_thread=_share(sum(follows_thread(story.whole) for story in group), len(group))
+        corpus_thread=_share(sum(follows_thread(without_instruction(story.whole)) for story in group), len(group))
         if is_sample_corpus
         else None,
         unknown_words=_share(len(unknown), n_words),

@@ -3,6 +3,7 @@
 import pytest
 
 from slm_ray.corpus.grammar import sample_stories
+from slm_ray.corpus.instructions import with_instruction
 from slm_ray.evaluation.heroes import Hero, hero_of
 from slm_ray.evaluation.scores import score_stories, words_of
 from slm_ray.evaluation.writing import WrittenStory
@@ -66,6 +67,14 @@ def test_the_copied_text_is_shown_and_groups_stand_apart(tiny_tokenizer: Tokeniz
     assert (other.copied_8_grams or 0) == 0 and other.longest_copy_tokens == 0 and other.longest_copy == ""
     assert other.unknown_words == 1.0
     assert got.corpus_thread is not None
+
+
+def test_an_instruction_before_a_story_of_the_corpus_is_no_part_of_its_thread(tiny_tokenizer: Tokenizer) -> None:
+    """One that repeats a sentence may begin with the friend's name."""
+    told = [with_instruction(story, number.to_bytes(8)) for number, story in enumerate(sample_stories(0, 100))]
+    group = [WrittenStory(prompt="", text=text, tokens=(1,), is_ended=True) for text in told]
+    (got,) = score_stories([group], [block_of([[1, 2]])], tiny_tokenizer, is_sample_corpus=True)
+    assert got.corpus_thread == 1.0
 
 
 def test_nothing_written_has_no_shares(tiny_tokenizer: Tokenizer) -> None:
