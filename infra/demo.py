@@ -35,7 +35,7 @@ READY_WITHIN_S = 180
 GRACE_S = 30
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy's 127.0.0.1 is another machine
 
-PREPARE = "pipelines/prepare.py --runner DirectRunner --source sample --max-stories 5000 --vocab-size 2048"
+PREPARE = "pipelines/prepare.py --runner DirectRunner --source sample --max-stories 3400 --vocab-size 2048"
 MADE_BY = ("slm_ray/presets/demo.yaml", "slm_ray/config/schema.py", "pipelines/config.py", "tune/config.py")
 """Files of settings: what other ones made is not reused."""
 SWEEP = "tune/sweep.py --config demo --resume --lr 2e-3 6e-3 --d-ff 256 512 --trial-steps 40 --workers 2"

@@ -46,7 +46,7 @@ class Thread:
     thing: str | None
     is_name_kept: bool  # the hero's name comes again in the last third of the words
     are_pronouns_kept: bool  # every pronoun outside quotes fits the one its sentence speaks of
-    is_thing_kept: bool  # the lost thing comes again in the last third, and no other one is ever named
+    is_thing_kept: bool  # the lost thing comes again in the last third, no other one is named, and a red one stays red
     is_cast_kept: bool  # nobody but the hero and one friend is ever named, by a name of the corpus or by another one
 
     @property
@@ -64,8 +64,8 @@ def follows_thread(story: str) -> bool:
 def thread_of(story: str) -> Thread | None:
     """The story's thread, or None if no name of the corpus occurs in it.
 
-    The hero is the first known name, the friend the second, the thing the first known noun for a thing. Whether a red
-    kite stays red is not asked, and nothing of places.
+    The hero is the first known name, the friend the second, the thing the first known noun for a thing. Nothing is
+    asked of places.
     """
     spoken = _WORD.findall(story)
     cast = list(dict.fromkeys(word for word in spoken if word in characters()))
@@ -81,9 +81,16 @@ def thread_of(story: str) -> Thread | None:
         thing=nouns[0] if nouns else None,
         is_name_kept=hero.name in ending.split(),
         are_pronouns_kept=all(_fits(sentence, hero, friend) for sentence in narration(story)),
-        is_thing_kept=len(set(nouns)) == 1 and nouns[0] in _thing_pattern().findall(ending),
+        is_thing_kept=len(set(nouns)) == 1
+        and nouns[0] in _thing_pattern().findall(ending)
+        and len(_qualities(story, nouns[0])) <= 1,
         is_cast_kept=len(cast) <= 2 and not _strangers(story, spoken),
     )
+
+
+def _qualities(story: str, noun: str) -> set[str]:
+    """What the story calls the thing by an adjective that the corpus has for things: "red" in "a red kite"."""
+    return set(re.findall(rf"\b([a-z-]+) {noun}\b", story)) & _adjectives()
 
 
 def _strangers(story: str, spoken: list[str]) -> set[str]:
@@ -127,6 +134,11 @@ def characters() -> dict[str, Character]:
         "she": words.GIRLS + words.SHE_ANIMALS,
     }
     return {name: Character(name, pronoun) for pronoun, names in by_pronoun.items() for name in names}
+
+
+@functools.cache
+def _adjectives() -> set[str]:
+    return {adjective for thing in words.THINGS for adjective in thing.adjectives}
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from slm_ray.corpus.dice import Dice
 from slm_ray.corpus.heroes import Hero, heroes
 from slm_ray.corpus.plots import Plot
 
-SAMPLE_REVISION = "2"
+SAMPLE_REVISION = "3"
 """Names this text. Bump it, and the digest in `tests/corpus/test_grammar.py`, whenever any story changes."""
 
 MIN_WORDS, MAX_WORDS = 100, 250

@@ -5,8 +5,8 @@ So each sentence of a story says something of its hero, and a small model learns
 one: with heroes drawn together anew for every story it learned each sentence, and none of whom it spoke.
 """
 
+import dataclasses
 import functools
-from dataclasses import dataclass
 
 from slm_ray.corpus import words
 from slm_ray.corpus.dice import Dice
@@ -21,7 +21,7 @@ _PRONOUNS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Hero:
     """One of whom stories are told."""
 
@@ -75,4 +75,9 @@ def _hero(number: int, name: str, friend: str, is_he: bool, is_animal: bool) -> 
         "giver": dice.pick(words.GIVERS),
     }
     things = dice.sample([thing for thing in words.THINGS if thing.size in plot.sizes], THINGS_OF_ONE)
-    return Hero(name, is_animal, plot, tuple(things), cast)
+    return Hero(name, is_animal, plot, tuple(_as_owned(thing, dice) for thing in things), cast)
+
+
+def _as_owned(thing: words.Thing, dice: Dice) -> words.Thing:
+    """The thing with the one adjective that its owner's has in every story."""
+    return dataclasses.replace(thing, adjectives=(dice.pick(thing.adjectives),))

@@ -72,8 +72,8 @@ PLOTS = (
 """),
         finds=templates("""
 - Four eyes see more than two. {F} looked high and {H} looked low, and {spot} they found the {thing}.
-- {F} [searched on the left|went around one side] and {H} [on the right|around the other]. "Here it is!" {F} called.
-  The {noun} was {spot}.
+- [{F} searched on the left and {H} on the right|{F} went around one side and {H} around the other]. "Here it
+  is!" {F} called. The {noun} was {spot}.
 - It did not take long. {Spot}, {H} saw the {thing}, [safe and sound|without a scratch].
 """),
         lessons=templates("""

@@ -69,7 +69,7 @@ ORIGINS = {
 }
 
 OUTINGS_FIRST = templates("""
-- One {weather} {time}, a {kind} [named|called] {H} [went|walked|set out] to {the_place} with a {thing}. {now}
+- One {weather} {time}, a {kind} [named|called] {H} [went to|walked to|set out for] {the_place} with a {thing}. {now}
 - It was a {weather} {time}. {now} {H} [walked|skipped|hurried|strolled] to {the_place}, and with {him} came a
   {thing}.
 - On a {weather} {time}, {H} [took|packed|grabbed] a {thing} and [ran|marched|wandered] to {the_place}.
@@ -161,16 +161,16 @@ SHORT_SEARCHES = templates("""
 SEARCHES = templates("""
 - {H} looked {wrong1}, but there was only a {decoy1}. {He} looked {wrong2}, but there was nothing at all.
 - First {H} searched {wrong1}. Then {he} searched {wrong2}. All {he} found was a {decoy1}.
-- {H} crawled around and peeked {wrong1}. "Hello," said {H} to a {decoy1}, but it did not answer.
+- {H} crawled around and looked {wrong1}. "Hello," said {H} to a {decoy1}, but it did not answer.
 - Was it {wrong1}? No, there was just a {decoy1}. Was it {wrong2}? No, {H} saw just a {decoy2}.
-- {He} [hunted|rummaged|checked] {wrong1} and even {wrong2}, but {H} could see no {noun}.
+- {He} [hunted|looked|checked] {wrong1} and even {wrong2}, but {H} could see no {noun}.
 - {H} searched {wrong1} until {his} knees were [dirty|muddy|sore]. There was a {decoy1}, but no {noun}.
 """)
 
 MEETINGS = templates("""
 - {F} {ffrom} was [passing by|on the way home|out for a walk]. "[Why do you look so {sad}|What is the matter|Can I
   help you], {H}?" {F} asked {softly}.
-- Just then, {F} {ffrom} came along. {F} was {nice} and had brought {fhis} [basket|jump rope|new boots|picnic]. "What
+- Just then, {F} {ffrom} came along. {F} had brought {fhis} [basket|jump rope|new boots|picnic]. "What
   happened, {H}?" asked {F}.
 - {F} {ffrom} heard the [sniffling|sighing|noise] and [stopped|hurried over|put down {fhis} bundle]. "You look {sad},
   {H}," said {F}.
@@ -202,7 +202,7 @@ JOYS = templates("""
 
 TREATS = templates("""
 - Afterwards they shared {snack} and told each other [jokes|stories|secrets].
-- {H} invited {F} home, and they ate {snack} together.
+- {H} invited {F} home, and they had {snack} together.
 - To celebrate, {H} brought {snack}. {F} smacked {fhis} lips.
 - {F} blushed when {H} gave {fhim} a big piece of cake.
 """)

@@ -234,7 +234,7 @@ class Weather:
 
 
 WEATHERS = (
-    Weather("sunny", False, ("The sky was blue from end to end.", "The sun shone on every leaf and stone.",
+    Weather("sunny", False, ("The sky was bright and blue.", "The sun shone on every leaf and stone.",
                              "Warm sunshine poured over the rooftops."),
             ("Just then, the sun slipped out from behind a cloud.", "A cool shadow passed, and the sun "
                                                                     "came back.")),

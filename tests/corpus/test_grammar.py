@@ -12,7 +12,7 @@ from slm_ray.corpus.consistency import Thread, characters, follows_thread, narra
 from slm_ray.corpus.dice import Dice
 from slm_ray.corpus.grammar import MAX_WORDS, MIN_WORDS, sample_stories
 
-FIRST_100_SHA256 = "bf5cbe424ee47130fc963b885d5927648e3b7204bc595ec9e849eb1b641f6698"
+FIRST_100_SHA256 = "bca8e6bc5791e8544a77b014ed604004ef4c65b9790edd0243dcab7d8a6de1d2"
 OTHER = {"he": "she", "him": "her", "his": "her", "himself": "herself", "she": "he", "her": "his", "herself": "himself"}
 
 
@@ -137,11 +137,13 @@ BROKEN = (
     'Tom had a kite. He lost the kite. "What is it, Bob?" asked Mia. Mia found it. Tom took the kite.',
     "Tom had a kite. He lost the kite. Mia looked up and saw a drum. Tom took the kite home.",
     "Tom had a kite. He lost the kite. Mia looked up and saw it. Tom took the drum and the kite home.",
+    "Tom had a pink kite. He lost the kite. Mia looked up and saw the white kite. Tom hugged the kite.",
     "Tom kite",
     "kite Tom",
 )
 WHOLE = (
     "One Monday, Tom lost a kite. By New Year, Mia found it. Tom hugged the kite.",
+    "Tom had a pink kite. He lost the lovely kite. Mia looked up and saw the pink kite. Tom hugged his kite.",
     "Tom lost a kite, and He cried, for he was sad. Mia found it. Tom hugged the kite.",
 )
 

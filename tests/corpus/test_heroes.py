@@ -24,7 +24,7 @@ def test_a_story_keeps_to_the_friend_and_the_things_of_its_hero() -> None:
         hero = of[thread.hero.name]
         assert thread.friend and thread.friend.name == hero.cast["F"]
         assert thread.thing in {thing.noun for thing in hero.things}
-        assert len(hero.things) == THINGS_OF_ONE
+        assert [len(thing.adjectives) for thing in hero.things] == [1] * THINGS_OF_ONE
 
 
 def test_every_hero_has_stories_and_loses_each_thing() -> None:

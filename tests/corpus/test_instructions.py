@@ -51,7 +51,7 @@ def test_an_instruction_is_the_same_for_ever() -> None:
     """A change here changes data sets: `INSTRUCTION_FORMAT` counts up with it."""
     written = "".join(instructions.with_instruction(story, digest(story)) for story in (*STORIES, STORY))
     assert instructions.INSTRUCTION_FORMAT == 2
-    assert hashlib.sha256(written.encode()).hexdigest()[:16] == "6b19abb93a8cbd5c"
+    assert hashlib.sha256(written.encode()).hexdigest()[:16] == "3caf92746236984e"
     assert instruction_of(STORY, bytes([2]) * 16) == "First sentence: Tom wanted to share his red kite.\nStory:\n"
 
 
