@@ -14,7 +14,7 @@ from slm_ray.errors import one_line
 
 CAPACITY = 10_000
 FLUSH_S = 30.0
-SILENT_S = 10.0
+SILENT_S = 2.0
 """After so long without a call the thread ends, and the next call begins another: a process that trains run after run
 would keep those of all of them."""
 
