@@ -27,9 +27,12 @@ from slm_ray.distributed.driver import PausedError, run_training
 from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.locks import folder_lock
 from slm_ray.runs.outcome import RunStatus, has_summary, read_summary
+from slm_ray.runs.remote_identity import MLFLOW_ID
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.storage import StoragePath
+from slm_ray.tracking import mlflow_runs
+from slm_ray.tracking.attempts import end_lost_run
 from tune.shown.view import Lines, View
 
 LOOK_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
@@ -110,7 +113,17 @@ class TrialRunner:
             with contextlib.suppress(Exception):  # Ray may still be writing to it
                 self.folder.clear_requests()
         errors = {str(result.config["trial"]): result.error for result in results if result.config and result.error}
+        for name in errors:
+            self._end_lost_run(configs[name])
         return {name: _keep_failure(configs[name], error) for name, error in errors.items()}
+
+    def _end_lost_run(self, config: TrainConfig) -> None:
+        """End the MLflow run of a trial that was killed: with one worker, nobody else was there to say so."""
+        if self.tracking_uri == mlflow_runs.OFF:
+            return
+        path = storage.storage_path(config.output) / config.name / MLFLOW_ID
+        with contextlib.suppress(Exception):  # it had none yet, or the store is away
+            end_lost_run(self.tracking_uri, path.read_text(encoding="utf-8").strip())
 
 
 def _keep_failure(config: TrainConfig, error: Exception) -> str:

@@ -6,11 +6,13 @@ In: connections. Out: the same, or an error in the form of the route (`error_res
 import asyncio
 import base64
 import collections
+import contextlib
 import hashlib
 import hmac
 import math
 import re
 import time
+from collections.abc import Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,8 +24,8 @@ BODY_S = 10.0
 """Longest time for a body to arrive."""
 LATE_S = 1.0
 """From when on a body is late. One that comes with its head never is, however many come at once."""
-MAX_ARRIVING = 512
-"""Bodies that may be waited for at a time, before they are late."""
+MAX_ARRIVING, ARRIVING_FOR_FEW = 640, 128
+"""Bodies that may be waited for at a time, before they are late; the last places are for addresses with few of them."""
 MAX_BODIES, MAX_BODIES_OF_ONE = 256, 32
 """Late bodies that may be under way at a time, of all clients and of one address."""
 PROXY_HEALTH = "/-/healthz"
@@ -110,19 +112,31 @@ def _address(scope: Scope) -> bytes:
     return str(client[0] if client else "").encode()
 
 
+@contextlib.contextmanager
+def _counted(counts: collections.Counter[bytes], caller: bytes) -> Iterator[None]:
+    """Within the block there is one more of the caller's."""
+    counts[caller] += 1
+    try:
+        yield
+    finally:
+        counts[caller] -= 1
+        if not counts[caller]:
+            del counts[caller]
+
+
 class BodyLimitMiddleware:
     """Reads a body whole before the application sees any of it: answers 413 to a long one, 408 to a slow one.
 
     The body of a GET is not waited for. Few late ones may be under way at a time, of one address fewer still: beyond
     that the answer is 429, so that who sends slowly takes nobody's place. A hundred readers behind one proxy, who all
-    begin at once, are not late.
+    begin at once, are not late. Of those that are not late yet, there are places that no address fills by itself.
     """
 
     def __init__(self, app: ASGIApp, limit_bytes: int, limit_s: float = BODY_S) -> None:
         self._app = app
         self._limit_bytes = limit_bytes
         self._limit_s = limit_s
-        self._arriving = 0
+        self._arriving: collections.Counter[bytes] = collections.Counter()
         self._late: collections.Counter[bytes] = collections.Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,36 +164,33 @@ class BodyLimitMiddleware:
         """Wait for a body: 200, or the status of the refusal and its words."""
         too_many = 429, "too many bodies are under way: try again later"
         on_time_s = min(LATE_S, self._limit_s)
-        if self._arriving >= MAX_ARRIVING:
+        free, own = MAX_ARRIVING - self._arriving.total(), self._arriving[caller]
+        if free <= (0 if own < MAX_BODIES_OF_ONE else ARRIVING_FOR_FEW):
             return too_many
-        self._arriving += 1
-        try:
+        with _counted(self._arriving, caller):
             await asyncio.wait({reading}, timeout=on_time_s)
-        finally:
-            self._arriving -= 1
         if reading.done():
             return 200, ""
         if self._late.total() >= MAX_BODIES or self._late[caller] >= MAX_BODIES_OF_ONE:
             return too_many
-        self._late[caller] += 1
-        try:
+        with _counted(self._late, caller):
             await asyncio.wait({reading}, timeout=self._limit_s - on_time_s)
-        finally:
-            self._late[caller] -= 1
-            if not self._late[caller]:
-                del self._late[caller]
         return (200, "") if reading.done() else (408, f"the body did not arrive within {self._limit_s:g} s")
 
     async def _read(self, receive: Receive) -> list[Message] | None:
-        """All messages of the body, None when it is too long."""
-        messages: list[Message] = []
-        size = 0
-        while not messages or messages[-1].get("more_body", False):
-            messages.append(await receive())
-            size += len(messages[-1].get("body", b""))
-            if size > self._limit_bytes:
+        """The body as one message, and that of a client that left before its end; None when it is too long.
+
+        Not message by message as it came: those of a body that comes byte by byte take a hundred times its size.
+        """
+        body, last = bytearray(), await receive()
+        while last["type"] == "http.request":
+            body += last.get("body", b"")
+            if len(body) > self._limit_bytes:
                 return None
-        return messages
+            if not last.get("more_body", False):
+                return [{"type": "http.request", "body": bytes(body), "more_body": False}]
+            last = await receive()
+        return [{"type": "http.request", "body": bytes(body), "more_body": True}, last]
 
 
 def content_security_policy(page: str) -> str:

@@ -33,6 +33,7 @@ from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training import hardware, loop
 from slm_ray.training.context import DDP_OPTIONS, TrainContext
 from slm_ray.training.inputs import TrainInputs, load_inputs
+from slm_ray.training.metrics import forget_peaks
 
 EXIT_HUNG = 75
 
@@ -53,7 +54,9 @@ def run_here(given: dict[str, Any], report: Report, still_ours: Callable[[], Non
     `still_ours` is called after every piece of work, and raises where the run has become another driver's.
     """
     torch.compiler.reset()  # what was compiled for other runs would count against the compiler's limit
-    _run(given, place_alone(), report, still_ours=still_ours)
+    place = place_alone()
+    forget_peaks(place.device)
+    _run(given, place, report, still_ours=still_ours)
 
 
 def _run(

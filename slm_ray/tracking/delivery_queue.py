@@ -14,6 +14,9 @@ from slm_ray.errors import one_line
 
 CAPACITY = 10_000
 FLUSH_S = 30.0
+SILENT_S = 2.0
+"""After so long without a call the thread ends, and the next call begins another: a process that trains run after run
+would keep those of all of them."""
 
 
 class DeliveryQueue:
@@ -58,7 +61,9 @@ class DeliveryQueue:
     def _deliver(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._calls))
+                if not self._changed.wait_for(lambda: bool(self._calls), SILENT_S):
+                    self._thread = None
+                    return
                 call = self._calls[0]  # stays in the queue until it is done: `flush` waits for it
             try:
                 call()

@@ -8,6 +8,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -61,6 +62,17 @@ class TrainMetrics:
         if self.peak > 0:
             figures["mfu"] = tokens_per_s * self.flops_per_token / self.peak
         return figures | memory(self._context.device)
+
+
+def forget_peaks(device: torch.device) -> None:
+    """Let the most that `memory` gives count from now on: another run of this process may have held more.
+
+    Where the system cannot forget it, as macOS, it stays that of the process.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): the peak of the resident set
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def memory(device: torch.device) -> dict[str, float]:

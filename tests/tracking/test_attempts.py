@@ -3,7 +3,7 @@
 from mlflow.entities import Run
 
 from slm_ray.tracking import mlflow_runs
-from slm_ray.tracking.attempts import Attempt, end_lost_attempts
+from slm_ray.tracking.attempts import Attempt, end_lost_attempts, end_lost_run
 
 
 def attempts(uri: str, run_id: str) -> list[Run]:
@@ -37,6 +37,18 @@ def test_the_driver_ends_what_its_workers_could_not_and_no_run_of_another(mlflow
     assert [run.info.status for run in attempts(mlflow_uri, mine) if run.info.run_id != trial] == ["KILLED"]
     assert [run.info.status for run in attempts(mlflow_uri, other)] == ["RUNNING"]
     assert store.get_run(trial).info.status == "RUNNING"  # a child of another kind
+
+
+def test_a_run_whose_only_process_was_killed_is_ended_once(mlflow_uri: str) -> None:
+    store = mlflow_runs.client(mlflow_uri)
+    run_id = mlflow_runs.start_run(mlflow_uri, "tests", "lost", {}).run_id
+    Attempt(mlflow_uri, run_id, {}).flush()
+    end_lost_run(mlflow_uri, run_id)
+    assert store.get_run(run_id).info.status == "FAILED"
+    assert [run.info.status for run in attempts(mlflow_uri, run_id)] == ["KILLED"]
+    store.set_terminated(run_id, "FINISHED")
+    end_lost_run(mlflow_uri, run_id)
+    assert store.get_run(run_id).info.status == "FINISHED"
 
 
 def test_a_store_that_is_gone_or_off_costs_nothing() -> None:

@@ -1,6 +1,9 @@
 """Deliveries by a thread: in order, lost with a warning, never in the way."""
 
 import threading
+import time
+
+import pytest
 
 from slm_ray.tracking import delivery_queue
 from slm_ray.tracking.delivery_queue import DeliveryQueue
@@ -76,3 +79,18 @@ def test_a_warning_that_cannot_be_written_is_no_matter() -> None:
     box.put(lambda: made.append(1))
     assert box.flush()
     assert made == [1]
+
+
+def test_the_thread_of_a_silent_queue_ends_and_the_next_call_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune's process trains trial after trial, each with three queues."""
+    monkeypatch.setattr(delivery_queue, "SILENT_S", 0.01)
+    box, names = DeliveryQueue("the quiet store", print), lambda: [thread.name for thread in threading.enumerate()]
+    made: list[int] = []
+    for number in range(3):
+        box.put(lambda number=number: made.append(number))
+        assert box.flush()
+        deadline = time.monotonic() + 10
+        while "delivery to the quiet store" in names() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert "delivery to the quiet store" not in names()
+    assert made == [0, 1, 2]

@@ -1,6 +1,7 @@
 """The figures beside the loss."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from slm_ray.training import metrics
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
-from slm_ray.training.metrics import TrainMetrics, memory
+from slm_ray.training.metrics import TrainMetrics, forget_peaks, memory
 from slm_ray.training.preflight import resolve
 
 
@@ -73,3 +74,14 @@ def test_memory_is_resident_and_at_most_the_peak() -> None:
 def test_memory_that_cannot_be_read_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(metrics.sys.modules, "psutil", None)
     assert memory(torch.device("cpu")) == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system forgets a peak")
+def test_what_an_earlier_run_of_the_process_held_is_not_the_peak_of_the_next() -> None:
+    held = torch.ones(100_000_000)
+    held.clone()
+    before = memory(torch.device("cpu"))["peak_memory_bytes"]
+    del held
+    assert memory(torch.device("cpu"))["peak_memory_bytes"] >= before
+    forget_peaks(torch.device("cpu"))
+    assert memory(torch.device("cpu"))["peak_memory_bytes"] < before - 100_000_000

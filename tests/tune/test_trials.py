@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
+from slm_ray.runs.remote_identity import MLFLOW_ID
 from slm_ray.tracking import mlflow_runs
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training.context import TrainContext
@@ -19,6 +21,7 @@ from slm_ray.training.preflight import resolve
 from tune import trials
 from tune.outcomes import ended_trial
 from tune.results import TrialStatus
+from tune.shown.view import Lines
 
 pytestmark = pytest.mark.ray
 
@@ -64,3 +67,20 @@ def test_why_a_trial_failed_is_one_line_that_names_its_log(config: TrainConfig) 
     failed = trials._keep_failure(config, RayTaskError("train", "Traceback:\n  of many lines", cause))
     assert failed == f"[Errno 28] No space left on device (all of it in {log})"
     assert "of many lines" in log.read_text(encoding="utf-8")
+
+
+def test_the_mlflow_run_of_a_trial_whose_process_was_killed_is_ended(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
+) -> None:
+    """It was the run's driver too: nobody else can say that it failed."""
+    config = dataclasses.replace(config, workers=2)
+    run_id = mlflow_runs.start_run(mlflow_uri, "tests", "killed", {}).run_id
+    folder = trials.run_folder(config)
+    folder.path.mkdir(parents=True)
+    (folder.path / MLFLOW_ID).write_text(run_id, encoding="ascii")
+    killed = SimpleNamespace(config={"trial": "one"}, error=ActorDiedError())
+    monkeypatch.setattr(trials.tune, "Tuner", lambda *_, **__: SimpleNamespace(fit=lambda: [killed]))
+    pinned: dict[str, Any] = {"origin_sha256": "", "teacher_sha256": (), "tracking_uri": mlflow_uri}
+    runner = trials.TrialRunner(folder=folder, at_once=1, parent_run_id="", view=Lines(1), **pinned)
+    assert "its process was killed" in runner.run({"one": config}, 8)["one"]
+    assert mlflow_runs.client(mlflow_uri).get_run(run_id).info.status == "FAILED"

@@ -10,8 +10,6 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from serve.api import middleware
-from serve.api.middleware import MAX_ARRIVING, MAX_BODIES_OF_ONE, BodyLimitMiddleware
 from serve.api.openai_schemas import CompletionRequest
 from serve.api.schemas import GenerateRequest
 from serve.api.settings import ApiSettings, key_digests
@@ -242,49 +240,6 @@ def test_unknown_routes_say_what_there_is(url: str) -> None:
 def test_created_is_when_the_model_was_loaded(url: str) -> None:
     created = httpx.get(f"{url}/v1/models").json()["data"][0]["created"]
     assert abs(created - time.time()) < 600
-
-
-def test_slow_bodies_of_one_address_leave_room_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
-    monkeypatch.setattr(middleware, "LATE_S", 0.05)
-
-    async def slow(*_: object) -> dict[str, Any]:
-        await asyncio.sleep(3600)
-        raise AssertionError
-
-    async def ask(limit: BodyLimitMiddleware, address: str, receive: Any) -> int:
-        sent: list[dict[str, Any]] = []
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {"type": "http", "method": "POST", "path": "/generate", "client": (address, 1), "headers": []}
-        await limit(scope, receive, send)
-        return int(sent[0]["status"])
-
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    async def run() -> None:
-        limit = BodyLimitMiddleware(app, 100)
-        tasks = [asyncio.create_task(ask(limit, "10.0.0.1", slow)) for _ in range(MAX_BODIES_OF_ONE)]
-        await asyncio.sleep(0.2)
-
-        async def whole() -> dict[str, Any]:
-            await asyncio.sleep(0.001)  # through Ray's proxy it takes a moment
-            return {"type": "http.request", "body": b"{}", "more_body": False}
-
-        assert await ask(limit, "10.0.0.1", slow) == 429
-        burst = [ask(limit, "10.0.0.1", whole) for _ in range(MAX_ARRIVING)]
-        assert set(await asyncio.gather(*burst)) == {200}, "whole bodies of a hundred readers behind one proxy"
-        assert await ask(limit, "10.0.0.2", whole) == 200
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert await ask(limit, "10.0.0.1", whole) == 200
-
-    asyncio.run(run())
 
 
 def test_a_request_for_several_stories_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
