@@ -46,7 +46,8 @@ class EvaluateConfig:
     """Registered model (models:/NAME@ALIAS or models:/NAME/VERSION), folder of a checkpoint, or a Llama, Qwen3, GPT-2
     or GPT-Neo that others made: its folder, or hub:OWNER/NAME[@REVISION]."""
     data: str = "data/tinystories"
-    """Folder of the data set, prepared with the model's tokenizer; for a model that others made it is encoded anew."""
+    """Folder of the data set, prepared with the model's tokenizer; for a model that others made it is encoded anew. Of
+    a mixture, A=0.7 B=0.3, the stories of all its data sets count, each once."""
     split: Split = "validation"
     """Which split."""
     measure: Measure = "stories"

@@ -55,19 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _standing(config: TrainConfig, result: "TrainResult") -> str:
     """What became of the registered version: the first of its name is promoted."""
-    from slm_ray.dataset.manifest import load_manifest
     from slm_ray.evaluation.promotion import promote_first
 
     reference = f"models:/{config.register}/{result.version}"
     if (promotion := promote_first(reference, result.tracking_uri)) is not None:
         return str(promotion)
-    folders = [folder for folder, _ in parts_of(config.data) if load_manifest(folder).splits["validation"].rows]
-    by_one = ", by one data set at a time" if folders else ""
-    commands = [
-        ["slm_ray/evaluate.py", "--model", reference, "--data", data, "--promote"] for data in folders or [config.data]
-    ]
-    said = " or ".join(f"python {shlex.join(command)}" for command in commands)
-    return f"{reference} is registered; champion if it is better{by_one}: {said}"
+    data = shlex.split(config.data) if parts_of(config.data) else [config.data]
+    command = shlex.join(["slm_ray/evaluate.py", "--model", reference, "--data", *data, "--promote"])
+    return f"{reference} is registered; champion if it is better: python {command}"
 
 
 def describe(result: "TrainResult") -> str:

@@ -7,10 +7,9 @@ that ended while the server was away get theirs.
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
-from slm_ray import storage
-from slm_ray.dataset.manifest import load_manifest
+from slm_ray.config.mixtures import mixtures_text
+from slm_ray.dataset.manifest import home_of, load_manifest, mixture_of
 from slm_ray.distributed.mlflow_run import send_record
 from slm_ray.errors import one_line
 from slm_ray.tracking import mlflow_runs, run_inputs
@@ -50,8 +49,8 @@ def open_sweep(plan: Plan) -> Tracker:
         plan.folder, plan.sweep, parent.run_id or run_id, plan.space, plan.origin_sha256, batches, plan.teacher_sha256
     )
     if not is_known:
-        run_inputs.log_data_set(store, parent.run_id, load_manifest(plan.sweep.data), Path(plan.sweep.data).name)
-        run_inputs.log_report(store, parent.run_id, storage.storage_path(plan.sweep.data))
+        run_inputs.log_data_sets(store, parent.run_id, plan.sweep.data, load_manifest(plan.sweep.data))
+        run_inputs.log_report(store, parent.run_id, home_of(plan.sweep.data))
     return parent
 
 
@@ -59,6 +58,8 @@ def _begun(plan: Plan, store: str) -> Tracker:
     shared = shared_options(plan.sweep, plan.space, plan.origin_sha256, plan.teacher_sha256)
     space = {f"space.{field}": values for field, values in plain_space(plan.space).items()}
     tags = {"data_fingerprint": shared["data_fingerprint"], KIND: "sweep"} | run_inputs.environment()
+    if mixture := mixture_of(plan.sweep.data, load_manifest(plan.sweep.data)):
+        tags["data_mixtures"] = mixtures_text(mixture)
     return mlflow_runs.start_run(store, plan.sweep.experiment, plan.sweep.name, shared | space, tags)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from slm_ray import storage
-from slm_ray.config.mixtures import parts_of
+from slm_ray.config.places import absolute_data
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.distributed import cluster
@@ -151,8 +151,6 @@ def plan_sweep(sweep: SweepConfig) -> Plan:
     Raises:
         UserError: the sweep, its space or the data set does not allow it.
     """
-    if parts_of(sweep.data):
-        raise UserError("data: a sweep takes one data set, and this is a mixture: train.py takes one")
     manifest = load_manifest(sweep.data)  # what a trial could not begin with is refused before anything starts
     check_length(sweep, manifest)
     check_files(sweep, manifest)
@@ -168,7 +166,7 @@ def plan_sweep(sweep: SweepConfig) -> Plan:
         name=name,
         init_from=init_from,
         teacher=teacher,
-        data=str(storage.storage_path(sweep.data)),
+        data=absolute_data(sweep.data),
         output=str(storage.storage_path(sweep.output)),
         space=str(Path(sweep.space).absolute()) if sweep.space else "",
         register=registered_name(sweep.register, mlflow_runs.resolve_uri(sweep.tracking_uri)),

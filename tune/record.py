@@ -11,6 +11,7 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.config.files import flatten, from_dict
+from slm_ray.config.mixtures import named_data
 from slm_ray.config.places import moved_data, moved_place, saved_config, typed_config
 from slm_ray.config.resuming import differences, overlaid, with_earlier_defaults
 from slm_ray.dataset.manifest import load_manifest
@@ -32,6 +33,7 @@ KEPT_BY_ASHA = ("reduction_factor", "eval_interval_steps")
 """Of a sweep with early stopping too: where the rungs are."""
 
 
+DATA = "data_fingerprint"
 ORIGIN, ORIGIN_SHA256 = "init_from", "origin_sha256"
 TEACHERS, TEACHER_SHA256 = "teacher", "teacher_sha256"
 FROM_HERE = "init_from_here"
@@ -48,7 +50,7 @@ def shared_options(
     """
     fields = flatten({name: saved_config(dataclasses.asdict(sweep))[name] for name in KEPT})
     shared = {name: value for name, value in fields.items() if name not in space}
-    shared |= {"data_fingerprint": load_manifest(sweep.data).fingerprint, "varied": sorted(space)}
+    shared |= {DATA: load_manifest(sweep.data).fingerprint, "varied": sorted(space)}
     shared |= {ORIGIN: without_secrets(sweep.init_from), ORIGIN_SHA256: origin_sha256}
     if sweep.teacher:
         shared |= {TEACHERS: [without_secrets(one) for one in sweep.teacher], TEACHER_SHA256: list(teacher_sha256)}
@@ -129,11 +131,15 @@ def read_record(folder: StoragePath) -> dict[str, Any] | None:
     return dict(record)
 
 
-def refuse_other_options(folder: StoragePath, record: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
-    """Raises: UserError, with each option that makes the trials another sweep's."""
+def refuse_other_options(folder: StoragePath, record: Mapping[str, Any], shared: Mapping[str, Any], data: str) -> None:
+    """Raises: UserError, with each option that makes the trials another sweep's. `data` is the data set of now."""
     was = with_earlier_defaults(record["shared"])
     by_weights = (ORIGIN, ORIGIN_SHA256, TEACHERS, TEACHER_SHA256)
     changed = differences(was, shared, [name for name in shared if name not in by_weights])
+    if DATA in changed:
+        before = record.get("config", {}).get("data", "")  # earlier versions did not keep it
+        texts = [f"{named_data(place)} ({mark[DATA][:12]})".lstrip() for place, mark in ((before, was), (data, shared))]
+        changed[DATA] = f"data was {texts[0]} and is now {texts[1]}"
     if other := _other_origin(record["shared"], shared):
         changed[ORIGIN] = other
     if other := _other_teachers(was, shared):

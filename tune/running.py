@@ -93,7 +93,7 @@ def _refuse_conflicts(plan: Plan) -> None:
     if not plan.sweep.resume:
         raise UserError(f"{folder} holds a sweep already: add --resume to continue it, or take another --name")
     now = shared_options(plan.sweep, plan.space, plan.origin_sha256, plan.teacher_sha256)
-    refuse_other_options(folder, known, now)
+    refuse_other_options(folder, known, now, plan.sweep.data)
 
 
 def _is_in_use(folder: StoragePath) -> bool:

@@ -1,16 +1,43 @@
 """Several data sets with weights in the place of one: `--data A=0.7 B=0.3`.
 
-In: the words of a command line, or the field `data` of a config. Out: one value for that field; its parts.
+In: the words of a command line, or the field `data` of a config. Out: one value for that field; its parts; what a
+record says of them.
 """
 
+import dataclasses
+import json
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from slm_ray.errors import UserError
 
 OPTION = "--data"
+MAX_TAG = 8000
+"""Letters that MLflow has room for in a tag."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataShare:
+    """A data set of a mixture, as records name it."""
+
+    name: str
+    """Of `part_names`."""
+    fingerprint: str
+    weight: float
+    """Its share of the samples, as it is kept: all of a mixture have the sum 1."""
+
+
+Mixtures = Mapping[str, Sequence[DataShare]]
+"""The data sets of each mixture, by the mixture's fingerprint."""
+
+
+def mixtures_text(mixtures: Mixtures) -> str:
+    """As a tag's value, in JSON; of more data sets than a tag has room for their number alone."""
+    plain = {mark: [dataclasses.asdict(one) for one in shares] for mark, shares in mixtures.items()}
+    text = json.dumps(plain, ensure_ascii=False)
+    return text if len(text) <= MAX_TAG else json.dumps({mark: len(shares) for mark, shares in mixtures.items()})
 
 
 def joined_data(words: Sequence[str]) -> list[str]:

@@ -76,6 +76,11 @@ def place_of(reference: str) -> str:
         return reference
 
 
+def absolute_data(data: str) -> str:
+    """A field `data` as every process takes it: each of its folders by its absolute path."""
+    return each_place(data, lambda place: str(storage.storage_path(place)))
+
+
 def moved_data(data: str, output: str, output_now: Path) -> str:
     """Where a run's data set is: where it was, or as far from the runs as it was, where both have moved; so each of a
     mixture."""

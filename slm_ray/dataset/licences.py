@@ -7,6 +7,7 @@ licence that their maker gave them, which no manifest knows.
 from collections.abc import Mapping
 from typing import Any
 
+from slm_ray.dataset.manifest import Manifest, data_sets
 from slm_ray.hub_reference import parse_hub_reference
 
 CODE_LICENCE = "Apache-2.0"
@@ -27,3 +28,9 @@ def source_licence(source: Mapping[str, Any]) -> str:
         return CODE_LICENCE
     named = parse_hub_reference(used)
     return HUB_LICENCES.get(named.name, "") if named is not None else ""
+
+
+def licence_of(manifest: Manifest) -> str:
+    """SPDX identifier of a data set's stories; of a mixture, the one that all have, and empty where they differ."""
+    found = {source_licence(its.source) for _, its in data_sets("", manifest)}
+    return found.pop() if len(found) == 1 else ""

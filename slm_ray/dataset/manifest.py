@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slm_ray.config.mixtures import parts_of, shares
+from slm_ray.config.mixtures import DataShare, part_names, parts_of, shares
 from slm_ray.errors import UserError, one_line
 from slm_ray.storage import StoragePath, json_sha256, storage_path
 
@@ -210,6 +210,23 @@ def data_sets(folder: str | StoragePath, manifest: Manifest) -> list[tuple[str |
     if isinstance(manifest, MixedManifest):
         return [(part.folder, part.manifest) for part in manifest.parts]
     return [(folder, manifest)]
+
+
+def named_sets(folder: str | StoragePath, manifest: Manifest) -> list[tuple[str, Manifest, float]]:
+    """The data sets behind a manifest, each with its name and its share of the samples, which is 1 of one alone."""
+    sets = data_sets(folder, manifest)
+    names = part_names([storage_path(place).as_posix() for place, _ in sets])
+    weights = [part.quota / BLOCK for part in manifest.parts] if isinstance(manifest, MixedManifest) else [1.0]
+    return [(name, its, weight) for name, (_, its), weight in zip(names, sets, weights)]
+
+
+def mixture_of(folder: str | StoragePath, manifest: Manifest) -> dict[str, list[DataShare]]:
+    """What records say of a mixture, by its fingerprint; nothing of one data set."""
+    if not isinstance(manifest, MixedManifest):
+        return {}
+    sets = named_sets(folder, manifest)
+    found = [DataShare(name=name, fingerprint=its.fingerprint, weight=weight) for name, its, weight in sets]
+    return {manifest.fingerprint: found}
 
 
 def home_of(data: str | StoragePath) -> StoragePath:

@@ -12,9 +12,10 @@ import yaml
 
 from slm_ray import storage
 from slm_ray.config.files import flatten
+from slm_ray.config.mixtures import mixtures_text
 from slm_ray.config.places import typed_config
 from slm_ray.config.schema import TrainConfig
-from slm_ray.dataset.manifest import data_sets, home_of, load_manifest
+from slm_ray.dataset.manifest import home_of, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.runs import run_lock
 from slm_ray.runs.checkpoint import Checkpoint
@@ -47,6 +48,8 @@ def open_mlflow_run(plan: RunPlan, latest: Checkpoint | None, parent_run_id: str
     store, typed = mlflow_runs.resolve_uri(config.tracking_uri), typed_config(dataclasses.asdict(config))
     lineage = latest.state.lineage_with(fingerprint) if latest else [(fingerprint, 0)]
     tags = {"data_fingerprint": fingerprint, "data_lineage": registration.lineage_text(lineage)}
+    if mixtures := (latest.state.mixtures if latest else {}) | plan.mixture_shares:
+        tags["data_mixtures"] = mixtures_text(mixtures)
     tags |= code.tags if (code := code_version()) else {}
     text = yaml.safe_dump(typed, sort_keys=False)  # for --config
     if _is_known(store, run_id, config.experiment):
@@ -134,8 +137,7 @@ def _is_known(store: str, run_id: str, experiment: str) -> bool:
 
 
 def _log_data_set(plan: RunPlan, store: str, run_id: str) -> None:
-    for folder, manifest in data_sets(plan.config.data, load_manifest(plan.config.data)):
-        run_inputs.log_data_set(store, run_id, manifest, storage.storage_path(folder).name)
+    run_inputs.log_data_sets(store, run_id, plan.config.data, load_manifest(plan.config.data))
 
 
 def close_mlflow_run(plan: RunPlan, tracker: Tracker, status: str) -> None:

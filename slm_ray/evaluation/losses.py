@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ from slm_ray.evaluation.stories import StoryBlock
 STORIES_AT_ONCE = 512
 """Stories whose windows are sorted into batches together."""
 
-Row = dict[str, float | int | None]
+Row = dict[str, Any]
+"""Plain values for JSON."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +51,25 @@ class StoryLosses:
     def loss(self) -> float:
         """Nats a token."""
         return self.total_nats / int(self.n_tokens.sum())
+
+    def of(self, chosen: npt.NDArray[np.bool_]) -> "StoryLosses":
+        """Those of some stories. chosen: (n,)"""
+        return StoryLosses(
+            story_ids=tuple(itertools.compress(self.story_ids, chosen)),
+            nats=self.nats[chosen],
+            n_tokens=self.n_tokens[chosen],
+            n_bytes=self.n_bytes[chosen],
+        )
+
+    def row(self) -> Row:
+        """The counts and losses, as plain values."""
+        return {
+            "stories": len(self.story_ids),
+            "tokens": int(self.n_tokens.sum()),
+            "bytes": int(self.n_bytes.sum()),
+            "loss": self.loss,
+            "bits_per_byte": self.bits_per_byte,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,24 +174,6 @@ def by_length(losses: StoryLosses) -> list[Row]:
     rows: list[Row] = []
     for first, last in bins(int(losses.n_tokens.max())):
         chosen = (first <= losses.n_tokens) & (losses.n_tokens <= last)
-        if not chosen.any():
-            continue
-        part = dataclasses.replace(
-            losses,
-            story_ids=tuple(itertools.compress(losses.story_ids, chosen)),
-            nats=losses.nats[chosen],
-            n_tokens=losses.n_tokens[chosen],
-            n_bytes=losses.n_bytes[chosen],
-        )
-        rows.append(
-            {
-                "from": first,
-                "to": last,
-                "stories": len(part.story_ids),
-                "tokens": int(part.n_tokens.sum()),
-                "bytes": int(part.n_bytes.sum()),
-                "loss": part.loss,
-                "bits_per_byte": part.bits_per_byte,
-            }
-        )
+        if chosen.any():
+            rows.append({"from": first, "to": last} | losses.of(chosen).row())
     return rows

@@ -11,22 +11,31 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from slm_ray.config.measures import Measure, Split
-from slm_ray.dataset.manifest import TOKENIZER, Manifest, MixedManifest, load_manifest
+from slm_ray.dataset.licences import SAMPLE
+from slm_ray.dataset.manifest import (
+    TOKENIZER,
+    Manifest,
+    MixedManifest,
+    data_sets,
+    home_of,
+    load_manifest,
+    named_sets,
+)
 from slm_ray.dataset.shards import read_split
 from slm_ray.dataset.stream import TokenStream
 from slm_ray.errors import UserError
 from slm_ray.evaluation.comparison import PairedDifference, bits_per_byte_error, compare, loss_error
-from slm_ray.evaluation.losses import Measured, Row, measure_stories
+from slm_ray.evaluation.losses import Measured, Row, StoryLosses, measure_stories
 from slm_ray.evaluation.scoring import Scorer
 from slm_ray.evaluation.stories import StoryBlock, encoded_anew, read_stories
 from slm_ray.generation.backend_choice import BackendName, make_backend
 from slm_ray.model.decoder import Decoder
 from slm_ray.model.device import CPU, moved
 from slm_ray.runs.train_state import Evaluation
-from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.registry import load_model, resolved_model
 from slm_ray.training.context import TrainContext
@@ -47,9 +56,11 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """The split that a model is measured on."""
+    """The split that a model is measured on: of a mixture, the stories of all of its data sets, as training validates;
+    the weights have no part in it."""
 
     folder: str
+    """Or the mixture, as `A=0.7 B=0.3`."""
     manifest: Manifest
     split: Split
 
@@ -57,23 +68,52 @@ class Data:
     def open(cls, folder: str, split: Split) -> "Data":
         """Raises: UserError when there is no data set, or the split has no stories."""
         manifest = load_manifest(folder)
-        if isinstance(manifest, MixedManifest):
-            raise UserError(f"{folder} is a mixture: a model is measured on one data set at a time")
         if not manifest.splits[split].rows:
             raise UserError(f"{folder} has no stories in its {split} split")
         return cls(folder=folder, manifest=manifest, split=split)
 
     def tokenizer(self) -> Tokenizer:
         """Raises: UserError when it is missing, or not the one that the manifest lists."""
-        path = storage_path(self.folder) / TOKENIZER
+        path = home_of(self.folder) / TOKENIZER
         tokenizer = Tokenizer.load(path)
         if tokenizer.sha256 != self.manifest.tokenizer["sha256"]:
             raise UserError(f"{path} was altered since the data was prepared: prepare it again")
         return tokenizer
 
-    def stories(self) -> Iterator[StoryBlock]:
-        """Raises: as `read_stories`."""
-        return read_stories(self.folder, self.split, self.manifest)
+    def parts(self, split: Split) -> list[tuple[str, str, Manifest]]:
+        """Name, folder and manifest of each data set with stories in a split."""
+        sets = zip(named_sets(self.folder, self.manifest), data_sets(self.folder, self.manifest))
+        return [(name, str(folder), its) for (name, its, _), (folder, _) in sets if its.splits[split].rows]
+
+    @property
+    def is_sample_corpus(self) -> bool:
+        """Whether the stories are those that this project makes itself."""
+        return all(its.source.get("used") == SAMPLE for _, its in data_sets(self.folder, self.manifest))
+
+    def stories(self, split: Split | None = None) -> Iterator[StoryBlock]:
+        """Those of its split, or of another one. In a mixture, where an id may be in two data sets, a number stands
+        before it, as `2/tales#7`: that of its data set among those with stories there.
+
+        Raises:
+            UserError: as `read_stories`.
+        """
+        for number, (_, folder, its) in enumerate(self.parts(split or self.split), 1):
+            for block in read_stories(folder, split or self.split, its):
+                if its is not self.manifest:
+                    block = dataclasses.replace(block, story_ids=[f"{number}/{one}" for one in block.story_ids])
+                yield block
+
+    def stream(self, eos_id: int) -> TokenStream:
+        """The same as a stream of tokens. Raises: UserError as `read_split`."""
+        found = [read_split(folder, self.split, manifest=its) for _, folder, its in self.parts(self.split)]
+        streams = [TokenStream.of_split(tokens, n_bytes, eos_id) for tokens, n_bytes in found]
+        return streams[0] if len(streams) == 1 else TokenStream.joined(streams)
+
+    def by_data_set(self, losses: StoryLosses) -> list[tuple[str, Manifest, StoryLosses]]:
+        """What of the losses of `stories` is of each data set, with its name."""
+        parts = self.parts(self.split)
+        number = np.repeat(np.arange(len(parts)), [its.splits[self.split].rows for _, _, its in parts])
+        return [(name, its, losses.of(number == place)) for place, (name, _, its) in enumerate(parts)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,6 +135,8 @@ class Measurement:
     data_fingerprint: str
     stories: Measured | None
     """Story by story; none by the windows of the stream."""
+    by_data_set: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Of a mixture, story by story: name and fingerprint of each data set, and the losses on its stories."""
     borders: str = ""
     """Of a model that others made: which tokens stood before and after each story, and which file says so."""
 
@@ -121,10 +163,11 @@ class Measurement:
         return values
 
     def tables(self) -> dict[str, list[Row]]:
-        """Loss by position and by length of story, where stories were measured."""
+        """Loss by position, by length of story and by data set, where stories were measured."""
         if self.stories is None:
             return {}
-        return {"by_position": self.stories.by_position, "by_length": self.stories.by_length}
+        tables = {"by_position": self.stories.by_position, "by_length": self.stories.by_length}
+        return tables | ({"by_data_set": self.by_data_set} if self.by_data_set else {})
 
 
 def finite(value: float) -> float | None:
@@ -185,8 +228,14 @@ def measure(found: Subject, data: Data, *, by: Measure = "stories", backend: Bac
         ),
         data_fingerprint=data.manifest.fingerprint,
         stories=measured,
+        by_data_set=_by_data_set(data, losses),
         borders=found.tokenizer.borders.origin,
     )
+
+
+def _by_data_set(data: Data, losses: StoryLosses) -> list[dict[str, Any]]:
+    found = data.by_data_set(losses) if isinstance(data.manifest, MixedManifest) else []
+    return [{"data_set": name, "fingerprint": its.fingerprint} | part.row() for name, its, part in found]
 
 
 def _scorer(model: Decoder, backend: BackendName) -> Scorer:
@@ -204,8 +253,7 @@ def _in_tokens_of(tokenizer: Tokenizer, data: Data) -> Iterator[StoryBlock]:
 
 def _by_windows(found: Subject, data: Data, backend: BackendName) -> Measurement:
     check_tokenizer(found, data)
-    tokens, n_bytes = read_split(data.folder, data.split, manifest=data.manifest)
-    stream = TokenStream.of_split(tokens, n_bytes, found.tokenizer.eos_id)
+    stream = data.stream(found.tokenizer.eos_id)
     seq_len = found.model.config.seq_len
     if backend == "torch":
         context = TrainContext(device=next(found.model.parameters()).device)
@@ -225,7 +273,7 @@ def _by_windows(found: Subject, data: Data, backend: BackendName) -> Measurement
         stride=seq_len,
         n_stories=data.manifest.splits[data.split].rows,
         n_tokens=stream.n_targets,
-        n_bytes=n_bytes,
+        n_bytes=stream.n_bytes,
         total=total,
         data_fingerprint=data.manifest.fingerprint,
         stories=None,

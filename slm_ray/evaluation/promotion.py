@@ -11,16 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from slm_ray.config.measures import Split
-from slm_ray.dataset.manifest import load_manifest
+from slm_ray.config.mixtures import named_data
+from slm_ray.dataset.manifest import data_sets, load_manifest
 from slm_ray.errors import UserError
 from slm_ray.evaluation.comparison import PairedDifference
-from slm_ray.evaluation.losses import InfiniteLossError
+from slm_ray.evaluation.losses import InfiniteLossError, StoryLosses
 from slm_ray.evaluation.measurement import Data, Measurement, Subject, difference, finite, measure
 from slm_ray.generation.backend_choice import make_backend
 from slm_ray.generation.golden import BrokenModelError, compare_with_torch
 from slm_ray.model_files.reading import BrokenWeightsError
-from slm_ray.runs.checkpoint import load_model
-from slm_ray.storage import storage_path
+from slm_ray.runs.checkpoint import load_model, load_state
 from slm_ray.tracking import aliases
 from slm_ray.tracking.evaluation_runs import record_evaluation
 from slm_ray.tracking.mlflow_runs import resolve_uri
@@ -28,8 +28,14 @@ from slm_ray.tracking.registry import REGISTERED, RegistryError, ResolvedModel, 
 
 MAX_ROUNDS = 5
 """How often the champion may change while a candidate is measured."""
+MAX_NAMED = 8
+"""Data sets of a mixture that a reason names."""
+SHORT = 12
+"""Digits of a fingerprint in a sentence."""
 Compare = Callable[[ResolvedModel, ResolvedModel], PairedDifference]
 """Bits per byte of the first model less those of the second, on the same held-out stories."""
+Describe = Callable[[ResolvedModel, ResolvedModel], str]
+"""On which stories these two were compared, in words."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,14 +92,50 @@ class StoryJudge:
             worst = -math.inf
             return PairedDifference(mean=worst, standard_error=0.0, low=worst, high=worst, n_stories=own.n_stories)
 
+    def describe(self, candidate: ResolvedModel, champion: ResolvedModel) -> str:
+        """See `Describe`: the split and its data sets, of a mixture with the difference on each; and where the champion
+        was trained on other data than the candidate, that it was."""
+        names = [name for name, _, _ in self._data.parts(self._data.split)]
+        of_each = self._of_each(candidate, champion) if len(names) > 1 else names
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        said = f" of the {self._data.split} split of {', '.join(of_each[:MAX_NAMED])}{more}, the same for both"
+        if candidate.data_fingerprint == champion.data_fingerprint:
+            return said
+        name = named_data(str(load_state(champion.path).config.get("data", "")))
+        other = f"{name} (data set {champion.data_fingerprint[:SHORT]})".lstrip()
+        return f"{said}; version {champion.version} was trained on other data, {other}"
+
+    def _of_each(self, candidate: ResolvedModel, champion: ResolvedModel) -> list[str]:
+        """The data sets of a mixture with the difference of bits per byte on each, where there is a finite one."""
+        own = self._data.by_data_set(self._losses(candidate))
+        try:
+            its = self._data.by_data_set(self._losses(champion))
+        except (InfiniteLossError, BrokenWeightsError):
+            return [name for name, _, _ in own]
+        return [
+            f"{name} ({first.bits_per_byte - second.bits_per_byte:+.4f})"
+            for (name, _, first), (_, _, second) in zip(own, its)
+        ]
+
+    def _losses(self, model: ResolvedModel) -> StoryLosses:
+        measured = self.measured(model).stories
+        assert measured is not None  # this is how they are measured
+        return measured.losses
+
 
 def held_out_split(folder: str) -> Split:
-    """The split that no training has seen and no choice hung on: test, or validation where it has no stories."""
-    return "test" if load_manifest(folder).splits["test"].rows else "validation"
+    """The split that no training has seen and no choice hung on: test, or validation where it has no stories.
+
+    Of a mixture test too only where no data set has stories in validation alone: both splits stand for the same data.
+    """
+    sets = [manifest.splits for _, manifest in data_sets(folder, load_manifest(folder))]
+    is_whole = all(splits["test"].rows or not splits["validation"].rows for splits in sets)
+    return "test" if is_whole and any(splits["test"].rows for splits in sets) else "validation"
 
 
 def promote_on(reference: str, folder: str, split: Split, tracking_uri: str = "") -> Promotion:
-    """As `promote`, on the stories of a data set; the evaluation is kept as a run of MLflow and as the version's tags.
+    """As `promote`, on the stories of a data set or of all of a mixture; the evaluation is kept as a run of MLflow and
+    as the version's tags.
 
     Raises:
         UserError: as `promote`; there is no such data set, or the split has no stories.
@@ -106,9 +148,9 @@ def promote_on(reference: str, folder: str, split: Split, tracking_uri: str = ""
             figures = judge.measured(candidate).summary() | {"promotion": found.reason}
         except BrokenWeightsError:  # which is the reason, a tag of the version; of no number is nothing to be recorded
             return
-        record_evaluation(resolve_uri(tracking_uri), candidate, figures, data.manifest, storage_path(folder).name)
+        record_evaluation(resolve_uri(tracking_uri), candidate, figures, data.manifest, folder)
 
-    return promote(reference, judge.compare, tracking_uri, keep)
+    return promote(reference, judge.compare, tracking_uri, keep, judge.describe)
 
 
 def promote(
@@ -116,6 +158,7 @@ def promote(
     compare: Compare,
     tracking_uri: str = "",
     keep: Callable[[ResolvedModel, Promotion], None] | None = None,
+    describe: Describe = lambda *_: "",
 ) -> Promotion:
     """Compare a registered version with the champion, and move an alias to it.
 
@@ -135,7 +178,7 @@ def promote(
     with resolved_model(reference, uri) as candidate:
         fault = _fault(candidate)
         for _ in range(MAX_ROUNDS):
-            promotion = _try(candidate, fault, compare, uri)
+            promotion = _try(candidate, fault, compare, uri, describe)
             if promotion is not None:
                 if keep is not None:
                     keep(candidate, promotion)
@@ -156,17 +199,18 @@ def _unknown(_: ResolvedModel, champion: ResolvedModel) -> PairedDifference:
     return PairedDifference(mean=math.nan, standard_error=math.nan, low=math.nan, high=math.nan, n_stories=0)
 
 
-def _try(candidate: ResolvedModel, fault: str, compare: Compare, uri: str) -> Promotion | None:
+def _try(candidate: ResolvedModel, fault: str, compare: Compare, uri: str, describe: Describe) -> Promotion | None:
     """One comparison with the champion of now; nothing when another took its place before the alias moved."""
     name, version = candidate.name, candidate.version
     champion = aliases.versions_by_alias(uri, name).get(aliases.CHAMPION, "")
     if champion == version:
         return Promotion(name=name, version=version, is_champion=True, instead_of="", reason="it was so before")
-    difference, rival = None, champion or aliases.version_to_beat(uri, name, version)
+    difference, where, rival = None, "", champion or aliases.version_to_beat(uri, name, version)
     if rival and not fault:
         with resolved_model(f"{REGISTERED}{name}/{rival}", uri) as other:
-            difference = compare(candidate, other)
+            difference, where = compare(candidate, other), describe(candidate, other)
     is_better, reason = _judge(fault, rival, difference)
+    reason += where
     if rival and not champion and not is_better:
         reason += f"; nobody is champion now: --model {REGISTERED}{name}/{rival} --promote may change that"
     tags = {"promotion": "promoted" if is_better else "refused", "promotion_reason": reason}

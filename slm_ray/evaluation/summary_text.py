@@ -29,6 +29,8 @@ def measurement_text(result: Mapping[str, Any]) -> str:
     if result.get("by_position"):
         lines += ["", *_table("place in story", result["by_position"], ("tokens", "loss"))]
         lines += ["", *_table("tokens of story", result["by_length"], ("stories", "tokens", "loss", "bits_per_byte"))]
+    if result.get("by_data_set"):
+        lines += ["", *_by_data_set(result["by_data_set"])]
     if "writing" in result:
         lines += ["", *_writing(result["writing"])]
     if "against" in result:
@@ -48,6 +50,15 @@ def _table(head: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str])
         span = f"{row['from']:,} to {row['to']:,}" if row["from"] != row["to"] else f"{row['from']:,}"
         cells = (f"{row[name]:,}" if isinstance(row[name], int) else f"{row[name]:.4f}" for name in columns)
         lines.append(f"  {span:>16}" + "".join(f"{cell:>15}" for cell in cells))
+    return lines
+
+
+def _by_data_set(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    width = max(16, *(len(row["data_set"]) for row in rows))
+    lines = [f"  {'data set':>{width}}{'fingerprint':>15}{'stories':>15}{'loss':>15}{'bits per byte':>15}"]
+    for row in rows:
+        figures = f"{row['stories']:>15,}{row['loss']:>15.4f}{row['bits_per_byte']:>15.4f}"
+        lines.append(f"  {row['data_set']:>{width}}{row['fingerprint'][:12]:>15}{figures}")
     return lines
 
 

@@ -10,11 +10,7 @@ from typing import Any
 
 from slm_ray.evaluation.measurement import Data, Subject
 from slm_ray.evaluation.scores import StoryScores, score_stories
-from slm_ray.evaluation.stories import read_stories
 from slm_ray.evaluation.writing import MAX_TOKENS, WrittenStory, own_endings, prompts_of, sampling, write_stories
-
-SAMPLE = "sample"
-"""How a manifest calls the embedded corpus."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +49,8 @@ def score(stories: Sequence[WrittenStory], found: Subject, data: Data, n_beginni
     endings = own_endings(prompts_of(data.stories(), rows, n_beginnings, found.tokenizer), found.tokenizer)
     scores, own = score_stories(
         [stories, endings],
-        read_stories(data.folder, "train", data.manifest),
+        data.stories("train"),
         found.tokenizer,
-        is_sample_corpus=data.manifest.source.get("used") == SAMPLE,
+        is_sample_corpus=data.is_sample_corpus,
     )
     return Written(stories=list(stories), scores=scores, own_endings=own)

@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from slm_ray.dataset.licences import CODE_LICENCE, SAMPLE, UNKNOWN, source_licence
-from slm_ray.dataset.manifest import BLOCK, SPLITS, Manifest, MixedManifest
+from slm_ray.config.mixtures import Mixtures
+from slm_ray.dataset.licences import CODE_LICENCE, SAMPLE, UNKNOWN, licence_of, source_licence
+from slm_ray.dataset.manifest import BLOCK, SPLITS, Manifest, MixedManifest, data_sets
 from slm_ray.exports.source_model import SourceModel
 from slm_ray.hub_reference import parse_hub_reference
 from slm_ray.runs.train_state import Origin, TrainState
@@ -34,9 +35,8 @@ def data_source(manifest: Manifest | None) -> DataSource:
     if isinstance(manifest, MixedManifest):
         sources = [data_source(part.manifest) for part in manifest.parts]
         shares = [f"{part.quota / BLOCK:.2%}: {one.text}" for part, one in zip(manifest.parts, sources)]
-        licences = {one.licence for one in sources}
         text = f"A mixture of {len(shares)} data sets. {' '.join(shares)}"
-        return DataSource(hub_name="", revision="", licence=licences.pop() if len(licences) == 1 else "", text=text)
+        return DataSource(hub_name="", revision="", licence=licence_of(manifest), text=text)
     source: Mapping[str, Any] = manifest.source if manifest else {}
     used, revision = str(source.get("used") or ""), str(source.get("revision") or "")
     named, licence = parse_hub_reference(used), source_licence(source)
@@ -52,6 +52,12 @@ def data_source(manifest: Manifest | None) -> DataSource:
     count = len(source.get("files", ()))
     text = f"{count} file(s) of whoever prepared the data, with the digest `{source.get('digest', '?')}`."
     return DataSource(hub_name="", revision="", licence="", text=text)
+
+
+def hub_names(manifest: Manifest | None) -> list[str]:
+    """The data sets of the hub that a manifest names; of a mixture those of all its data sets."""
+    sources = [data_source(its) for _, its in data_sets("", manifest)] if manifest else []
+    return list(dict.fromkeys(source.hub_name for source in sources if source.hub_name))
 
 
 def licence(given: SourceModel) -> str:
@@ -108,17 +114,18 @@ def data_licence(given: SourceModel) -> str:
     known, state = data_source(given.manifest).licence, given.state
     if not known:
         return "not known"
-    seen = {data for lineage in _lineages(given) for data, _ in lineage}
+    seen = {data for lineage, _ in _lineages(given) for data, _ in lineage}
     if len(seen) < 2 and (state is None or state.is_ours):
         return known
     return f"{known} of the data set described below; what else it learned from may have others, not known here"
 
 
-def _lineages(given: SourceModel) -> list[list[tuple[str, int]]]:
-    """Data sets that the model and those before it were trained on."""
+def _lineages(given: SourceModel) -> list[tuple[list[tuple[str, int]], Mixtures]]:
+    """Data sets that the model and those before it were trained on, and what the mixtures among them are."""
     if given.state is None:
         return []
-    return [given.state.data_lineage, *(link.lineage for link in _before(given.state))]
+    before = [(link.lineage, link.mixtures) for link in _before(given.state)]
+    return [(given.state.data_lineage, given.state.mixtures), *before]
 
 
 def data_lines(given: SourceModel) -> Iterator[str]:
@@ -126,10 +133,13 @@ def data_lines(given: SourceModel) -> Iterator[str]:
     manifest, source = given.manifest, data_source(given.manifest)
     yield f"- **Source**: {source.text}"
     yield f"- **Licence of the data**: {source.licence or UNKNOWN}"
-    for number, lineage in enumerate(_lineages(given)):
+    for number, (lineage, mixtures) in enumerate(_lineages(given)):
         whose = " of a model that it goes back to" if number else ""
         for fingerprint, step in lineage:
-            yield f"- **Data set**{whose} `{fingerprint}`, from step {step + 1:,} on"
+            kind = "Mixture" if fingerprint in mixtures else "Data set"
+            yield f"- **{kind}**{whose} `{fingerprint}`, from step {step + 1:,} on"
+            for one in mixtures.get(fingerprint, ()):
+                yield f"  - **{one.weight:.2%}** of its samples from `{one.name}`, data set `{one.fingerprint}`"
     if manifest is None:
         return
     tokenizer = manifest.tokenizer

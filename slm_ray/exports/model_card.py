@@ -21,6 +21,7 @@ from slm_ray.exports.data_card import (
     data_licence,
     data_lines,
     data_source,
+    hub_names,
     licence,
     licence_text,
 )
@@ -102,7 +103,7 @@ def _metadata(given: SourceModel, to: Format, source: DataSource, figures: dict[
         library_name=LIBRARIES[to],
         pipeline_tag="text-generation",
         tags=["slm-ray", hf_layout.family(given.model.config), "stories"],
-        datasets=[source.hub_name] if source.hub_name else None,
+        datasets=hub_names(given.manifest) or None,
         model_name=given.title,
         eval_results=results or None,
     )

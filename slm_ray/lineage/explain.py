@@ -79,6 +79,7 @@ def as_json(lineage: "Lineage", found: "StepStories | None") -> str:
         "attempts": [_attempt_record(attempt) for attempt in lineage.attempts],
         "are_attempts_recorded": bool(state.attempts),
         "data_lineage": state.data_lineage,
+        "mixtures": {mark: [dataclasses.asdict(one) for one in shares] for mark, shares in state.mixtures.items()},
         "origin": dataclasses.asdict(state.origin) if state.origin else None,
         "teachers": [dataclasses.asdict(one) for one in state.teachers],
         "are_teachers_recorded": state.are_teachers_known,
@@ -171,6 +172,8 @@ def _chain(lineage: "Lineage") -> Iterator[tuple[str, str]]:
         yield "", visible(f"{name} {own} (there {preset})")
     for number, (data, step) in enumerate(state.data_lineage):
         yield "" if number else "data", f"{visible(data)} from step {step + 1:,} on"
+        for one in state.mixtures.get(data, ()):
+            yield "", f"  {one.weight:.2%} of {visible(one.name)}, {visible(one.fingerprint)}"
 
 
 def _origin_lines(origin: Origin, how: str) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,6 @@
 """Where a run stands, as `state.json` of a checkpoint keeps it.
 
-In: counters of the loop, its last and its best validation. Out: a record of plain values, and back; files of earlier
-versions are read too.
+In: the loop's counters, its last and best validation. Out: plain values, and back; files of before are read too.
 """
 
 import dataclasses
@@ -11,6 +10,7 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from slm_ray.config.mixtures import DataShare
 from slm_ray.config.places import saved_config
 from slm_ray.config.resuming import with_earlier_defaults
 from slm_ray.config.schema import MeasureName
@@ -99,8 +99,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One stretch of a run: from its start, or from a checkpoint that it went on from. What its steps saw follows from
-    it."""
+    """One stretch of a run, from its start or a checkpoint on. What its steps saw follows from it."""
 
     step: int
     """Optimizer steps done before it."""
@@ -130,6 +129,8 @@ class Origin:
     """Run of the tracker that it came out of, where it is one of ours."""
     lineage: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     """Data sets that it was trained on, as `TrainState.lineage`; empty where others made it."""
+    mixtures: dict[str, list[DataShare]] = dataclasses.field(default_factory=dict)
+    """As `TrainState.mixtures`."""
     changes: list[str] = dataclasses.field(default_factory=list)
     """What was changed in it before the first step, in words: rows of the embedding, the context."""
     origin: "Origin | None" = None
@@ -210,11 +211,11 @@ class TrainState:
     pending_steps: int = 0
     """How many steps these are: 0 unless the run was asked to stop between two lines."""
     lineage: list[tuple[str, int]] = dataclasses.field(default_factory=list)
-    """Every data set that the run was trained on, by its fingerprint, and the step from which on; of files of earlier
-    versions, empty."""
+    """Each data set that the run was trained on, by fingerprint, and from which step; empty in files of before."""
+    mixtures: dict[str, list[DataShare]] = dataclasses.field(default_factory=dict)
+    """The data sets of each mixture among them, by its fingerprint; empty in files of before."""
     attempts: list[Attempt] = dataclasses.field(default_factory=list)
-    """Those that led here, the first at step 0; of files of earlier versions, empty. One that left no checkpoint led
-    nowhere."""
+    """Those that led here, the first at step 0; empty in files of before. One without a checkpoint led nowhere."""
     origin: Origin | None = None
     """Of a run that began with given weights."""
     teachers: list[Origin] = dataclasses.field(default_factory=list)
@@ -257,10 +258,9 @@ class TrainState:
     def to_record(self) -> dict[str, Any]:
         """Plain values for JSON; no password is among them."""
         best = {"step": self.best.step, **self.best.record} if self.best else {}
-        fields = dataclasses.asdict(self) | {"config": saved_config(self.config)}
-        if self.origin is None:  # as in files of earlier versions, which know none
-            del fields["origin"]
-        return _without_empty_teachers(fields) | {"metrics": self.metrics.record if self.metrics else {}, "best": best}
+        fields = _as_before(dataclasses.asdict(self) | {"config": saved_config(self.config)})
+        fields = {name: value for name, value in fields.items() if name != "origin" or value}
+        return fields | {"metrics": self.metrics.record if self.metrics else {}, "best": best}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "TrainState":
@@ -293,7 +293,8 @@ def _check_chain(record: Any) -> None:
         raise ValueError(f"origin: a chain of {len(found)} models, and {MAX_ORIGINS} are read")
 
 
-def _without_empty_teachers(record: dict[str, Any]) -> dict[str, Any]:
-    """A state's or an origin's fields as earlier versions wrote them, which knew of no teachers."""
-    kept = {name: value for name, value in record.items() if name != "teachers" or value}
-    return kept | ({"origin": _without_empty_teachers(kept["origin"])} if kept.get("origin") else {})
+def _as_before(record: dict[str, Any]) -> dict[str, Any]:
+    """A state's or an origin's fields without empty ones that files of earlier versions have not."""
+    kept = {name: value for name, value in record.items() if value or name not in ("teachers", "mixtures")}
+    links = {"origin": _as_before(kept["origin"])} if kept.get("origin") else {}
+    return kept | links | ({"teachers": [_as_before(one) for one in kept["teachers"]]} if "teachers" in kept else {})

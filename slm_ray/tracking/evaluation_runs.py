@@ -19,21 +19,19 @@ LOGGER = logging.getLogger(__name__)
 EVALUATION = "evaluation"
 
 
-def record_evaluation(
-    uri: str, model: ResolvedModel, figures: Mapping[str, Any], manifest: Manifest, data_name: str
-) -> str:
-    """Keep an evaluation; returns its run, or an empty text where the store does not take it.
+def record_evaluation(uri: str, model: ResolvedModel, figures: Mapping[str, Any], manifest: Manifest, data: str) -> str:
+    """Keep an evaluation on a data set or mixture; returns its run, or an empty text where the store does not take it.
 
     figures: numbers become metrics, texts parameters; all of them tags `evaluation.NAME` of the version.
     """
     try:
-        return _record(uri, model, figures, manifest, data_name)
+        return _record(uri, model, figures, manifest, data)
     except Exception as error:  # whatever a store's client raises, the figures are known
         LOGGER.warning("MLflow does not take the evaluation: %s", one_line(error))
         return ""
 
 
-def _record(uri: str, model: ResolvedModel, figures: Mapping[str, Any], manifest: Manifest, data_name: str) -> str:
+def _record(uri: str, model: ResolvedModel, figures: Mapping[str, Any], manifest: Manifest, data: str) -> str:
     from mlflow.entities import Metric, Param
 
     store = client(uri)
@@ -50,7 +48,7 @@ def _record(uri: str, model: ResolvedModel, figures: Mapping[str, Any], manifest
         metrics=[Metric(name, value, 0, model.step) for name, value in numbers.items()],
         params=[Param(name, value) for name, value in texts.items()],
     )
-    run_inputs.log_data_set(uri, run_id, manifest, data_name, context=EVALUATION)
+    run_inputs.log_data_sets(uri, run_id, data, manifest, context=EVALUATION)
     store.set_terminated(run_id)
     for name, value in {**figures, "run": run_id}.items():
         store.set_model_version_tag(model.name, model.version, f"{EVALUATION}.{name}", str(value))

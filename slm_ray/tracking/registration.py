@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray import storage
+from slm_ray.config.mixtures import mixtures_text
 from slm_ray.errors import UserError, one_line
 from slm_ray.runs import checkpoint, verification
 from slm_ray.tracking.mlflow_model import CHECKPOINT, write_mlflow_model
@@ -105,6 +106,7 @@ def lineage(folder: Path) -> dict[str, str]:
     return {
         "data_fingerprint": state.data_fingerprint,
         "data_lineage": lineage_text(state.data_lineage),
+        **({"data_mixtures": mixtures_text(state.mixtures)} if state.mixtures else {}),
         "step": str(state.step),
         "tokenizer_sha256": tokenizer,
         "weights_sha256": verification.file_digest(folder, f"{checkpoint.MODEL}/model.safetensors"),

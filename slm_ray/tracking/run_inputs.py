@@ -11,13 +11,16 @@ import platform
 from typing import Any
 
 from slm_ray import storage
-from slm_ray.dataset.manifest import Manifest
+from slm_ray.dataset.manifest import Manifest, named_sets
 from slm_ray.errors import one_line
 from slm_ray.storage import StoragePath
 from slm_ray.tracking.mlflow_runs import OFF, client
 
 LOGGER = logging.getLogger(__name__)
 REPORT = "report"
+TRAINING = "training"
+WEIGHT = "slm_ray.weight"
+"""Tag of an input: the share of the samples that is of it."""
 PACKAGES = ("slm-ray", "torch", "ray", "mlflow", "pyarrow", "tokenizers")
 _COLUMNS = (("story_id", "string"), ("tokens", "integer"), ("n_bytes", "long"))
 _DIGEST_LENGTH = 36
@@ -35,14 +38,26 @@ def environment() -> dict[str, str]:
     return found
 
 
-def log_data_set(uri: str, run_id: str, manifest: Manifest, name: str, context: str = "training") -> None:
-    """Make a data set an input of a run; name: that of its folder. Nothing but a warning where the store fails."""
+def log_data_sets(uri: str, run_id: str, data: str, manifest: Manifest, context: str = TRAINING) -> None:
+    """Make a data set an input of a run, or each of a mixture, as `log_data_set`. Training knows their weights."""
+    for name, its, weight in named_sets(data, manifest):
+        log_data_set(uri, run_id, its, name, context, weight if context == TRAINING else 1.0)
+
+
+def log_data_set(
+    uri: str, run_id: str, manifest: Manifest, name: str, context: str = TRAINING, weight: float = 1.0
+) -> None:
+    """Make a data set an input of a run; name: that of its folder. Nothing but a warning where the store fails.
+
+    weight: its share of the run's samples; below 1 it is a tag of the input.
+    """
     if not run_id or uri == OFF:
         return
     from mlflow.entities import DatasetInput, InputTag
 
     try:
         tags = [InputTag("mlflow.data.context", context)]
+        tags += [InputTag(WEIGHT, f"{weight:g}")] if weight < 1 else []
         client(uri).log_inputs(run_id, [DatasetInput(_data_set(manifest, name), tags)])
     except Exception as error:  # whatever a store's client raises, the work goes on
         LOGGER.warning("MLflow does not take the data set as an input: %s", one_line(error))

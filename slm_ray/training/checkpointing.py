@@ -144,6 +144,7 @@ class Checkpointer:
             pending_losses=pending,
             pending_steps=trainer.loss_steps,
             lineage=self.restored.state.lineage_with(fingerprint) if self.restored else [(fingerprint, 0)],
+            mixtures=(self.restored.state.mixtures if self.restored else {}) | self._inputs.mixture_shares,
             attempts=[*(self._begun.known_attempts if self._begun else []), self._attempt()],
             origin=self.restored.state.origin if self.restored else None,
             teachers=self._teachers,
@@ -175,8 +176,7 @@ class Checkpointer:
         """In the writer's thread: nothing is read here that a step changes."""
         config, inputs, folder = self._trainer.config, self._inputs, self._inputs.folder
         folder.check_lease()
-        path = folder.checkpoint_path(state.step)
-        checkpoint.write(path, content, inputs.tokenizer, state, inputs.chat_template)
+        checkpoint.write(folder.checkpoint_path(state.step), content, inputs.tokenizer, state, inputs.chat_template)
         folder.publish(state.step, is_best=is_best, keep=config.keep_checkpoints, keep_best=config.keep_best)
 
 

@@ -8,11 +8,20 @@ import contextlib
 import dataclasses
 import logging
 
-from slm_ray.config.mixtures import part_names
+from slm_ray.config.mixtures import DataShare
 from slm_ray.config.schema import TrainConfig
 from slm_ray.corpus.instructions import INSTRUCTION_TEMPLATE, STORY_TEMPLATE
 from slm_ray.dataset.held_out import refuse_trained_on
-from slm_ray.dataset.manifest import TOKENIZER, Manifest, MixedManifest, data_sets, home_of, load_manifest
+from slm_ray.dataset.manifest import (
+    TOKENIZER,
+    Manifest,
+    MixedManifest,
+    data_sets,
+    home_of,
+    load_manifest,
+    mixture_of,
+    named_sets,
+)
 from slm_ray.dataset.mapping.header import StaleError
 from slm_ray.dataset.mapping.mapped import make_mapped, open_split, story_index
 from slm_ray.dataset.mixture import MixedSamples
@@ -24,7 +33,7 @@ from slm_ray.errors import UserError
 from slm_ray.runs.history import History
 from slm_ray.runs.remote_run import open_run
 from slm_ray.runs.run_folder import RunFolder
-from slm_ray.storage import StoragePath, storage_path
+from slm_ray.storage import StoragePath
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tracking.tracker import Tracker
 
@@ -39,6 +48,8 @@ class RunPlan:
     max_steps: int
     data_fingerprint: str
     folder: RunFolder
+    mixture_shares: dict[str, list[DataShare]] = dataclasses.field(default_factory=dict)
+    """Of several data sets, which these are, by the fingerprint of all; empty for one."""
     pause_at: int = 0
     """Step at whose validation the run leaves off for now, to go on later; 0 for none."""
 
@@ -93,6 +104,7 @@ def plan_run(config: TrainConfig, manifest: Manifest, lease: str = "") -> RunPla
         max_steps=check_length(config, manifest),
         data_fingerprint=manifest.fingerprint,
         folder=open_run(config.output, config.name, lease),
+        mixture_shares=mixture_of(config.data, manifest),
     )
 
 
@@ -172,7 +184,7 @@ def load_inputs(config: TrainConfig, tracker: Tracker, lease: str = "") -> Train
     train, validation = opened("train"), opened("validation")
     plan = plan_run(config, manifest, lease)  # which need not read a file through that was opened
     quotas = [part.quota for part in manifest.parts] if isinstance(manifest, MixedManifest) else []
-    names = part_names([storage_path(folder).as_posix() for folder, _ in parts])
+    names = [name for name, _, _ in named_sets(config.data, manifest)]
     plan.folder.fetch()
     return TrainInputs(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},

@@ -13,8 +13,7 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.config.files import from_dict
-from slm_ray.config.mixtures import each_place
-from slm_ray.config.places import place_of
+from slm_ray.config.places import absolute_data, place_of
 from slm_ray.config.resuming import FORCED, KEPT, differences
 from slm_ray.config.schema import TrainConfig
 from slm_ray.dataset.manifest import TOKENIZER, load_manifest
@@ -36,7 +35,7 @@ def resolve(config: TrainConfig, default_workers: Callable[[TrainConfig], int]) 
     Raises:
         UserError: no data set or too little text, another vocabulary, or a batch that the workers cannot share out.
     """
-    data = each_place(config.data, lambda place: str(storage.storage_path(place)))
+    data = absolute_data(config.data)
     manifest = load_manifest(data)
     check_length(config, manifest)
     vocab_size = int(manifest.tokenizer["vocab_size"])

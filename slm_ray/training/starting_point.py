@@ -119,6 +119,7 @@ class StartingPoint:
             metrics=None,
             run_id=run_id,
             lineage=[(fingerprint, 0)],
+            mixtures=self.plan.mixture_shares,
             origin=self.origin,
         )
         try:

@@ -1,10 +1,11 @@
 """`--data A=0.7 B=0.3`: what is one option, what is a mixture, what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from slm_ray.config.mixtures import each_place, joined_data, part_names, parts_of
+from slm_ray.config.mixtures import DataShare, each_place, joined_data, mixtures_text, part_names, parts_of
 from slm_ray.config.places import moved_data, portable_config, saved_config, typed_config
 from slm_ray.errors import UserError
 
@@ -88,3 +89,11 @@ def test_a_secret_in_an_address_is_left_out_and_its_weight_is_kept() -> None:
 
 def test_weights_keep_every_digit() -> None:
     assert saved_config({"data": "a=0.12344994 b=2"})["data"] == "a=0.12344994 b=2"
+
+
+def test_a_tag_has_room_for_what_it_says_of_a_mixture() -> None:
+    share = DataShare(name="tales", fingerprint="f" * 64, weight=0.25)
+    assert json.loads(mixtures_text({"m": [share]})) == {
+        "m": [{"name": "tales", "fingerprint": "f" * 64, "weight": 0.25}]
+    }
+    assert json.loads(mixtures_text({"m": [share] * 200})) == {"m": 200}

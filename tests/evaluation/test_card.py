@@ -102,6 +102,24 @@ def test_a_card_holds_its_measure_and_no_place(written: Path, card: Card, model:
     assert "stories15M" in (written / "card.html").read_text()
 
 
+def test_a_card_of_a_mixture_is_true_wherever_its_data_sets_lie(
+    model: Path, tiny_data: Path, tiny_tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, moved, made = tmp_path / "zz-here", tmp_path / "zz-moved", tmp_path / "card"
+    write_data(here, tiny_tokenizer, {"train": [(500, 510)], "validation": [(530, 534)]})
+    words = ["--model", str(model), "--data", f"{tiny_data}=0.7"]
+    assert evaluate.main([*words, f"{here}=0.3", "--card", str(made), "--beginnings", "3", "--threads", "1"]) == 0
+    here.rename(moved)
+    capsys.readouterr()
+    assert evaluate.main([*words, f"{moved}=0.3", "--verify", str(made)]) == 0
+    assert "to the last digit" in capsys.readouterr().out
+    content = json.loads((made / "card.json").read_text())
+    assert [row["stories"] for row in content["loss"]["by_data_set"]] == [10, 4]
+    assert content["data"]["stories"] == 14 and content["data"]["training_stories"] == 120
+    assert "zz-" not in (made / "card.json").read_text()
+    assert "## Loss by data set" in (made / "card.md").read_text()
+
+
 def _set(card: Card, name: str, value: object) -> None:
     *path, last = name.split(".")
     at: Any = card

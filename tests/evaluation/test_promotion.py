@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from slm_ray import evaluate
 from slm_ray.config.schema import ModelConfig, TrainConfig
+from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.evaluation import promotion
 from slm_ray.evaluation.comparison import PairedDifference
@@ -26,6 +28,7 @@ from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
+from tests.support.data_sets import write_data
 
 BETTER, WORSE, UNSURE = (-0.02, -0.01), (0.01, 0.02), (-0.02, 0.001)
 
@@ -291,6 +294,52 @@ def test_a_trained_model_takes_the_place_of_an_untrained_one_and_gives_it_back(
     assert run_evaluate(capsys, *rollback) == (0, "whole version 1 is the champion again, in place of version 2\n")
     code, text = run_evaluate(capsys, *rollback)
     assert code == 2 and "nothing says which was before it" in text and text.count("\n") == 1
+
+
+def test_two_models_of_other_data_are_compared_on_one_text_and_it_is_said_on_which(
+    mlflow_uri: str, tiny_config: TrainConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """The champion was trained on A alone, the candidate on A and B: both are judged by the stories of both."""
+    other = tmp_path / "more-data"
+    write_data(other, tiny_tokenizer, {"train": [(500, 530)], "validation": [(530, 534)]})
+    mixture, run_id = f"{tiny_config.data}=0.7 {other}=0.3", ""
+    for data in (tiny_config.data, mixture):
+        config = dataclasses.replace(tiny_config, name=Path(data).name, data=data, sample_prompt="", max_steps=1)
+        inputs = load_inputs(resolve(config, lambda _: 1), NullTracker())
+        fit(inputs, TrainContext())
+        run_id = run_id or mlflow_runs.start_run(mlflow_uri, "tests", "mixed", {}).run_id
+        registration.register(mlflow_uri, "mixed", inputs.folder.best.resolve(), run_id)
+    promotion.promote("models:/mixed/1", nobody, mlflow_uri)
+    assert promotion.held_out_split(mixture) == "validation"
+    found = promotion.promote_on("models:/mixed/2", mixture, "validation", mlflow_uri)
+    assert found.difference is not None and found.difference.n_stories == 14
+    one = Path(tiny_config.data).name
+    by_each = rf"{one} \([+-]0\.\d{{4}}\), more-data \([+-]0\.\d{{4}}\)"
+    names = f"14 stories of the validation split of {by_each}, the same for both"
+    mark = load_manifest(tiny_config.data).fingerprint[:12]
+    assert re.search(rf"{names}; version 1 was trained on other data, {one} \(data set {mark}\)$", found.reason)
+    store = mlflow_runs.client(mlflow_uri)
+    tags = store.get_model_version("mixed", "2").tags
+    assert tags["promotion_reason"] == found.reason
+    assert tags["evaluation.data_fingerprint"] == tags["data_fingerprint"] == load_manifest(mixture).fingerprint
+    assert [one["weight"] for one in json.loads(tags["data_mixtures"])[tags["data_fingerprint"]]] == [0.7, 0.3]
+    inputs_of_it = store.get_run(tags["evaluation.run"]).inputs.dataset_inputs
+    assert {one.dataset.name for one in inputs_of_it} == {one, "more-data"}
+
+
+def test_a_mixture_is_judged_by_test_stories_where_all_of_it_have_some(
+    tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    splits = {"a": ("validation", "test"), "b": ("validation",), "c": ("validation", "test"), "d": ()}
+    for number, (name, held_out) in enumerate(splits.items()):
+        at = 40 * number
+        ranges = {split: [(at + 20 + place, at + 21 + place)] for place, split in enumerate(held_out)}
+        write_data(tmp_path / name, tiny_tokenizer, {"train": [(at, at + 9)], **ranges})
+
+    def split_of(names: str) -> str:
+        return promotion.held_out_split(" ".join(f"{tmp_path / name}=1" for name in names))
+
+    assert [split_of(names) for names in ("ac", "acd", "ab", "bad")] == ["test", "test", "validation", "validation"]
 
 
 def measure_of(folder: Path, data: str) -> float:

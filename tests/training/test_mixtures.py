@@ -13,10 +13,11 @@ from slm_ray import evaluate, train
 from slm_ray.config.schema import IGNORED_TARGET, TrainConfig
 from slm_ray.dataset.manifest import MixedManifest, load_manifest
 from slm_ray.errors import UserError
-from slm_ray.exports.data_card import SAMPLE, data_source
+from slm_ray.exports.data_card import SAMPLE, data_lines, data_source, hub_names
 from slm_ray.runs import checkpoint
 from slm_ray.tokenization.tokenizer import Tokenizer
 from slm_ray.tokenization.training import train_bpe
+from slm_ray.tracking.registration import lineage
 from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs
 from slm_ray.training.loop import fit
@@ -115,12 +116,59 @@ def test_a_bad_mixture_is_one_line(
     assert message in err and err.count("\n") == 1
 
 
-def test_a_model_is_measured_on_one_data_set(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("measure", ["stories", "windows"])
+def test_a_model_is_measured_on_the_stories_of_all_as_training_validates(
+    config: TrainConfig, other: Path, capsys: pytest.CaptureFixture[str], measure: Any
+) -> None:
+    inputs = inputs_of(config, max_steps=1, validation=measure)
+    fit(inputs, TrainContext())
+    words = ["--model", str(inputs.folder.latest), "--measure", measure, "--json", "--data"]
+    assert evaluate.main([*words, *config.data.split()]) == 0
+    found = json.loads(capsys.readouterr().out)
+    validated = checkpoint.load_state(inputs.folder.latest).metrics
+    assert validated is not None
+    assert found["loss"] == pytest.approx(validated.val_loss) and found["measure"] == validated.val_measure
+    assert found["bits_per_byte"] == pytest.approx(validated.val_bits_per_byte)
+    assert found["data_fingerprint"] == load_manifest(config.data).fingerprint
+    if measure == "stories":
+        names = [(row["data_set"], row["stories"]) for row in found["by_data_set"]]
+        assert names == [(Path(config.data.split("=")[0]).name, 10), (other.name, 4)]
+        assert sum(row["loss"] * row["tokens"] for row in found["by_data_set"]) == pytest.approx(
+            found["loss"] * found["tokens"]
+        )
+
+
+def test_records_name_each_data_set_with_its_fingerprint_and_weight(
+    config: TrainConfig, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     inputs = inputs_of(config, max_steps=1)
     fit(inputs, TrainContext())
-    for words in ([config.data], config.data.split()):
-        assert evaluate.main(["--model", str(inputs.folder.latest), "--data", *words]) == 2
-        assert "is a mixture: a model is measured on one data set at a time" in capsys.readouterr().err
+    state, folders = checkpoint.load_state(inputs.folder.latest), (config.data.split("=")[0], str(other))
+    (shares,) = state.mixtures.values()
+    weighted = zip(folders, (0.7, 0.3))
+    wanted = [(Path(one).name, load_manifest(one).fingerprint, weight) for one, weight in weighted]
+    assert [(one.name, one.fingerprint, one.weight) for one in shares] == wanted
+    mark = state.data_fingerprint
+    tag = json.loads(lineage(inputs.folder.latest.resolve())["data_mixtures"])
+    assert [tuple(one.values()) for one in tag[mark]] == wanted
+    assert evaluate.main(["--explain", str(inputs.folder.latest)]) == 0
+    explained = capsys.readouterr().out
+    assert f"30.00% of more-data, {wanted[1][1]}" in explained
+    card = "\n".join(data_lines(SimpleNamespace(manifest=None, state=state)))  # type: ignore[arg-type]
+    assert f"**Mixture** `{mark}`, from step 1 on" in card
+    assert f"**30.00%** of its samples from `more-data`, data set `{wanted[1][1]}`" in card
+    assert "mixtures" not in dataclasses.replace(state, mixtures={}).to_record()
+
+
+def test_a_run_that_goes_on_with_other_weights_knows_both_mixtures(config: TrainConfig) -> None:
+    inputs = inputs_of(config, max_steps=1)
+    fit(inputs, TrainContext())
+    data = config.data.replace("=0.7", "=0.6").replace("=0.3", "=0.4")
+    again = inputs_of(config, max_steps=2, data=data, resume=True, force=True)
+    fit(again, TrainContext())
+    state = checkpoint.load_state(again.folder.latest)
+    assert list(state.mixtures) == [mark for mark, _ in state.data_lineage]
+    assert [[one.weight for one in shares] for shares in state.mixtures.values()] == [[0.7, 0.3], [0.6, 0.4]]
 
 
 def test_the_stories_of_a_step_are_named_on_the_mixture_as_it_was_typed(
@@ -136,11 +184,10 @@ def test_the_stories_of_a_step_are_named_on_the_mixture_as_it_was_typed(
     assert len(json.loads(capsys.readouterr().out)["step"]["windows"]) == config.batch_size
 
 
-def test_a_model_is_promoted_by_each_data_set_that_can_measure_it(
-    config: TrainConfig, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Tokenizer
+def test_a_version_is_promoted_by_its_mixture(
+    config: TrainConfig, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slm_ray.evaluation.promotion.promote_first", lambda *_: None)
-    write_data(tmp_path / "all trained on", tiny_tokenizer, {"train": [(600, 610)]})
     one = config.data.split("=")[0]
     result = SimpleNamespace(version="2", tracking_uri="none")
 
@@ -148,10 +195,11 @@ def test_a_model_is_promoted_by_each_data_set_that_can_measure_it(
         mixture = train.parse_config(["--data", *data, "--register", "tales"])
         return train._standing(mixture, result)  # type: ignore[arg-type]
 
-    command = "python slm_ray/evaluate.py --model models:/tales/2 --data"
-    assert said(one) == f"models:/tales/2 is registered; champion if it is better: {command} {one} --promote"
-    of_two = said(f"{tmp_path / 'all trained on'}=1", f"{one}=2", f"{other}=3")
-    assert of_two.endswith(f"data set at a time: {command} {one} --promote or {command} {other} --promote")
+    command = (
+        "models:/tales/2 is registered; champion if it is better: python slm_ray/evaluate.py --model models:/tales/2"
+    )
+    assert said(one) == f"{command} --data {one} --promote"
+    assert said(f"{one}=2", f"{other}=3") == f"{command} --data {one}=2 {other}=3 --promote"
 
 
 def test_instructions_of_two_forms_are_no_mixture(
@@ -177,6 +225,7 @@ def test_a_card_claims_no_more_of_a_mixture_than_holds_for_all(config: TrainConf
     )
     parts = (dataclasses.replace(first, manifest=hub), dataclasses.replace(second, manifest=sample))
     found = data_source(dataclasses.replace(manifest, parts=parts))
+    assert hub_names(dataclasses.replace(manifest, parts=parts)) == ["roneneldan/TinyStories"]
     assert (
         found.licence == "" and "70.00%: [roneneldan/TinyStories]" in found.text and "30.00%: The sample" in found.text
     )

@@ -38,7 +38,7 @@ def begin(sweep: SweepConfig) -> Path:
 def refused(sweep: SweepConfig, folder: Path) -> None:
     record = read_record(folder)
     assert record is not None
-    refuse_other_options(folder, record, shared_options(sweep, space_of(sweep), ""))
+    refuse_other_options(folder, record, shared_options(sweep, space_of(sweep), ""), sweep.data)
 
 
 def test_the_same_words_begin_a_sweep_and_go_on_with_it(words: list[str]) -> None:

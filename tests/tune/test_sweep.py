@@ -15,6 +15,8 @@ from slm_ray.config.schema import ModelConfig, OptimConfig, TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.locks import folder_lock
 from slm_ray.runs.run_folder import RAY_STATE
+from slm_ray.tokenization.tokenizer import Tokenizer
+from slm_ray.tokenization.training import train_bpe
 from slm_ray.tracking import mlflow_runs, registry
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.train import parse_config as parse_training
@@ -22,12 +24,14 @@ from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
+from tests.support.data_sets import write_data
 from tune import planning as planning_module
 from tune import running
 from tune import sweep as sweep_module
 from tune.config import MODEL_NAME, SweepConfig, run_config, space_of
 from tune.outcomes import ended_trial, refuse_other_trial
 from tune.planning import plan_sweep, registered_name
+from tune.record import write_record
 from tune.results import Trial, TrialStatus, format_table, ranked, trial_name
 from tune.running import run_sweep
 from tune.shown.report import keep_results
@@ -238,8 +242,10 @@ def test_what_no_trial_could_begin_with_is_refused_before_a_ray_starts(
     [
         (["--data", "no/such"], "no manifest.json"),
         (["--config", "nothing"], "no preset and no file"),
-        (["--data", "A=0.7", "B=0.3"], "a sweep takes one data set, and this is a mixture"),
-        (["--data", "A=0.7", "--data", "B=0.3"], "a sweep takes one data set, and this is a mixture"),
+        (["--data", "A=0.7", "B=0.3"], "no manifest.json in A"),
+        (["--data", "A=0.7", "--data", "B=-1"], "B=-1 must be FOLDER=WEIGHT with a weight above 0"),
+        (["--data", "A=0.7", "B=much", "--resume", "--output", "no/such"], "B=much must be FOLDER=WEIGHT"),
+        (["--data", "A=0.7", "./A=1"], "./A is named twice"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_2(
@@ -251,10 +257,55 @@ def test_a_users_mistake_is_one_line_and_2(
     assert message in errors[0]
 
 
+@pytest.fixture
+def mixed_config(tiny_config: TrainConfig, tiny_tokenizer: Tokenizer, tmp_path: Path) -> TrainConfig:
+    """A run on two data sets."""
+    write_data(tmp_path / "more-data", tiny_tokenizer, {"train": [(500, 530)], "validation": [(530, 534)]})
+    return dataclasses.replace(tiny_config, data=f"{tiny_config.data}=0.7 {tmp_path / 'more-data'}=0.3")
+
+
+def test_a_mixture_is_that_of_every_trial_and_of_the_record(
+    mixed_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = mixed_config.data.split("=")[0]
+    words = ["--data", f"{one}=0.7", "more-data=0.3", "--output", "runs", "--name", "mixed", "--max-steps", "8"]
+    given = parse_config([*words, "--precision", "fp32", "--model.seq-len", "32"])
+    plan = plan_sweep(resolved(given, monkeypatch, name="mixed"))
+    assert plan.trial_config(at(1e-2, 32)).data == plan.sweep.data == mixed_config.data
+    plan.run_folder.path.mkdir(parents=True)
+    write_record(plan.folder, plan.sweep, "run", plan.space, "")
+    assert plan_sweep(parse_config(["--resume", "--output", "runs", "--name", "mixed"])).sweep.data == plan.sweep.data
+    other = [f"{one}=0.5", "more-data=0.5"]
+    assert main(["--resume", "--output", "runs", "--name", "mixed", "--data", *other]) == 2
+    name = Path(one).name
+    said = f"data was {name}=0.7 more-data=0.3 ("
+    err = capsys.readouterr().err
+    assert said in err and f") and is now {name}=0.5 more-data=0.5 (" in err and err.count("\n") == 1
+
+
+def test_data_sets_that_do_not_go_together_are_refused_before_a_ray_starts(
+    mixed_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data(tmp_path / "foreign", train_bpe(["a b c d e f g h"] * 3, vocab_size=300), {"train": [(0, 9)]})
+    sweep = resolved(mixed_config, monkeypatch, trial_steps=3)
+    monkeypatch.setattr(planning_module.cluster, "connect", lambda **_: pytest.fail("a Ray was started"))
+    one, other = (word.rpartition("=")[0] for word in mixed_config.data.split())
+    for data, message in (
+        (f"{one}=1 {tmp_path / 'foreign'}=1", "has another tokenizer than"),
+        (f"{one}=1 {other}=1e-9", "is too small a share"),
+        (f"{one}=1 {tmp_path / 'nowhere'}=1", "no manifest.json"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_sweep(dataclasses.replace(sweep, data=data))
+    assert not Path(mixed_config.output).exists()
+
+
 @pytest.mark.slow
-def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(tiny_config: TrainConfig, local_ray: Any) -> None:
+def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(mixed_config: TrainConfig, local_ray: Any) -> None:
+    """Of a mixture, as of one data set."""
     early: dict[str, Any] = {"scheduler": "asha", "reduction_factor": 2, "eval_interval_steps": 2, "trial_steps": 4}
-    first = sweep_of(tiny_config, name="sweep", lr=(1e-2,), d_ff=(32,), final=False, **early)
+    first = sweep_of(mixed_config, name="sweep", lr=(1e-2,), d_ff=(32,), final=False, **early)
     trials, final = run_sweep(first)
     assert final is None
     assert [trial.point for trial in trials] == [at(1e-2, 32)]
@@ -266,7 +317,7 @@ def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(tiny_config:
     with pytest.raises(UserError, match="seed was 0 and is now 5: a sweep keeps what"):
         run_sweep(dataclasses.replace(first, resume=True, seed=5))
 
-    trials, final = run_sweep(sweep_of(tiny_config, name="sweep", resume=True, lr=(1e-2,), d_ff=(32, 64), **early))
+    trials, final = run_sweep(sweep_of(mixed_config, name="sweep", resume=True, lr=(1e-2,), d_ff=(32, 64), **early))
     assert {trial.name for trial in trials} == {"lr0.01-dff32", "lr0.01-dff64"}
     assert [(trial.status, trial.step) for trial in trials] == [("finished", 4), ("stopped", 2)]
     assert (folder / "trials" / "lr0.01-dff32" / "summary.json").stat().st_mtime_ns == made_at
@@ -283,4 +334,7 @@ def test_a_sweep_trains_the_best_point_and_goes_on_where_it_stopped(tiny_config:
     assert parent.info.status == "FINISHED"
     best = registry.resolve_model("models:/tiny/1", first.tracking_uri)
     assert best.run_id == final.run_id
+    for run in (child, parent):
+        weights = [{tag.key: tag.value for tag in one.tags}["slm_ray.weight"] for one in run.inputs.dataset_inputs]
+        assert sorted(weights) == ["0.3", "0.7"] and run.data.tags["data_mixtures"]
     assert not (folder / RAY_STATE).exists()

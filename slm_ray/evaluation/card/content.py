@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slm_ray.dataset.licences import UNKNOWN, source_licence
+from slm_ray.config.mixtures import Mixtures
+from slm_ray.dataset.licences import UNKNOWN, licence_of
 from slm_ray.errors import UserError
 from slm_ray.evaluation.card.machine import machine_kind
 from slm_ray.evaluation.card.published import PUBLISHED
@@ -60,6 +61,7 @@ def card_subject(reference: str, tracking_uri: str = "") -> Iterator[CardSubject
             "weights_sha256": file_digest(folder, f"{MODEL}/model.safetensors"),
             "tokenizer_sha256": tokenizer.sha256,
             "trained_on": [list(part) for part in state.data_lineage],
+            **({"mixtures": _nameless(state.mixtures)} if state.mixtures else {}),
         }
         found = Subject(name=name, model=model, tokenizer=tokenizer)
         yield CardSubject(found=found, identity=identity)
@@ -104,12 +106,16 @@ def _content(subject: CardSubject, data: Data, written: Written, n_beginnings: i
     summary = measured.summary()
     for name in ("model", "split", "data_fingerprint", "stories", "tokens", "bytes"):
         del summary[name]
+    tables = {
+        name: [{key: value for key, value in row.items() if key != "data_set"} for row in rows]  # a folder's name
+        for name, rows in measured.tables().items()
+    }
     return {
         "format_version": FORMAT_VERSION,
         "model": subject.identity,
         "data": {
             "fingerprint": data.manifest.fingerprint,
-            "licence": source_licence(data.manifest.source) or UNKNOWN,
+            "licence": licence_of(data.manifest) or UNKNOWN,
             "split": data.split,
             "stories": measured.n_stories,
             "tokens": measured.n_tokens,
@@ -118,10 +124,15 @@ def _content(subject: CardSubject, data: Data, written: Written, n_beginnings: i
             "training_tokens": data.manifest.splits["train"].tokens,
         },
         "made_with": {"machine": machine_kind(threads), "beginnings": n_beginnings},
-        "loss": summary | measured.tables(),
+        "loss": summary | tables,
         "writing": _writing(written),
         "published": PUBLISHED,
     }
+
+
+def _nameless(mixtures: Mixtures) -> dict[str, list[list[Any]]]:
+    """Fingerprint and weight of each data set of a mixture."""
+    return {mark: [[one.fingerprint, one.weight] for one in shares] for mark, shares in mixtures.items()}
 
 
 def _writing(written: Written) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from slm_ray.evaluation.card.content import DIGEST
 from slm_ray.evaluation.pictures import loss_picture
 
 SHOWN_STORIES = 5
+LOSSES = ("loss", "bits_per_byte")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 _NUMBER = re.compile(r"[0-9][0-9,.]*( ± [0-9.]+)?%?|-")
 
@@ -121,6 +122,10 @@ def _model(card: Mapping[str, Any]) -> Section:
         ("sha256 of the weights", model["weights_sha256"]),
         ("sha256 of the tokenizer", model["tokenizer_sha256"]),
         ("trained on, from step", "; ".join(f"{data_set} from {step}" for data_set, step in model["trained_on"])),
+        *(
+            (f"mixture {mark[:12]}", "; ".join(f"{weight:.2%} of {data_set}" for data_set, weight in shares))
+            for mark, shares in model.get("mixtures", {}).items()
+        ),
         ("measured on data set", data["fingerprint"]),
         *([("licence of its stories", data["licence"])] if "licence" in data else []),  # cards of before have none
         ("training stories there", f"{data['training_stories']:,} ({data['training_tokens']:,} tokens)"),
@@ -141,6 +146,13 @@ def _tables(card: Mapping[str, Any]) -> Iterator[Section]:
     yield Section("Loss by place in the story", ["Place 0 is the first token."], head, by_position, has_picture=True)
     head = ["tokens of the story", "stories", "tokens", "nats a token", "bits per byte"]
     yield Section("Loss by length of story", (), head, by_length)
+    if "by_data_set" in loss:  # of a mixture
+        head = ["data set", "stories", "tokens", "nats a token", "bits per byte"]
+        by_data_set = [
+            (row["fingerprint"], f"{row['stories']:,}", f"{row['tokens']:,}", *(f"{row[one]:.4f}" for one in LOSSES))
+            for row in loss["by_data_set"]
+        ]
+        yield Section("Loss by data set", (), head, by_data_set)
 
 
 def _span(row: Mapping[str, Any]) -> str:

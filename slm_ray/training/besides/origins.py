@@ -26,6 +26,7 @@ def origin_of(reference: str, found: ResolvedModel) -> Origin:
         step=state.step,
         run_id=found.run_id or state.run_id,
         lineage=state.data_lineage,
+        mixtures=state.mixtures,
         origin=state.origin,
         is_start_known=state.are_teachers_known,
         teachers=state.teachers,
