@@ -109,21 +109,25 @@ class TrialRunner:
         )
         try:
             results = tuner.fit()
+        except KeyboardInterrupt:  # the processes of the trials end with this one
+            for config in configs.values():
+                self._end_lost_run(config, "KILLED")
+            raise
         finally:
             with contextlib.suppress(Exception):  # Ray may still be writing to it
                 self.folder.clear_requests()
         errors = {str(result.config["trial"]): result.error for result in results if result.config and result.error}
         for name in errors:
-            self._end_lost_run(configs[name])
+            self._end_lost_run(configs[name], "FAILED")
         return {name: _keep_failure(configs[name], error) for name, error in errors.items()}
 
-    def _end_lost_run(self, config: TrainConfig) -> None:
-        """End the MLflow run of a trial that was killed: with one worker, nobody else was there to say so."""
+    def _end_lost_run(self, config: TrainConfig, status: str) -> None:
+        """End the MLflow run of a trial whose process is gone: with one worker, nobody else is there to say so."""
         if self.tracking_uri == mlflow_runs.OFF:
             return
         path = storage.storage_path(config.output) / config.name / MLFLOW_ID
         with contextlib.suppress(Exception):  # it had none yet, or the store is away
-            end_lost_run(self.tracking_uri, path.read_text(encoding="utf-8").strip())
+            end_lost_run(self.tracking_uri, path.read_text(encoding="utf-8").strip(), status)
 
 
 def _keep_failure(config: TrainConfig, error: Exception) -> str:

@@ -63,13 +63,24 @@ class Signals:
 
 @contextlib.contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Within the block SIGTERM raises `StoppedError`, where nothing else takes it; on the main thread only."""
-    with _handled(signal.SIGTERM, _end):
-        yield
+    """Within the block SIGTERM raises `StoppedError`, where nothing else takes it; on the main thread only.
 
+    Where Ray waits, a plain KeyboardInterrupt comes in place of what a handler raises: it counts as SIGTERM too.
+    """
+    outside = "stopped outside of the training itself, which loses nothing"
+    came: list[int] = []
 
-def _end(number: int, _frame: FrameType | None) -> None:
-    raise StoppedError("stopped outside of the training itself, which loses nothing", number)
+    def end(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        raise StoppedError(outside, number)
+
+    with _handled(signal.SIGTERM, end):
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            if not came:
+                raise
+            raise StoppedError(str(stop) or outside, came[0]) from None
 
 
 def end_now(*_: object) -> None:

@@ -64,13 +64,13 @@ def end_lost_attempts(uri: str, run_id: str) -> None:
             store.set_terminated(run.info.run_id, "KILLED")
 
 
-def end_lost_run(uri: str, run_id: str) -> None:
-    """Mark a run as failed, and its attempts as killed, where it is still shown as running: only for who knows that
+def end_lost_run(uri: str, run_id: str, status: str) -> None:
+    """Give a run that status, and its attempts KILLED, where it is still shown as running: only for who knows that
     nobody works on it. Raises what MLflow raises."""
     store = client(uri)
     if store.get_run(run_id).info.status == "RUNNING":
         end_lost_attempts(uri, run_id)
-        store.set_terminated(run_id, "FAILED")
+        store.set_terminated(run_id, status)
 
 
 def _attempts(store: Any, run_id: str) -> list[Any]:

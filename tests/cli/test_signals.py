@@ -35,6 +35,26 @@ def test_sigterm_outside_of_the_training_is_a_stop_like_any_other() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_sigterm_is_told_from_ctrl_c_where_ray_raises_an_interrupt_of_its_own() -> None:
+    with pytest.raises(StoppedError, match="outside of the training") as caught, ending_on_sigterm():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        except StoppedError:
+            raise KeyboardInterrupt from None
+    assert caught.value.exit_code == 143
+    with pytest.raises(StoppedError, match=r"--resume") as caught, ending_on_sigterm():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        except StoppedError:
+            raise StoppedError("`--resume` goes on", signal.SIGINT) from None
+    assert caught.value.exit_code == 143
+    with pytest.raises(StoppedError) as caught, ending_on_sigterm():
+        raise StoppedError("Ctrl-C", signal.SIGINT)
+    assert caught.value.exit_code == 130
+
+
 def test_ray_does_not_take_sigterm_for_itself(tmp_path: Path) -> None:
     code = """
 import os, signal

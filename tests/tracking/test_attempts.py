@@ -43,11 +43,11 @@ def test_a_run_whose_only_process_was_killed_is_ended_once(mlflow_uri: str) -> N
     store = mlflow_runs.client(mlflow_uri)
     run_id = mlflow_runs.start_run(mlflow_uri, "tests", "lost", {}).run_id
     Attempt(mlflow_uri, run_id, {}).flush()
-    end_lost_run(mlflow_uri, run_id)
+    end_lost_run(mlflow_uri, run_id, "FAILED")
     assert store.get_run(run_id).info.status == "FAILED"
     assert [run.info.status for run in attempts(mlflow_uri, run_id)] == ["KILLED"]
     store.set_terminated(run_id, "FINISHED")
-    end_lost_run(mlflow_uri, run_id)
+    end_lost_run(mlflow_uri, run_id, "KILLED")
     assert store.get_run(run_id).info.status == "FINISHED"
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,18 +70,37 @@ def test_why_a_trial_failed_is_one_line_that_names_its_log(config: TrainConfig) 
     assert "of many lines" in log.read_text(encoding="utf-8")
 
 
+def run_with(
+    fit: Callable[[], list[Any]], config: TrainConfig, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> tuple[str, Callable[[], dict[str, str]]]:
+    """A trial that has an MLflow run, and what runs it with a stand-in of Tune."""
+    run_id = mlflow_runs.start_run(uri, "tests", "killed", {}).run_id
+    folder = trials.run_folder(config)
+    folder.path.mkdir(parents=True)
+    (folder.path / MLFLOW_ID).write_text(run_id, encoding="ascii")
+    monkeypatch.setattr(trials.tune, "Tuner", lambda *_, **__: SimpleNamespace(fit=fit))
+    pinned: dict[str, Any] = {"origin_sha256": "", "teacher_sha256": (), "tracking_uri": uri}
+    runner = trials.TrialRunner(folder=folder, at_once=1, parent_run_id="", view=Lines(1), **pinned)
+    return run_id, lambda: runner.run({"one": config}, 8)
+
+
 def test_the_mlflow_run_of_a_trial_whose_process_was_killed_is_ended(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
 ) -> None:
     """It was the run's driver too: nobody else can say that it failed."""
-    config = dataclasses.replace(config, workers=2)
-    run_id = mlflow_runs.start_run(mlflow_uri, "tests", "killed", {}).run_id
-    folder = trials.run_folder(config)
-    folder.path.mkdir(parents=True)
-    (folder.path / MLFLOW_ID).write_text(run_id, encoding="ascii")
     killed = SimpleNamespace(config={"trial": "one"}, error=ActorDiedError())
-    monkeypatch.setattr(trials.tune, "Tuner", lambda *_, **__: SimpleNamespace(fit=lambda: [killed]))
-    pinned: dict[str, Any] = {"origin_sha256": "", "teacher_sha256": (), "tracking_uri": mlflow_uri}
-    runner = trials.TrialRunner(folder=folder, at_once=1, parent_run_id="", view=Lines(1), **pinned)
-    assert "its process was killed" in runner.run({"one": config}, 8)["one"]
+    run_id, run = run_with(lambda: [killed], dataclasses.replace(config, workers=2), monkeypatch, mlflow_uri)
+    assert "its process was killed" in run()["one"]
     assert mlflow_runs.client(mlflow_uri).get_run(run_id).info.status == "FAILED"
+
+
+def test_the_mlflow_runs_of_trials_are_ended_when_the_sweep_is_interrupted(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
+) -> None:
+    def fit() -> list[Any]:
+        raise KeyboardInterrupt
+
+    run_id, run = run_with(fit, dataclasses.replace(config, workers=2), monkeypatch, mlflow_uri)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert mlflow_runs.client(mlflow_uri).get_run(run_id).info.status == "KILLED"
