@@ -118,7 +118,8 @@ def prepare(
         print(terminal.continuation_notice(completed, len(plan.ranges)), file=sys.stderr)
     with runners.user_errors(config.folder):
         # Beam waits for workers that may never have begun; what is finished is in files, so nothing is lost by leaving
-        with ending_on_interrupt(), terminal.progress(staged, len(plan.ranges)):
+        shown = terminal.progress(staged, len(plan.ranges))
+        with runners.own_temporary_folder(beam_options) as remove, ending_on_interrupt(remove), shown:
             if len(completed.written) < len(plan.ranges) or not storage.exists(staged / TOKENIZER):
                 threading.Thread(target=figures.preload, daemon=True).start()
                 with runners.make_pipeline(beam_options, staged) as pipeline:

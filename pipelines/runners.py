@@ -11,15 +11,24 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
+import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import grpc  # type: ignore[import-untyped, unused-ignore]
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    PortableOptions,
+    SetupOptions,
+    StandardOptions,
+)
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from pipelines import runner_names
@@ -111,12 +120,38 @@ def make_pipeline(beam_options: PipelineOptions, staged: StoragePath) -> beam.Pi
         _refuse_absent(beam_options.view_as(PortableOptions).job_endpoint)
     try:
         pipeline = beam.Pipeline(runner=runner, options=beam_options)
+        # for steps in other languages, of which there are none here; Beam removes it at the end of a run alone
+        shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)
         if is_direct(beam_options):  # else a deep copy is sent
             # Beam asks for a view 450 times while a graph is built, and reads the command line anew for each
             object.__setattr__(pipeline.options, "view_as", functools.cache(pipeline.options.view_as))
         return pipeline
     except (ValueError, ImportError) as error:  # no such runner, or what it needs is not installed
         raise UserError(f"cannot use the runner {runner}: {error}") from error
+
+
+@contextmanager
+def own_temporary_folder(beam_options: PipelineOptions) -> Iterator[Callable[[], None]]:
+    """Where another runner is asked for, let Beam put what it sends there into a folder for the length of the block.
+
+    It makes several beside each other in the folder for temporary files, and leaves them. Yields what removes the
+    folder at once, for an end of the process within the block.
+    """
+    if is_direct(beam_options):
+        yield lambda: None
+        return
+    setup = beam_options.view_as(SetupOptions)
+    if setup.requirements_file and not setup.requirements_cache:  # packages that it downloaded: those are to stay
+        setup.requirements_cache = str(Path(tempfile.gettempdir()) / "beam-requirements-cache")
+    importlib.import_module("matplotlib")  # without a home it has a folder there for as long as this process lives
+    folder = tempfile.mkdtemp(prefix="slm-prepare-")
+    remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield remove
+    finally:
+        tempfile.tempdir = before
+        remove()
 
 
 def _refuse_absent(endpoint: str | None) -> None:

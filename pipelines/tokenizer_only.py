@@ -35,8 +35,12 @@ def train(beam_options: PipelineOptions, config: PrepareConfig, plan: SourcePlan
     with runners.user_errors(config.folder):
         staged = staging.begin_tokenizer(config.folder, key, force=config.force)
         completed = Completed.of(staged)
-        shown = terminal.progress(staged, len(plan.ranges), has_shards=False)
-        with ending_on_interrupt(), shown, runners.make_pipeline(beam_options, staged) as pipeline:
+        with (
+            runners.own_temporary_folder(beam_options) as remove,
+            ending_on_interrupt(remove),
+            terminal.progress(staged, len(plan.ranges), has_shards=False),
+            runners.make_pipeline(beam_options, staged) as pipeline,
+        ):
             graph.build_tokenizer(pipeline, plan, config, staged, completed)
         n_kept = _check_stories(config, plan, staged)
         tokenizer = Tokenizer.load(staged / TOKENIZER)

@@ -32,15 +32,20 @@ SETTINGS = {  # package -> undocumented environment variables that are set for i
     "ray": {
         *cluster.LEAN_ENVIRONMENT,
         *(ray_connection.LOCAL_SETTINGS.keys() - {"FORWARDED_ALLOW_IPS"}),
-        *(DEFAULT_ENVIRONMENT.keys() - {"MLFLOW_DISABLE_TELEMETRY"}),
+        *(DEFAULT_ENVIRONMENT.keys() - {"MLFLOW_DISABLE_TELEMETRY", "ORT_DISABLE_TELEMETRY"}),
         workers.HEALTH_TIMEOUT,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
     },
     "mlflow": {"MLFLOW_DISABLE_TELEMETRY", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", system_metrics.INTERVAL},
+    "onnxruntime": {"ORT_DISABLE_TELEMETRY"},
     "uvicorn": {"FORWARDED_ALLOW_IPS"},
 }
 ELSEWHERE = {"rllib", "tests", "examples", "node_modules", "server", "thirdparty_files", "llm", "data"}
-PROGRAMS = ("_raylet.so", "core/src/ray/raylet/raylet")  # settings written `RAY_name` there are `name`
+PROGRAMS = (
+    "_raylet.so",
+    "core/src/ray/raylet/raylet",
+    "capi/onnxruntime_pybind11_state*",
+)  # settings written `RAY_name` there are `name`
 
 
 @pytest.mark.parametrize("name", internals.NAMES)
@@ -93,7 +98,7 @@ def test_the_installed_versions_read_every_variable_that_is_set_for_them(package
     assert spec is not None and spec.origin is not None
     folder = Path(spec.origin).parent
     missing = {name: name.encode() for name in SETTINGS[package]}
-    for path in (*(folder / name for name in PROGRAMS), *sources(folder)):
+    for path in (*(path for name in PROGRAMS for path in folder.glob(name)), *sources(folder)):
         content = path.read_bytes() if path.is_file() else b""
         for name, word in list(missing.items()):
             if word in content or (path.suffix != ".py" and word.removeprefix(b"RAY_") in content):

@@ -26,7 +26,7 @@ from slm_ray.generation.sampling import SamplingParams
 from slm_ray.model.decoder import count_parameters
 from slm_ray.model.device import find_device, moved
 from slm_ray.runs import checkpoint
-from slm_ray.tracking.registry import REGISTERED, ResolvedModel, discard, has_instructions, load_model
+from slm_ray.tracking.registry import REGISTERED, ResolvedModel, has_instructions, load_model
 
 ANSWER_TOKENS = 24
 
@@ -45,7 +45,7 @@ class Answer:
 
 
 class LoadedModel:
-    """One version of a model with its engine.
+    """One version of a model with its engine. Its files are needed no more.
 
     Raises:
         UserError: the checkpoint is corrupt, the files of a foreign model do not fit each other, or no such device.
@@ -88,7 +88,6 @@ class LoadedModel:
         placed = moved(model, find_device(device, backend))
         engine = Engine(make_backend(placed, max_slots, backend, threads), tokenizer)
         self.answers = warm_up(engine, self.title)
-        self._source = source
         self._thread: EngineThread | None = EngineThread(engine, max_waiting)
 
     @property
@@ -154,7 +153,6 @@ class LoadedModel:
         if thread is not None:
             thread.close(drain_s)
         self._thread = None
-        discard(self._source)
 
 
 def _evaluation(folder: Path) -> dict[str, float]:

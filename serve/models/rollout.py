@@ -31,7 +31,7 @@ from slm_ray.generation.engine_thread import EngineBusyError, EngineClosedError,
 from slm_ray.generation.request import Completion
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.limits import core_count
-from slm_ray.tracking.registry import REGISTERED, RegistryError, discard, locate, resolve_model
+from slm_ray.tracking.registry import REGISTERED, RegistryError, locate, resolved_model
 
 LOGGER = logging.getLogger(__name__)
 LONGEST_WAIT_S = 60.0
@@ -250,12 +250,9 @@ def start_rollout(
     torch.set_num_threads(threads)
 
     def load() -> LoadedModel:
-        source = resolve_model(reference, tracking_uri)
-        try:
+        # a copy that had to be made is gone once it is read: who ends this process does not ask it to tidy up
+        with resolved_model(reference, tracking_uri) as source:
             return LoadedModel(source, max_slots, max_waiting, backend, threads, device)
-        except BaseException:
-            discard(source)
-            raise
 
     watch = AliasWatch(
         source="the registry" if reference.startswith(REGISTERED) else "the folder of the model",

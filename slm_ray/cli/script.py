@@ -19,6 +19,7 @@ from slm_ray.limits import allowed_cores, core_count
 DEFAULT_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "ORT_DISABLE_TELEMETRY": "1",  # of ONNX Runtime, which begins when it is imported
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would take Ctrl-C for the end of the sweep, not of the command
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, which verbose=0 does not turn off
     "RAY_worker_maximum_startup_concurrency": "8",  # a trial starts a dozen small actors on two cores
@@ -62,9 +63,9 @@ def open_standard_streams() -> None:
 def set_default_environment() -> None:
     """Entry points send no telemetry and leave Ray's own tables and start-up warnings out; what the user set stays.
 
-    To be called before Ray is imported: where no cluster is named, it also keeps the local one on loopback. A user
-    without a name gets the home that Docker gives to one, without which Ray and MLflow cannot be imported. Threads are
-    counted by a container's quota.
+    To be called before Ray and ONNX Runtime are imported: where no cluster is named, it also keeps the local one on
+    loopback. A user without a name gets the home that Docker gives to one, without which Ray and MLflow cannot be
+    imported. Threads are counted by a container's quota.
     """
     try:
         Path.home()

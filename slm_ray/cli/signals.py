@@ -95,9 +95,19 @@ def end_on_interrupt() -> None:
 
 
 @contextlib.contextmanager
-def ending_on_interrupt() -> Iterator[None]:
-    """Within the block Ctrl-C ends this process at once, for work that may be broken off anywhere and continued."""
-    with _handled(signal.SIGINT, end_now):
+def ending_on_interrupt(first: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Within the block Ctrl-C ends this process at once, for work that may be broken off anywhere and continued.
+
+    `first` is called before: nothing that stands behind the block will be.
+    """
+
+    def end(*_: object) -> None:
+        try:
+            first()
+        finally:
+            end_now()
+
+    with _handled(signal.SIGINT, end):
         yield
 
 

@@ -10,6 +10,7 @@ time, 0.02 % more bits per byte on real stories. `auto` does without, since its 
 """
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -66,6 +67,7 @@ def _onnx(model: Decoder, max_slots: int, name: str, threads: int) -> Backend:
     device = next(model.parameters()).device
     if device.type != "cpu":
         raise BackendError(f"backend {name} runs on the CPU and the model is on {device}: use torch")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # a replica in somebody's cluster is started by no command
     try:
         from slm_ray.generation.onnx_backend import OnnxBackend
     except ImportError as error:

@@ -126,7 +126,9 @@ def _why_not(model: Model) -> str | None:
     types = {piece.type for piece in model.pieces}
     reasons = {
         "it is neither a Unigram nor a BPE model": model.model_type not in (_UNIGRAM, _BPE),
-        "its denormaliser changes what is read back": model.has_denormalizer,
+        "its denormaliser changes what is read back (prepare.py wrote it? Then name the tokenizer.json beside it)": (
+            model.has_denormalizer
+        ),
         "it puts spaces at the end of words": model.spaces_at_end,
         "it does not write spaces as ▁": not model.escapes_spaces,
         "it has unused pieces": _UNUSED in types,

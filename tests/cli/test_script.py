@@ -27,6 +27,13 @@ if __name__ == "__main__":
     from slm_ray.cli.script import run
     run("tool.probe")
 """
+WITH_ONNX = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from slm_ray.cli.script import set_default_environment
+set_default_environment()
+import onnxruntime
+"""
 SCRIPTS = [
     *(f"slm_ray/{name}.py" for name in ("train", "generate", "evaluate", "export")),
     *("pipelines/prepare.py", "tune/sweep.py", "serve/app.py"),
@@ -84,3 +91,11 @@ def test_without_an_installed_slm_ray_a_script_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-S", str(root / "tool" / "script.py")]  # without site-packages
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[1] == str(root)
+
+
+def test_onnx_runtime_sends_nothing_and_keeps_no_number_of_its_own(tmp_path: Path) -> None:
+    """1.32 starts a client for its maker on Linux too, unless it is told otherwise before its import."""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-c", WITH_ONNX, str(ROOT)]
+    subprocess.run(command, env=environment | {"TMPDIR": str(tmp_path)}, check=True, timeout=60)
+    assert list(tmp_path.iterdir()) == []

@@ -55,6 +55,18 @@ def test_sigterm_is_told_from_ctrl_c_where_ray_raises_an_interrupt_of_its_own() 
     assert caught.value.exit_code == 130
 
 
+def test_an_end_at_once_first_does_what_the_block_asks_for() -> None:
+    code = """
+import os, signal
+from slm_ray.cli.signals import ending_on_interrupt
+with ending_on_interrupt(lambda: os.write(1, b"removed")):
+    os.kill(os.getpid(), signal.SIGINT)
+    print("goes on")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "removed", "interrupted\n")
+
+
 def test_ray_does_not_take_sigterm_for_itself(tmp_path: Path) -> None:
     code = """
 import os, signal

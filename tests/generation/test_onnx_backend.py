@@ -1,6 +1,7 @@
 """The fast backend against the torch one: same logits, same greedy stories, for every shape that a config can have."""
 
 import dataclasses
+import os
 import sys
 
 import numpy as np
@@ -281,3 +282,10 @@ def test_model_elsewhere_than_on_the_cpu_is_left_to_torch() -> None:
 def test_no_slots_are_refused() -> None:
     with pytest.raises(ValueError, match=r"max_slots \(0\) must be at least 1"):
         OnnxBackend(small_model(), 0)
+
+
+def test_a_replica_of_another_cluster_sends_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command of ours has set its environment."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    make_backend(random_model(ModelConfig(vocab_size=300, seq_len=16, n_layers=1, d_model=16, n_heads=2)), 1, "onnx")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

@@ -2,8 +2,10 @@
 
 import ctypes
 import hashlib
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
 
 from pipelines import prepare, runner_names, runners
 from slm_ray import internals
@@ -22,6 +24,7 @@ from tests.support.paths import ROOT
 from tests.support.source_files import set_rows_per_range
 
 SOURCE = ("--source", "sample", "--max-stories", "320", "--vocab-size", "512", "--near-duplicates", "0.8")
+OF_ANOTHER = "beam-pipeline-temp-of-another"
 TWO = ("--direct_num_workers", "2", "--direct_running_mode")
 
 
@@ -135,8 +138,10 @@ def job_service(tmp_path) -> Iterator[str]:
     """Beam's own job service in a process of its own; its address."""
     port_file = tmp_path / "port"
     command = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", "-p", "0"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # it leaves there what it was sent
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([*command, "--port_file", str(port_file)], cwd=ROOT, stdout=log, stderr=log)
+        command += ["--port_file", str(port_file)]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 60
             while not (port_file.exists() and port_file.read_text()):
@@ -148,11 +153,48 @@ def job_service(tmp_path) -> Iterator[str]:
             process.wait()
 
 
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    """The folder for temporary files of this process, with a file of somebody else."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    (folder / OF_ANOTHER).touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def left_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 @pytest.mark.slow
-def test_a_portable_runner_gives_the_same_bytes(in_memory, job_service, tmp_path):
+def test_a_portable_runner_gives_the_same_bytes_and_leaves_nothing(in_memory, job_service, temporary, tmp_path):
     portable = ("--runner", "PortableRunner", "--job_endpoint", job_service, "--environment_type", "LOOPBACK")
     assert prepare.main(["--output", str(tmp_path / "data"), *SOURCE, *portable]) == 0
     assert digests(tmp_path / "data") == in_memory
+    assert left_in(temporary) == [OF_ANOTHER]
+
+
+def test_a_pipeline_that_never_runs_leaves_no_temporary_folder(temporary, tmp_path):
+    """Beam removes its folder at the end of a run: not after Ctrl-C, a kill or a mistake in the graph."""
+    runners.make_pipeline(PipelineOptions([]), tmp_path)
+    assert left_in(temporary) == [OF_ANOTHER]
+
+
+def test_what_beam_makes_for_another_runner_is_removed_with_its_folder(temporary):
+    options = PipelineOptions(["--runner", "PortableRunner", "--requirements_file", "requirements.txt"])
+    before = tempfile.gettempdir()
+    with runners.own_temporary_folder(options) as remove:
+        sent = Path(tempfile.mkdtemp())
+        assert sent.parent.parent == temporary
+        remove()
+        assert not sent.exists()
+        Path(tempfile.gettempdir()).mkdir()
+        tempfile.mkdtemp()
+    assert tempfile.gettempdir() == before and left_in(temporary) == [OF_ANOTHER]
+    assert options.view_as(SetupOptions).requirements_cache == str(temporary / "beam-requirements-cache")
+    with runners.own_temporary_folder(PipelineOptions([])):
+        assert tempfile.gettempdir() == before
 
 
 @pytest.mark.parametrize(

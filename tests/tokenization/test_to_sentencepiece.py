@@ -1,6 +1,7 @@
 """A trained Unigram in SentencePiece's own format: the same ids, and every text comes back."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -8,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray.corpus.grammar import sample_stories
+from slm_ray.errors import UserError
+from slm_ray.tokenization.loading import open_tokenizer
 from slm_ray.tokenization.to_sentencepiece import MODEL_FILE, VOCAB_FILE, charsmap, sentencepiece_files
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from slm_ray.tokenization.training import train_bpe, train_unigram
@@ -57,3 +60,12 @@ def test_rules_of_any_bytes_are_found_again(rules: dict[bytes, bytes]) -> None:
     normaliser = Normaliser(charsmap(written), joins_spaces=False) if written else None
     for key, text in written.items():
         assert normaliser is not None and normaliser(key.decode()) == text.decode()
+
+
+def test_the_model_that_was_written_is_not_taken_back_but_what_stands_beside_it(tmp_path: Path) -> None:
+    trained, _ = both()
+    (tmp_path / MODEL_FILE).write_bytes(sentencepiece_files(trained)[MODEL_FILE])
+    (tmp_path / "tokenizer.json").write_text(trained.to_json(), encoding="utf-8")
+    with pytest.raises(UserError, match=r"Then name the tokenizer.json beside it"):
+        open_tokenizer(str(tmp_path / MODEL_FILE))
+    assert open_tokenizer(str(tmp_path / "tokenizer.json")).encode("Once upon") == trained.encode("Once upon")

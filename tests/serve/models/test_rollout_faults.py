@@ -1,6 +1,8 @@
 """What a rollout says to strangers, and does when the reference moves back or the backend is broken."""
 
 import asyncio
+import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from slm_ray.generation import cache_size
 from slm_ray.generation.engine_thread import EngineError, Order
 from slm_ray.generation.sampling import SamplingParams
 from slm_ray.runs import run_folder
+from slm_ray.tracking import registry
 from slm_ray.tracking.registry import RegistryError, resolve_model
 from tests.serve.models.test_rollout import WITHIN_S, wait_for
 from tests.support.tiny_model import write_endless_model, write_tiny_model
@@ -83,6 +86,22 @@ def test_a_version_that_memory_does_not_hold_leaves_the_old_one_serving(
     try:
         wait_for(lambda: rollout.status.state == "failed")
         assert "its weights are 3 MB" in rollout.status.detail and "1 MB are free" in rollout.status.detail
+        assert rollout.submit("Once", STORY)[1].result(WITHIN_S).tokens
+    finally:
+        asyncio.run(rollout.close())
+
+
+def test_a_copy_of_a_model_is_gone_once_it_is_read(
+    versions: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that serves is killed at the end of a Ray of our own: whatever it keeps would stay."""
+    copy = tmp_path / "slm-model-x"
+    shutil.copytree(versions[0], copy / "checkpoint")
+    resolved = dataclasses.replace(resolve_model(str(copy / "checkpoint")), scratch=copy)
+    monkeypatch.setattr(registry, "resolve_model", lambda *_: resolved)
+    rollout = start_rollout("models:/copied@champion", "", 1, max_slots=2, watch_interval_s=60)
+    try:
+        assert not copy.exists()
         assert rollout.submit("Once", STORY)[1].result(WITHIN_S).tokens
     finally:
         asyncio.run(rollout.close())
