@@ -71,7 +71,8 @@ def forget_peaks(device: torch.device) -> None:
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): the peak of the resident set
-    if device.type == "cuda":
+    # before the process has used the GPU there is no peak, and PyTorch raises
+    if device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats(device)
 
 

@@ -85,3 +85,21 @@ def test_what_an_earlier_run_of_the_process_held_is_not_the_peak_of_the_next() -
     assert memory(torch.device("cpu"))["peak_memory_bytes"] >= before
     forget_peaks(torch.device("cpu"))
     assert memory(torch.device("cpu"))["peak_memory_bytes"] < before - 100_000_000
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_gpu_that_the_process_has_not_used_yet_has_no_peak_to_forget(
+    has_begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch then raises "Invalid device argument 0: did you call init?", which would end a sweep's first trials."""
+    forgotten: list[torch.device] = []
+
+    def reset(device: torch.device) -> None:
+        if not has_begun:
+            raise RuntimeError("Invalid device argument 0: did you call init?")
+        forgotten.append(device)
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: has_begun)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    forget_peaks(torch.device("cuda", 0))
+    assert forgotten == [torch.device("cuda", 0)] * has_begun
