@@ -38,10 +38,9 @@ class DeliveryQueue:
             if len(self._calls) >= CAPACITY:
                 self._lose(f"{CAPACITY:,} records are waiting")
                 return
+            if self._thread is None and not self._begin():
+                return
             self._calls.append(call)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._deliver, daemon=True, name=f"delivery to {self._receiver}")
-                self._thread.start()
             self._changed.notify_all()
 
     def flush(self, timeout_s: float = FLUSH_S) -> bool:
@@ -57,6 +56,17 @@ class DeliveryQueue:
         if not is_empty:
             self._say(f"{self._receiver} did not take the last {n_left:,} records within {timeout_s:g} s")
         return is_empty
+
+    def _begin(self) -> bool:
+        """Begin a thread. Returns whether there is one: not where the machine has none left, or the process ends."""
+        thread = threading.Thread(target=self._deliver, daemon=True, name=f"delivery to {self._receiver}")
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._lose(one_line(error))
+            return False
+        self._thread = thread
+        return True
 
     def _deliver(self) -> None:
         while True:

@@ -94,3 +94,24 @@ def test_the_thread_of_a_silent_queue_ends_and_the_next_call_is_made(monkeypatch
             time.sleep(0.005)
         assert "delivery to the quiet store" not in names()
     assert made == [0, 1, 2]
+
+
+def test_where_no_thread_can_be_begun_a_call_is_lost_and_the_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread is begun at any step, not at the first one alone: a limit of threads would end a training there."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    said: list[str] = []
+    made: list[int] = []
+    box = DeliveryQueue("the store", said.append)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        box.put(lambda: made.append(0))
+    box.put(lambda: made.append(1))
+    assert box.flush(timeout_s=10)
+    assert made == [1]
+    assert said == [
+        "the store does not take the records, the run goes on without: can't start new thread",
+        "the store takes records again; 1 were lost",
+    ]
