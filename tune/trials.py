@@ -38,6 +38,8 @@ from tune.shown.view import Lines, View
 LOOK_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 """Between two looks of Train's at its workers: by default two seconds, in which a trial may be over."""
 DRIVER_CPUS = 0.01  # of each trial's own driver; Tune refuses 0, and a whole CPU would leave none for the workers
+AWAY_S = 5.0
+"""After so long, the first trial whose MLflow run cannot be ended is the last that is tried."""
 ORPHAN_TIMEOUT_S = 60.0
 """How long the processes of a sweep whose driver was killed may take to notice."""
 
@@ -110,30 +112,39 @@ class TrialRunner:
         try:
             results = tuner.fit()
         except KeyboardInterrupt:  # the processes of the trials end with this one
-            for config in configs.values():
-                self._end_lost_run(config, "KILLED")
+            self._end_lost_runs(configs.values(), "KILLED")
             raise
         finally:
             with contextlib.suppress(Exception):  # Ray may still be writing to it
                 self.folder.clear_requests()
         errors = {str(result.config["trial"]): result.error for result in results if result.config and result.error}
-        for name in errors:
-            self._end_lost_run(configs[name], "FAILED")
+        # a process that lived to say why it failed has ended its run itself, or the run is another driver's
+        self._end_lost_runs([configs[name] for name, error in errors.items() if _is_killed(error)], "FAILED")
         return {name: _keep_failure(configs[name], error) for name, error in errors.items()}
 
-    def _end_lost_run(self, config: TrainConfig, status: str) -> None:
-        """End the MLflow run of a trial whose process is gone: with one worker, nobody else is there to say so."""
+    def _end_lost_runs(self, configs: Iterable[TrainConfig], status: str) -> None:
+        """End the MLflow runs of trials whose process is gone: with one worker, nobody else is there to say so."""
         if self.tracking_uri == mlflow_runs.OFF:
             return
-        path = storage.storage_path(config.output) / config.name / MLFLOW_ID
-        with contextlib.suppress(Exception):  # it had none yet, or the store is away
-            end_lost_run(self.tracking_uri, path.read_text(encoding="utf-8").strip(), status)
+        began = time.monotonic()
+        for config in configs:
+            path = storage.storage_path(config.output) / config.name / MLFLOW_ID
+            with contextlib.suppress(Exception):  # it had none yet, or the store is away
+                end_lost_run(self.tracking_uri, path.read_text(encoding="utf-8").strip(), status)
+                continue
+            if time.monotonic() - began > AWAY_S:  # who pressed Ctrl-C does not wait so long for each trial
+                return
+
+
+def _is_killed(error: Exception) -> bool:
+    """Whether a trial's process could not say why it failed."""
+    return isinstance(error, RayActorError)
 
 
 def _keep_failure(config: TrainConfig, error: Exception) -> str:
     """Why a trial failed, in one line that names its log, which is written here."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    reason = f"its process was killed ({type(error).__name__})" if isinstance(error, RayActorError) else one_line(cause)
+    reason = f"its process was killed ({type(error).__name__})" if _is_killed(error) else one_line(cause)
     with contextlib.suppress(Exception):  # a full disk may be the reason, or a store that is away
         storage.make_folder(log_path(config).parent)
         log_path(config).write_text(without_secrets(str(error)) + "\n", encoding="utf-8")

@@ -104,3 +104,33 @@ def test_the_mlflow_runs_of_trials_are_ended_when_the_sweep_is_interrupted(
     with pytest.raises(KeyboardInterrupt):
         run()
     assert mlflow_runs.client(mlflow_uri).get_run(run_id).info.status == "KILLED"
+
+
+def test_the_mlflow_run_of_a_trial_that_another_driver_has_is_left_to_it(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
+) -> None:
+    """Its process lived to say so; had the run been its own, it would have ended it."""
+    refused = SimpleNamespace(config={"trial": "one"}, error=RayTaskError("train", "", UserError("another has it")))
+    run_id, run = run_with(lambda: [refused], dataclasses.replace(config, workers=2), monkeypatch, mlflow_uri)
+    assert run()["one"].startswith("another has it")
+    assert mlflow_runs.client(mlflow_uri).get_run(run_id).info.status == "RUNNING"
+
+
+def test_a_store_that_is_away_is_not_waited_for_once_a_trial(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def hang(_uri: str, run_id: str, _status: str) -> None:
+        asked.append(run_id)
+        raise OSError("no answer")
+
+    folder = trials.run_folder(config)
+    folder.path.mkdir(parents=True)
+    (folder.path / MLFLOW_ID).write_text("r1", encoding="ascii")
+    monkeypatch.setattr(trials, "end_lost_run", hang)
+    monkeypatch.setattr(trials, "AWAY_S", 0.0)
+    pinned: dict[str, Any] = {"origin_sha256": "", "teacher_sha256": (), "tracking_uri": "http://127.0.0.1:9"}
+    runner = trials.TrialRunner(folder=folder, at_once=1, parent_run_id="", view=Lines(1), **pinned)
+    runner._end_lost_runs([config] * 3, "KILLED")
+    assert asked == ["r1"]
