@@ -3,6 +3,7 @@
 In: Beam's options. Out: a `beam.Pipeline`. The rest of `pipelines/` does not know which runner it is.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -116,7 +117,7 @@ def make_pipeline(beam_options: PipelineOptions, staged: StoragePath) -> beam.Pi
     if is_direct(beam_options):
         log = str(staged / "workers.log") if storage.is_local(staged) else os.devnull
         runner = _direct_runner(beam_options.view_as(DirectOptions), log)
-    elif str(runner).lower() == "portablerunner":
+    elif _has_service(beam_options):
         _refuse_absent(beam_options.view_as(PortableOptions).job_endpoint)
     try:
         pipeline = beam.Pipeline(runner=runner, options=beam_options)
@@ -135,7 +136,8 @@ def own_temporary_folder(beam_options: PipelineOptions) -> Iterator[Callable[[],
     """Where another runner is asked for, let Beam put what it sends there into a folder for the length of the block.
 
     It makes several beside each other in the folder for temporary files, and leaves them. Yields what removes the
-    folder at once, for an end of the process within the block.
+    folder at once, for an end of the process within the block. The folder of a job server that Beam began stays to the
+    end of the process: there the server is ended, but only after its own folder was found and removed.
     """
     if is_direct(beam_options):
         yield lambda: None
@@ -146,12 +148,19 @@ def own_temporary_folder(beam_options: PipelineOptions) -> Iterator[Callable[[],
     importlib.import_module("matplotlib")  # without a home it has a folder there for as long as this process lives
     folder = tempfile.mkdtemp(prefix="slm-prepare-")
     remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(remove)  # behind all that Beam registers within the block
     before, tempfile.tempdir = tempfile.tempdir, folder
     try:
         yield remove
     finally:
         tempfile.tempdir = before
-        remove()
+        if _has_service(beam_options):
+            remove()
+
+
+def _has_service(beam_options: PipelineOptions) -> bool:
+    """Whether jobs go to a job service that somebody else has begun."""
+    return str(beam_options.view_as(StandardOptions).runner).lower() == "portablerunner"
 
 
 def _refuse_absent(endpoint: str | None) -> None:

@@ -1,8 +1,10 @@
 """Any runner, any number of workers, any bundling: the same bytes. And nothing listens beyond this machine."""
 
+import atexit
 import ctypes
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
+from apache_beam.runners.portability.job_server import StopOnExitJobServer, SubprocessJobServer
 
 from pipelines import prepare, runner_names, runners
 from slm_ray import internals
@@ -195,6 +198,24 @@ def test_what_beam_makes_for_another_runner_is_removed_with_its_folder(temporary
     assert options.view_as(SetupOptions).requirements_cache == str(temporary / "beam-requirements-cache")
     with runners.own_temporary_folder(PipelineOptions([])):
         assert tempfile.gettempdir() == before
+
+
+def test_a_job_server_that_beam_began_is_ended_at_the_end_of_the_process(temporary, monkeypatch):
+    """Beam removes the server's folder first: where that was gone, the server stayed, as a process without a parent."""
+    at_exit, ended = [], []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # which Beam takes too
+
+    class Server(SubprocessJobServer):
+        def start(self):
+            self._local_temp_root = tempfile.mkdtemp(prefix="beam-temp")
+            self._server = SimpleNamespace(stop=lambda: ended.append(True))
+
+    with runners.own_temporary_folder(PipelineOptions(["--runner", "FlinkRunner"])):
+        StopOnExitJobServer(Server()).start()
+    for function in reversed(at_exit):
+        function()
+    assert ended == [True] and left_in(temporary) == [OF_ANOTHER]
 
 
 @pytest.mark.parametrize(
