@@ -81,9 +81,13 @@ class Data:
         return tokenizer
 
     def parts(self, split: Split) -> list[tuple[str, str, Manifest]]:
-        """Name, folder and manifest of each data set with stories in a split."""
+        """Name, folder and manifest of the data set; of a mixture, of each with stories in a split."""
         sets = zip(named_sets(self.folder, self.manifest), data_sets(self.folder, self.manifest))
-        return [(name, str(folder), its) for (name, its, _), (folder, _) in sets if its.splits[split].rows]
+        return [
+            (name, str(folder), its)
+            for (name, its, _), (folder, _) in sets
+            if its is self.manifest or its.splits[split].rows
+        ]
 
     @property
     def is_sample_corpus(self) -> bool:

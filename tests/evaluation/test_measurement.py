@@ -285,3 +285,12 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_measur
     code, out, err = run(capsys, "--model", model, "--data", tiny_data, option, tmp_path / "new")
     assert (code, out) == (2, "") and "cannot write" in err and "Permission denied" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_stories_of_a_split_that_has_none_are_refused(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Scores against no training story would say that every word is unknown and nothing copied."""
+    write_data(tmp_path, tiny_tokenizer, {"validation": [(0, 4)]})
+    data = Data.open(str(tmp_path), "validation")
+    assert sum(map(len, data.stories())) == 4
+    with pytest.raises(UserError, match="has no stories in its train split"):
+        list(data.stories("train"))
