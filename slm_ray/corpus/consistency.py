@@ -15,6 +15,8 @@ from typing import Literal
 
 from slm_ray.corpus import words
 
+THREAD_CHECK = 2
+"""Counts the versions of this check: up by one with every change of what passes it. Cards of before name none."""
 Pronoun = Literal["he", "she"]
 
 _FAMILY: dict[str, Pronoun] = {

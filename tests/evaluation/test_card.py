@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from slm_ray import evaluate
+from slm_ray.corpus.consistency import THREAD_CHECK
 from slm_ray.evaluation.card import machine, page, verification
 from slm_ray.evaluation.card.content import DIGEST, digest
 from slm_ray.tokenization.tokenizer import Tokenizer
@@ -175,6 +176,33 @@ def test_a_card_says_the_licence_of_its_stories_and_one_of_before_need_not(
     card[DIGEST] = digest(card)
     code, lines = check_altered(card)
     assert code == 1 and "data.licence" in lines[0]
+
+
+def test_a_thread_that_another_version_s_check_counted_is_not_compared_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    model: Path, tiny_data: Path, tmp_path: Path, card: Card,
+) -> None:  # fmt: skip
+    """The check of the sample corpus became stricter: a true card of before was called untrue."""
+    card["made_with"]["thread_check"], card["writing"]["scores"]["corpus_thread"] = THREAD_CHECK, 0.5
+    truth = copy.deepcopy(card)
+    monkeypatch.setattr(verification, "make_card", lambda *_: copy.deepcopy(truth))
+
+    def checked(altered: Card) -> tuple[int, list[str], str]:
+        path = tmp_path / "altered.json"
+        path.write_text(json.dumps(altered | {DIGEST: digest(altered)}))
+        return check(capsys, path, model, tiny_data)
+
+    card["writing"]["scores"]["corpus_thread"] = 0.9
+    code, lines, _ = checked(card)
+    assert code == 1 and lines == ["not equal: writing.scores.corpus_thread is 0.9 in the card, and 0.5 was computed"]
+    del card["made_with"]["thread_check"]
+    code, lines, _ = checked(card)
+    assert code == 0 and "corpus_thread is not compared: another version" in lines[0]
+    del truth["made_with"]["thread_check"]  # of other stories than those of the corpus
+    truth["writing"]["scores"]["corpus_thread"] = card["writing"]["scores"]["corpus_thread"] = None
+    assert checked(card)[0] == 0
+    card["made_with"]["thread_check"] = 1
+    assert checked(card)[0] == 1
 
 
 def test_an_altered_name_or_digest_is_an_altered_card(

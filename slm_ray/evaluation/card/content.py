@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.config.mixtures import Mixtures
+from slm_ray.corpus.consistency import THREAD_CHECK
 from slm_ray.dataset.licences import UNKNOWN, licence_of
 from slm_ray.errors import UserError
 from slm_ray.evaluation.card.machine import machine_kind
@@ -123,7 +124,11 @@ def _content(subject: CardSubject, data: Data, written: Written, n_beginnings: i
             "training_stories": data.manifest.splits["train"].rows,
             "training_tokens": data.manifest.splits["train"].tokens,
         },
-        "made_with": {"machine": machine_kind(threads), "beginnings": n_beginnings},
+        "made_with": {
+            "machine": machine_kind(threads),
+            "beginnings": n_beginnings,
+            **({"thread_check": THREAD_CHECK} if data.is_sample_corpus else {}),
+        },
         "loss": summary | tables,
         "writing": _writing(written),
         "published": PUBLISHED,

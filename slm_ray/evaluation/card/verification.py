@@ -49,6 +49,10 @@ _NOT_COMPARED: tuple[Where, ...] = (("model", "name"), (DIGEST,))
 """The same weights go by several names."""
 _NEWER: tuple[Where, ...] = (("data", "licence"),)
 """What cards of earlier versions do not say; where it is said, it has to be true."""
+_CHECK: Where = ("made_with", "thread_check")
+_CHECKED: tuple[Where, ...] = tuple(("writing", name, "corpus_thread") for name in ("scores", "own_endings"))
+"""Of a model of the sample corpus: by which version of its check these were counted. Another one's are not compared."""
+_OTHER_CHECK = "; corpus_thread is not compared: another version of SLM-Ray counted it by another check"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Verdict:
     """Whether this machine is of the kind that the card was made on, and this version of SLM-Ray too."""
     is_same_version: bool = True
     """Whether the card was made by a version whose numbers have the same last digits."""
+    is_same_check: bool = True
+    """Whether the card's share of stories that keep their thread is by the check of this version."""
     n_values: int
     """Values that were compared."""
     differences: tuple[Difference, ...]
@@ -81,10 +87,11 @@ class Verdict:
         if self.differences:
             lines = [f"not equal: {difference}" for difference in self.differences]
             return "\n".join(lines if self.is_same_version else [*lines, _OTHER_VERSION])
+        check = "" if self.is_same_check else _OTHER_CHECK
         if self.is_same_kind:
-            return f"equal: {self.n_values:,} values, to the last digit"
+            return f"equal: {self.n_values:,} values, to the last digit{check}"
         why = "made on another kind of machine" if self.is_same_version else _OTHER_VERSION
-        return f"equal: {self.n_values:,} values, losses within {LOSS_BOUND:g} ({why})"
+        return f"equal: {self.n_values:,} values, losses within {LOSS_BOUND:g} ({why}){check}"
 
     def to_record(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -154,7 +161,8 @@ def verify(card: Card, subject: CardSubject, data: Data) -> Verdict:
             raise UserError(f"the stories in the card are none: {one_line(error)}") from error
         again["made_with"]["machine"] = card["made_with"].get("machine")
     own, other = dict(_values(card)), dict(_values(again))
-    unsaid = [where for where in _NEWER if where not in own]
+    is_same_check = _CHECK not in other or own.get(_CHECK) == other[_CHECK]
+    unsaid = [*(where for where in _NEWER if where not in own), *(() if is_same_check else (_CHECK, *_CHECKED))]
     places = [where for where in {**own, **other} if where not in (*_NOT_COMPARED, *unsaid)]
     for where in places:
         bound = LOSS_BOUND if where[0] == "loss" and not is_same_kind else 0.0
@@ -166,6 +174,7 @@ def verify(card: Card, subject: CardSubject, data: Data) -> Verdict:
     return Verdict(
         is_same_kind=is_same_kind,
         is_same_version=numerics_of(card["made_with"]["machine"]) == NUMERICS,
+        is_same_check=is_same_check,
         n_values=len(places),
         differences=tuple(found),
     )
