@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle, tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from slm_ray import storage
@@ -137,8 +137,8 @@ class TrialRunner:
 
 
 def _is_killed(error: Exception) -> bool:
-    """Whether a trial's process could not say why it failed."""
-    return isinstance(error, RayActorError)
+    """Whether a trial's process could not say why it failed: Ray does, of one out of memory by another name."""
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
 
 
 def _keep_failure(config: TrainConfig, error: Exception) -> str:

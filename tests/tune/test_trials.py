@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
@@ -84,11 +84,12 @@ def run_with(
     return run_id, lambda: runner.run({"one": config}, 8)
 
 
+@pytest.mark.parametrize("how", [ActorDiedError(), OutOfMemoryError("of the node")])
 def test_the_mlflow_run_of_a_trial_whose_process_was_killed_is_ended(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
+    how: Exception, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
 ) -> None:
     """It was the run's driver too: nobody else can say that it failed."""
-    killed = SimpleNamespace(config={"trial": "one"}, error=ActorDiedError())
+    killed = SimpleNamespace(config={"trial": "one"}, error=how)
     run_id, run = run_with(lambda: [killed], dataclasses.replace(config, workers=2), monkeypatch, mlflow_uri)
     assert "its process was killed" in run()["one"]
     assert mlflow_runs.client(mlflow_uri).get_run(run_id).info.status == "FAILED"
