@@ -13,7 +13,7 @@ from typing import Any
 from slm_ray.config.measures import Split
 from slm_ray.config.mixtures import named_data
 from slm_ray.dataset.manifest import data_sets, load_manifest
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, visible
 from slm_ray.evaluation.comparison import PairedDifference
 from slm_ray.evaluation.losses import InfiniteLossError, StoryLosses
 from slm_ray.evaluation.measurement import Data, Measurement, Subject, difference, finite, measure
@@ -103,7 +103,7 @@ class StoryJudge:
             return said
         name = named_data(str(load_state(champion.path).config.get("data", "")))
         other = f"{name} (data set {champion.data_fingerprint[:SHORT]})".lstrip()
-        return f"{said}; version {champion.version} was trained on other data, {other}"
+        return f"{said}; version {champion.version} was trained on other data, {visible(other)}"
 
     def _of_each(self, candidate: ResolvedModel, champion: ResolvedModel) -> list[str]:
         """The data sets of a mixture with the difference of bits per byte on each, where there is a finite one."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -325,6 +326,16 @@ def test_two_models_of_other_data_are_compared_on_one_text_and_it_is_said_on_whi
     assert [one["weight"] for one in json.loads(tags["data_mixtures"])[tags["data_fingerprint"]]] == [0.7, 0.3]
     inputs_of_it = store.get_run(tags["evaluation.run"]).inputs.dataset_inputs
     assert {one.dataset.name for one in inputs_of_it} == {one, "more-data"}
+
+
+def test_what_a_champion_s_files_say_of_its_data_acts_on_no_terminal(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "load_state", lambda _: SimpleNamespace(config={"data": "tales\x1b[2J\nbest"}))
+    judge: Any = promotion.StoryJudge(Data.open(tiny_config.data, "validation"))
+    own, its = SimpleNamespace(data_fingerprint="a"), SimpleNamespace(data_fingerprint="\x07b", version="1", path="")
+    said = judge.describe(own, its)
+    assert "trained on other data, tales" in said and said.isprintable()
 
 
 def test_a_mixture_is_judged_by_test_stories_where_all_of_it_have_some(
