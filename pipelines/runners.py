@@ -187,6 +187,11 @@ def user_errors(output: StoragePath) -> Iterator[None]:
                 f"the runner needs a program that is not here and could not be fetched ({all_lines(error)}): "
                 "see infra/README.md for what each runner needs"
             ) from error
+        if "CalledProcessError: Command '['docker', 'run'" in str(error):
+            raise UserError(
+                "the runner could not start its container by `docker run`: start Docker, or take workers without it, "
+                "--environment_type LOOPBACK (see infra/README.md)"
+            ) from error
         if message := re.search(r"UserError: (.+)", str(error)):
             raise UserError(_STEP_NAME.sub("", message[1])) from error
         if message := re.search(r"(?:OS|Permission)Error: (.+)", str(error)):
