@@ -4,8 +4,6 @@ In: Beam's options. Out: a `beam.Pipeline`. The rest of `pipelines/` does not kn
 """
 
 import atexit
-import contextlib
-import ctypes
 import functools
 import importlib
 import logging
@@ -36,6 +34,7 @@ from pipelines import runner_names
 from slm_ray import internals, storage
 from slm_ray.errors import UserError
 from slm_ray.limits import core_count
+from slm_ray.malloc import ARENA_MAX, MMAP_THRESHOLD, TOP_PAD, TRIM_THRESHOLD, set_malloc
 from slm_ray.sources.addresses import all_lines
 from slm_ray.storage import StoragePath
 from slm_ray.tokenization.tokenizer import Tokenizer, cached_tokenizer
@@ -47,8 +46,8 @@ except (ImportError, AttributeError):  # a version of Beam with other names insi
     forked_workers = None
 
 LOGGER = logging.getLogger(__name__)
-MALLOC = {-1: 1 << 27, -2: 1 << 24, -3: 1 << 25, -8: 1}
-"""`mallopt`'s trim threshold, padding, threshold of mapping, and number of arenas."""
+MALLOC = {TRIM_THRESHOLD: 1 << 27, TOP_PAD: 1 << 24, MMAP_THRESHOLD: 1 << 25, ARENA_MAX: 1}
+"""What keeps the arrays of a range and lets go of more."""
 ANSWER_TIMEOUT_S = 5.0
 _SERVER_MODULES = (
     "apache_beam.runners.portability.fn_api_runner.worker_handlers",
@@ -89,9 +88,7 @@ def _make_ready(tokenizer_json: str) -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed: each range takes hundreds of arrays of megabytes, and to get them from the system
     anew each time is a tenth of the work. Another libc does what it does."""
-    with contextlib.suppress(AttributeError, OSError):
-        for name, value in MALLOC.items():
-            ctypes.CDLL(None).mallopt(name, value)
+    set_malloc(MALLOC)
 
 
 def refuse_private_memory(beam_options: PipelineOptions, folder: StoragePath) -> None:
@@ -198,6 +195,11 @@ def user_errors(output: StoragePath) -> Iterator[None]:
             raise UserError(
                 f"the runner needs a program that is not here and could not be fetched ({all_lines(error)}): "
                 "see infra/README.md for what each runner needs"
+            ) from error
+        if "CalledProcessError: Command '['docker', 'run'" in str(error):
+            raise UserError(
+                "the runner could not start its container by `docker run`: start Docker, or take workers without it, "
+                "--environment_type LOOPBACK (see infra/README.md)"
             ) from error
         if message := re.search(r"UserError: (.+)", str(error)):
             raise UserError(_STEP_NAME.sub("", message[1])) from error

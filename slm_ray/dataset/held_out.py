@@ -20,6 +20,8 @@ SKETCHED = 8
 """Tokens of a story by which it is looked for first."""
 
 Marks = npt.NDArray[np.uint64]
+_FOUND_SOUND: set[frozenset[str]] = set()
+"""Fingerprints of data sets that went together in this process: each trial of a sweep asks anew."""
 
 
 def refuse_trained_on(parts: Sequence[tuple[str | StoragePath, Manifest]]) -> None:
@@ -28,7 +30,8 @@ def refuse_trained_on(parts: Sequence[tuple[str | StoragePath, Manifest]]) -> No
     Raises:
         UserError: with both and how many stories it is; or a shard is missing or altered.
     """
-    if len(parts) < 2:
+    fingerprints = frozenset(manifest.fingerprint for _, manifest in parts)
+    if len(parts) < 2 or fingerprints in _FOUND_SOUND:
         return
     held_out = [_held_out(folder, manifest) for folder, manifest in parts]
     for number, (folder, manifest) in enumerate(parts):
@@ -43,6 +46,7 @@ def refuse_trained_on(parts: Sequence[tuple[str | StoragePath, Manifest]]) -> No
                         f"{folder} trains on at least {count:,} stories that {place} holds out: prepare both with the "
                         "same --validation-fraction and --test-fraction, then a story is in one split in both"
                     )
+    _FOUND_SOUND.add(fingerprints)
 
 
 def _held_out(folder: str | StoragePath, manifest: Manifest) -> tuple[Marks, Marks]:

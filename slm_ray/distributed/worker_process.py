@@ -56,6 +56,7 @@ def run_here(given: dict[str, Any], report: Report, still_ours: Callable[[], Non
     torch.compiler.reset()  # what was compiled for other runs would count against the compiler's limit
     place = place_alone()
     forget_peaks(place.device)
+    hardware.keep_memory(int(given["config"]["threads"]) or core_count())
     _run(given, place, report, still_ours=still_ours)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_ray.config.schema import TrainConfig
+from slm_ray.dataset import held_out
 from slm_ray.dataset.held_out import marks, refuse_trained_on
 from slm_ray.dataset.manifest import data_sets, load_manifest
 from slm_ray.errors import UserError
@@ -57,3 +58,17 @@ def test_data_sets_that_share_training_or_held_out_stories_go_together(
 ) -> None:
     data = mixture(tmp_path, tiny_tokenizer, {"train": [(10, 30), (40, 50)], "validation": [(31, 35)]})
     refuse_trained_on(data_sets(data, load_manifest(data)))
+
+
+def test_what_went_together_is_not_read_again_in_the_same_process(
+    tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = mixture(tmp_path, tiny_tokenizer, {"train": [(10, 30), (40, 51)], "validation": [(31, 35)]})
+    parts = data_sets(data, load_manifest(data))
+    refuse_trained_on(parts)
+    monkeypatch.setattr(held_out, "split_parts", lambda *_: pytest.fail("it is read again"))
+    refuse_trained_on(parts)
+    write_data(tmp_path / "c", tiny_tokenizer, {"train": [(60, 80)]})
+    other = f"{tmp_path / 'a'}=0.7 {tmp_path / 'c'}=0.3"
+    with pytest.raises(pytest.fail.Exception, match="it is read again"):
+        refuse_trained_on(data_sets(other, load_manifest(other)))

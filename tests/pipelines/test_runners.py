@@ -241,6 +241,18 @@ def test_a_program_that_cannot_be_fetched_is_one_clear_line(tmp_path):
         raise RuntimeError("Unable to fetch remote job server jar at https://place/flink.jar: no network")
 
 
+def test_a_container_that_cannot_be_started_is_one_clear_line(tmp_path):
+    """As Beam 2.77 says it of `--job_endpoint embed` where no Docker runs."""
+    words = (
+        "subprocess.CalledProcessError: Command '['docker', 'run', '-d', '--network=host', 'apache/beam']' returned 125"
+    )
+    with (
+        pytest.raises(UserError, match=r"start Docker, or take workers without it, --environment_type LOOPBACK"),
+        runners.user_errors(tmp_path),
+    ):
+        raise RuntimeError(f"Pipeline job-1 failed in state FAILED: Traceback (most recent call last):\n{words}")
+
+
 @pytest.mark.parametrize(("given", "expected"), [("0", 3), ("2", 2)])
 def test_all_cores_are_those_that_this_process_may_use(given, expected, monkeypatch):
     made = []

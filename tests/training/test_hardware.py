@@ -1,8 +1,12 @@
 """What is chosen for each kind of machine, by fakes of what torch and the system say of it."""
 
+import ctypes
 import dataclasses
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Literal
@@ -12,6 +16,7 @@ import torch
 
 from slm_ray.config.schema import ModelConfig, TrainConfig
 from slm_ray.training import hardware
+from tests.support.paths import ROOT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,3 +102,26 @@ def test_memory_is_kept_by_workers_of_one_thread_and_as_the_user_says(monkeypatc
     assert hardware.memory_settings(2) == {}
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     assert set(hardware.memory_settings(1)) == set(hardware.KEEP_MEMORY) - {"MALLOC_ARENA_MAX"}
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc")
+def test_memory_is_kept_by_a_process_that_runs_already_where_it_has_one_thread() -> None:
+    """64 MB at a time: more than glibc keeps by itself."""
+    script = """
+import resource
+import torch
+from slm_ray.training.hardware import keep_memory
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+for threads in (2, 1):
+    keep_memory(threads)
+    print(new_pages(), new_pages())
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in hardware.KEEP_MEMORY}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    (first, again), (kept, kept_again) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert again * 2 > first
+    assert kept_again * 10 < kept
