@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, without_secrets
 
 OPTION = "--data"
 MAX_TAG = 8000
@@ -113,10 +113,12 @@ def _is_there(data: str) -> bool:
 
 def part_names(folders: Sequence[str]) -> list[str]:
     """What the parts of a mixture are called: by their last name; with a number behind it where several have that one.
+    No password or query of an address is in it.
 
     [x/s, y/s, t] -> [s-1, s-2, t]
     """
-    names = [PurePosixPath(folder.rstrip("/")).name or folder for folder in folders]
+    public = [without_secrets(folder) for folder in folders]
+    names = [PurePosixPath(folder.rstrip("/")).name or folder for folder in public]
     taken, found = set(names), list[str]()
     for place, name in enumerate(names):
         number = names[:place].count(name) + 1
@@ -134,7 +136,7 @@ def named_data(data: str) -> str:
     except UserError:
         parts = []
     if not parts:
-        return PurePosixPath(data).name
+        return PurePosixPath(without_secrets(data)).name
     names = part_names([folder for folder, _ in parts])
     return _joined(names, [weight for _, weight in parts])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.config.mixtures import DataShare, each_place, joined_data, mixtures_text, part_names, parts_of
+from slm_ray.config.mixtures import DataShare, each_place, joined_data, mixtures_text, named_data, part_names, parts_of
 from slm_ray.config.places import moved_data, portable_config, saved_config, typed_config
 from slm_ray.errors import UserError
 
@@ -85,6 +85,13 @@ def test_a_secret_in_an_address_is_left_out_and_its_weight_is_kept() -> None:
     assert portable_config({"data": data})["data"] == "a=0.7 b=0.3"
     assert saved_config({"data": "s3://u:pw@h/b?secret_key=TT"})["data"] == "s3://h/b"
     assert "SS" not in saved_config({"data": "s3://h/a?secret_key=SS=x s3://h/b=1"})["data"]
+
+
+def test_a_name_of_a_data_set_has_no_secret() -> None:
+    """It is kept in checkpoints and tags, and stands in a card."""
+    places = ["s3://h/a?access_key=AA&secret_key=SS", "s3://me:pw@bucket", "/data/b?c"]
+    assert part_names(places) == ["a", "bucket", "b?c"]
+    assert named_data(places[0]) == "a" and named_data(f"{places[0]}=1 {places[1]}=2") == "a=1 bucket=2"
 
 
 def test_weights_keep_every_digit() -> None:
