@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn.config
 
+from serve.clients import client_of
 from serve.plain_http import PlainHttpProtocol
 
 PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -48,7 +49,7 @@ def bound_proxy() -> list[Any]:
 
 
 def most_connections() -> int:
-    """Connections at a time: three quarters of the files that this process may open. One address may have half."""
+    """Connections at a time: three quarters of the files that this process may open. One client may have half."""
     return min(_HARD_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4)
 
 
@@ -84,7 +85,7 @@ class BoundedProtocol(PlainHttpProtocol):
         super().connection_made(transport)
         self.began_s = self.loop.time()
         self._watch()
-        own = [one for one in self.connections if one is not self and _host(one) == _host(self)]
+        own = [one for one in self.connections if one is not self and client_at(one) == client_at(self)]
         others, most = [one for one in self.connections if one is not self], most_connections()
         for found, limit in ((own, most // 2), (others, most)):
             if len(found) >= limit:
@@ -197,5 +198,6 @@ class BoundedProtocol(PlainHttpProtocol):
         self.transport.close()
 
 
-def _host(connection: Any) -> str:
-    return str(connection.client[0]) if connection.client else ""
+def client_at(connection: Any) -> str:
+    """Whose connection it is, for the bound of one client."""
+    return client_of(str(connection.client[0])) if connection.client else ""

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.error_responses import RETRY_AFTER_S, error_response
 from serve.api.metrics import Metrics
+from serve.clients import client_of
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_S = 10.0
@@ -79,7 +80,7 @@ class RateLimitMiddleware:
     def __init__(self, app: ASGIApp, per_minute: int, *, by_key: bool) -> None:
         self._app = app
         self._size = per_minute
-        self._caller = _key if by_key else _address
+        self._caller = _key if by_key else _client
         self._buckets: collections.OrderedDict[bytes, tuple[float, float]] = collections.OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,9 +108,9 @@ def _key(scope: Scope) -> bytes:
     return hashlib.sha256(_bearer(scope)).digest()
 
 
-def _address(scope: Scope) -> bytes:
+def _client(scope: Scope) -> bytes:
     client = scope.get("client")
-    return str(client[0] if client else "").encode()
+    return client_of(str(client[0] if client else "")).encode()
 
 
 @contextlib.contextmanager
@@ -145,7 +146,7 @@ class BodyLimitMiddleware:
             return await self._app(scope, receive, send)
         reading = asyncio.create_task(self._read(receive))
         try:
-            status, detail = await self._wait(reading, _address(scope))
+            status, detail = await self._wait(reading, _client(scope))
             messages = reading.result() if status == 200 else None
         finally:
             reading.cancel()

@@ -42,6 +42,7 @@ def test_slow_bodies_of_one_address_leave_room_for_all_others(monkeypatch: pytes
         tasks = [asyncio.create_task(ask(limit, "10.0.0.1", never)) for _ in range(MAX_BODIES_OF_ONE)]
         await asyncio.sleep(0.2)
         assert await ask(limit, "10.0.0.1", never) == 429
+        monkeypatch.setattr(middleware, "LATE_S", 60.0)  # on a busy machine five hundred take longer than those above
         burst = [ask(limit, "10.0.0.1", whole) for _ in range(MAX_ARRIVING - ARRIVING_FOR_FEW)]
         assert set(await asyncio.gather(*burst)) == {200}, "whole bodies of a hundred readers behind one proxy"
         assert await ask(limit, "10.0.0.2", whole) == 200
@@ -49,6 +50,23 @@ def test_slow_bodies_of_one_address_leave_room_for_all_others(monkeypatch: pytes
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert await ask(limit, "10.0.0.1", whole) == 200
+
+    asyncio.run(run())
+
+
+def test_late_bodies_of_one_network_of_version_6_are_of_one_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may send each request from another address of it."""
+    monkeypatch.setattr(middleware, "LATE_S", 0.001)
+
+    async def run() -> None:
+        limit = BodyLimitMiddleware(answer, 100)
+        tasks = [asyncio.create_task(ask(limit, f"2001:db8::{n:x}", never)) for n in range(MAX_BODIES_OF_ONE)]
+        await asyncio.sleep(0.2)
+        assert await ask(limit, "2001:db8::ffff:1:2", never) == 429
+        assert await ask(limit, "2001:db8:0:1::1", whole) == 200
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(run())
 
