@@ -117,9 +117,9 @@ ELSEWHERE = {
     "python pipelines/prepare.py --runner DirectRunner --source 'stories/*.jsonl.gz' --output data/mine "
     "--near-duplicates 0.8": "pipelines/test_prepare.py::test_near_duplicates_are_told_apart_from_equal_stories",
     "python -m apache_beam.runners.portability.local_job_service_main -p 8099":
-        "pipelines/test_runners.py::test_a_portable_runner_gives_the_same_bytes",
+        "pipelines/test_runners.py::test_a_portable_runner_gives_the_same_bytes_and_leaves_nothing",
     "python pipelines/prepare.py --runner PortableRunner --job_endpoint localhost:8099 --environment_type LOOPBACK":
-        "pipelines/test_runners.py::test_a_portable_runner_gives_the_same_bytes",
+        "pipelines/test_runners.py::test_a_portable_runner_gives_the_same_bytes_and_leaves_nothing",
     "ray start --head":
         "distributed/test_job.py::test_a_submitted_job_trains_and_its_head_listens_on_loopback_only",
     "ray job submit -- python slm_ray/train.py":

@@ -117,11 +117,11 @@ def new_pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 for threads in (2, 1):
     keep_memory(threads)
-    print(new_pages(), new_pages())
+    print(*(new_pages() for _ in range(6)))
 """
     environment = {name: value for name, value in os.environ.items() if name not in hardware.KEEP_MEMORY}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    (first, again), (kept, kept_again) = (map(int, line.split()) for line in done.stdout.splitlines())
-    assert again * 2 > first
-    assert kept_again * 10 < kept
+    given_back, kept = ([int(count) for count in line.split()] for line in done.stdout.splitlines())
+    assert min(given_back) * 2 > given_back[0]
+    assert kept[-1] * 10 < kept[0]  # the second may still lie elsewhere
