@@ -1,7 +1,7 @@
 """Every command and every Python block of the READMEs and pages, as it stands, in a folder like a fresh checkout.
 
 They run in the order of `ORDER`, so that each finds what those before it made: one small data set of "your own corpus",
-and one of 300 stories that a stand-in of the hub has in place of TinyStories. A command that stands on several pages
+and one of 150 stories that a stand-in of the hub has in place of TinyStories. A command that stands on several pages
 runs once. What cannot run here is listed by name, with the reason or with the test that runs it.
 """
 
@@ -251,7 +251,7 @@ def parquet(start: int, stop: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    files = {"data/train.parquet": parquet(0, 300), "data/validation.parquet": parquet(300, 320)}
+    files = {"data/train.parquet": parquet(0, 150), "data/validation.parquet": parquet(300, 312)}
     with hub_stand_in.running({"roneneldan/TinyStories": {"main": files}}) as hub:
         made = Checkout(tmp_path_factory.mktemp("checkout"), hub.endpoint)
         yield made
