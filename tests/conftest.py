@@ -5,6 +5,7 @@ import os
 
 os.environ["RAY_ADDRESS"] = "local"  # never join a cluster that happens to run on this machine
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # by default two seconds, in which a run of ours is over
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  by default 15: tests beside would take both cores from Ray
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # the compiler's own processes import torch for longer than they work
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 

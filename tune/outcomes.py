@@ -24,7 +24,7 @@ from tune.trials import run_folder, wall_seconds
 
 COMPARED = (
     *("model", "optim", "seed", "batch_size", "epochs", "packing", "attention", "validation"),
-    *("teacher_weight", "teacher_temperature"),
+    *("teacher_weight", "teacher_temperature", "mtp_weights", "mtp_until"),
 )
 """What makes two trials comparable, besides their number of steps and the data."""
 HISTORY = "metrics.jsonl"

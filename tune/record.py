@@ -24,7 +24,7 @@ from tune.space import Point, Space, make_space
 RECORD = "sweep.json"
 KEPT = (
     "seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision", "packing", "attention", "validation",
-    "model", "optim", "teacher_weight", "teacher_temperature",
+    "model", "optim", "teacher_weight", "teacher_temperature", "mtp_weights", "mtp_until",
 )  # fmt: skip
 """What makes two trials comparable; the data set does too, by its fingerprint, and the weights that they begin with and
 learn from, by their sha256. The rest may change on `--resume`: the

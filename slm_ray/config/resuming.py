@@ -14,7 +14,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 
 KEPT = (
-    *("model", "optim.name", "teacher", "teacher_weight", "teacher_temperature"),
+    *("model", "optim.name", "teacher", "teacher_weight", "teacher_temperature", "mtp_weights", "mtp_until"),
     *("batch_size", "seed", "packing", "attention", "validation"),
 )
 """Of a run: its shape, its optimizer, what it learns from, what decides which samples a step sees, and how it is
@@ -22,7 +22,7 @@ measured. Its data set too, which is compared by its fingerprint, not by its pla
 FORCED = ("batch_size", "seed")
 """Those that `--force` changes all the same."""
 
-EARLIER: Mapping[str, Any] = {"packing": "windows", "attention": "all", "validation": "windows"}
+EARLIER: Mapping[str, Any] = {"packing": "windows", "attention": "all", "validation": "windows", "mtp_weights": ()}
 """What a saved config means that lacks these fields: it was written before there was a choice."""
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -70,11 +70,16 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], kept: Collection
 
     A vocabulary of size 0 is that of the data set, whatever it is.
     """
-    before, after = flatten(was), flatten(now)
+    before, after = _as_saved(was), _as_saved(now)
     changed = {name for name in after if is_one_of(name, kept) and name in before and before[name] != after[name]}
     if not (before.get("model.vocab_size") and after.get("model.vocab_size")):
         changed.discard("model.vocab_size")
     return {name: f"{name} was {before[name]} and is now {after[name]}" for name in after if name in changed}
+
+
+def _as_saved(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted names, as JSON gives them back: tuples are lists there."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flatten(fields).items()}
 
 
 def is_one_of(name: str, names: Collection[str]) -> bool:

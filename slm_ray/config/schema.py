@@ -21,7 +21,7 @@ MAX_NAME_BYTES = 200
 IGNORED_TARGET = -1  # of a position that no loss counts
 MIN_CONTEXT = 2
 """Tokens: with one, nothing but the token before would be seen."""
-MAX_THREADS, MAX_EPOCHS = 1024, 1_000_000
+MAX_THREADS, MAX_EPOCHS, MAX_MTP_WEIGHT = 1024, 1_000_000, 1.0
 PackingName = Literal["windows", "stories"]
 AttentionName = Literal["all", "story"]
 MeasureName = Literal["stories", "windows"]
@@ -114,6 +114,10 @@ class TrainConfig:
     """Weight of the teachers in the training loss, 0 to 1; the stories have the rest."""
     teacher_temperature: float = 1.0
     """Of the comparison with the teachers; above 1, unlikely tokens count for more."""
+    mtp_weights: tuple[float, ...] = ()
+    """Multi-token prediction: weights of the second next token, the third and so on, in the loss at the run's begin."""
+    mtp_until: float = 0.6667
+    """Share of the run in which the first of these falls to 0, linearly; the second does in half of it, and so on."""
     resume: bool = False
     """Continue the run NAME from its latest checkpoint (without a name: the newest run under output), or begin it."""
     force: bool = False
@@ -193,8 +197,9 @@ class TrainConfig:
             f"workers ({self.workers}) may change by restarts only, and max_failures is 0",
         )
         _require(self.teacher_weight <= 1, f"teacher_weight ({self.teacher_weight}) must be at most 1")
-        for name in ("cpus_per_worker", "epochs", "teacher_temperature"):
+        for name in ("cpus_per_worker", "epochs", "teacher_temperature", "mtp_until"):
             _require_positive(name, getattr(self, name))
+        _check_further_tokens(self)
         _require(
             self.attention == "all" or self.packing == "stories",
             f"attention ({self.attention}) is a matter of packing stories, and packing is {self.packing}",
@@ -238,6 +243,15 @@ class TrainConfig:
                     f"batch_size ({self.batch_size}) must be divisible by workers x accumulation_steps "
                     f"({count} x {self.accumulation_steps} = {parts})"
                 )
+
+
+def _check_further_tokens(config: TrainConfig) -> None:
+    weights, seq_len = config.mtp_weights, config.model.seq_len
+    for weight in weights:
+        _require(0 <= weight <= MAX_MTP_WEIGHT, f"mtp_weights ({weight}) must be from 0 to {MAX_MTP_WEIGHT}")
+    message = f"mtp_weights ({len(weights)} of them) must be fewer than the {seq_len} tokens of the context"
+    _require(len(weights) < seq_len, message)
+    _require(config.mtp_until <= 1, f"mtp_until ({config.mtp_until}) must be at most 1")
 
 
 def worker_range(workers: int | str) -> tuple[int, int]:

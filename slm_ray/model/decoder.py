@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from slm_ray.config.schema import IGNORED_TARGET, ModelConfig
 from slm_ray.model.blockwise_attention import blockwise_attention, suits
-from slm_ray.model.linear_cross_entropy import linear_cross_entropy
+from slm_ray.model.further_targets import further_targets
+from slm_ray.model.linear_cross_entropy import linear_cross_entropy, weighted_cross_entropy
 from slm_ray.model.packed_rows import own_text
 from slm_ray.model.rms_norm import RMSNorm
 from slm_ray.model.rotary import rotary_tables, rotate
@@ -209,13 +210,21 @@ class Decoder(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        places: Tensor | None = None,
+        further: Tensor | None = None,
+    ) -> Tensor:
         """Logits, or the summed loss.
 
         tokens: (B, T) ids, T at most seq_len. targets: (B, T) ids of the following tokens, IGNORED_TARGET where none.
         places: (B, T) how far each token lies behind the beginning of its text, where a row holds several: it sees no
         other text then, and its position is that place. Without, a row is one text.
-        Returns logits (B, T, vocab_size), or with targets the sum of their negative log likelihoods in nats, fp32.
+        further: (K,) weights in fp32 of the K tokens after the next one, which each place is asked for too.
+        Returns logits (B, T, vocab_size), or with targets the sum of their negative log likelihoods in nats, fp32. With
+        `further` two sums, (2,): that with the weighted further tokens, to be differentiated, and the plain one.
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
         if places is None:
@@ -226,7 +235,11 @@ class Decoder(nn.Module):
         if targets is None:
             return self.lm_head(hidden)  # type: ignore[no-any-return]
         flat = hidden.flatten(0, 1)  # (B * T, d_model)
-        return linear_cross_entropy(flat, self.lm_head.weight, targets.reshape(-1), IGNORED_TARGET)
+        if further is None:
+            return linear_cross_entropy(flat, self.lm_head.weight, targets.reshape(-1), IGNORED_TARGET)
+        several = further_targets(targets, len(further), places).flatten(0, 1)  # (B * T, 1 + K)
+        shares = torch.cat((further.new_ones(1), further))
+        return weighted_cross_entropy(flat, self.lm_head.weight, several, shares, IGNORED_TARGET)
 
     def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Append tokens to every row of the cache and give the logits that follow them.

@@ -1,7 +1,8 @@
 """Cross-entropy over the vocabulary without ever holding all logits.
 
 In: the hidden states behind the last norm, the weights of the output layer, and targets. Out: the summed loss, equal to
-that of the plain form within rounding, with the gradients of both. `model` calls it for training and validation.
+that of the plain form within rounding, with the gradients of both. `model` calls it for training and validation. A row
+may have several targets, each with its weight: they share its logits, and cost next to nothing.
 
 The plain form keeps the logits (B * T, vocab_size) in fp32, their log-softmax and its gradient. Here a few rows of
 logits at a time are turned into their part of the loss and, since its gradient is softmax(logits) minus one at the
@@ -41,12 +42,28 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
     matrix multiplications run in autocast's type where it is on, all else in fp32 (fp64 where that is given). It can be
     differentiated once.
     """
+    return _called(hidden, weight, targets[:, None], hidden.new_ones(1, dtype=torch.float32), ignored)[0]
+
+
+def weighted_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, ignored: int) -> Tensor:
+    """The same for K targets a row. Returns (2,): the sum over rows and targets, each times its share, which can be
+    differentiated; and the plain sum over the first target of each row, which cannot.
+
+    targets: (N, K); shares: (K,) in fp32, not negative. A target whose share is zero plays no part.
+    """
+    total, _, _, first = _called(hidden, weight, targets, shares, ignored)
+    return torch.stack((total, first.detach()))
+
+
+def _called(hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, ignored: int) -> tuple[Tensor, ...]:
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     is_fused = torch.compiler.is_compiling() and device == "cuda"
-    outputs: tuple[Tensor, ...] = _loss_and_gradients(hidden, weight, targets, ignored, dtype, with_gradients, is_fused)
-    return outputs[0]
+    outputs: tuple[Tensor, ...] = _loss_and_gradients(
+        hidden, weight, targets, shares, ignored, dtype, with_gradients, is_fused
+    )
+    return outputs
 
 
 def chunk_rows(n_rows: int, vocab_size: int, device: torch.device) -> int:
@@ -87,28 +104,35 @@ def _loss_and_gradients(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
+    shares: Tensor,
     ignored: int,
     dtype: torch.dtype,
     with_gradients: bool,
     is_fused: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and its gradients with respect to hidden and weight (empty where they are not asked for)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss, its gradients with respect to hidden and weight (empty where they are not asked for), and the loss of
+    the first targets alone. Each slope is made as if the shares of its row came to one, and no value of it is beyond
+    one; the products are given what they come to.
+    """
     wide = torch.promote_types(dtype, torch.float32)
-    loss = torch.zeros((), dtype=wide, device=hidden.device)
+    loss, of_first = torch.zeros((2,), dtype=wide, device=hidden.device).unbind()
     to_hidden = torch.empty_like(hidden) if with_gradients else hidden.new_empty(0)
     to_weight = torch.zeros_like(weight) if with_gradients else weight.new_empty(0)
     chunk = _fused() if is_fused else _step_by_step
     with torch.autocast(hidden.device.type, enabled=False):
         narrow = weight.to(dtype)
         for part in _parts(len(hidden), chunk_rows(len(hidden), len(weight), hidden.device)):
-            x, is_target = hidden[part].to(dtype), (targets[part] != ignored)[:, None]  # (rows, d_model), (rows, 1)
+            x, counts = hidden[part].to(dtype), (targets[part] != ignored) & (shares > 0)  # (rows, d_model), (rows, K)
+            own = shares.to(wide) * counts  # (rows, K)
+            total = own.sum(1, keepdim=True)  # (rows, 1)
             logits = x @ narrow.t()  # (rows, vocab_size)
-            nats, slope = chunk(logits, targets[part, None].clamp_min(0), is_target, wide)
-            loss += nats
+            nats, slope = chunk(logits, targets[part].clamp_min(0), own / total.where(total > 0, 1), wide)
+            loss += (nats.where(counts, 0) * own).sum()
+            of_first += nats[:, 0].where(counts[:, 0], 0).sum()
             if with_gradients:
-                to_hidden[part] = (slope @ narrow) * is_target
-                _add_product(to_weight, slope.t(), x * is_target)
-    return loss, to_hidden, to_weight
+                to_hidden[part] = (slope @ narrow) * total
+                _add_product(to_weight, slope.t(), (x * total).to(dtype))
+    return loss, to_hidden, to_weight, of_first.clone()
 
 
 def _parts(n_rows: int, at_a_time: int) -> Iterator[slice]:
@@ -116,31 +140,31 @@ def _parts(n_rows: int, at_a_time: int) -> Iterator[slice]:
         yield slice(first, first + at_a_time)
 
 
-def _step_by_step(logits: Tensor, index: Tensor, is_target: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Summed loss of the rows that have a target, in `wide`, and the slope of every row, which takes the logits' place.
+def _step_by_step(logits: Tensor, index: Tensor, shares: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Loss of every target, (rows, K), and the slope of every row, which takes the logits' place.
+
+    logits: (rows, vocab_size); index: (rows, K); shares: the same, in `wide`, together one or nothing in a row.
 
     On a CPU a block of them at a time is taken through all its steps: what these pass on to each other stays in the
     cache of its core, and is not new memory, which costs as much again. No value depends on the block.
     """
     rows = max(1, BLOCK_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    nats = torch.empty_like(index, dtype=wide)  # (rows, 1)
+    nats = torch.empty_like(index, dtype=wide)  # (rows, K)
     for part in _parts(len(logits), rows):
-        nats[part], logits[part] = _chunk(logits[part], index[part], wide)
-    return nats.where(is_target, 0).sum(), logits
+        nats[part], logits[part] = _chunk(logits[part], index[part], shares[part], wide)
+    return nats, logits
 
 
-def fused_chunk(logits: Tensor, index: Tensor, is_target: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The same for a compiler, which reads the logits twice and writes nothing but the slope, in the logits' type.
-
-    logits: (rows, vocab_size); index, is_target: (rows, 1). The loss is in `wide`.
-    """
+def fused_chunk(logits: Tensor, index: Tensor, shares: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The same for a compiler, which reads the logits twice and writes nothing but the slope, in the logits' type."""
     below = logits.to(wide)
     below = below - below.amax(1, keepdim=True)
     total = below.exp().sum(1, keepdim=True)  # (rows, 1), at least one
     nats = total.log() - below.gather(1, index)
-    is_chosen = torch.arange(logits.shape[1], device=logits.device) == index  # (rows, vocab_size)
-    slope = below.exp() / total - is_chosen.to(wide)
-    return nats.where(is_target, 0).sum(), slope.to(logits.dtype)
+    slope, ids = below.exp() / total, torch.arange(logits.shape[1], device=logits.device)
+    for chosen, share in zip(index.unbind(1), shares.unbind(1), strict=True):
+        slope = slope - (ids == chosen[:, None]) * share[:, None]  # (rows, vocab_size)
+    return nats, slope.to(logits.dtype)
 
 
 @functools.cache
@@ -150,15 +174,17 @@ def _fused() -> Callable[..., tuple[Tensor, Tensor]]:
     return compiled
 
 
-def _chunk(logits: Tensor, index: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Loss of every row, (rows, 1), and its slope against the logits, (rows, vocab_size).
+def _chunk(logits: Tensor, index: Tensor, shares: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Loss of every target, (rows, K), and each row's slope against the logits, (rows, vocab_size).
 
     The softmax of the target may vanish in fp32, that of the largest logit cannot: so the loss is taken from there.
     """
     slope = torch.softmax(logits, dim=1, dtype=wide)
     largest, chosen = logits.amax(1, keepdim=True).to(wide), logits.gather(1, index).to(wide)
     nats = largest - chosen - slope.amax(1, keepdim=True).log()
-    slope.scatter_(1, index, slope.gather(1, index) - 1)
+    for number in range(index.shape[1]):  # one after another: two targets of a row may be the same
+        at = index[:, number, None]
+        slope.scatter_(1, at, slope.gather(1, at) - shares[:, number, None])
     return nats, slope
 
 
@@ -186,27 +212,28 @@ def _shapes(
     hidden: Tensor,
     weight: Tensor,
     _targets: Tensor,
+    _shares: Tensor,
     _ignored: int,
     dtype: torch.dtype,
     with_gradients: bool,
     _is_fused: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    loss = hidden.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss, of_first = (hidden.new_empty((), dtype=torch.promote_types(dtype, torch.float32)) for _ in range(2))
     if not with_gradients:
-        return loss, hidden.new_empty(0), weight.new_empty(0)
-    return loss, torch.empty_like(hidden), torch.empty_like(weight)
+        return loss, hidden.new_empty(0), weight.new_empty(0), of_first
+    return loss, torch.empty_like(hidden), torch.empty_like(weight), of_first
 
 
-def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ARG001
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001
     ctx.set_materialize_grads(False)  # else zeros as large as the weights are made for outputs that nobody uses
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(*output[1:3])
 
 
 def _scale_gradients(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if upstream is None:
-        return (None,) * 7
+        return (None,) * 8
     to_hidden, to_weight = ctx.saved_tensors
-    return to_hidden * upstream, to_weight * upstream, None, None, None, None, None
+    return to_hidden * upstream, to_weight * upstream, None, None, None, None, None, None
 
 
 _loss_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_gradients)

@@ -21,6 +21,7 @@ from slm_ray.generation.sampling import SamplingParams
 from slm_ray.generation.torch_backend import TorchBackend
 from slm_ray.model.decoder import Decoder
 from slm_ray.runs.train_state import Evaluation, TrainState
+from slm_ray.training.besides.further_tokens import mtp_shares
 from slm_ray.training.besides.teachers import Teachers, load_teachers, refuse_others
 from slm_ray.training.besides.weight_path import WeightPath, parted
 from slm_ray.training.context import TrainContext
@@ -102,13 +103,14 @@ class Trainer:
         with part("data"), self.metrics.timing_data():
             batch = self.batches.at(self.step)
         n_targets = batch.n_targets / context.world_size  # the gradients' mean over ranks is that over all targets
+        further = mtp_shares(self.step, self.inputs.max_steps, config, context.device)
         total: Tensor | None = None
         for is_last_part, tensors in _parts(batch, config, context.device):
             with _synced_only_if(is_last_part, self.module):
                 with part("forward"), self._precision():
-                    loss = _summed_loss(self.module, self.teachers, *tensors) / n_targets
+                    objective, loss = _summed_loss(self.module, self.teachers, further, *tensors) / n_targets
                 with part("backward"):
-                    self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                    self.scaler.scale(objective).backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         with part("clipping"):
@@ -212,10 +214,22 @@ def _synced_only_if(is_last_part: bool, module: nn.Module) -> contextlib.Abstrac
     return contextlib.nullcontext() if is_last_part or no_sync is None else no_sync()
 
 
-def _summed_loss(module: nn.Module, teachers: Teachers | None, x: Tensor, y: Tensor, *places: Tensor) -> Tensor:
-    """Of a part of a batch, in nats. x, y, places: (rows, seq_len), as the model takes them."""
-    loss: Tensor = module(x, y, *places) if teachers is None else teachers.loss(module(x, None, *places), x, y, *places)
-    return loss
+def _summed_loss(
+    module: nn.Module,
+    teachers: Teachers | None,
+    further: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    places: Tensor | None = None,
+) -> Tensor:
+    """Of a part of a batch, in nats, (2,): what is to become less, and the loss that is told, without further tokens.
+
+    x, y, places: (rows, seq_len), as the model takes them.
+    """
+    if teachers is not None:
+        return teachers.loss(module(x, None, places), x, y, places, further)
+    loss: Tensor = module(x, y, places) if further is None else module(x, y, places, further)
+    return loss.expand(2) if further is None else loss
 
 
 def _refuse_gradient(norm: float | None) -> None:

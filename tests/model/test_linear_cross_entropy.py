@@ -16,11 +16,15 @@ from slm_ray.model.linear_cross_entropy import (
     even_rows,
     fused_chunk,
     linear_cross_entropy,
+    weighted_cross_entropy,
 )
 from tests.support.compiler import needs_compiler
 
 ROWS, D_MODEL, VOCAB = 300, 16, 97
 HALVES = torch.float32, torch.float16
+ALONE = torch.ones(1)
+SHARES = torch.tensor([1.0, 0.5, 0.0, 0.25])
+"""Of the next token and three further ones, of which one plays no part any more."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +42,22 @@ def some(dtype: torch.dtype, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor
     targets = torch.randint(0, VOCAB, (ROWS,), generator=generator)
     targets[::7] = -1
     return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+def several(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four targets a row, the later ones missing in more rows; in some rows twice the same, in some none."""
+    hidden, weight, first = some(dtype)
+    targets = torch.stack([first.roll(-distance) for distance in range(4)], dim=1)  # (ROWS, 4)
+    targets[5::11, 1] = targets[5::11, 0]
+    targets[::13] = -1
+    targets[3::17, 1:] = -1
+    return hidden, weight, targets, SHARES
+
+
+def plain_weighted(hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, ignored: int) -> Tensor:
+    """By torch's own loss, a target after the other."""
+    nats = torch.stack([plain(hidden, weight, one, ignored) for one in targets.unbind(1)])
+    return torch.stack((shares.to(nats.dtype) @ nats, nats[0].detach()))
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
@@ -62,6 +82,40 @@ def test_loss_and_gradients_are_those_of_the_plain_form(dtype: torch.dtype, rtol
     ):
         assert ours.dtype == dtype
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"), [(torch.float64, 1e-12, 1e-12), (torch.float32, 2e-5, 1e-5)], ids=["fp64", "fp32"]
+)
+def test_several_weighted_targets_give_what_the_plain_form_gives(dtype: torch.dtype, rtol: float, atol: float) -> None:
+    hidden, weight, targets, shares = several(dtype)
+    found = []
+    for function in (weighted_cross_entropy, plain_weighted):
+        losses = function(hidden, weight, targets, shares, -1)
+        found.append([losses.detach(), *torch.autograd.grad(losses[0] * 3, (hidden, weight))])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
+
+
+def test_one_target_of_full_weight_gives_the_bits_of_the_loss_without_weights() -> None:
+    hidden, weight, targets = some(torch.float32)
+    both = weighted_cross_entropy(hidden, weight, targets[:, None], ALONE, -1)
+    alone = loss_and_gradients(linear_cross_entropy, (hidden, weight, targets))
+    assert both.tolist() == [alone[0].item()] * 2
+    assert all(map(torch.equal, torch.autograd.grad(both[0], (hidden, weight)), alone[1:]))
+
+
+def test_the_plain_sum_beside_the_weighted_one_cannot_be_differentiated() -> None:
+    hidden, weight, targets, shares = several(torch.float32)
+    of_first = weighted_cross_entropy(hidden, weight, targets, shares, -1)[1]
+    assert not any(gradient.any() for gradient in torch.autograd.grad(of_first, (hidden, weight)))
+
+
+def test_a_target_without_weight_may_have_no_finite_loss() -> None:
+    weight = torch.tensor([[0.0], [-3e38], [1.0]])
+    losses = weighted_cross_entropy(torch.full((1, 1), 9.0), weight, torch.tensor([[2, 1]]), torch.tensor([1.0, 0]), -1)
+    assert losses.isfinite().all()
 
 
 def test_gradients_follow_finite_differences() -> None:
@@ -118,10 +172,10 @@ def test_without_gradients_it_is_the_same_loss_and_makes_none() -> None:
 
 def test_in_fp16_a_sum_over_rows_does_not_overflow_and_small_values_keep_their_bits() -> None:
     """64 rows of 1,100 are more than fp16 holds, and no loss scaling reaches into the sum."""
-    operator, targets = torch.ops.slm_ray.linear_cross_entropy, torch.zeros(ROWS, dtype=torch.long)
+    operator, targets = torch.ops.slm_ray.linear_cross_entropy, torch.zeros(ROWS, 1, dtype=torch.long)
     hidden, weight = torch.full((ROWS, D_MODEL), 1100.0), torch.zeros(VOCAB, D_MODEL)
     hidden[:, 0] = 2e-3
-    exact, ours = (operator(hidden, weight, targets, -1, dtype, True, False)[2] for dtype in HALVES)
+    exact, ours = (operator(hidden, weight, targets, ALONE, -1, dtype, True, False)[2] for dtype in HALVES)
     torch.testing.assert_close(ours, exact, rtol=2e-3, atol=0.0)
 
 
@@ -182,7 +236,16 @@ def test_the_operator_keeps_the_rules_of_torch_for_operators() -> None:
     hidden, weight, targets = some(torch.float32)
     operator = torch.ops.slm_ray.linear_cross_entropy
     for with_gradients in (True, False):
-        arguments = (hidden.detach(), weight.detach(), targets, -1, torch.float32, with_gradients, False)
+        arguments = (
+            hidden.detach(),
+            weight.detach(),
+            targets[:, None],
+            ALONE,
+            -1,
+            torch.float32,
+            with_gradients,
+            False,
+        )
         found = torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
         assert found == {"test_schema": "SUCCESS", "test_faketensor": "SUCCESS"}
 
@@ -210,11 +273,12 @@ def test_chunks_on_a_gpu_are_as_large_as_its_memory_allows_and_alike() -> None:
 def test_no_bit_depends_on_how_many_rows_go_from_logits_to_slope_at_once(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hidden, weight, targets = (tensor.detach() for tensor in some(torch.float32))
-    found = []
+    hidden, weight, targets, shares = several(torch.float32)
+    hidden, weight = hidden.detach(), weight.detach()
+    operator, found = torch.ops.slm_ray.linear_cross_entropy, []
     for elements in (1, 7 * VOCAB, 2**30):  # a row, seven of a chunk's 64, all of them
         monkeypatch.setattr(module, "BLOCK_ELEMENTS", elements)
-        found.append(torch.ops.slm_ray.linear_cross_entropy(hidden, weight, targets, -1, dtype, True, False))
+        found.append(operator(hidden, weight, targets, shares, -1, dtype, True, False))
     for other in found[1:]:
         assert all(torch.equal(mine, its) for mine, its in zip(found[0], other, strict=True))
 
@@ -237,16 +301,16 @@ def test_the_form_for_a_compiler_is_exact_at_the_edges(shape: tuple[int, int], d
         targets[::3] = -1
     wide = torch.promote_types(dtype, torch.float32)
     is_target = (targets != -1)[:, None]
-    nats, slope = fused_chunk(logits, targets[:, None].clamp_min(0), is_target, wide)
+    nats, slope = fused_chunk(logits, targets[:, None].clamp_min(0), is_target.to(wide), wide)
     loss, expected = exact_chunk(logits, targets)
     assert (nats.dtype, slope.dtype) == (wide, dtype)
-    torch.testing.assert_close(nats.double(), loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(nats.where(is_target, 0).sum().double(), loss, rtol=1e-6, atol=1e-6)
     rounding = torch.finfo(dtype).eps / 2
     torch.testing.assert_close((slope * is_target).double(), expected, rtol=2 * rounding, atol=1e-6)
 
 
 def test_the_form_for_a_compiler_has_the_full_loss_of_a_target_whose_softmax_vanishes() -> None:
-    logits, index, here = torch.tensor([[0.0, 200.0]]), torch.tensor([[0]]), torch.tensor([[True]])
+    logits, index, here = torch.tensor([[0.0, 200.0]]), torch.tensor([[0]]), torch.ones(1, 1)
     nats, slope = fused_chunk(logits, index, here, torch.float32)
     assert (nats.item(), slope.tolist()) == (pytest.approx(200.0), [[-1.0, 1.0]])
 
@@ -255,9 +319,12 @@ def test_the_form_for_a_compiler_has_the_full_loss_of_a_target_whose_softmax_van
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_the_operator_with_its_compiled_form_gives_what_it_gives_step_by_step(dtype: torch.dtype) -> None:
     """That is how it runs within a compiled model on a GPU; the last chunk has other rows."""
-    hidden, weight, targets = (tensor.detach() for tensor in some(torch.float32))
+    hidden, weight, targets, shares = several(torch.float32)
+    hidden, weight = hidden.detach(), weight.detach()
     operator = torch.ops.slm_ray.linear_cross_entropy
-    fused, plainly = (operator(hidden, weight, targets, -1, dtype, True, is_fused) for is_fused in (True, False))
+    fused, plainly = (
+        operator(hidden, weight, targets, shares, -1, dtype, True, is_fused) for is_fused in (True, False)
+    )
     for mine, other in zip(fused, plainly, strict=True):
         assert mine.dtype == other.dtype
         assert (mine - other).norm() <= torch.finfo(dtype).eps * other.norm()

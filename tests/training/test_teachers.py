@@ -55,7 +55,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_loss_mixes_the_targets_with_the_mean_of_the_teachers(weight: float, temperature: float) -> None:
     x, y = batch()
     student, teachers = decoder(0), [decoder(1), decoder(2)]
-    found = Teachers(teachers, weight, temperature).loss(student(x), x, y)
+    found = Teachers(teachers, weight, temperature).loss(student(x), x, y)[0]
     hard = student(x, y)
     thought = sum((model(x) / temperature).softmax(-1) for model in teachers) / 2
     said = (student(x) / temperature).log_softmax(-1)
@@ -66,7 +66,7 @@ def test_the_loss_mixes_the_targets_with_the_mean_of_the_teachers(weight: float,
 def test_a_student_that_thinks_as_its_teacher_has_nothing_to_learn_of_it() -> None:
     x, y = batch()
     teacher, student = decoder(1), decoder(1)
-    loss = Teachers([teacher], 1.0, 2.0).loss(student(x), x, y)
+    loss = Teachers([teacher], 1.0, 2.0).loss(student(x), x, y)[0]
     loss.backward()
     assert abs(loss.item()) < 1e-4
     assert all(parameter.grad.abs().max() < 1e-4 for parameter in student.parameters())

@@ -113,6 +113,7 @@ OTHER_VALUES: dict[str, Any] = {
     "model.qkv_bias": True, "model.o_bias": True, "model.mlp_bias": True,
     "packing": "stories", "attention": "story", "validation": "windows", "optim.lookahead": 0.5,
     "optim.tail_average": 0.5, "teacher": ("another",), "teacher_weight": 0.25, "teacher_temperature": 2.0,
+    "mtp_weights": (0.5,), "mtp_until": 0.5,
     "model.dropout": 0.5, "search": "random", "scheduler": "asha", "heat_map": ("optim.lr", "model.d_ff"),
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from slm_ray.config.schema import IGNORED_TARGET, ModelConfig, TrainConfig
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError, without_secrets
 from slm_ray.model.decoder import Decoder
+from slm_ray.model.further_targets import further_targets
 from slm_ray.runs.train_state import Origin
 from slm_ray.tokenization.extension import new_entries
 from slm_ray.tokenization.tokenizer import Tokenizer
@@ -114,14 +115,21 @@ class Teachers:
     origins: Sequence[Origin] = ()
     """Which weights these are, in their order."""
 
-    def loss(self, logits: Tensor, tokens: Tensor, targets: Tensor, places: Tensor | None = None) -> Tensor:
-        """The summed loss of a student, in nats.
+    def loss(
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        targets: Tensor,
+        places: Tensor | None = None,
+        further: Tensor | None = None,
+    ) -> Tensor:
+        """The summed loss of a student, in nats, (2,): with the stories' further tokens and without.
 
         (1 - weight) times the loss of the targets, and weight x temperature^2 times the divergence of the student from
         the mean of the teachers' distributions, both at that temperature.
 
         logits: (B, T, vocab_size) of the student. tokens, targets: (B, T), IGNORED_TARGET where a place does not count.
-        places: as the student was given. All logits are held at once, in fp32.
+        places, further: as `Decoder.forward` takes them. All logits are held at once, in fp32.
         """
         counts = targets.flatten() != IGNORED_TARGET  # (B * T,)
         own = logits.flatten(0, 1)[counts].float()  # (N, vocab_size)
@@ -136,4 +144,9 @@ class Teachers:
             thoughts /= len(self.models)
         said = torch.log_softmax(own / self.temperature, dim=-1)
         soft = F.kl_div(said, thoughts, reduction="sum")
-        return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
+        loss = (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
+        if further is None:
+            return loss.expand(2)
+        beyond = further_targets(targets, len(further), places).flatten(0, 1)[counts, 1:]  # (N, K)
+        nats = [F.cross_entropy(own, one, ignore_index=IGNORED_TARGET, reduction="sum") for one in beyond.unbind(1)]
+        return torch.stack((loss + (1 - self.weight) * (further @ torch.stack(nats)), loss.detach()))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slm_ray.training.besides.further_tokens import mtp_weights
 from slm_ray.training.besides.weight_path import DECAY, TAIL_FROM, TAIL_SPAN, lookahead
 from slm_ray.training.muon import RMS_OF_ADAMW, ROW_BETA, Muon, made, orthogonalize, row_squares, with_even_rows
 from slm_ray.training.optim import CombinedOptimizer, learning_rate
@@ -150,16 +151,19 @@ class Rates:
     """Share of the weights in the tail's mean: 0 before it, 1 at its first step."""
     blend: Rate
     """Share of the tail's mean in the weights; above 0 at the last step alone."""
+    further: Sequence[Rate] = ()
+    """Weights of the tokens after the next one."""
 
     def numbers(self) -> list[Rate]:
         """One after another."""
-        return [self.momentum, self.back, self.ahead, self.into_tail, self.blend, *self.lrs]
+        return [self.momentum, self.back, self.ahead, self.into_tail, self.blend, *self.lrs, *self.further]
 
     @classmethod
-    def of_numbers(cls, numbers: Sequence[Rate]) -> "Rates":
-        """Back from `numbers`."""
-        momentum, back, ahead, into_tail, blend, *lrs = numbers
-        return cls(lrs, momentum, back, ahead, into_tail, blend)
+    def of_numbers(cls, numbers: Sequence[Rate], n_further: int) -> "Rates":
+        """Back from `numbers`, of which the last are weights of further tokens."""
+        momentum, back, ahead, into_tail, blend, *others = numbers
+        lrs, further = others[: len(others) - n_further], others[len(others) - n_further :]
+        return cls(lrs, momentum, back, ahead, into_tail, blend, further)
 
 
 class Extras:
@@ -204,6 +208,7 @@ class Extras:
             ahead=lookahead(step + 1, done, config),
             into_tail=0.0 if step < start else 1.0 if step == start else 1 / span,
             blend=config.tail_average if step == done - 1 else 0.0,
+            further=mtp_weights(step, done, self.trainer.config),
         )
 
     def _matrices(self) -> list[dict[str, Any]]:

@@ -121,7 +121,7 @@ class Run:
     def _device_step(self, length: int) -> None:
         """A step whose number stands on the device, and moves on."""
         parts = [column.index_select(0, self.at)[0].view(-1, length) for column in self.columns]  # (B, T)
-        rates = Rates.of_numbers(self.table.index_select(0, self.at)[0].unbind())
+        rates = Rates.of_numbers(self.table.index_select(0, self.at)[0].unbind(), len(self.config.mtp_weights))
         self._one_step(parts, self.counts.index_select(0, self.at)[0], rates)
         self.at += 1
 
@@ -166,17 +166,23 @@ class Run:
         trainer = self.trainer
         trainer.optimizer.zero_grad(set_to_none=True)
         with self._precision():
-            loss = self._loss(parts, count)
-        loss.backward()  # type: ignore[no-untyped-call]
+            objective, loss = self._losses(parts, count, rates)
+        objective.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trainer.model.parameters(), self.config.optim.clip_norm or math.inf)
         self.optimizer.step(rates)
         self.last_loss.lerp_(loss.detach().to(self.last_loss.dtype), 0.02)
 
-    def _loss(self, parts: list[Tensor], count: Tensor | int) -> Tensor:
-        if not (z_loss := self.extras.get("z_loss")):
-            return self.trainer.module(*parts) / count  # type: ignore[no-any-return]
-        logits = self.trainer.model(parts[0]).float()
-        return F.cross_entropy(logits.flatten(0, 1), parts[1].flatten()) + z_loss * logits.logsumexp(-1).square().mean()
+    def _losses(self, parts: list[Tensor], count: Tensor | int, rates: Rates) -> tuple[Tensor, Tensor]:
+        """What is to become less, and the mean loss of the next token."""
+        if z_loss := self.extras.get("z_loss"):
+            logits = self.trainer.model(parts[0]).float()
+            loss = F.cross_entropy(logits.flatten(0, 1), parts[1].flatten())
+            return loss + z_loss * logits.logsumexp(-1).square().mean(), loss
+        if not rates.further:
+            return (loss := self.trainer.module(*parts) / count), loss
+        shares = torch.stack([torch.as_tensor(weight, dtype=torch.float32) for weight in rates.further])
+        objective, loss = self.trainer.module(*parts[:2], parts[2] if len(parts) > 2 else None, shares) / count
+        return objective, loss
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(
