@@ -4,6 +4,7 @@ In: a preset's name, a YAML file, or a dictionary out of a checkpoint. Out: a co
 checked; or one clear line on what is wrong with it.
 """
 
+import dataclasses
 import typing
 from collections.abc import Mapping
 from importlib import resources
@@ -55,9 +56,10 @@ def _refuse_truth(kind: type, values: Mapping[str, Any], origin: str) -> None:
     """Python takes true for 1; and YAML takes a bare `on` for true."""
     for name, its_kind in typing.get_type_hints(kind).items():
         value = values.get(name)
-        if isinstance(value, Mapping):
-            _refuse_truth(its_kind, value, f"{origin}: {name}")
-        elif isinstance(value, bool) and not takes_truth(its_kind):
+        several = value if isinstance(value, list) else [value]
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(its_kind):
+            _refuse_truth(typing.cast(type, its_kind), value, f"{origin}: {name}")
+        elif any(isinstance(one, bool) for one in several) and not takes_truth(its_kind):
             said = "is true or false (YAML's on and off are, without quotes), and something else is expected"
             raise UserError(f"{origin}: {name} {said}")
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from slm_ray.config.files import flatten, from_dict, load_config, load_values
+from slm_ray.config.files import flatten, from_dict, load_config, load_values, presets
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 
@@ -22,7 +22,9 @@ measured. Its data set too, which is compared by its fingerprint, not by its pla
 FORCED = ("batch_size", "seed")
 """Those that `--force` changes all the same."""
 
-EARLIER: Mapping[str, Any] = {"packing": "windows", "attention": "all", "validation": "windows", "mtp_weights": ()}
+EARLIER: Mapping[str, Any] = {
+    "packing": "windows", "attention": "all", "validation": "windows", "mtp_weights": (), "mtp_until": 0.6667,
+}  # fmt: skip
 """What a saved config means that lacks these fields: it was written before there was a choice."""
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -53,12 +55,14 @@ def refuse_lone_force(config: TrainConfig) -> None:
 def overlaid(was: Config, origin: str, kept: Collection[str]) -> Config:
     """The config of a run, under what a preset or file gives now; of what is kept, under all that it resolves to. Of
     the shape of given weights (`init_from`), under what it gives alone, as at the run's begin; so of what a run of
-    before could not say (`EARLIER`), since the same words began it.
+    before could not say (`EARLIER`), since the same words began it; a preset says nothing of it to such a run.
 
     Raises:
         UserError: no such preset or file, or both together are refused.
     """
     given = flatten(load_values(origin))
+    if origin in presets():  # which may say more now than at the run's begin
+        given = {name: value for name, value in given.items() if name not in EARLIER or not _is_earlier(was, name)}
     resolved = flatten(dataclasses.asdict(load_config(origin)))
     free = (*EARLIER, "model") if was.init_from else tuple(EARLIER)
     compared = {name: value for name, value in resolved.items() if is_one_of(name, kept) and not is_one_of(name, free)}
@@ -75,6 +79,10 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], kept: Collection
     if not (before.get("model.vocab_size") and after.get("model.vocab_size")):
         changed.discard("model.vocab_size")
     return {name: f"{name} was {before[name]} and is now {after[name]}" for name in after if name in changed}
+
+
+def _is_earlier(config: TrainConfig, name: str) -> bool:
+    return bool(getattr(config, name) == EARLIER[name])
 
 
 def _as_saved(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def _loss_and_gradients(
             of_first += nats[:, 0].where(counts[:, 0], 0).sum()
             if with_gradients:
                 to_hidden[part] = (slope @ narrow) * total
-                _add_product(to_weight, slope.t(), (x * total).to(dtype))
+                _add_product(to_weight, slope.t(), x * total)
     return loss, to_hidden, to_weight, of_first.clone()
 
 
@@ -189,14 +189,15 @@ def _chunk(logits: Tensor, index: Tensor, shares: Tensor, wide: torch.dtype) -> 
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right. left: (vocab_size, rows), no value of it beyond one; right: (rows, d_model)."""
+    """Add left @ right, multiplied in left's type. left: (vocab_size, rows), no value of it beyond one; right: (rows,
+    d_model), in a type that holds it."""
     if total.dtype == left.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right.to(left.dtype))
     elif left.dtype == torch.float16:
         down = _below_overflow(right)
-        total += (left @ (right * down)).float() / down
+        total += (left @ (right * down).to(left.dtype)).float() / down
     else:
-        total += left @ right
+        total += left @ right.to(left.dtype)
 
 
 def _below_overflow(x: Tensor) -> Tensor:

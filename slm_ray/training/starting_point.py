@@ -50,7 +50,10 @@ def begun_from(base: Config, config_file: str, words: Sequence[str]) -> Config:
     named = flatten(load_values(config_file)).items() if config_file else ()
     shape |= {name.removeprefix("model."): value for name, value in named if name.startswith("model.")}
     model = from_dict(ModelConfig, shape, f"{config_file} over {given['init_from']}")
-    return dataclasses.replace(base, init_from=given["init_from"], model=model)
+    try:
+        return dataclasses.replace(base, init_from=given["init_from"], model=model)
+    except ValueError as error:
+        raise UserError(f"{config_file or 'the config'} with the shape of {given['init_from']}: {error}") from error
 
 
 def pinned_origin(config: TrainConfig) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from slm_ray.config.resuming import KEPT, differences, is_one_of, overlaid
+from slm_ray.config.files import from_dict, load_config
+from slm_ray.config.resuming import EARLIER, KEPT, differences, is_one_of, overlaid, with_earlier_defaults
 from slm_ray.config.schema import OptimConfig, TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.runs.verification import UnreadableCheckpointError
@@ -126,6 +127,23 @@ def test_a_file_lies_over_the_run_and_under_the_options(tmp_path: Path) -> None:
     assert (now.optim.lr, now.optim.beta1, now.max_steps, now.patience) == (2e-2, 0.8, 11, 3)
     assert now.seed == 0  # what is kept is compared by what the file resolves to
     assert differences(dataclasses.asdict(was), dataclasses.asdict(now), KEPT) == {"seed": "seed was 7 and is now 0"}
+
+
+@pytest.mark.parametrize("preset", ["story-5m", "demo"])
+def test_a_run_of_before_goes_on_by_the_words_that_began_it_whatever_its_preset_says_now(preset: str) -> None:
+    new = load_config(preset)
+    saved = {name: value for name, value in dataclasses.asdict(new).items() if name not in EARLIER}
+    was = from_dict(TrainConfig, with_earlier_defaults(saved), "state.json")
+    now = overlaid(was, preset, KEPT)
+    assert now == was
+    assert overlaid(new, preset, KEPT) == new  # one of now has what the preset says
+
+
+def test_a_file_that_says_more_than_the_run_knew_is_refused(tmp_path: Path) -> None:
+    was, file = TrainConfig(), tmp_path / "some.yaml"
+    file.write_text("mtp_weights: [0.5]\n")
+    now = overlaid(was, str(file), KEPT)
+    assert set(differences(dataclasses.asdict(was), dataclasses.asdict(now), KEPT)) == {"mtp_weights"}
 
 
 def test_kept_options_are_those_of_the_config() -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ray
 DATA = "s3://stories/data"
 TINY = "--model.n_layers 1 --model.d_model 32 --model.n_heads 2 --model.d_ff 32 --model.seq_len 32 --model.dropout 0.1"
 RUN = (
-    f"--data {DATA} --name job --workers 1 --threads 1 --batch-size 8 --max-steps 3000 --eval-interval-steps 300 {TINY}"
+    f"--data {DATA} --name job --workers 1 --threads 1 --batch-size 8 --max-steps 1800 --eval-interval-steps 300 {TINY}"
 )
 RUN += " --log-interval-steps 50 --compile off --precision fp32"
 BASE_PORT = 28380
@@ -137,7 +137,7 @@ def test_a_run_loses_its_node_and_ends_on_another_with_the_same_bits(cluster: st
     expected = run_without_faults(parse_config([*RUN.split(), "--output", str(tmp_path), "--tracking-uri", "none"]))
     assert_same_run(folder, expected)
     last = folder.latest_state()
-    assert last is not None and last.step == 3000
+    assert last is not None and last.step == 1800
     record = answers.ask(f"{layout.mlflow}/api/2.0/mlflow/runs/get?run_id={last.run_id}")
     assert record is not None and b'"FINISHED"' in record
 
@@ -162,12 +162,12 @@ def test_the_head_is_killed_and_comes_back_and_the_run_goes_on(cluster: state.St
     job = open_run("s3://stories/runs", "job")
     job.fetch()
     earlier = job.latest_state()
-    line = f"python slm_ray/train.py --output s3://stories/runs {RUN.replace('3000', '3100')} --resume"
+    line = f"python slm_ray/train.py --output s3://stories/runs {RUN.replace('1800', '1900')} --resume"
     assert submitted(made, line, log).wait(WITHIN_S) == 0, log.read_text()[-3000:]
     job.fetch()
     last = job.latest_state()
     assert earlier is not None and last is not None
-    assert (last.step, last.run_id) == (3100, earlier.run_id)
+    assert (last.step, last.run_id) == (1900, earlier.run_id)
     assert b'"FINISHED"' in (answers.ask(f"{made.layout.mlflow}/api/2.0/mlflow/runs/get?run_id={last.run_id}") or b"")
 
 

@@ -6,10 +6,12 @@ counts at its end is the next one. Sources: `model.further_targets`; the falling
 Keller Jordan's modded-nanogpt.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from slm_ray.config.schema import TrainConfig
+from slm_ray.training.gpu_traffic import to_device
 
 
 def mtp_weights(step: int, max_steps: int, config: TrainConfig) -> list[float]:
@@ -25,6 +27,11 @@ def mtp_weights(step: int, max_steps: int, config: TrainConfig) -> list[float]:
 
 
 def mtp_shares(step: int, max_steps: int, config: TrainConfig, device: torch.device) -> Tensor | None:
-    """The same for `Decoder.forward`, (K,) in fp32; None without any. Zeros too, lest a compiled model change."""
+    """The same for `Decoder.forward`, (K,) in fp32; None without any, or where the stories have no part in the loss.
+
+    Zeros stay, lest a compiled model change.
+    """
     weights = mtp_weights(step, max_steps, config)
-    return torch.tensor(weights, dtype=torch.float32, device=device) if weights else None
+    if not weights or (config.teacher and config.teacher_weight == 1):
+        return None
+    return to_device(np.array(weights, dtype=np.float32), device)

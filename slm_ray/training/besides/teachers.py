@@ -148,5 +148,6 @@ class Teachers:
         if further is None:
             return loss.expand(2)
         beyond = further_targets(targets, len(further), places).flatten(0, 1)[counts, 1:]  # (N, K)
-        nats = [F.cross_entropy(own, one, ignore_index=IGNORED_TARGET, reduction="sum") for one in beyond.unbind(1)]
-        return torch.stack((loss + (1 - self.weight) * (further @ torch.stack(nats)), loss.detach()))
+        nats = -torch.log_softmax(own, dim=-1).gather(1, beyond.clamp_min(0))  # (N, K)
+        nats = nats.where((beyond != IGNORED_TARGET) & (further > 0), 0)
+        return torch.stack((loss + (1 - self.weight) * (nats * further).sum(), loss.detach()))

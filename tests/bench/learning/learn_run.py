@@ -175,6 +175,7 @@ class Run:
     def _losses(self, parts: list[Tensor], count: Tensor | int, rates: Rates) -> tuple[Tensor, Tensor]:
         """What is to become less, and the mean loss of the next token."""
         if z_loss := self.extras.get("z_loss"):
+            assert not rates.further, "z-loss is not built with further tokens"
             logits = self.trainer.model(parts[0]).float()
             loss = F.cross_entropy(logits.flatten(0, 1), parts[1].flatten())
             return loss + z_loss * logits.logsumexp(-1).square().mean(), loss

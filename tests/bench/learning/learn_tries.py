@@ -59,6 +59,31 @@ def _extra(axis: str, **extras: Any) -> Try:
     return Try(extras=extras, axis=axis)
 
 
+def _further(weights: Sequence[float], until: float, **changes: Any) -> Try:
+    """Multi-token prediction."""
+    return Try({"mtp_weights": list(weights), "mtp_until": until} | changes, axis="further tokens")
+
+
+FURTHER: dict[str, Try] = {
+    "mtp 0.5, 0.25": _further((0.5, 0.25), 0.6667),  # as the preset has it
+    "mtp 0.3, 0.15": _further((0.3, 0.15), 0.6667),
+    "mtp 1, 0.5 until 0.8": _further((1.0, 0.5), 0.8),
+    "mtp 0.5 until 0.5": _further((0.5,), 0.5),
+    "mtp 0.5 until 0.3": _further((0.5,), 0.3),
+    "mtp 0.5, 0.25, batch 8, lr 2e-3": _further((0.5, 0.25), 0.6667, batch_size=8, optim={"lr": 2e-3}),
+    "mtp 0.5, 0.25, vocabulary 2,048, six layers": dataclasses.replace(
+        _further((0.5, 0.25), 0.6667, model={"n_layers": 6, "d_ff": 672}), data="-2048"
+    ),
+    "mtp 0.5 until 0.5, vocabulary 8,192": dataclasses.replace(
+        _further((0.5,), 0.5, model={"n_layers": 4, "d_ff": 640}), data="-8192"
+    ),
+    "mtp 0.5 until 0.5, vocabulary 8,192, five layers": dataclasses.replace(
+        _further((0.5,), 0.5, model={"n_layers": 5, "d_ff": 448}), data="-8192"
+    ),
+    "mtp 0.5 until 0.5, vocabulary 12,288, three layers": dataclasses.replace(
+        _further((0.5,), 0.5, model={"n_layers": 3, "d_ff": 512}), data="-12288"
+    ),
+}
 STEPS: dict[str, Try] = {
     BASE: Try(OLD, parent=""),
     "batch 8": Try({"batch_size": 8}, axis="batch"),
@@ -199,7 +224,7 @@ DEMOS: dict[str, Try] = {
 }
 
 
-TRIES = STEPS | SHAPES | DEMOS | RATES
+TRIES = STEPS | FURTHER | SHAPES | DEMOS | RATES
 
 
 def chain(name: str, tries: Mapping[str, Try] = TRIES) -> list[Try]:
