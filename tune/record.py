@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray import storage
-from slm_ray.config.files import flatten, from_dict
+from slm_ray.config.files import from_dict
 from slm_ray.config.mixtures import named_data
 from slm_ray.config.places import moved_data, moved_place, saved_config, typed_config
-from slm_ray.config.resuming import differences, overlaid, with_earlier_defaults
+from slm_ray.config.resuming import as_saved, differences, overlaid, with_earlier_defaults
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.storage import StoragePath
@@ -48,7 +48,7 @@ def shared_options(
 
     Of a random or Optuna search the whole space, since its points follow from it. A grid may grow.
     """
-    fields = flatten({name: saved_config(dataclasses.asdict(sweep))[name] for name in KEPT})
+    fields = as_saved({name: saved_config(dataclasses.asdict(sweep))[name] for name in KEPT})
     shared = {name: value for name, value in fields.items() if name not in space}
     shared |= {DATA: load_manifest(sweep.data).fingerprint, "varied": sorted(space)}
     shared |= {ORIGIN: without_secrets(sweep.init_from), ORIGIN_SHA256: origin_sha256}

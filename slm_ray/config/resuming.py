@@ -23,9 +23,9 @@ FORCED = ("batch_size", "seed")
 """Those that `--force` changes all the same."""
 
 EARLIER: Mapping[str, Any] = {
-    "packing": "windows", "attention": "all", "validation": "windows", "mtp_weights": (), "mtp_until": 0.6667,
+    "packing": "windows", "attention": "all", "validation": "windows", "mtp_weights": [], "mtp_until": 0.6667,
 }  # fmt: skip
-"""What a saved config means that lacks these fields: it was written before there was a choice."""
+"""What a saved config means that lacks these fields, as JSON has it: it was written before there was a choice."""
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -74,7 +74,7 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], kept: Collection
 
     A vocabulary of size 0 is that of the data set, whatever it is.
     """
-    before, after = _as_saved(was), _as_saved(now)
+    before, after = as_saved(was), as_saved(now)
     changed = {name for name in after if is_one_of(name, kept) and name in before and before[name] != after[name]}
     if not (before.get("model.vocab_size") and after.get("model.vocab_size")):
         changed.discard("model.vocab_size")
@@ -82,10 +82,10 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], kept: Collection
 
 
 def _is_earlier(config: TrainConfig, name: str) -> bool:
-    return bool(getattr(config, name) == EARLIER[name])
+    return bool(as_saved({name: getattr(config, name)}) == as_saved({name: EARLIER[name]}))
 
 
-def _as_saved(fields: Mapping[str, Any]) -> dict[str, Any]:
+def as_saved(fields: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted names, as JSON gives them back: tuples are lists there."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flatten(fields).items()}
 

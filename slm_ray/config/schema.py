@@ -199,12 +199,12 @@ class TrainConfig:
         _require(self.teacher_weight <= 1, f"teacher_weight ({self.teacher_weight}) must be at most 1")
         for name in ("cpus_per_worker", "epochs", "teacher_temperature", "mtp_until"):
             _require_positive(name, getattr(self, name))
-        _check_further_tokens(self)
         _require(
             self.attention == "all" or self.packing == "stories",
             f"attention ({self.attention}) is a matter of packing stories, and packing is {self.packing}",
         )
         _require(self.model.seq_len >= MIN_CONTEXT, f"seq_len ({self.model.seq_len}) must be at least {MIN_CONTEXT}")
+        _check_further_tokens(self)
         _require(self.seed < 2**63, f"seed ({self.seed}) must be below 2^63")
         _require(
             not self.name or (Path(self.name).name == visible(self.name) and self.name not in (".", "..")),

@@ -1,5 +1,6 @@
 """Killed at any moment and started again: the same bytes, nothing finished done again, no half data set seen."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -177,8 +178,10 @@ def command(output: Path) -> list[str]:
 
 
 def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    found = [int(child) for task in tasks for child in task.read_text().split()]
+    found = list[int]()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
+            found += [int(child) for child in task.read_text().split()]
     return found + [below for child in found for below in children(child)]
 
 

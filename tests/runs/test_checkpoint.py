@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from slm_ray.config.resuming import with_earlier_defaults
 from slm_ray.config.schema import ModelConfig
 from slm_ray.errors import UserError
 from slm_ray.model.decoder import Decoder
@@ -22,7 +23,7 @@ STATE = TrainState(
     seed=0,
     world_size=1,
     data_fingerprint="f" * 64,
-    config={"name": "tiny", "packing": "stories", "attention": "all", "validation": "stories"},
+    config=with_earlier_defaults({"name": "tiny", "packing": "stories", "validation": "stories"}),
     metrics=Evaluation(val_loss=1.5, val_perplexity=4.5, val_bits_per_byte=0.8, step=3),
 )
 
