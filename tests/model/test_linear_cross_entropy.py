@@ -179,6 +179,15 @@ def test_in_fp16_a_sum_over_rows_does_not_overflow_and_small_values_keep_their_b
     torch.testing.assert_close(ours, exact, rtol=2e-3, atol=0.0)
 
 
+def test_in_fp16_many_targets_a_row_do_not_overflow() -> None:
+    """32 times 3,000 is more than fp16 holds."""
+    hidden, weight = torch.full((ROWS, D_MODEL), 3000.0), torch.zeros(VOCAB, D_MODEL)
+    targets, shares = torch.zeros(ROWS, 32, dtype=torch.long), torch.ones(32)
+    operator = torch.ops.slm_ray.linear_cross_entropy
+    exact, ours = (operator(hidden, weight, targets, shares, -1, dtype, True, False)[2] for dtype in HALVES)
+    torch.testing.assert_close(ours, exact, rtol=2e-3, atol=0.0)
+
+
 def test_a_loss_that_is_no_number_stays_one() -> None:
     hidden, weight, targets = some(torch.float32)
     with torch.no_grad():

@@ -13,7 +13,6 @@ from slm_ray.config.files import load_config
 from slm_ray.config.resuming import KEPT, differences, overlaid, with_earlier_defaults
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
-from slm_ray.runs import checkpoint
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.tracking.tracker import NullTracker
 from slm_ray.training.besides.further_tokens import mtp_shares, mtp_weights
@@ -24,6 +23,7 @@ from slm_ray.training.loop import fit
 from slm_ray.training.preflight import resolve
 from slm_ray.training.starting_point import begun_from
 from slm_ray.training.trainer import Trainer
+from tests.support.fault_runs import assert_same_run
 from tests.support.paths import ROOT
 
 MTP = {"mtp_weights": (0.5, 0.25), "mtp_until": 0.8}
@@ -110,9 +110,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(
     stops = iter([False] * 3 + [True] * 100)
     fit(broken, TrainContext(is_stop_requested=lambda: next(stops)))
     fit(broken, TrainContext())
-    assert broken.history.series("train_loss")[1] == whole.history.series("train_loss")[1]
-    first, second = (checkpoint.load_model(run.folder.latest)[0].state_dict() for run in (whole, broken))
-    assert all(torch.equal(tensor, first[name]) for name, tensor in second.items())
+    assert_same_run(broken.folder, whole.folder)
 
 
 def test_a_run_of_before_goes_on_without_further_tokens_and_one_with_them_keeps_them() -> None:
