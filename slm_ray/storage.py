@@ -119,19 +119,33 @@ def files_below(folder: StoragePath) -> Iterator[StoragePath]:
         folder.fs.find(folder.path)  # asked even where nothing is there: a bucket that does not exist is an error
 
 
+def read(path: StoragePath) -> bytes:
+    """A file's content; of one that its owner writes anew meanwhile, that before or that after.
+
+    A store's `open` asks for the file's size and then refuses any later version of it: so the content is asked for at
+    once. Raises what the file system raises.
+    """
+    return bytes(path.read_bytes() if isinstance(path, Path) else path.fs.cat_file(path.path))
+
+
 def read_if_there(path: StoragePath) -> bytes:
-    """A file's content, or nothing where there is none. Raises as `exists`."""
+    """As `read`, or nothing where there is no file. Raises as `exists`."""
     try:
-        return bytes(path.read_bytes())
+        return read(path)
     except FileNotFoundError:
         return b""
 
 
 def read_at_most(path: StoragePath, most: int) -> bytes:
-    """The content of a file that anybody may have made. Raises: ValueError when it is larger than `most` bytes, before
+    """As `read`, of a file that anybody may have made. Raises: ValueError when it is larger than `most` bytes, before
     more of it is in memory; and what the file system raises."""
-    with path.open("rb") as file:
-        content = bytes(file.read(most + 1))
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    elif path.fs.info(path.path).get("size") == 0:  # a store has no part of nothing
+        content = b""
+    else:
+        content = bytes(path.fs.cat_file(path.path, start=0, end=most + 1))
     if len(content) > most:
         raise ValueError(f"it is larger than {most} bytes")
     return content
@@ -176,11 +190,11 @@ def put(source: StoragePath, target: StoragePath) -> None:
         remove(target)
         source.rename(str(target))
     elif source.fs.info(source.path)["type"] == "file":
-        target.write_bytes(source.read_bytes())
+        target.write_bytes(read(source))
     else:
         new = {_below(file, source): file for file in files_below(source)}
         for name, file in new.items():
-            (target / name).write_bytes(file.read_bytes())
+            (target / name).write_bytes(read(file))
         for file in files_below(target):
             if _below(file, target) not in new:
                 file.unlink()

@@ -1,12 +1,15 @@
 """The same operations on a folder and on an object store (fsspec's in memory, here)."""
 
+import itertools
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from slm_ray import storage
 from slm_ray.errors import UserError
+from slm_ray.locks.lease_files import Holder, LeaseFiles
 from slm_ray.storage import StoragePath
 
 
@@ -105,6 +108,57 @@ def test_what_is_not_there_reads_as_nothing_and_what_cannot_be_read_does_not(roo
     def refuse(*_, **__):
         raise PermissionError("not now")
 
-    monkeypatch.setattr(type(root), "read_bytes", refuse)
+    by = (type(root), "read_bytes") if isinstance(root, Path) else (type(root.fs), "cat_file")
+    monkeypatch.setattr(*by, refuse)
     with pytest.raises(PermissionError):
         storage.read_if_there(root / "a")
+
+
+@pytest.fixture
+def written_anew(s3, monkeypatch) -> Callable[[str, Callable[[int], bytes]], None]:
+    """Let the owner of an object write it anew after every request of others that has to do with it."""
+    import s3fs
+
+    def begin(key: str, content: Callable[[int], bytes]) -> None:
+        ask, times = s3fs.S3FileSystem._call_s3, itertools.count(1)
+        s3(key, content(0))
+
+        async def then_write(self, method, *args, **kwargs):
+            answer = await ask(self, method, *args, **kwargs)
+            if method != "get_object":  # whose body is being read
+                s3(key, content(next(times)))
+            return answer
+
+        monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", then_write)
+
+    return begin
+
+
+def numbered(number: int) -> bytes:
+    return b"%d" % number * (number + 1)  # each of another length
+
+
+@pytest.mark.parametrize(
+    "read",
+    [storage.read, storage.read_if_there, lambda path: storage.read_at_most(path, 100)],
+    ids=["whole", "if there", "at most"],
+)
+def test_a_file_that_its_owner_writes_anew_is_read_as_one_of_both(written_anew, read):
+    written_anew("anew/content", numbered)
+    content = read(storage.storage_path("s3://stories/anew/content"))
+    assert content in [numbered(number) for number in range(1, 9)]
+
+
+def test_a_sign_of_life_between_two_requests_is_no_reason_to_lose_a_lease(written_anew):
+    written_anew("anew/.lease/00000001.json", lambda alive: Holder(owner="mouse", alive_s=float(alive)).to_json())
+    number, holder = LeaseFiles(storage.storage_path("s3://stories/anew/.lease")).newest()
+    assert number == 1 and holder is not None and holder.owner == "mouse" and holder.alive_s > 0
+
+
+def test_a_store_gives_no_more_of_a_file_than_was_asked_for_and_nothing_of_an_empty_one(s3):
+    for size in (0, 1, 99, 100):
+        s3("anew/sized", b"x" * size)
+        assert storage.read_at_most(storage.storage_path("s3://stories/anew/sized"), 100) == b"x" * size
+    s3("anew/sized", b"x" * 101)
+    with pytest.raises(ValueError, match="larger than 100 bytes"):
+        storage.read_at_most(storage.storage_path("s3://stories/anew/sized"), 100)

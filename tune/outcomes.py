@@ -130,7 +130,7 @@ def _text(config: TrainConfig, name: str) -> str:
     """A file of a trial where it is kept, not a copy of it; empty where there is none."""
     path = storage.storage_path(config.output) / config.name / name
     try:
-        return path.read_text(encoding="utf-8")
+        return storage.read(path).decode("utf-8")
     except FileNotFoundError:
         return ""
     except Exception as error:  # each store has errors of its own

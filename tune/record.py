@@ -118,7 +118,7 @@ def read_record(folder: StoragePath) -> dict[str, Any] | None:
     """
     path = folder / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(storage.read(path))
         if not isinstance(record["shared"], dict) or not isinstance(record["run_id"], str):
             raise TypeError("it has other fields")
     except FileNotFoundError:

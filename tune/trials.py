@@ -63,7 +63,7 @@ def wall_seconds(config: TrainConfig) -> float:
     """Time spent on a trial, in all its starts but those that were killed."""
     total, text = 0.0, ""
     with contextlib.suppress(Exception):  # each store has errors of its own
-        text = times_path(config).read_text(encoding="utf-8")
+        text = storage.read(times_path(config)).decode("utf-8")
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
             total += float(line)
@@ -237,7 +237,7 @@ def _timed(config: TrainConfig) -> Iterator[None]:
     finally:
         with contextlib.suppress(Exception):  # a full disk, or a store that is away
             path, took = times_path(config), f"{time.monotonic() - began:.1f}\n"
-            storage.replace_file(path, ((path.read_text() if storage.exists(path) else "") + took).encode())
+            storage.replace_file(path, storage.read_if_there(path) + took.encode())
 
 
 class TrialEvents(tune.Callback):  # type: ignore[misc]  # Ray is not typed

@@ -13,7 +13,7 @@ from typing import Any
 
 from slm_ray.config.mixtures import DataShare, part_names, parts_of, shares
 from slm_ray.errors import UserError, one_line
-from slm_ray.storage import StoragePath, json_sha256, storage_path
+from slm_ray.storage import StoragePath, json_sha256, read, storage_path
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
@@ -245,7 +245,7 @@ def load_manifest(folder: str | StoragePath) -> Manifest:
         return MixedManifest.of(weights)
     path = storage_path(folder) / MANIFEST
     try:
-        return Manifest.from_json(path.read_text(encoding="utf-8"))
+        return Manifest.from_json(read(path).decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no {MANIFEST} in {folder}: {PREPARE_HINT}") from error
     except OSError as error:

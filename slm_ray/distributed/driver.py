@@ -29,6 +29,7 @@ from slm_ray.runs.outcome import RunStatus, RunSummary, has_summary, read_summar
 from slm_ray.runs.ownership import refuse_foreign
 from slm_ray.runs.run_folder import RunFolder
 from slm_ray.runs.train_state import Evaluation
+from slm_ray.storage import is_remote
 from slm_ray.tracking import mlflow_runs, registration
 from slm_ray.tracking.besides.tensorboard_tracker import require_tensorboard
 from slm_ray.tracking.besides.wandb_tracker import require_wandb
@@ -270,4 +271,5 @@ def _unfinished(summary: RunSummary, folder: RunFolder) -> str:
         return f"{summary.reason} after step {summary.step:,}: lower --optim.lr; {kept}"
     if summary.status == RunStatus.STOPPED:
         return f"the run was asked to stop after step {summary.step:,}: --resume goes on from there; {kept}"
-    return f"step {summary.step:,} could not be saved: make room on the disk and --resume; {kept}"
+    need = "--resume once the store takes files" if is_remote(folder.address) else "make room on the disk and --resume"
+    return f"step {summary.step:,} could not be saved: {need}; {kept}"

@@ -234,7 +234,7 @@ def _refuse_foreign(output: StoragePath) -> None:
     """Publishing replaces folders called `train`, `test` or `report`: never somebody else's."""
     manifest = output / MANIFEST
     if storage.exists(manifest):
-        text = manifest.read_text(encoding="utf-8", errors="replace")
+        text = storage.read(manifest).decode("utf-8", errors="replace")
         is_ours = '"fingerprint"' in text or (_is_torn(text) and _holds_only_shards(output))
     else:  # a job that was stopped while it published leaves its staging folder
         is_ours = storage.exists(output / STAGING)

@@ -14,7 +14,7 @@ import numpy as np
 
 from slm_ray.dataset.manifest import Shard
 from slm_ray.preparation.summary import Counts, RangeSummary, Sample
-from slm_ray.storage import StoragePath, make_folder, replace_file
+from slm_ray.storage import StoragePath, make_folder, read, replace_file
 
 SUMMARIES = "ranges"  # folder of the summaries, beside the staged shards
 _FORMAT = "slm-ray range summary 4"
@@ -34,7 +34,7 @@ def load_summary(path: StoragePath) -> RangeSummary | None:
         OSError: it cannot be read now.
     """
     try:
-        summary = _from_json(path.read_text("utf-8"))
+        summary = _from_json(read(path).decode("utf-8"))
         return summary if path.name == f"{summary.number:05d}.json" else None
     except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
         return None

@@ -64,7 +64,7 @@ class RemoteCheckpoints:
 
     def is_here(self, name: str, folder: Path) -> bool:
         """Whether a run's folder holds one of this name and content."""
-        return _has_marker(folder / "checkpoints" / name, (self._place / name / verification.MARKER).read_bytes())
+        return _has_marker(folder / "checkpoints" / name, storage.read(self._place / name / verification.MARKER))
 
     def download(self, name: str, folder: Path) -> bool:
         """Have one in a run's folder; returns whether it is valid, for what lies in the store may be corrupt too.
@@ -72,13 +72,13 @@ class RemoteCheckpoints:
         A folder of that name with another content is put aside.
         """
         target, source = folder / "checkpoints" / name, self._place / name
-        if _has_marker(target, (source / verification.MARKER).read_bytes()) and verification.is_valid(target):
+        if _has_marker(target, storage.read(source / verification.MARKER)) and verification.is_valid(target):
             return True
         partial = target.with_name(f"{name}.{uuid.uuid4().hex[:8]}{checkpoint.PARTIAL}")
         for file in storage.files_below(source):
             own = partial / file.as_posix().removeprefix(source.as_posix()).lstrip("/")
             own.parent.mkdir(parents=True, exist_ok=True)
-            own.write_bytes(file.read_bytes())
+            own.write_bytes(storage.read(file))
         if verification.is_valid(partial):
             put_aside(target)
             try:
@@ -92,8 +92,8 @@ class RemoteCheckpoints:
     def state(self, name: str) -> TrainState | None:
         """The state of one, or None where it is not the very `state.json` that the marker lists."""
         if name not in self._states:
-            content = (self._place / name / verification.STATE).read_bytes()
-            marker = (self._place / name / verification.MARKER).read_bytes()
+            content = storage.read(self._place / name / verification.STATE)
+            marker = storage.read(self._place / name / verification.MARKER)
             try:
                 if json.loads(marker)["files"][verification.STATE] != hashlib.sha256(content).hexdigest():
                     return None

@@ -85,7 +85,7 @@ def test_a_record_that_cannot_be_read_is_not_none(words: list[str], monkeypatch:
     def refuse(*_: Any, **__: Any) -> str:
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(UserError, match="cannot be read: Stale file handle"):
         read_record(folder)
     monkeypatch.setattr(Path, "iterdir", refuse)
