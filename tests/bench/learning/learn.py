@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learn_tries import BASE, MAX_PARAMETERS, TRIES, Try, config_of, resolved, together, winners
+from learn_tries import MAX_PARAMETERS, TRIES, config_of, resolved, together, winners
+from learn_try import BASE, Try
 
 from slm_ray.model.decoder import parameter_count
 

@@ -1,42 +1,21 @@
 """What the bench of learning tries: each a change of the base, one factor at a time, and how the winners are combined.
 
-In: nothing. Out: `TRIES` by name; configs and further options of a try. `changes` are fields of the config; `extras`,
-for `learn_extras`, what no field says; `data` the ending of the data set's folder, or the name of one beside it.
+In: nothing. Out: `TRIES` by name; configs and further options of a try (`learn_try.py`).
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm_ray.config.files import from_dict, load_config
+from learn_demos import DEMOS
+from learn_try import BASE, Try, parts
+
+from slm_ray.config.files import from_dict
 from slm_ray.config.schema import TrainConfig
 
 MAX_PARAMETERS = 5.3e6
-PRESET = "story-5m"
-BASE = "base"
 WON = 0.0010
 """Bits per byte below the base from which a factor is combined with others; one recipe's seeds differ by about this."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Try:
-    """A change of the base, or of another try."""
-
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    parent: str = BASE
-    axis: str = ""
-    """Of tries of one axis at most one is combined with others; an empty axis is never combined."""
-    data: str = ""
-    share: float = 1.0
-    """Of an epoch, with the whole schedule within it."""
-
-
-def of_preset(name: str) -> dict[str, Any]:
-    """What of a preset decides how much is learned."""
-    values = dataclasses.asdict(load_config(name))
-    return {key: values[key] for key in ("batch_size", "model", "optim")}
 
 
 OLD = {  # the preset as it was when these tries were made, whatever the preset becomes
@@ -59,9 +38,9 @@ def _extra(axis: str, **extras: Any) -> Try:
     return Try(extras=extras, axis=axis)
 
 
-def _further(weights: Sequence[float], until: float, **changes: Any) -> Try:
+def _further(weights: Sequence[float], until: float, data: str = "", **changes: Any) -> Try:
     """Multi-token prediction."""
-    return Try({"mtp_weights": list(weights), "mtp_until": until} | changes, axis="further tokens")
+    return Try({"mtp_weights": list(weights), "mtp_until": until} | changes, axis="further tokens", data=data)
 
 
 FURTHER: dict[str, Try] = {
@@ -71,18 +50,44 @@ FURTHER: dict[str, Try] = {
     "mtp 0.5 until 0.5": _further((0.5,), 0.5),
     "mtp 0.5 until 0.3": _further((0.5,), 0.3),
     "mtp 0.5, 0.25, batch 8, lr 2e-3": _further((0.5, 0.25), 0.6667, batch_size=8, optim={"lr": 2e-3}),
-    "mtp 0.5, 0.25, vocabulary 2,048, six layers": dataclasses.replace(
-        _further((0.5, 0.25), 0.6667, model={"n_layers": 6, "d_ff": 672}), data="-2048"
+    "mtp 0.5, 0.25, vocabulary 2,048, six layers": _further(
+        (0.5, 0.25), 0.6667, "-2048", model={"n_layers": 6, "d_ff": 672}
     ),
-    "mtp 0.5 until 0.5, vocabulary 8,192": dataclasses.replace(
-        _further((0.5,), 0.5, model={"n_layers": 4, "d_ff": 640}), data="-8192"
+    "mtp 0.5 until 0.5, vocabulary 8,192": _further((0.5,), 0.5, model={"n_layers": 4, "d_ff": 640}, data="-8192"),
+    "mtp 0.5 until 0.5, vocabulary 8,192, five layers": _further(
+        (0.5,), 0.5, "-8192", model={"n_layers": 5, "d_ff": 448}
     ),
-    "mtp 0.5 until 0.5, vocabulary 8,192, five layers": dataclasses.replace(
-        _further((0.5,), 0.5, model={"n_layers": 5, "d_ff": 448}), data="-8192"
+    "mtp 0.5 until 0.5, vocabulary 12,288, three layers": _further(
+        (0.5,), 0.5, "-12288", model={"n_layers": 3, "d_ff": 512}
     ),
-    "mtp 0.5 until 0.5, vocabulary 12,288, three layers": dataclasses.replace(
-        _further((0.5,), 0.5, model={"n_layers": 3, "d_ff": 512}), data="-12288"
+}
+
+
+def _with_further(batch_size: int = 16, extras: Mapping[str, Any] | None = None, **changes: Any) -> Try:
+    """A change of the base with two further tokens: `optim_lr` is a field of the optimizer, others are the model's."""
+    return Try({"batch_size": batch_size, **parts(changes)}, extras or {}, parent="mtp 0.5, 0.25")
+
+
+BEST: dict[str, Any] = {"qk_norm": True, "optim_momentum": 0.9}
+WITH_FURTHER: dict[str, Try] = {
+    "mtp, qk-norm": _with_further(qk_norm=True),
+    "mtp, momentum 0.97": _with_further(optim_momentum=0.97),
+    "mtp, batch 32, lr 4e-3": _with_further(32, optim_lr=4e-3),
+    "mtp, 7 x 224": _with_further(n_layers=7, d_model=224, n_heads=7, d_ff=608),
+    "mtp, 10 x 192": _with_further(n_layers=10, d_model=192, n_heads=6, d_ff=512),
+    "mtp, four heads": _with_further(n_heads=4),
+    "mtp, qk-norm, 7 x 224": _with_further(qk_norm=True, n_layers=7, d_model=224, n_heads=7, d_ff=608),
+    "mtp, qk-norm, lr 4e-3": _with_further(qk_norm=True, optim_lr=4e-3),
+    "mtp, qk-norm, context 256, batch 8": _with_further(8, qk_norm=True, seq_len=256),
+    "mtp, qk-norm, momentum 0.9": _with_further(**BEST),
+    "mtp, qk-norm, momentum 0.85": _with_further(qk_norm=True, optim_momentum=0.85),
+    "mtp, qk-norm, momentum 0.9, lr 2.3e-3": _with_further(**BEST, optim_lr=2.3e-3),
+    "mtp, qk-norm, momentum 0.9, embeddings 4": _with_further(**BEST, optim_embed_lr_factor=4.0),
+    "mtp, qk-norm, batch 32, lr 5e-3, momentum 0.85": _with_further(
+        32, **BEST | {"optim_lr": 5e-3, "optim_momentum": 0.85}
     ),
+    "mtp, qk-norm, momentum 0.9, soap": _with_further(extras={"soap": 20}, **BEST),
+    "mtp, qk-norm, momentum 0.9, lookahead 0.6": _with_further(**BEST, optim_lookahead=0.6),
 }
 STEPS: dict[str, Try] = {
     BASE: Try(OLD, parent=""),
@@ -165,66 +170,7 @@ RATES: dict[str, Try] = {
 }
 
 
-DEMO = {
-    "batch_size": 16,
-    "model": {"seq_len": 256, "n_layers": 4, "d_model": 128, "n_heads": 4, "d_ff": 256},
-    "optim": {"lr": 4e-3},
-}
-MUON = {"name": "muon", "lr": 1e-2, "min_lr": 0.0, "schedule": "linear", "normalize_rows": True}
-
-
-def _demo(batch_size: int = 4, data: str = "demo-1024", share: float = 1.0, **changes: Any) -> Try:
-    """A change of the demo with Muon: `optim_lr` is a field of the optimizer, others are the model's."""
-    optim = {name.removeprefix("optim_"): value for name, value in changes.items() if name.startswith("optim_")}
-    model = {name: value for name, value in changes.items() if not name.startswith("optim_")}
-    return Try({"batch_size": batch_size, "model": model, "optim": MUON | optim}, parent="demo", data=data, share=share)
-
-
-DEMOS: dict[str, Try] = {
-    "demo": Try(DEMO, {"stories": 48}, parent="", data="demo-2048"),
-    "demo, muon": _demo(16, "demo-2048"),
-    "demo, muon, batch 8": _demo(8, "demo-2048"),
-    "demo, muon, batch 4": _demo(4, "demo-2048"),
-    "demo, muon, 1,024": _demo(4),
-    "demo, muon, 512": _demo(4, "demo-512"),
-    "demo, 1,024, lr 5e-3": _demo(4, optim_lr=5e-3),
-    "demo, 1,024, lr 2e-2": _demo(4, optim_lr=2e-2),
-    "demo, 1,024, embeddings 2": _demo(4, optim_embed_lr_factor=2.0),
-    "demo, 1,024, embeddings 0.5": _demo(4, optim_embed_lr_factor=0.5),
-    "demo, 1,024, batch 2": _demo(2, optim_lr=7e-3),
-    "demo, 1,024, qk-norm": _demo(4, qk_norm=True),
-    "demo, 1,024, two layers": _demo(4, n_layers=2),
-    "demo, 1,024, three layers": _demo(4, n_layers=3),
-    "demo, 1,024, six layers": _demo(4, n_layers=6),
-    "demo, 1,024, eight heads": _demo(4, n_heads=8),
-    "demo, 1,024, two heads": _demo(4, n_heads=2),
-    "demo, 1,024, d_model 96": _demo(4, d_model=96, n_heads=3, d_ff=256),
-    "demo, 1,024, d_model 192": _demo(4, d_model=192, n_heads=6, d_ff=384),
-    "demo, 1,024, d_ff 512": _demo(4, d_ff=512),
-    "demo, 1,024, 0.7 of an epoch": _demo(4, share=0.7),
-    "demo, 1,024, two epochs": _demo(4, share=2.0),
-    "demo, brief stories, 2,048": _demo(4, "brief-2048"),
-    "demo, brief stories, 1,024": _demo(4, "brief-1024"),
-    "demo, lr 6e-3, embeddings 3": _demo(4, "demo-2048", share=0.75, optim_lr=6e-3, optim_embed_lr_factor=3.0),
-    "demo, brief, lr 6e-3, embeddings 3": _demo(4, "brief-2048", share=0.75, optim_lr=6e-3, optim_embed_lr_factor=3.0),
-    "demo, stories apart in 320, lr 6e-3, embeddings 3": Try(
-        {"packing": "stories", "attention": "story", "model": {"seq_len": 320}}, parent="demo, lr 6e-3, embeddings 3"
-    ),
-    "demo, brief stories apart, lr 6e-3, embeddings 3": Try(
-        {"packing": "stories", "attention": "story"}, parent="demo, brief, lr 6e-3, embeddings 3"
-    ),
-    "demo, brief stories apart, lr 2e-2, qk-norm": Try(
-        {"model": {"qk_norm": True}, "optim": {"lr": 2e-2, "embed_lr_factor": 1.0}},
-        parent="demo, brief stories apart, lr 6e-3, embeddings 3",
-    ),
-    "demo, stories": Try({"packing": "stories"}, parent="demo, muon, batch 4"),
-    "demo, stories apart": Try({"packing": "stories", "attention": "story"}, parent="demo, muon, batch 4"),
-    "demo, brief stories apart": Try({"packing": "stories", "attention": "story"}, parent="demo, brief stories, 2,048"),
-    "demo, context 128, batch 8": _demo(8, seq_len=128),
-}
-
-
-TRIES = STEPS | FURTHER | SHAPES | DEMOS | RATES
+TRIES = STEPS | FURTHER | WITH_FURTHER | SHAPES | DEMOS | RATES
 
 
 def chain(name: str, tries: Mapping[str, Try] = TRIES) -> list[Try]:
