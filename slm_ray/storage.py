@@ -4,6 +4,7 @@ In: a path or an address. Out: a `StoragePath`, which reads and writes like a `p
 which the two differ. Everything of a data set is read and written through here.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,10 @@ from slm_ray.errors import UserError
 
 StoragePath: TypeAlias = Path | UPath
 """A `Path` for this machine, a `UPath` for anything else."""
+
+
+class TooLargeError(ValueError):
+    """A file is larger than any that is meant."""
 
 
 def storage_path(address: str | StoragePath) -> StoragePath:
@@ -122,10 +127,11 @@ def files_below(folder: StoragePath) -> Iterator[StoragePath]:
 def read(path: StoragePath) -> bytes:
     """A file's content; of one that its owner writes anew meanwhile, that before or that after.
 
-    A store's `open` asks for the file's size and then refuses any later version of it: so the content is asked for at
-    once. Raises what the file system raises.
+    A store's `open` asks for the file's size and then refuses any later version of it, and fsspec's `cat_file` asks for
+    a large one in parts, of whatever version: so all of it is asked for in one request. Raises what the file system
+    raises.
     """
-    return bytes(path.read_bytes() if isinstance(path, Path) else path.fs.cat_file(path.path))
+    return path.read_bytes() if isinstance(path, Path) else _content(path)
 
 
 def read_if_there(path: StoragePath) -> bytes:
@@ -137,18 +143,34 @@ def read_if_there(path: StoragePath) -> bytes:
 
 
 def read_at_most(path: StoragePath, most: int) -> bytes:
-    """As `read`, of a file that anybody may have made. Raises: ValueError when it is larger than `most` bytes, before
-    more of it is in memory; and what the file system raises."""
+    """As `read`, of a file that anybody may have made. Raises: TooLargeError, before more than `most` bytes are in
+    memory; and what the file system raises."""
     if isinstance(path, Path):
         with path.open("rb") as file:
             content = file.read(most + 1)
-    elif path.fs.info(path.path).get("size") == 0:  # a store has no part of nothing
-        content = b""
     else:
-        content = bytes(path.fs.cat_file(path.path, start=0, end=most + 1))
+        content = _content(path, most)
     if len(content) > most:
-        raise ValueError(f"it is larger than {most} bytes")
+        raise TooLargeError(f"it is larger than {most} bytes")
     return content
+
+
+def _content(path: UPath, most: int | None = None) -> bytes:
+    """What a store has there, or the first `most` + 1 bytes of it."""
+    found = path.fs.info(path.path)
+    if found.get("type") == "directory":
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path.as_posix())
+    size = found.get("size")
+    if size == 0:  # a store has no part of nothing
+        return b""
+    if most is None:
+        return bytes(path.fs.cat_file(path.path, start=0))
+    if size is None:  # a server that does not say it may not know parts either
+        with path.open("rb") as file:
+            return bytes(file.read(most + 1))
+    if size > most:
+        raise TooLargeError(f"it is larger than {most} bytes")
+    return bytes(path.fs.cat_file(path.path, start=0, end=most + 1))
 
 
 def stored_files(system: Any, path: str) -> list[str]:

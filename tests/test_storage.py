@@ -9,7 +9,7 @@ import pytest
 
 from slm_ray import storage
 from slm_ray.errors import UserError
-from slm_ray.locks.lease_files import Holder, LeaseFiles
+from slm_ray.locks.lease_files import MAX_BYTES, Holder, LeaseFiles
 from slm_ray.storage import StoragePath
 
 
@@ -146,7 +146,7 @@ def numbered(number: int) -> bytes:
 def test_a_file_that_its_owner_writes_anew_is_read_as_one_of_both(written_anew, read):
     written_anew("anew/content", numbered)
     content = read(storage.storage_path("s3://stories/anew/content"))
-    assert content in [numbered(number) for number in range(1, 9)]
+    assert content in [numbered(number) for number in range(9)]
 
 
 def test_a_sign_of_life_between_two_requests_is_no_reason_to_lose_a_lease(written_anew):
@@ -155,10 +155,63 @@ def test_a_sign_of_life_between_two_requests_is_no_reason_to_lose_a_lease(writte
     assert number == 1 and holder is not None and holder.owner == "mouse" and holder.alive_s > 0
 
 
-def test_a_store_gives_no_more_of_a_file_than_was_asked_for_and_nothing_of_an_empty_one(s3):
+def test_a_large_file_is_read_as_one_version_too(s3, monkeypatch):
+    """In parts, each in a request of its own, it was half of one and half of another."""
+    import s3fs
+
+    fetch, size = s3fs.S3FileSystem._call_s3, 3000
+
+    async def write_before_later_parts(self, method, *args, **kwargs):
+        if method == "get_object" and not kwargs.get("Range", "bytes=0-").startswith("bytes=0-"):
+            s3("anew/large", b"B" * size)
+        return await fetch(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "default_block_size", 1000)
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", write_before_later_parts)
+    s3("anew/large", b"A" * size)
+    path = storage.storage_path("s3://stories/anew/large")
+    assert path.fs.default_block_size == 1000
+    assert storage.read(path) == b"A" * size
+
+
+def test_a_folder_is_no_empty_file(root):
+    write(root, folder__a=b"1")
+    for read in (storage.read, storage.read_if_there, lambda path: storage.read_at_most(path, 9)):
+        with pytest.raises(IsADirectoryError):
+            read(root / "folder")
+
+
+def test_a_store_that_answers_nonsense_does_not_say_who_has_a_lease(root, monkeypatch):
+    """It was taken for a lease of somebody unknown: its owner gave up, and another took the run."""
+    write(root, **{"00000001.json": Holder(owner="mouse").to_json()})
+
+    def nonsense(*_, **__):
+        raise ValueError("Invalid timestamp")
+
+    monkeypatch.setattr(*((Path, "open") if isinstance(root, Path) else (type(root.fs), "cat_file")), nonsense)
+    with pytest.raises(ValueError, match="Invalid timestamp"):
+        LeaseFiles(root).read(1)
+
+
+def test_a_larger_file_than_any_lease_is_held_by_somebody_unknown(root):
+    write(root, **{"00000001.json": Holder(owner="mouse").to_json() + b" " * MAX_BYTES})
+    assert LeaseFiles(root).read(1) == Holder()
+
+
+def test_a_store_gives_no_more_of_a_file_than_was_asked_for_and_nothing_of_an_empty_one(s3, monkeypatch):
+    import s3fs
+
+    fetch, asked = s3fs.S3FileSystem._call_s3, list[str]()
+
+    async def noted(self, method, *args, **kwargs):
+        asked.extend([kwargs.get("Range", "all")] if method == "get_object" else ())
+        return await fetch(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", noted)
     for size in (0, 1, 99, 100):
         s3("anew/sized", b"x" * size)
         assert storage.read_at_most(storage.storage_path("s3://stories/anew/sized"), 100) == b"x" * size
+    assert asked == ["bytes=0-100"] * 3
     s3("anew/sized", b"x" * 101)
     with pytest.raises(ValueError, match="larger than 100 bytes"):
         storage.read_at_most(storage.storage_path("s3://stories/anew/sized"), 100)

@@ -118,7 +118,7 @@ def read_record(folder: StoragePath) -> dict[str, Any] | None:
     """
     path = folder / RECORD
     try:
-        record = json.loads(storage.read(path))
+        record = json.loads(storage.read(path).decode("utf-8"))
         if not isinstance(record["shared"], dict) or not isinstance(record["run_id"], str):
             raise TypeError("it has other fields")
     except FileNotFoundError:
@@ -216,5 +216,5 @@ def newest_sweep(output: StoragePath) -> StoragePath | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{output} cannot be listed: {error.strerror}") from error
+        raise UserError(f"{output} cannot be listed: {error.strerror or one_line(error)}") from error
     return max(begun, key=begun.__getitem__).parent if begun else None

@@ -130,7 +130,7 @@ class TrialRunner:
         for config in configs:
             path = storage.storage_path(config.output) / config.name / MLFLOW_ID
             with contextlib.suppress(Exception):  # it had none yet, or the store is away
-                end_lost_run(self.tracking_uri, path.read_text(encoding="utf-8").strip(), status)
+                end_lost_run(self.tracking_uri, storage.read(path).decode("utf-8").strip(), status)
                 continue
             if time.monotonic() - began > AWAY_S:  # who pressed Ctrl-C does not wait so long for each trial
                 return

@@ -249,7 +249,7 @@ def load_manifest(folder: str | StoragePath) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no {MANIFEST} in {folder}: {PREPARE_HINT}") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no manifest this version reads ({error}): prepare the data again") from error
     except Exception as error:  # each object store has errors of its own

@@ -271,5 +271,5 @@ def _unfinished(summary: RunSummary, folder: RunFolder) -> str:
         return f"{summary.reason} after step {summary.step:,}: lower --optim.lr; {kept}"
     if summary.status == RunStatus.STOPPED:
         return f"the run was asked to stop after step {summary.step:,}: --resume goes on from there; {kept}"
-    need = "--resume once the store takes files" if is_remote(folder.address) else "make room on the disk and --resume"
-    return f"step {summary.step:,} could not be saved: {need}; {kept}"
+    need = "make room on the disk" + (", or let the store take files," if is_remote(folder.address) else "")
+    return f"step {summary.step:,} could not be saved: {need} and --resume; {kept}"

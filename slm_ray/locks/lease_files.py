@@ -90,7 +90,7 @@ class LeaseFiles:
             return Holder.from_json(storage.read_at_most(self._path(number), MAX_BYTES))
         except FileNotFoundError:
             return None
-        except ValueError:  # larger than any that we write
+        except storage.TooLargeError:  # than any that we write
             return Holder()
 
     def create(self, number: int, holder: Holder) -> None:

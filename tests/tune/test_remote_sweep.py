@@ -71,6 +71,6 @@ def test_what_is_no_sweep_is_refused_and_a_store_that_does_not_answer_is_no_empt
         raise PermissionError(13, "Access denied")
 
     folder = storage_path(sweep.output) / "s"
-    monkeypatch.setattr(folder.fs, "cat_file", refuse)  # type: ignore[union-attr]
+    monkeypatch.setattr(type(folder.fs), "_call_s3", refuse)  # type: ignore[union-attr]
     with pytest.raises(UserError, match="cannot be read: Access denied"):
         read_record(folder)
