@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from peer_options import FOREVER, Stopwatch, options
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    Qwen3Config,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from slm_ray.config.files import load_config
 from slm_ray.dataset.manifest import load_manifest
@@ -49,8 +56,9 @@ def main() -> None:
     shape = load_config(given.preset).model
     manifest = load_manifest(storage_path(given.data))
     tokens, _ = read_split(storage_path(given.data), "train", manifest=manifest)
-    model = LlamaForCausalLM(
-        LlamaConfig(
+    named, more = (Qwen3Config, {"head_dim": shape.head_width}) if shape.qk_norm else (LlamaConfig, {})
+    model = AutoModelForCausalLM.from_config(
+        named(
             vocab_size=int(manifest.tokenizer["vocab_size"]),
             hidden_size=shape.d_model,
             intermediate_size=shape.d_ff,
@@ -60,6 +68,7 @@ def main() -> None:
             max_position_embeddings=shape.seq_len,
             tie_word_embeddings=shape.tie_embeddings,
             attn_implementation="sdpa",
+            **more,
         )
     )
     watch = Stopwatch(given, shape.seq_len)
