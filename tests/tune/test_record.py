@@ -69,7 +69,7 @@ def test_every_option_that_cannot_change_is_named_with_both_values(words: list[s
             refused(parse_config(other), folder)
         for part in ("seed was 5 and is now 6", "optim.weight_decay was 0.1 and is now 0.5", "trial_steps was 0"):
             assert part in str(found.value)
-    with pytest.raises(UserError, match=r"batch_size was 8 and is now 32.*model\.n_layers was 2 and is now 5"):
+    with pytest.raises(UserError, match=r"batch_size was 8 and is now 16.*model\.n_layers was 2 and is now 5"):
         refused(parse_config(["--config", "story-5m", *words[2:]]), folder)
 
 

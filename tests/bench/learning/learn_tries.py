@@ -44,7 +44,7 @@ def _further(weights: Sequence[float], until: float, data: str = "", **changes: 
 
 
 FURTHER: dict[str, Try] = {
-    "mtp 0.5, 0.25": _further((0.5, 0.25), 0.6667),  # as the preset has it
+    "mtp 0.5, 0.25": _further((0.5, 0.25), 0.6667),
     "mtp 0.3, 0.15": _further((0.3, 0.15), 0.6667),
     "mtp 1, 0.5 until 0.8": _further((1.0, 0.5), 0.8),
     "mtp 0.5 until 0.5": _further((0.5,), 0.5),
@@ -86,6 +86,15 @@ WITH_FURTHER: dict[str, Try] = {
     "mtp, qk-norm, batch 32, lr 5e-3, momentum 0.85": _with_further(
         32, **BEST | {"optim_lr": 5e-3, "optim_momentum": 0.85}
     ),
+    "mtp, qk-norm, batch 32, lr 7e-3, momentum 0.85": _with_further(
+        32, **BEST | {"optim_lr": 7e-3, "optim_momentum": 0.85}
+    ),
+    "mtp, qk-norm, context 256, batch 16, lr 5e-3, momentum 0.85": _with_further(
+        16, seq_len=256, **BEST | {"optim_lr": 5e-3, "optim_momentum": 0.85}
+    ),
+    "mtp, qk-norm, four heads, context 256, batch 16, lr 7e-3, momentum 0.85": _with_further(
+        16, seq_len=256, n_heads=4, **BEST | {"optim_lr": 7e-3, "optim_momentum": 0.85}
+    ),  # as the preset has it
     "mtp, qk-norm, momentum 0.9, soap": _with_further(extras={"soap": 20}, **BEST),
     "mtp, qk-norm, momentum 0.9, lookahead 0.6": _with_further(**BEST, optim_lookahead=0.6),
 }
