@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_ray.errors import UserError
+from slm_ray.storage import storage_path
 from slm_ray.tokenization.tokenizer import END_OF_TEXT, EVERY_BYTE, Tokenizer, TokenizerError
 from slm_ray.tokenization.training import train_bpe
 
@@ -205,3 +206,15 @@ def test_a_tokenizer_without_an_entry_for_unknown_letters_ends_in_an_error_of_ou
     inner.add_special_tokens([END_OF_TEXT])
     with pytest.raises(TokenizerError):
         Tokenizer.from_json(inner.to_str()).encode("b")
+
+
+def test_a_store_that_does_not_answer_is_one_line(monkeypatch):
+    place = storage_path("memory://tokens/tokenizer.json")
+    place.write_bytes(b"{}")
+
+    def away(*_, **__):
+        raise RuntimeError("Could not connect\nto the endpoint")
+
+    monkeypatch.setattr(type(place.fs), "cat_file", away)
+    with pytest.raises(UserError, match=r"cannot read the tokenizer memory:.*: Could not connect"):
+        Tokenizer.load(place)
