@@ -107,7 +107,7 @@ def test_a_record_of_an_earlier_version_is_compared_by_what_it_has(words: list[s
 
 OTHER_VALUES: dict[str, Any] = {
     "workers": 2, "batch_size": 64, "precision": "bf16", "compile": "on", "model.mlp": "gelu", "model.norm": "layer",
-    "model.positions": "learned", "model.n_heads": 4, "model.n_kv_heads": 4, "model.vocab_size": 4096,
+    "model.positions": "learned", "model.n_heads": 8, "model.n_kv_heads": 4, "model.vocab_size": 4096,
     "model.d_head": 16, "optim.name": "adamw", "optim.schedule": "cosine", "optim.min_lr": 1e-4, "lr": (0.5,),
     "d_ff": (8,), "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.momentum": 0.5, "optim.decay_share": 0.5,
     "model.qkv_bias": True, "model.o_bias": True, "model.mlp_bias": True,
