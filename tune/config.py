@@ -18,7 +18,7 @@ MODEL_NAME = "tinystories"
 class SweepConfig(TrainConfig):
     """A sweep: what every run shares, and what is varied."""
 
-    lr: tuple[float, ...] = (2e-3, 5e-3)
+    lr: tuple[float, ...] = (3e-3, 7e-3)
     """Learning rates of the grid."""
     d_ff: tuple[int, ...] = (512, 1024)
     """Inner widths of the feed-forward block of the grid."""

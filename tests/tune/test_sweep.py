@@ -55,7 +55,7 @@ def points(sweep: SweepConfig) -> list[tuple[float, int]]:
 
 
 def test_the_default_grid_is_two_by_two() -> None:
-    assert points(parse_config([])) == [(2e-3, 512), (2e-3, 1024), (5e-3, 512), (5e-3, 1024)]
+    assert points(parse_config([])) == [(3e-3, 512), (3e-3, 1024), (7e-3, 512), (7e-3, 1024)]
 
 
 def test_the_grid_is_set_by_options_and_each_point_stands_once() -> None:
