@@ -11,10 +11,10 @@ DATA_SET := data/tinystories
 
 .NOTPARALLEL:  # two commands at once would want one folder and both cores
 
-.PHONY: setup demo data train sweep serve evaluate docs notebooks doctor champion test test-gpu lint format bench bench-prepare bench-train bench-serve bench-learn bench-export bench-gpu bench-growth bench-scale sbom clean help
+.PHONY: setup demo data train sweep serve evaluate docs notebooks doctor champion test test-gpu lint format bench bench-prepare bench-train bench-serve bench-learn bench-learn-hour bench-teachers bench-export bench-gpu bench-growth bench-scale sbom clean help
 
 help:            ## what there is to make
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(READY)  ## virtual environment with everything in it
 
@@ -109,7 +109,13 @@ bench-growth: $(READY)   ## preparation of 17 MB to 1.9 GB on SOURCE=stories.par
 	$(BIN)/python tests/bench/tuning/sweep_growth.py $(if $(DATA),--data $(DATA))
 
 bench-learn: $(READY)    ## learning per token, one factor at a time, on DATA=FOLDER (hours)
-	$(BIN)/python tests/bench/learning/learn.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python tests/bench/learning/learn.py $(if $(DATA),--data $(DATA)) $(ARGS)
+
+bench-learn-hour: $(READY)  ## what is learned in an hour from DATA=FOLDER, passes repeated (an hour for each arithmetic)
+	$(BIN)/python tests/bench/learning/hour.py $(if $(DATA),--data $(DATA)) $(ARGS)
+
+bench-teachers: $(READY)  ## what two teachers give a student of the default size, on DATA=FOLDER (four runs)
+	$(BIN)/python tests/bench/learning/teachers.py $(if $(DATA),--data $(DATA)) $(ARGS)
 
 bench-export: $(READY)   ## exports in the programs that they are for, llama.cpp among them, of MODEL=FOLDER
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-export]'

@@ -1,30 +1,17 @@
 """What the bench of learning tries: within its size, in shapes that others open, and put together by its rule."""
 
 import dataclasses
-import importlib.util
-import sys
-from types import ModuleType
 
 import pytest
 
 from slm_ray.config.schema import ModelConfig
 from slm_ray.model.decoder import parameter_count
 from slm_ray.model.hf_layout import family
-from tests.support.paths import ROOT
+from tests.support.benches import learning_bench
 
-
-def bench(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "bench" / "learning" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # its dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-bench("learn_try")  # which the next two import
-bench("learn_demos")
-TRIES = bench("learn_tries")
+learning_bench("learn_try")  # which the next two import
+learning_bench("learn_demos")
+TRIES = learning_bench("learn_tries")
 
 
 def test_every_try_is_small_enough_and_opens_as_a_llama_or_qwen3() -> None:
