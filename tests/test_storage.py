@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from slm_ray import storage
+from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.locks.lease_files import MAX_BYTES, Holder, LeaseFiles
+from slm_ray.preparation.summary_files import load_summary
 from slm_ray.storage import StoragePath
+from tune.record import RECORD, read_record
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -191,6 +194,22 @@ def test_a_store_that_answers_nonsense_does_not_say_who_has_a_lease(root, monkey
     monkeypatch.setattr(*((Path, "open") if isinstance(root, Path) else (type(root.fs), "cat_file")), nonsense)
     with pytest.raises(ValueError, match="Invalid timestamp"):
         LeaseFiles(root).read(1)
+
+
+def test_a_store_that_answers_nonsense_has_no_broken_or_absent_file(root, monkeypatch):
+    """Whoever has good data was told to prepare it again, or to take another name for the sweep."""
+    write(root, **{"manifest.json": b"{}", RECORD: b"{}", "00001.json": b"{}"})
+
+    def nonsense(*_, **__):
+        raise ValueError("Invalid timestamp")
+
+    monkeypatch.setattr(*((Path, "open") if isinstance(root, Path) else (type(root.fs), "cat_file")), nonsense)
+    with pytest.raises(UserError, match=r"cannot read .*: Invalid timestamp"):
+        load_manifest(root)
+    with pytest.raises(UserError, match=r"cannot be read: Invalid timestamp"):
+        read_record(root)
+    with pytest.raises(ValueError, match="Invalid timestamp"):
+        load_summary(root / "00001.json")
 
 
 def test_a_larger_file_than_any_lease_is_held_by_somebody_unknown(root):

@@ -118,16 +118,18 @@ def read_record(folder: StoragePath) -> dict[str, Any] | None:
     """
     path = folder / RECORD
     try:
-        record = json.loads(storage.read(path).decode("utf-8"))
-        if not isinstance(record["shared"], dict) or not isinstance(record["run_id"], str):
-            raise TypeError("it has other fields")
+        content = storage.read(path)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is corrupt ({error}): bring it back, or take another --name") from error
     except Exception as error:  # each store has errors of its own
         reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(f"{path} cannot be read: {reason}") from error
+    try:
+        record = json.loads(content.decode("utf-8"))
+        if not isinstance(record["shared"], dict) or not isinstance(record["run_id"], str):
+            raise TypeError("it has other fields")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is corrupt ({error}): bring it back, or take another --name") from error
     return dict(record)
 
 

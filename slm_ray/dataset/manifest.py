@@ -245,15 +245,15 @@ def load_manifest(folder: str | StoragePath) -> Manifest:
         return MixedManifest.of(weights)
     path = storage_path(folder) / MANIFEST
     try:
-        return Manifest.from_json(read(path).decode("utf-8"))
+        content = read(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no {MANIFEST} in {folder}: {PREPARE_HINT}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
+    except Exception as error:  # each object store has errors of its own
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or one_line(error)}") from error
+    try:
+        return Manifest.from_json(content.decode("utf-8"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no manifest this version reads ({error}): prepare the data again") from error
-    except Exception as error:  # each object store has errors of its own
-        raise UserError(f"cannot read {path}: {one_line(error)}") from error
 
 
 def _split_from(fields: Mapping[str, Any]) -> Split:

@@ -30,13 +30,16 @@ def save_summary(folder: StoragePath, summary: RangeSummary) -> None:
 def load_summary(path: StoragePath) -> RangeSummary | None:
     """One summary; None where there is none, or what is there is torn or foreign: the range is not finished.
 
-    Raises:
-        OSError: it cannot be read now.
+    Raises what the file system raises where it cannot be read now.
     """
     try:
-        summary = _from_json(read(path).decode("utf-8"))
+        content = read(path)
+    except (FileNotFoundError, IsADirectoryError):
+        return None
+    try:
+        summary = _from_json(content.decode("utf-8"))
         return summary if path.name == f"{summary.number:05d}.json" else None
-    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error):
         return None
 
 
