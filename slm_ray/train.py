@@ -28,7 +28,7 @@ from slm_ray.config.files import DEFAULT_PRESET, from_dict, load_config
 from slm_ray.config.mixtures import parts_of
 from slm_ray.config.options import parse, take_option
 from slm_ray.config.places import moved_data, moved_place
-from slm_ray.config.resuming import KEPT, asks_for_help, asks_to_resume, overlaid, refuse_lone_force
+from slm_ray.config.resuming import KEPT, asks_for_help, asks_to_resume, overlaid, refuse_ignored
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.tracking import mlflow_runs
@@ -101,7 +101,7 @@ def parse_config(argv: Sequence[str] | None) -> TrainConfig:
 
         base = begun_from(base, origin, rest)
     config = parse(TrainConfig, rest, prog="train.py", about=about, default=base)
-    refuse_lone_force(config)
+    refuse_ignored(config, rest)
     return config
 
 

@@ -12,6 +12,7 @@ from slm_ray.config.schema import TrainConfig
 from tune.space import Choices, Point, Space, load_space
 
 MODEL_NAME = "tinystories"
+LOWER_RATE = 0.43
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class SweepConfig(TrainConfig):
     """A sweep: what every run shares, and what is varied."""
 
     lr: tuple[float, ...] = (3e-3, 7e-3)
-    """Learning rates of the grid."""
+    """Learning rates of the grid; when not given, that of the preset and one of less than half of it."""
     d_ff: tuple[int, ...] = (512, 1024)
     """Inner widths of the feed-forward block of the grid."""
     space: str = ""
@@ -60,6 +61,11 @@ class SweepConfig(TrainConfig):
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least {least}")
         if self.heat_map and len(set(self.heat_map)) != 2:
             raise ValueError("heat_map takes two fields of the space")
+
+
+def rates_around(lr: float) -> tuple[float, float]:
+    """The grid's own learning rates for a preset's: 7e-3 -> (3e-3, 7e-3)."""
+    return float(f"{LOWER_RATE * lr:.0e}"), lr
 
 
 def space_of(sweep: SweepConfig) -> Space:

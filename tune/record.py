@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray import storage
-from slm_ray.config.files import from_dict
+from slm_ray.config.files import flatten, from_dict
 from slm_ray.config.mixtures import named_data
 from slm_ray.config.places import moved_data, moved_place, saved_config, typed_config
-from slm_ray.config.resuming import as_saved, differences, overlaid, with_earlier_defaults
+from slm_ray.config.resuming import as_saved, differences, is_one_of, nested, overlaid, with_earlier_defaults
 from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError, one_line, without_secrets
 from slm_ray.storage import StoragePath
@@ -192,8 +192,10 @@ def config_to_resume(base: SweepConfig, origin: str, output: str, name: str) -> 
         raise UserError(f"--resume needs the --name of a sweep in {output}")
     folder = where / name if name else newest_sweep(where)
     record = read_record(folder) if folder else None
-    if not folder or not record or "config" not in record:  # earlier versions did not keep it
+    if not folder or not record:
         return dataclasses.replace(base, name=folder.name) if folder else base
+    if "config" not in record:  # earlier versions did not keep it
+        return dataclasses.replace(base if origin else _as_shared(base, record["shared"]), name=folder.name)
     saved = from_dict(SweepConfig, with_earlier_defaults(record["config"]), str(folder / RECORD))
     now = origin_now(saved, record["shared"].get(ORIGIN_SHA256, ""), record.get(FROM_HERE, ""), folder)
     was = dataclasses.replace(_moved(saved, folder), force=False, init_from=now)
@@ -201,6 +203,12 @@ def config_to_resume(base: SweepConfig, origin: str, output: str, name: str) -> 
         was = overlaid(was, origin, KEPT)
     register = was.register or base.register  # a file's empty name means the default, as at the first start
     return dataclasses.replace(was, resume=True, output=output, name=folder.name, register=register)
+
+
+def _as_shared(base: SweepConfig, shared: Mapping[str, Any]) -> SweepConfig:
+    """With what the trials had in common, whatever its preset has become since."""
+    was = {name: value for name, value in with_earlier_defaults(shared).items() if is_one_of(name, KEPT)}
+    return from_dict(SweepConfig, nested(flatten(dataclasses.asdict(base)) | was), RECORD)
 
 
 def _moved(saved: SweepConfig, folder: StoragePath) -> SweepConfig:

@@ -27,11 +27,11 @@ from slm_ray.cli.script import set_default_environment
 from slm_ray.cli.signals import ending_on_sigterm
 from slm_ray.config.files import DEFAULT_PRESET, from_dict, load_config
 from slm_ray.config.options import parse, take_option
-from slm_ray.config.resuming import asks_for_help, asks_to_resume, refuse_lone_force
+from slm_ray.config.resuming import asks_for_help, asks_to_resume, refuse_ignored
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.train import describe
-from tune.config import MODEL_NAME, SweepConfig, fields_set_twice
+from tune.config import MODEL_NAME, SweepConfig, fields_set_twice, rates_around
 
 FINAL_ONLY = ("workers", "register", "sample-prompt", "profile")
 """Options that trials have not."""
@@ -48,12 +48,12 @@ def parse_config(argv: Sequence[str] | None) -> SweepConfig:
     names = {word.partition("=")[0].replace("_", "-") for word in rest}
     preset = load_config(origin or DEFAULT_PRESET)
     own = {field.name: getattr(preset, field.name) for field in dataclasses.fields(TrainConfig)}
-    base = SweepConfig(**(own | {"register": preset.register or MODEL_NAME}))
+    base = SweepConfig(**(own | {"register": preset.register or MODEL_NAME, "lr": rates_around(preset.optim.lr)}))
     record = None
     if not asks_for_help(rest):
         base, record = _over_what_is_there(base, origin, rest)
     sweep = parse(SweepConfig, rest, prog="sweep.py", about=about, default=base)
-    refuse_lone_force(sweep)
+    refuse_ignored(sweep, rest)
     from tune.record import space_to_sweep
 
     if set_twice := fields_set_twice(names, space_to_sweep(sweep, record), is_short=not sweep.space):

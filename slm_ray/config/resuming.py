@@ -46,10 +46,16 @@ def asks_for_help(words: Sequence[str]) -> bool:
     return not {"-h", "--help"}.isdisjoint(words)
 
 
-def refuse_lone_force(config: TrainConfig) -> None:
-    """Raises: UserError when `--force` is given, which changes nothing of a run that is not resumed."""
+def refuse_ignored(config: TrainConfig, words: Sequence[str]) -> None:
+    """Raises: UserError for an option of the command line that changes nothing without another one, which it names."""
+    given = {word.partition("=")[0].replace("_", "-") for word in words}
     if config.force and not config.resume:
         raise UserError("force goes with --resume: it replaces no run")
+    if "--mtp-until" in given and not any(config.mtp_weights):
+        raise UserError("mtp_until goes with --mtp-weights: without a weight above 0 only the next token is learned")
+    for option in ("--teacher-weight", "--teacher-temperature"):
+        if option in given and not config.teacher:
+            raise UserError(f"{option[2:].replace('-', '_')} goes with --teacher: there is none to learn from")
 
 
 def overlaid(was: Config, origin: str, kept: Collection[str]) -> Config:
@@ -66,7 +72,7 @@ def overlaid(was: Config, origin: str, kept: Collection[str]) -> Config:
     resolved = flatten(dataclasses.asdict(load_config(origin)))
     free = (*EARLIER, "model") if was.init_from else tuple(EARLIER)
     compared = {name: value for name, value in resolved.items() if is_one_of(name, kept) and not is_one_of(name, free)}
-    return from_dict(type(was), _nested(flatten(dataclasses.asdict(was)) | given | compared), origin)
+    return from_dict(type(was), nested(flatten(dataclasses.asdict(was)) | given | compared), origin)
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any], kept: Collection[str]) -> dict[str, str]:
@@ -95,13 +101,13 @@ def is_one_of(name: str, names: Collection[str]) -> bool:
     return any(f"{name}.".startswith(f"{one}.") for one in names)
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """What `flatten` was given."""
-    nested: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in flat.items():
         *folders, last = name.split(".")
-        place = nested
+        place = values
         for folder in folders:
             place = place.setdefault(folder, {})
         place[last] = value
-    return nested
+    return values

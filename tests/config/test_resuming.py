@@ -1,7 +1,7 @@
 """The same command again: `--resume` begins a run or goes on with it, and says what it cannot go on with."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from slm_ray.training.context import TrainContext
 from slm_ray.training.inputs import TrainInputs, load_inputs
 from slm_ray.training.loop import fit
 from slm_ray.training.preflight import refuse_conflicts, resolve
+from tune.sweep import parse_config as sweep_config
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_a_file_lies_over_the_run_and_under_the_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", ["story-5m", "demo"])
-def test_a_run_of_before_goes_on_by_the_words_that_began_it_whatever_its_preset_says_now(preset: str) -> None:
+def test_a_run_that_could_not_say_an_option_goes_on_by_the_words_that_began_it(preset: str) -> None:
     new = load_config(preset)
     saved = {name: value for name, value in dataclasses.asdict(new).items() if name not in EARLIER}
     was = from_dict(TrainConfig, with_earlier_defaults(saved), "state.json")
@@ -144,6 +145,39 @@ def test_a_file_that_says_more_than_the_run_knew_is_refused(tmp_path: Path) -> N
     file.write_text("mtp_weights: [0.5]\n")
     now = overlaid(was, str(file), KEPT)
     assert set(differences(dataclasses.asdict(was), dataclasses.asdict(now), KEPT)) == {"mtp_weights"}
+
+
+@pytest.mark.parametrize("parse", [parse_config, sweep_config])
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["--config", "demo", "--mtp-until", "0.3"], "--mtp-weights"),
+        (["--config", "demo", "--mtp_until=0.3"], "--mtp-weights"),
+        (["--mtp-weights", "0", "0", "--mtp-until", "0.3"], "--mtp-weights"),
+        (["--teacher-weight", "0.9"], "--teacher"),
+        (["--teacher_temperature=2"], "--teacher"),
+        (["--force"], "--resume"),
+    ],
+)
+def test_an_option_that_changes_nothing_without_another_names_it(
+    parse: Callable[[list[str]], TrainConfig], words: list[str], missing: str
+) -> None:
+    with pytest.raises(UserError, match=f"goes with {missing}:"):
+        parse(words)
+
+
+@pytest.mark.parametrize("parse", [parse_config, sweep_config])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--mtp-until", "0.3"],  # the preset has weights
+        ["--config", "demo", "--mtp-weights", "0.5", "--mtp-until", "0.3"],
+        ["--mtp-weights", "0"],
+        ["--config", "demo"],
+    ],
+)
+def test_an_option_that_has_what_it_needs_is_taken(parse: Callable[[list[str]], TrainConfig], words: list[str]) -> None:
+    parse(words)
 
 
 def test_kept_options_are_those_of_the_config() -> None:

@@ -273,6 +273,7 @@ def test_jobs_are_ones_that_the_scripts_accept_and_hand_on_the_data(overlay: str
     assert (prepare[:2], train[:2]) == (["python", "pipelines/prepare.py"], ["python", "slm_ray/train.py"])
     _, settings = options.parse(prepare[2:])
     config = parse_config([word for word in train[2:] if word != "--resume"])  # with it, the run's place is read
+    config.check_batch(config.workers)  # as the driver does, before anything starts
     assert config.data == settings.output
     assert config.register == "tinystories" and "--resume" in train
 

@@ -105,6 +105,28 @@ def test_a_record_of_an_earlier_version_is_compared_by_what_it_has(words: list[s
         refused(parse_config([*words, "--seed", "6"]), folder)
 
 
+def test_a_record_of_an_earlier_version_goes_on_as_it_was_whatever_the_preset_has_become(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "before.yaml"
+    model = {"seq_len": 128, "n_layers": 5, "d_model": 256, "n_heads": 8, "d_ff": 704}
+    file.write_text(yaml.safe_dump({"batch_size": 8, "model": model, "optim": {"momentum": 0.95, "lr": 3e-3}}))
+    place = ["--data", tiny_config.data, "--output", str(tmp_path), "--name", "sweep"]
+    first = parse_config(["--config", str(file), *place])
+    folder = begin(first)
+    record = json.loads((folder / RECORD).read_text())
+    del record["config"]
+    for name in ("mtp_weights", "mtp_until"):  # which it could not say
+        del record["shared"][name]
+    (folder / RECORD).write_text(json.dumps(record))
+    again = parse_config(["--resume", *place])
+    assert (again.model, again.batch_size, again.optim.momentum) == (first.model, 8, 0.95)
+    assert again.mtp_weights == ()
+    refused(again, folder)
+    with pytest.raises(UserError, match=r"model\.n_heads was 8 and is now 4"):
+        refused(parse_config(["--resume", *place, "--model.n-heads", "4"]), folder)
+
+
 OTHER_VALUES: dict[str, Any] = {
     "workers": 2, "batch_size": 64, "precision": "bf16", "compile": "on", "model.mlp": "gelu", "model.norm": "layer",
     "model.positions": "learned", "model.n_heads": 8, "model.n_kv_heads": 4, "model.vocab_size": 4096,

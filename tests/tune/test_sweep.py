@@ -56,6 +56,8 @@ def points(sweep: SweepConfig) -> list[tuple[float, int]]:
 
 def test_the_default_grid_is_two_by_two() -> None:
     assert points(parse_config([])) == [(3e-3, 512), (3e-3, 1024), (7e-3, 512), (7e-3, 1024)]
+    assert parse_config(["--config", "keras-4x256"]).lr == (2e-4, 5e-4)
+    assert parse_config(["--config", "keras-4x256", "--lr", "1e-3"]).lr == (1e-3,)
 
 
 def test_the_grid_is_set_by_options_and_each_point_stands_once() -> None:

@@ -5,7 +5,7 @@
 
 Each side of each preset runs in a process of its own, in turn, on random tokens: what the arithmetic of a step costs.
 Ours is the trainer's own step with all that belongs to it: it makes each batch and takes it to the GPU, where nanoGPT's
-batch lies there already. Sequences are added until a step has `--tokens` tokens: 2,048 is story-5m's default batch. The
+batch lies there already. Sequences are added until a step has `--tokens` tokens: 4,096 is story-5m's default batch. The
 first steps, which compile, do not count. Nothing waits for the GPU between the steps of a block, as in a training.
 `--profile FOLDER` keeps a trace of ours for each preset.
 """
@@ -114,7 +114,7 @@ def measure(preset: str, side: str, given: argparse.Namespace, device: torch.dev
     """Steps of one side: the median time of a step over the blocks, the most memory, the loss at the end."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    config = load_config(preset)
+    config = dataclasses.replace(load_config(preset), mtp_weights=())  # the next token alone, as nanoGPT's recipe
     model = dataclasses.replace(config.model, vocab_size=VOCABULARIES[preset])
     rows = max(1, given.tokens // model.seq_len)
     step, n_parameters = SIDES[side](

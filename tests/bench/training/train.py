@@ -142,6 +142,7 @@ class Side:
         command = [ROOT / "slm_ray" / "train.py", "--config", given.preset, *common, max(1, given.threads // workers)]
         command += ["--workers", workers, "--output", self.scratch, "--name", "bench", "--compile", "on"]
         command += ["--max-steps", FOREVER, "--eval-interval-steps", FOREVER, "--log-interval-steps", given.window]
+        command += ["--mtp-weights", 0]  # the next token alone, as the peers
         command += ["--tracking-uri", f"sqlite:///{self.scratch}/mlflow.db", "--max-failures", 0]
         return [*command, *changes]
 

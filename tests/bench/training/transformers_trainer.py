@@ -1,4 +1,4 @@
-"""`transformers.Trainer` with a Llama of our shape, for `train.py`: what a user of transformers would write.
+"""`transformers.Trainer` with a Llama or Qwen3 of our shape, for `train.py`: what a user of transformers would write.
 
 Arguments: see `peer_options.py`. bf16 where the hardware has it, as its users are told to; not compiled, its default.
 """
