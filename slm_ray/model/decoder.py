@@ -96,8 +96,8 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        if not dropout and suits(q, k):
-            return blockwise_attention(q, k, v, scale=self.scale, mask=mask)
+        if suits(q, k, dropout):
+            return blockwise_attention(q, k, v, scale=self.scale, mask=mask, dropout=dropout)
         return F.scaled_dot_product_attention(
             q,
             k,

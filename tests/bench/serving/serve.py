@@ -68,7 +68,7 @@ Round = dict[str, dict[str, Any]]
 def main() -> int:
     """Run all sides in turn, print tables."""
     parser = argparse.ArgumentParser(prog="bench/serve.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, help="folder of a checkpoint of Llama's shape (default: random weights)")
+    parser.add_argument("--model", type=Path, help="folder of a Llama or Qwen3 (default: random weights)")
     parser.add_argument("--preset", default="story-5m", help="shape of the random weights (default: story-5m)")
     parser.add_argument("--vocab-size", type=int, default=4096, help="of the random weights (default: 4096)")
     parser.add_argument("--streams", default="1,4,16,32", help="stories at a time (default: 1,4,16,32)")
