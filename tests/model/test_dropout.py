@@ -12,6 +12,7 @@ from slm_ray.model import blockwise_attention as module
 from slm_ray.model.blockwise_attention import blockwise_attention, suits
 from slm_ray.model.decoder import Decoder
 from slm_ray.training.trainer import compiled
+from tests.support.compiler import needs_compiler
 
 
 def weights_seen(queries: Tensor, keys: Tensor, dropout: float) -> Tensor:
@@ -45,6 +46,7 @@ def test_with_dropout_every_precision_takes_this_way_on_a_cpu(dtype: torch.dtype
         assert not suits(longest, longest, 0.1)
 
 
+@needs_compiler
 def test_a_compiled_step_drops_what_an_eager_one_drops() -> None:
     shape = ModelConfig(vocab_size=19, seq_len=72, n_layers=1, d_model=16, n_heads=2, d_ff=24, dropout=0.3)
     torch.manual_seed(0)

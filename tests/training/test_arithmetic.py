@@ -33,7 +33,7 @@ class KilledError(Exception):
 
 @pytest.fixture
 def config(tiny_config: TrainConfig) -> TrainConfig:
-    """16 steps of one layer, which learn 0.4 nats; without dropout, whose masks are others when it is compiled."""
+    """16 steps of one layer, which learn 0.4 nats; without dropout."""
     config = with_dropout(dataclasses.replace(tiny_config, max_steps=16, eval_interval_steps=8, log_interval_steps=1))
     optim = dataclasses.replace(config.optim, lr=1e-2)
     return dataclasses.replace(config, optim=optim, model=dataclasses.replace(config.model, dropout=0.0, n_layers=1))
