@@ -13,6 +13,8 @@ from tune.space import Choices, Point, Space, load_space
 
 MODEL_NAME = "tinystories"
 LOWER_RATE = 0.43
+NEEDS = {"--reduction-factor": ("scheduler", "asha"), "--batch-trials": ("search", "optuna")}
+"""Options of a sweep that change nothing without a value of another one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,7 @@ class SweepConfig(TrainConfig):
     """A sweep: what every run shares, and what is varied."""
 
     lr: tuple[float, ...] = (3e-3, 7e-3)
-    """Learning rates of the grid; when not given, that of the preset and one of less than half of it."""
+    """Learning rates of the grid; when not given, that of the preset and about half of it or less."""
     d_ff: tuple[int, ...] = (512, 1024)
     """Inner widths of the feed-forward block of the grid."""
     space: str = ""
@@ -89,6 +91,14 @@ def run_config(sweep: SweepConfig, point: Point, **changes: Any) -> TrainConfig:
     if "optim.lr" in point and sweep.optim.min_lr is not None and "optim.min_lr" not in point:
         values["optim.min_lr"] = min(sweep.optim.min_lr, point["optim.lr"])
     return replaced(TrainConfig(**(shared | changes)), values)
+
+
+def ignored_option(words: Collection[str], sweep: SweepConfig) -> str:
+    """Why an option of the command line changes nothing; empty where each does. `words` as in `fields_set_twice`."""
+    for option, (field, value) in NEEDS.items():
+        if option in words and getattr(sweep, field) != value:
+            return f"{option[2:].replace('-', '_')} goes with --{field} {value}"
+    return ""
 
 
 def fields_set_twice(words: Collection[str], space: Space, is_short: bool) -> str:

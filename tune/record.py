@@ -195,7 +195,8 @@ def config_to_resume(base: SweepConfig, origin: str, output: str, name: str) -> 
     if not folder or not record:
         return dataclasses.replace(base, name=folder.name) if folder else base
     if "config" not in record:  # earlier versions did not keep it
-        return dataclasses.replace(base if origin else _as_shared(base, record["shared"]), name=folder.name)
+        was = base if origin else _as_begun(base, record, str(folder / RECORD))
+        return dataclasses.replace(was, name=folder.name)
     saved = from_dict(SweepConfig, with_earlier_defaults(record["config"]), str(folder / RECORD))
     now = origin_now(saved, record["shared"].get(ORIGIN_SHA256, ""), record.get(FROM_HERE, ""), folder)
     was = dataclasses.replace(_moved(saved, folder), force=False, init_from=now)
@@ -205,10 +206,13 @@ def config_to_resume(base: SweepConfig, origin: str, output: str, name: str) -> 
     return dataclasses.replace(was, resume=True, output=output, name=folder.name, register=register)
 
 
-def _as_shared(base: SweepConfig, shared: Mapping[str, Any]) -> SweepConfig:
-    """With what the trials had in common, whatever its preset has become since."""
-    was = {name: value for name, value in with_earlier_defaults(shared).items() if is_one_of(name, KEPT)}
-    return from_dict(SweepConfig, nested(flatten(dataclasses.asdict(base)) | was), RECORD)
+def _as_begun(base: SweepConfig, record: Mapping[str, Any], where: str) -> SweepConfig:
+    """What the record of an earlier version says of its trials, whatever their preset has become since: the grid, and
+    what they have in common. A field of the model or the optimizer that it could not say has its own default."""
+    shared = flatten(with_earlier_defaults(record["shared"]))
+    was = {name: value for name, value in shared.items() if is_one_of(name, KEPT)}
+    other = {name: value for name, value in flatten(dataclasses.asdict(base)).items() if not is_one_of(name, KEPT)}
+    return from_dict(SweepConfig, nested(other | was) | dict(record.get("grid", {})), where)
 
 
 def _moved(saved: SweepConfig, folder: StoragePath) -> SweepConfig:

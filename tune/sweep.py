@@ -31,7 +31,7 @@ from slm_ray.config.resuming import asks_for_help, asks_to_resume, refuse_ignore
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 from slm_ray.train import describe
-from tune.config import MODEL_NAME, SweepConfig, fields_set_twice, rates_around
+from tune.config import MODEL_NAME, SweepConfig, fields_set_twice, ignored_option, rates_around
 
 FINAL_ONLY = ("workers", "register", "sample-prompt", "profile")
 """Options that trials have not."""
@@ -58,6 +58,8 @@ def parse_config(argv: Sequence[str] | None) -> SweepConfig:
 
     if set_twice := fields_set_twice(names, space_to_sweep(sweep, record), is_short=not sweep.space):
         raise UserError(set_twice)
+    if needs := ignored_option(names, sweep):
+        raise UserError(needs)
     if not sweep.final and (ignored := names & {f"--{name}" for name in FINAL_ONLY}):
         raise UserError(f"{min(ignored)} is of the final training, which --no-final leaves out")
     return sweep

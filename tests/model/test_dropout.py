@@ -48,10 +48,12 @@ def test_with_dropout_every_precision_takes_this_way_on_a_cpu(dtype: torch.dtype
 
 @needs_compiler
 def test_a_compiled_step_drops_what_an_eager_one_drops() -> None:
-    shape = ModelConfig(vocab_size=19, seq_len=72, n_layers=1, d_model=16, n_heads=2, d_ff=24, dropout=0.3)
+    """Two layers, the second with a local mask; three blocks of queries, two heads to a key."""
+    heads = {"n_heads": 2, "n_kv_heads": 1, "local_window": 20}
+    shape = ModelConfig(vocab_size=19, seq_len=140, n_layers=2, d_model=16, d_ff=24, dropout=0.3, **heads)
     torch.manual_seed(0)
     model = Decoder(shape).train()
-    tokens = torch.randint(19, (2, 72))
+    tokens = torch.randint(19, (2, 140))
 
     def step(run: torch.nn.Module) -> list[Tensor]:
         torch.manual_seed(7)

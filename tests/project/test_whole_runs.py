@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -30,13 +31,45 @@ def test_an_hour_has_room_for_the_start_and_the_validations() -> None:
     assert HOUR.steps_within(1, 0.5) < 1
 
 
-@pytest.mark.parametrize("minutes", ["1", "0", "-5"])
+def test_a_run_of_a_few_lines_has_a_speed_too() -> None:
+    lines = [{"step": step, "tokens": step, "tokens_per_s": 5.0} for step in (1, 2)]
+    assert RUNS.Run(Path("run"), lines, 1.0).tokens_per_s == 5.0
+
+
+@pytest.mark.parametrize("minutes", ["1", "0", "-5", "nan", "inf"])
 def test_an_hour_too_short_to_begin_is_refused(
     minutes: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["hour.py", f"--minutes={minutes}"])
     assert HOUR.main() == 2
     assert capsys.readouterr().err.startswith(f"error: --minutes {minutes}: ")
+
+
+def test_a_step_that_does_not_fit_is_no_whole_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = RUNS.Run(Path("run"), [{"step": 1, "tokens": 4096, "tokens_per_s": 10.0}], 1.0)
+    monkeypatch.setattr(HOUR, "train", lambda *_: probe)
+    with pytest.raises(SystemExit, match="2"):
+        HOUR._row("fp32", "data", 2.0, Path("out"), [])
+
+
+@pytest.mark.parametrize("script", [HOUR, TEACHERS])
+@pytest.mark.parametrize("option", ["--data", "--max_steps", "--output=x", "--name", "--config"])
+def test_options_that_the_bench_decides_are_refused_before_it_begins(
+    script: ModuleType, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--", option, "x"])
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
+    assert "the bench decides it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("weights", [["1.5"], ["0"], ["0.5", "0.5"]])
+def test_weights_that_no_run_would_take_are_refused_before_the_teachers_are_trained(
+    weights: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["teachers.py", "--weights", *weights])
+    assert TEACHERS.main() == 2
+    assert capsys.readouterr().err.startswith("error: --weights ")
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

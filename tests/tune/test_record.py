@@ -10,6 +10,7 @@ import yaml
 
 from slm_ray.config.files import flatten
 from slm_ray.config.schema import TrainConfig
+from slm_ray.dataset.manifest import load_manifest
 from slm_ray.errors import UserError
 from slm_ray.train import parse_config as parse_training
 from tests.support.tiny_model import write_tiny_model
@@ -105,26 +106,34 @@ def test_a_record_of_an_earlier_version_is_compared_by_what_it_has(words: list[s
         refused(parse_config([*words, "--seed", "6"]), folder)
 
 
-def test_a_record_of_an_earlier_version_goes_on_as_it_was_whatever_the_preset_has_become(
+def test_a_record_of_the_first_version_goes_on_as_it_was_whatever_the_preset_has_become(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
-    file = tmp_path / "before.yaml"
-    model = {"seq_len": 128, "n_layers": 5, "d_model": 256, "n_heads": 8, "d_ff": 704}
-    file.write_text(yaml.safe_dump({"batch_size": 8, "model": model, "optim": {"momentum": 0.95, "lr": 3e-3}}))
-    place = ["--data", tiny_config.data, "--output", str(tmp_path), "--name", "sweep"]
-    first = parse_config(["--config", str(file), *place])
-    folder = begin(first)
-    record = json.loads((folder / RECORD).read_text())
-    del record["config"]
-    for name in ("mtp_weights", "mtp_until"):  # which it could not say
-        del record["shared"][name]
-    (folder / RECORD).write_text(json.dumps(record))
-    again = parse_config(["--resume", *place])
-    assert (again.model, again.batch_size, again.optim.momentum) == (first.model, 8, 0.95)
-    assert again.mtp_weights == ()
+    """As it was written: nested, without what was not an option then, the grid beside it."""
+    fields = ("seed", "batch_size", "epochs", "max_steps", "trial_steps", "precision")
+    values = dict(zip(fields, (7, 8, 1.0, 0, 20, "auto"), strict=True))
+    model = {"vocab_size": 0, "seq_len": 128, "n_layers": 5, "d_model": 256, "n_heads": 8, "n_kv_heads": 0}
+    optim = {"name": "adamw", "weight_decay": 0.2, "beta1": 0.9, "beta2": 0.95, "clip_norm": 1.0, "warmup_steps": 3}
+    fingerprint = load_manifest(tiny_config.data).fingerprint
+    shared = values | {"model": model, "optim": optim, "data_fingerprint": fingerprint}
+    grid = {"lr": [1e-3, 3e-3, 5e-3], "d_ff": [300]}
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (folder / RECORD).write_text(json.dumps({"run_id": "run", "shared": shared, "grid": grid}))
+    place = ["--resume", "--data", tiny_config.data, "--output", str(tmp_path), "--name", "sweep"]
+    again = parse_config(place)
+    assert (again.lr, again.d_ff) == ((1e-3, 3e-3, 5e-3), (300,))
+    assert {name: getattr(again, name) for name in fields} == values
+    assert {name: getattr(again.model, name) for name in model} == model
+    assert {name: getattr(again.optim, name) for name in optim} == optim
+    assert (again.model.qk_norm, again.optim.momentum, again.mtp_weights) == (False, 0.95, ())
     refused(again, folder)
+    assert parse_config([*place, "--lr", "1e-3", "1e-2"]).lr == (1e-3, 1e-2)  # a grid may grow
     with pytest.raises(UserError, match=r"model\.n_heads was 8 and is now 4"):
-        refused(parse_config(["--resume", *place, "--model.n-heads", "4"]), folder)
+        refused(parse_config([*place, "--model.n-heads", "4"]), folder)
+    (folder / RECORD).write_text(json.dumps({"run_id": "run", "shared": shared | {"model": {"rope": 1}}}))
+    with pytest.raises(UserError, match=f"{folder}.*rope"):
+        parse_config(place)
 
 
 OTHER_VALUES: dict[str, Any] = {
@@ -136,7 +145,7 @@ OTHER_VALUES: dict[str, Any] = {
     "packing": "stories", "attention": "story", "validation": "windows", "optim.lookahead": 0.5,
     "optim.tail_average": 0.5, "teacher": ("another",), "teacher_weight": 0.25, "teacher_temperature": 2.0,
     "mtp_weights": (0.5,), "mtp_until": 0.5,
-    "model.dropout": 0.5, "search": "random", "scheduler": "asha", "heat_map": ("optim.lr", "model.d_ff"),
+    "model.dropout": 0.5, "search": "optuna", "scheduler": "asha", "heat_map": ("optim.lr", "model.d_ff"),
 }  # fmt: skip
 
 OPEN = ("model.qkv_bias", "model.o_bias", "model.mlp_bias")

@@ -60,6 +60,20 @@ def test_the_default_grid_is_two_by_two() -> None:
     assert parse_config(["--config", "keras-4x256", "--lr", "1e-3"]).lr == (1e-3,)
 
 
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["--reduction-factor", "4"], "--scheduler asha"),
+        (["--batch_trials=2"], "--search optuna"),
+        (["--batch-trials", "2", "--search", "random", "--num-trials", "3"], "--search optuna"),
+    ],
+)
+def test_an_option_of_another_way_to_search_is_refused(words: list[str], needed: str) -> None:
+    with pytest.raises(UserError, match=f"goes with {needed}"):
+        parse_config(words)
+    assert parse_config(["--reduction-factor", "4", "--scheduler", "asha"]).reduction_factor == 4
+
+
 def test_the_grid_is_set_by_options_and_each_point_stands_once() -> None:
     sweep = parse_config(["--lr", "1e-3", "1e-3", "--d-ff", "64", "128", "--no-final"])
     assert points(sweep) == [(1e-3, 64), (1e-3, 128)]

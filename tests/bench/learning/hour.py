@@ -7,13 +7,14 @@ checkpoint counts, by the fair measure on the validation split; the test split i
 """
 
 import argparse
+import math
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from product_runs import ROOT, train
+from product_runs import ROOT, refuse, train
 
 from slm_ray.dataset.manifest import load_manifest
 
@@ -22,8 +23,10 @@ from tests.bench.machine import machine_line
 
 RECIPE = ("--optim.weight-decay", "0.35", "--optim.lr", "5e-3")
 """Against learning stories by heart, which a single pass cannot, and the lower rate of a longer run. No dropout: it
-halves the passes that a CPU makes in an hour."""
+costs a quarter of the passes that a CPU makes in an hour, and was not tried."""
 PROBE_STEPS = 70
+QUICKEST_STEP_S = 0.001
+"""Of any machine: for a first look, before a run has told."""
 START_S = 75.0
 """Ray's start, compiling and the last validation."""
 SPARE = 0.04
@@ -39,9 +42,9 @@ def main() -> int:
     parser.add_argument("--output", default="", help="where the runs stay (default: nowhere)")
     parser.add_argument("options", nargs="*", help="of train.py, behind --")
     given = parser.parse_args()
-    if steps_within(given.minutes, 0.001) < 1:
-        sys.stderr.write(f"error: --minutes {given.minutes:g}: starting and compiling alone take {START_S:g} seconds\n")
-        return 2
+    refuse(given.options, "--precision")
+    if not math.isfinite(given.minutes) or steps_within(given.minutes, QUICKEST_STEP_S) < 1:
+        return _too_short(given.minutes)
     print(machine_line(), flush=True)
     print("| Arithmetic | Steps | Tokens | Passes | Minutes | Best: bits per byte | nats a token | at step |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
@@ -55,6 +58,11 @@ def main() -> int:
     return 0
 
 
+def _too_short(minutes: float) -> int:
+    sys.stderr.write(f"error: --minutes {minutes:g}: no step fits beside the {START_S:g} s of start and compiler\n")
+    return 2
+
+
 def steps_within(minutes: float, step_s: float) -> int:
     """Steps of so many seconds that fit, beside the start and the validations."""
     return int((minutes * 60 * (1 - SPARE) - START_S) / step_s)
@@ -64,6 +72,8 @@ def _row(precision: str, data: str, minutes: float, output: Path, options: Seque
     every = ("--data", str(Path(data).resolve()), "--precision", precision, *RECIPE, *options)
     probe = train(output / f"probe-{precision}", *every, "--max-steps", str(PROBE_STEPS))
     steps = steps_within(minutes, probe.tokens / probe.steps / probe.tokens_per_s)
+    if steps < 1:  # which train.py would take for a whole epoch
+        raise SystemExit(_too_short(minutes))
     run = train(output / f"hour-{precision}", *every, "--max-steps", str(steps))
     passes = run.tokens / load_manifest(data).splits["train"].tokens
     best = run.best

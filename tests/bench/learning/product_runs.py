@@ -35,8 +35,8 @@ class Run:
 
     @property
     def tokens_per_s(self) -> float:
-        """The median over the lines of progress."""
-        return statistics.median(line["tokens_per_s"] for line in self._progress[WARM_WINDOWS:])
+        """The median over the lines of progress; of a run with a few lines, over all."""
+        return statistics.median(line["tokens_per_s"] for line in self._progress[WARM_WINDOWS:] or self._progress)
 
     @property
     def steps(self) -> int:
@@ -51,6 +51,15 @@ class Run:
     @property
     def _progress(self) -> list[dict[str, Any]]:
         return [line for line in self.lines if "tokens_per_s" in line]
+
+
+def refuse(options: Sequence[str], *own: str) -> None:
+    """Leave where options of `train.py` would change what the bench itself decides. Raises: SystemExit, 2."""
+    given = {option.partition("=")[0].replace("_", "-") for option in options}
+    for name in (*own, "--config", "--data", "--output", "--name", "--resume", "--max-steps", "--tracking-uri"):
+        if name in given:
+            sys.stderr.write(f"error: {name} is not for behind --: the bench decides it\n")
+            raise SystemExit(2)
 
 
 def train(folder: Path, *options: str) -> Run:

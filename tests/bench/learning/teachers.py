@@ -2,9 +2,8 @@
 
 Two teachers (the default preset with seeds 1 and 2), the preset alone with seed 0, and the same with `--teacher`: the
 two's opinion of every next token beside the stories. All by `slm_ray/train.py` itself, one after another; bits per byte
-are those of each run's end, by the fair measure on the validation split. The ensemble itself (the mean of the two's
-probabilities) is measured too: it is what the student could learn of them at best. Options of `train.py`, for all of
-the runs, stand behind `--`.
+are those of each run's best checkpoint, by the fair measure on the validation split. The ensemble itself (the mean of
+the two's probabilities) is measured too. Options of `train.py`, for all of the runs, stand behind `--`.
 """
 
 import argparse
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from product_runs import ROOT, Run, train
+from product_runs import ROOT, Run, refuse, train
 from torch import Tensor, nn
 
 from slm_ray.config.schema import IGNORED_TARGET
@@ -40,6 +39,10 @@ def main() -> int:
     parser.add_argument("--output", default="", help="where the runs stay (default: nowhere)")
     parser.add_argument("options", nargs="*", help="of train.py, behind --")
     given = parser.parse_args()
+    refuse(given.options, "--seed", "--teacher", "--teacher-weight")
+    if len(set(given.weights)) < len(given.weights) or not all(0 < weight <= 1 for weight in given.weights):
+        sys.stderr.write("error: --weights are above 0, at most 1, and each another one\n")
+        return 2
     print(machine_line(), flush=True)
     print("| What | Minutes | tokens/s | Bits per byte | Nats a token |\n|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -52,10 +55,11 @@ def main() -> int:
 
 def _compare(given: argparse.Namespace, output: Path) -> None:
     every = ("--data", str(Path(given.data).resolve()), *given.options)
-    taught = [train(output / f"seed-{seed}", *every, "--seed", str(seed)) for seed in TEACHERS]
-    for seed, run in zip(TEACHERS, taught, strict=True):
+    folders = list[str]()
+    for seed in TEACHERS:
+        run = train(output / f"seed-{seed}", *every, "--seed", str(seed))
         print(_row(f"teacher, seed {seed}", run), flush=True)
-    folders = [str(run.folder / "best") for run in taught]
+        folders.append(str(run.folder / "best"))
     bits, nats = together(folders, given.data)
     print(f"| the two together | | | {bits:.4f} | {nats:.4f} |", flush=True)
     every = (*every, "--seed", str(STUDENT))
