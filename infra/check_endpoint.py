@@ -24,7 +24,7 @@ from typing import Literal
 from infra.endpoint_checks import CheckError, Checks, KeyRefusedError, NotAskedError, Prompt
 from infra.endpoint_client import Endpoint, LateError, NoAnswerError, UnreachableError, endpoint
 from slm_ray.cli.command import command
-from slm_ray.errors import UserError, visible
+from slm_ray.errors import UserError, reason, visible
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 EXIT_FAILED = 1
@@ -122,7 +122,7 @@ def read_key(file: str) -> str:
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the key file {file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(f"the key file {file} cannot be read: {reason(error)}") from error
     key = next((key.strip() for key in text.replace(",", "\n").splitlines() if key.strip()), "")
     if not key.isascii() or not key.isprintable() or not key:
         raise UserError(f"the key file {file} holds no key: expected one a line, of ASCII characters")

@@ -47,6 +47,11 @@ class UserError(Exception):
         super().__init__(without_secrets(str(message)))
 
 
+def reason(error: BaseException) -> str:
+    """What the system calls an error, `No such file or directory`, or else its one line."""
+    return str(getattr(error, "strerror", None) or one_line(error))
+
+
 def one_line(error: BaseException) -> str:
     """The first line of what an error says, or its kind where it says nothing."""
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])

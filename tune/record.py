@@ -15,7 +15,7 @@ from slm_ray.config.mixtures import named_data
 from slm_ray.config.places import moved_data, moved_place, saved_config, typed_config
 from slm_ray.config.resuming import as_saved, differences, is_one_of, nested, overlaid, with_earlier_defaults
 from slm_ray.dataset.manifest import load_manifest
-from slm_ray.errors import UserError, one_line, without_secrets
+from slm_ray.errors import UserError, reason, without_secrets
 from slm_ray.storage import StoragePath
 from tune.config import SweepConfig, space_of
 from tune.origin import held_teachers, origin_now
@@ -106,8 +106,7 @@ def write_record(
     try:
         storage.replace_file(folder / RECORD, (json.dumps(content, indent=2) + "\n").encode())
     except Exception as error:  # each store has errors of its own
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"cannot write to {folder}: {reason}") from error
+        raise UserError(f"cannot write to {folder}: {reason(error)}") from error
 
 
 def read_record(folder: StoragePath) -> dict[str, Any] | None:
@@ -122,8 +121,7 @@ def read_record(folder: StoragePath) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # each store has errors of its own
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{path} cannot be read: {reason}") from error
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
     try:
         record = json.loads(content.decode("utf-8"))
         if not isinstance(record["shared"], dict) or not isinstance(record["run_id"], str):
@@ -230,5 +228,5 @@ def newest_sweep(output: StoragePath) -> StoragePath | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{output} cannot be listed: {error.strerror or one_line(error)}") from error
+        raise UserError(f"{output} cannot be listed: {reason(error)}") from error
     return max(begun, key=begun.__getitem__).parent if begun else None

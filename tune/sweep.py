@@ -26,7 +26,7 @@ from slm_ray.cli.command import command
 from slm_ray.cli.script import set_default_environment
 from slm_ray.cli.signals import ending_on_sigterm
 from slm_ray.config.files import DEFAULT_PRESET, from_dict, load_config
-from slm_ray.config.options import parse, take_option
+from slm_ray.config.options import option_names, parse, take_option
 from slm_ray.config.resuming import asks_for_help, asks_to_resume, refuse_ignored
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
@@ -45,7 +45,7 @@ def parse_config(argv: Sequence[str] | None) -> SweepConfig:
     """
     origin, rest = take_option("config", "", sys.argv[1:] if argv is None else argv)
     about = f"{(__doc__ or '').splitlines()[0]} --config PRESET|FILE.yaml chooses the defaults ({DEFAULT_PRESET})."
-    names = {word.partition("=")[0].replace("_", "-") for word in rest}
+    names = option_names(rest)
     preset = load_config(origin or DEFAULT_PRESET)
     own = {field.name: getattr(preset, field.name) for field in dataclasses.fields(TrainConfig)}
     base = SweepConfig(**(own | {"register": preset.register or MODEL_NAME, "lr": rates_around(preset.optim.lr)}))

@@ -20,6 +20,11 @@ from slm_ray.errors import UserError
 Config = TypeVar("Config")
 
 
+def option_names(words: Sequence[str]) -> set[str]:
+    """The options among words, `--max_steps=3` as `--max-steps`."""
+    return {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+
+
 def parse(kind: type[Config], argv: Sequence[str] | None, *, prog: str, about: str, default: Config) -> Config:
     """Parse options over a default config; `--help` prints and exits. The words of a mixture are one value of `--data`.
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from slm_ray.config.files import flatten, from_dict, load_config, load_values, presets
+from slm_ray.config.options import option_names
 from slm_ray.config.schema import TrainConfig
 from slm_ray.errors import UserError
 
@@ -48,7 +49,7 @@ def asks_for_help(words: Sequence[str]) -> bool:
 
 def refuse_ignored(config: TrainConfig, words: Sequence[str]) -> None:
     """Raises: UserError for an option of the command line that changes nothing without another one, which it names."""
-    given = {word.partition("=")[0].replace("_", "-") for word in words}
+    given = option_names(words)
     if config.force and not config.resume:
         raise UserError("force goes with --resume: it replaces no run")
     if "--mtp-until" in given and not any(config.mtp_weights):

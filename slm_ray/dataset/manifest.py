@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm_ray.config.mixtures import DataShare, part_names, parts_of, shares
-from slm_ray.errors import UserError, one_line
+from slm_ray.errors import UserError, reason
 from slm_ray.storage import StoragePath, json_sha256, read, storage_path
 
 FORMAT_VERSION = 1
@@ -249,7 +249,7 @@ def load_manifest(folder: str | StoragePath) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no {MANIFEST} in {folder}: {PREPARE_HINT}") from error
     except Exception as error:  # each object store has errors of its own
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or one_line(error)}") from error
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
     try:
         return Manifest.from_json(content.decode("utf-8"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -23,7 +23,7 @@ from slm_ray.config.schema import TrainConfig
 from slm_ray.distributed import cluster
 from slm_ray.distributed.ray_metrics import FailureCounter
 from slm_ray.distributed.worker_process import Report, run_here, run_worker
-from slm_ray.errors import UserError, one_line, without_secrets
+from slm_ray.errors import UserError, reason, without_secrets
 from slm_ray.limits import core_count
 from slm_ray.locks.lease import LeaseLostError
 from slm_ray.runs.outcome import ERROR, clear_outcome, read_refusal
@@ -101,7 +101,7 @@ def _make_ready(folder: RunFolder) -> None:
         folder.clear_requests()
         clear_outcome(folder)
     except OSError as error:
-        raise UserError(f"cannot write to {folder.address}: {error.strerror or one_line(error)}") from error
+        raise UserError(f"cannot write to {folder.address}: {reason(error)}") from error
 
 
 @contextlib.contextmanager

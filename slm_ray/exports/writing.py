@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from slm_ray.config.schema import ModelConfig
-from slm_ray.errors import UserError, one_line
+from slm_ray.errors import UserError, one_line, reason
 from slm_ray.exports import source_model
 from slm_ray.exports.formats import FORMATS, Dtype, Format, Target
 from slm_ray.exports.hf_folder import check_hf, write_hf, write_json
@@ -87,7 +87,7 @@ def _appearing(output: Path) -> Iterator[Path]:
             yield folder
             folder.rename(output)
     except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or one_line(error)}") from error
+        raise UserError(f"cannot write {output}: {reason(error)}") from error
 
 
 def _writer(to: Format) -> Writer:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, reason
 
 FIELD = "prompt"
 MAX_BYTES = 128 * 2**20
@@ -83,7 +83,7 @@ def _content(file: str) -> bytearray:
             while len(content) <= MAX_BYTES and (part := opened.read(_PART_BYTES)):
                 content += part
     except (OSError, ValueError) as error:  # a zero byte in its name
-        raise UserError(f"cannot read the prompts in {file}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(f"cannot read the prompts in {file}: {reason(error)}") from error
     if len(content) > MAX_BYTES:
         raise UserError(f"{file} has more than {MAX_BYTES // 2**20} MiB of prompts: split it")
     return content

@@ -20,7 +20,7 @@ from typing import Any
 from slm_ray import storage
 from slm_ray.dataset.manifest import FORMAT_VERSION, MANIFEST, REJECTED, SPLITS, TOKENIZER, Manifest, load_manifest
 from slm_ray.dataset.shards import UnreadableError, checked_content
-from slm_ray.errors import UserError
+from slm_ray.errors import UserError, reason
 from slm_ray.locks import folder_lock, store_lock
 from slm_ray.locks.lease import Lease
 from slm_ray.storage import StoragePath, json_sha256
@@ -286,4 +286,4 @@ def _version(package: str) -> str | None:
 
 
 def _unwritable(output: StoragePath, error: Exception) -> UserError:
-    return UserError(f"cannot write to {output}: {getattr(error, 'strerror', None) or error}")
+    return UserError(f"cannot write to {output}: {reason(error)}")

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slm_ray.errors import UserError, one_line
+from slm_ray.errors import UserError, one_line, reason
 from slm_ray.hub_reference import ANSWER_TIMEOUT_S, PREFIX, parse_hub_reference
 from slm_ray.storage import StoragePath, read_at_most, storage_path
 from slm_ray.tokenization.from_sentencepiece import convert
@@ -101,8 +101,7 @@ def _read(path: StoragePath) -> bytes:
     try:
         return read_at_most(path, MAX_TOKENIZER_BYTES)
     except Exception as error:  # each object store has errors of its own
-        why = getattr(error, "strerror", None) or one_line(error)
         raise UserError(
-            f"cannot read the tokenizer {path}: {why}; give a tokenizer.json, a folder that holds one, "
+            f"cannot read the tokenizer {path}: {reason(error)}; give a tokenizer.json, a folder that holds one, "
             "a SentencePiece .model, gpt2 or hub:NAME"
         ) from error

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import tokenizers
 
-from slm_ray.errors import UserError, one_line
+from slm_ray.errors import UserError, reason
 from slm_ray.storage import StoragePath, read_at_most, storage_path
 from slm_ray.tokenization.borders import END_OF_TEXT as END_OF_TEXT
 from slm_ray.tokenization.borders import TextBorders as TextBorders
@@ -98,7 +98,7 @@ class Tokenizer:
         try:
             text = read_at_most(place, MAX_TOKENIZER_BYTES).decode("utf-8")
         except Exception as error:  # each object store has errors of its own
-            raise UserError(f"cannot read the tokenizer {path}: {_why(error)}") from error
+            raise UserError(f"cannot read the tokenizer {path}: {reason(error)}") from error
         return cls.from_json(text, name=str(path), must_keep_text=must_keep_text)
 
     @classmethod
@@ -283,7 +283,3 @@ def _cuts_at_spaces(config: dict[str, Any]) -> bool:
         and not pre["add_prefix_space"]
         and all(token["special"] for token in config["added_tokens"])
     )
-
-
-def _why(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or one_line(error))

@@ -32,6 +32,7 @@ from slm_ray.dataset.mapping.verified import is_verified, marks_of, remember
 from slm_ray.dataset.packing import StoryIndex
 from slm_ray.dataset.shards import split_parts, token_type
 from slm_ray.dataset.stream import Tokens, TokenStream
+from slm_ray.errors import reason
 from slm_ray.storage import StoragePath, cache_folder, is_local, json_sha256, storage_path
 
 FOLDER = ".mapped"
@@ -76,7 +77,7 @@ def open_split(folder: str | StoragePath, split: str, manifest: Manifest, eos_id
     except (OSError, RuntimeError, StaleError) as error:  # no home has no cache; another driver may replace the data
         tokens, stories = _in_memory(folder, split, manifest, eos_id)
         note = (
-            f"{mapped_path_text(folder, split)} cannot be used ({_reason(error)}): every worker holds the {split} "
+            f"{mapped_path_text(folder, split)} cannot be used ({reason(error)}): every worker holds the {split} "
             f"split in memory, {tokens.nbytes / 1e6:,.1f} MB"
         )
     return TokenStream(tokens, manifest.splits[split].bytes, stories), note
@@ -278,7 +279,3 @@ def _in_memory(folder: str | StoragePath, split: str, manifest: Manifest, eos_id
         first += len(part)
         lengths.append(of_shard)
     return tokens, StoryIndex.of_ends(_ends(lengths))
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

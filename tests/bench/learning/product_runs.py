@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slm_ray.config.options import option_names
+
 ROOT = Path(__file__).resolve().parents[3]
 WARM_WINDOWS = 2
 """The first lines of progress, with the compiler's time in them."""
@@ -55,7 +57,7 @@ class Run:
 
 def refuse(options: Sequence[str], *own: str) -> None:
     """Leave where options of `train.py` would change what the bench itself decides. Raises: SystemExit, 2."""
-    given = {option.partition("=")[0].replace("_", "-") for option in options}
+    given = option_names(options)
     for name in (*own, "--config", "--data", "--output", "--name", "--resume", "--max-steps", "--tracking-uri"):
         if name in given:
             sys.stderr.write(f"error: {name} is not for behind --: the bench decides it\n")
